@@ -1,0 +1,83 @@
+"""Files: written aside and renamed, hashed, read with one-sentence errors. Floor 0."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from harness.errors import UsageError
+
+
+def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write` with a temporary name beside `path`, then renames: readers see the old file or the whole new one.
+
+    Raises UsageError if the folder cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(aside)
+        aside.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file aside and renames it."""
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file aside and renames it."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_aside(path, lambda aside: save_file(contiguous, aside, metadata))
+
+
+def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Reads a safetensors file. Raises UsageError if it is missing, broken, or its SHA-256 is not the given one."""
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    if sha256 is not None and (found := file_hash(path)) != sha256:
+        raise UsageError(f"{path} has SHA-256 {found}, but {sha256} was expected: the file was changed or is not the right one")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-like value in canonical form (sorted keys, no spaces), hexadecimal. NaN raises ValueError."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of named tensors: names, types, shapes and bytes."""
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        array = tensors[name].detach().cpu().contiguous().numpy()
+        whole.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        whole.update(array.tobytes())
+    return whole.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where trajectories and reference samples are kept: `HARNESS_CACHE`, or the platform's cache folder."""
+    return Path(os.environ.get("HARNESS_CACHE") or platformdirs.user_cache_path("distillation-harness"))

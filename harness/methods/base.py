@@ -1,0 +1,227 @@
+"""The contract of a method: what it trains, by which losses, and how its student is sampled.
+
+The trainer knows this file and no method. For each `Update` it turns `requires_grad` on for that player alone, calls the
+loss for each micro-batch, clips, steps and moves the EMA.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from harness.conditions import Condition
+from harness.denoiser import Guided, PredictionType
+from harness.randomness import Keyed
+from harness.registry import Registry
+from harness.schedules import Schedule
+from harness.solvers import Solver, Trajectory
+
+
+class Problem(Protocol):
+    """What a method may ask of its task."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of a sample."""
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0 .. num_classes - 1; num_classes is the null label."""
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        """Constructor arguments of the teacher's DiT."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule."""
+
+    @property
+    def prediction_type(self) -> PredictionType:
+        """What the teacher's network predicts."""
+
+    @property
+    def trajectory_steps(self) -> int:
+        """K, the number of teacher evaluations in a stored trajectory."""
+
+
+@dataclass
+class Batch:
+    """One micro-batch.
+
+    Attributes:
+        index: [B], sample numbers, counted over the whole run.
+        data: images [B, C, H, W] in [-1, 1] and their conditions, for methods that name the source "data".
+        trajectory: for methods that name the source "trajectory".
+        randomness: the keyed generator of this step.
+        carry: whatever one update leaves for the next one of the same micro-batch; emptied each step.
+    """
+
+    index: Tensor
+    data: tuple[Tensor, Condition] | None
+    trajectory: Trajectory | None
+    randomness: Keyed
+    carry: dict[str, Any] = field(default_factory=dict)
+
+    def normal(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal [B, *shape] that depends on (seed, step, name, sample number) alone, on the batch's device."""
+        return self.randomness.normal(name, self.index, shape).to(self.index.device)
+
+    def uniform(self, name: str) -> Tensor:
+        """Uniform in (0, 1), float64 [B], keyed as `normal` is."""
+        return self.randomness.uniform(name, self.index).to(self.index.device)
+
+
+class EMA:
+    """An exponential moving average of a module's weights: what is evaluated.
+
+    Args:
+        module: what is followed; the average starts as a copy of it.
+        half_life: steps after which a weight's share has halved, as a fraction of the run.
+        total_steps: the length of the run.
+    """
+
+    def __init__(self, module: nn.Module, half_life: float, total_steps: int):
+        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        self.half_life, self.decay = half_life, 0.5 ** (1 / (half_life * total_steps))
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """`average = decay average + (1 - decay) weights`; buffers are copied."""
+        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - self.decay)
+        for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    @property
+    def initial_weight(self) -> float:
+        """The share of the initial parameters in the average at the end of the run."""
+        return 0.5 ** (1 / self.half_life)
+
+
+@dataclass
+class Player:
+    """A network that is trained.
+
+    Attributes:
+        module, optimizer: the network and the optimizer of its parameters.
+        clip: the norm to which its gradient is clipped, or None.
+        ema: its moving average, or None.
+        warmup: the fraction of the run over which the learning rate rises linearly from 0.
+        decay: how the learning rate falls after that: along a cosine to 0, or not.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    clip: float | None = 1.0
+    ema: EMA | None = None
+    warmup: float = 0.05
+    decay: Literal["cosine", "constant"] = "cosine"
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step of one player; `loss` maps a micro-batch to the scalar loss and named metrics (scalars)."""
+
+    player: str
+    loss: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
+
+
+class MethodConfig(BaseModel):
+    """Options of a method, typed once: command line, YAML and record are made of them.
+
+    A field with `json_schema_extra={"in_label": True}` is named in every table, others where they differ from the default.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class OptimizerConfig(MethodConfig):
+    """Options that every method which trains by AdamW has. The defaults suit runs of about 1,000 steps on a small task."""
+
+    lr: float = Field(1e-3, gt=0, le=1)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(0.0, ge=0, le=10)
+    """Weight decay of AdamW."""
+    clip: float = Field(1.0, gt=0, le=1e6)
+    """Norm to which the gradient is clipped."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Fraction of the run over which the learning rate rises."""
+    ema_half_life: float = Field(0.05, gt=0, le=1)
+    """Half-life of the evaluated weights' average, as a fraction of the run."""
+
+    def player(self, module: nn.Module, total_steps: int) -> Player:
+        """A player trained as these options say."""
+        optimizer = torch.optim.AdamW(module.parameters(), self.lr, betas=(0.9, 0.999), weight_decay=self.weight_decay)
+        return Player(module, optimizer, self.clip, EMA(module, self.ema_half_life, total_steps), self.warmup)
+
+
+class Method(ABC):
+    """A way to get a student, or a sampler that needs no training.
+
+    Args:
+        config: an instance of the class's `Config`.
+        teacher: the guided teacher (None for a method that makes the teacher).
+        task: what it is trained for.
+        num_steps: how many steps the student takes.
+        total_steps: how many training steps the run has; every ramp is a fraction of it.
+
+    Attributes:
+        players: the networks that are trained, by name; empty for a training-free method.
+        student: what is sampled (its EMA weights).
+        solver, levels: how it is sampled, as `integrate` takes them.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    sources: ClassVar[frozenset[str]] = frozenset()
+    """What it learns from: a subset of {"data", "trajectory"}."""
+    target: ClassVar[str] = "guided teacher"
+    """The distribution it aims at: "guided teacher" or "data"."""
+    reference: ClassVar[str] = ""
+    """The paper, for `harness describe`."""
+
+    players: dict[str, Player]
+    student: nn.Module
+    solver: Solver
+    levels: Tensor
+
+    @abstractmethod
+    def __init__(self, config: Any, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int): ...
+
+    @classmethod
+    def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
+        """The name and config under which an equal model is known, so that equal models share one run id."""
+        return METHODS.name_of(cls), config
+
+    @classmethod
+    def check(cls, config: Any, task: Problem, num_steps: int) -> None:
+        """Raises UsageError if the options do not suit the task; called before anything is computed."""
+
+    def updates(self, step: int) -> Iterable[Update]:
+        """The updates of a step, in order; each is applied before the next one's loss is called."""
+        return ()
+
+    def end_step(self, step: int, means: dict[str, float]) -> Collection[str]:
+        """Moves targets and teachers after a step; returns the players whose optimizer and EMA restart."""
+        return ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What exact resume needs beyond the players: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+
+    @property
+    def passes_through(self) -> nn.Module:
+        """The network whose passes are the NFE."""
+        return self.student
+
+
+METHODS: Registry[Method] = Registry("method")

@@ -1,0 +1,37 @@
+"""Training of the feature network on the one trainer: a classifier under cross-entropy. It has no sampler and no name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.methods.base import Batch, Method, OptimizerConfig, Problem, Update
+from harness.networks.classifier import Classifier
+
+
+class Classification(Method):
+    """`L = -log p(label | image)`."""
+
+    Config = OptimizerConfig
+    sources: ClassVar = frozenset({"data"})
+    target: ClassVar = "data"
+
+    def __init__(self, config: OptimizerConfig, teacher: None, task: Problem, num_steps: int, total_steps: int):
+        network = Classifier(task.shape, task.num_classes)
+        self.players = {"classifier": config.player(network, total_steps)}
+        ema = self.players["classifier"].ema
+        assert ema is not None
+        self.student = ema.module
+
+    def updates(self, step: int) -> Iterable[Update]:
+        return [Update("classifier", self.loss)]
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.data is not None
+        images, cond = batch.data
+        logits = self.players["classifier"].module(images)
+        accuracy = (logits.argmax(1) == cond.labels).float().mean()
+        return F.cross_entropy(logits, cond.labels), {"accuracy": accuracy}

@@ -1,0 +1,55 @@
+"""Teacher training: denoising score matching (Ho et al. 2020, arXiv 2006.11239, eq. 14).
+
+`L = |eps - eps_theta(alpha_t x_0 + sigma_t eps, t, c)|^2`, t uniform over DiT's levels, the label dropped at random for
+guidance. It is a method like the others: the student is the teacher to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from harness.denoiser import Denoiser, Guided, like
+from harness.methods.base import METHODS, Batch, Method, OptimizerConfig, Problem, Update
+from harness.networks.dit import DiT
+from harness.schedules import NUM_LEVELS, few_step_levels
+from harness.solvers import DDIM
+
+
+@METHODS.register("denoising")
+class Denoising(Method):
+    """A DiT trained on real images from random weights."""
+
+    class Config(OptimizerConfig):
+        label_dropout: float = Field(0.1, ge=0, lt=1)
+        """Share of samples whose label is replaced by the null label."""
+
+    sources: ClassVar = frozenset({"data"})
+    target: ClassVar = "data"
+    reference: ClassVar = "Ho et al. 2020, arXiv 2006.11239, eq. 14; Peebles & Xie 2023, arXiv 2212.09748"
+
+    def __init__(self, config: Config, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+        self.config, self.task = config, task
+        network = DiT(**task.network_options)
+        self.players = {"student": config.player(network, total_steps)}
+        ema = self.players["student"].ema
+        assert ema is not None
+        self.student = Denoiser(ema.module, task.schedule, task.prediction_type)
+        self.solver, self.levels = DDIM(), few_step_levels(num_steps)
+
+    def updates(self, step: int) -> Iterable[Update]:
+        return [Update("student", self.loss)]
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.data is not None
+        x_0, cond = batch.data
+        t = (batch.uniform("t") * NUM_LEVELS).floor().add(1) / NUM_LEVELS
+        eps = batch.normal("eps", x_0.shape[1:])
+        cond = cond.replaced(batch.uniform("dropout") < self.config.label_dropout, self.task.num_classes)
+        alpha, sigma = (like(c, x_0) for c in self.task.schedule.alpha_sigma(t))
+        denoiser = Denoiser(self.players["student"].module, self.task.schedule, self.task.prediction_type)
+        loss = (denoiser(alpha * x_0 + sigma * eps, t, cond).eps - eps).square().mean()
+        return loss, {"mse": loss.detach()}

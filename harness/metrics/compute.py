@@ -1,0 +1,41 @@
+"""Compute: FLOPs and MACs of whatever runs, and closed formulas that they must equal. 1 MAC = 2 FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_flops(run: Callable[[], Any]) -> int:
+    """FLOPs of the matrix products, convolutions and attentions that `run()` executes, backward passes included.
+
+    Attention runs under the MATH backend, because torch 2.13 counts the fused one on the CPU as 0.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def count_macs(run: Callable[[], Any]) -> int:
+    """Multiply-adds of `run()`: half its FLOPs."""
+    return count_flops(run) // 2
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of trainable numbers in a module (fixed position embeddings are buffers and do not count)."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def history_extra_macs(tokens: int, width: int, history_layers: int, visible_states: Iterable[int]) -> int:
+    """MACs that history adds to step distillation: `2 T^2 d N sum_q (visible_q - 1)`.
+
+    Args:
+        tokens, width: T tokens a state, width d.
+        history_layers: N.
+        visible_states: for each state, how many states it sees, itself included.
+    """
+    return 2 * tokens**2 * width * history_layers * sum(v - 1 for v in visible_states)

@@ -1,0 +1,28 @@
+"""Feature networks: from 8-bit images to features and logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.data.images import to_uint8
+from harness.networks.classifier import Classifier
+
+
+@torch.no_grad()
+def classify(classifier: Classifier, images: Tensor, batch_size: int = 1000) -> tuple[Tensor, Tensor]:
+    """Features and predicted labels of images, which are rounded to 8 bits first.
+
+    Args:
+        images: [n, C, H, W] in [-1, 1].
+
+    Returns:
+        Features [n, 64], float64 on the CPU, and labels [n], int64.
+    """
+    features, labels = [], []
+    for part in to_uint8(images).split(batch_size):
+        rounded = part.to(next(classifier.parameters()).device).float() / 127.5 - 1
+        found = classifier.features(rounded)
+        features.append(found.double().cpu())
+        labels.append(classifier.logits(found).argmax(1).cpu())
+    return torch.cat(features), torch.cat(labels)

@@ -1,0 +1,42 @@
+"""Distances between two sets of samples in feature space: FID and KID, computed by torch-fidelity."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def fid(features: Tensor, reference: Tensor) -> float:
+    """Frechet distance between Gaussians fitted to two sets of features (Heusel et al. 2017, arXiv 1706.08500, eq. 6).
+
+    Biased upwards by about 1 / n: two values compare only at equal n.
+
+    Args:
+        features, reference: [n, d] and [m, d], float64.
+    """
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+
+    statistics = [fid_features_to_statistics(f) for f in (features, reference)]
+    return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
+
+
+def kid(features: Tensor, reference: Tensor, subset_size: int, subsets: int = 100) -> float:
+    """Unbiased squared MMD under the cubic kernel, mean over subsets (Binkowski et al. 2018, arXiv 1801.01401).
+
+    Args:
+        features, reference: [n, d] and [m, d], float64.
+        subset_size: samples a subset, at most n and m.
+    """
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+
+    result = kid_features_to_metric(features, reference, kid_subsets=subsets, kid_subset_size=subset_size, verbose=False)
+    return float(result[KEY_METRIC_KID_MEAN])
+
+
+def label_agreement(predicted: Tensor, asked: Tensor) -> float:
+    """Share of samples that the feature network classifies as the label asked for; both [n]."""
+    return float((predicted == asked).double().mean())
+
+
+def distance_to_reference(samples: Tensor, reference: Tensor) -> float:
+    """Root mean squared difference of a pixel (range -1 to 1) between samples from the same noise; both [n, C, H, W]."""
+    return float((samples.double() - reference.double()).square().mean().sqrt())

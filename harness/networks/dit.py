@@ -1,0 +1,211 @@
+"""The diffusion transformer (Peebles & Xie 2023, arXiv 2212.09748) with the state-dict keys of the official DiT.
+
+Every layer works on tokens [..., T, d] under a conditioning vector [..., d]: the leading axes are the batch for a plain
+DiT and (batch, state) for the history variant, so adaLN is computed once a state and broadcast to its tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.layers import GELUTanh, Mlp, PatchEmbed
+from torch import Tensor, nn
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From queries, keys and values [..., heads, T, width of a head] to the attended values, same shape as the queries."""
+
+SIZES = {  # name: (depth, hidden_size, num_heads), table 1 of the paper
+    "DiT-S": (12, 384, 6),
+    "DiT-B": (12, 768, 12),
+    "DiT-L": (24, 1024, 16),
+    "DiT-XL": (28, 1152, 16),
+}
+
+
+def size_options(name: str) -> dict[str, int]:
+    """Constructor arguments of a size of the paper, e.g. "DiT-XL/2". Raises KeyError for a size it does not have."""
+    size, _, patch = name.partition("/")
+    depth, width, heads = SIZES[size]
+    if patch not in ("2", "4", "8"):
+        raise KeyError(name)
+    return {"depth": depth, "hidden_size": width, "num_heads": heads, "patch_size": int(patch)}
+
+
+def attend_within(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of every query on all keys of its own leading index; shapes [..., heads, T, width of a head]."""
+    lead = q.shape[:-3]
+    out = F.scaled_dot_product_attention(q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4))
+    return out.unflatten(0, lead)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention whose way of attending is an argument."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """[..., T, d] -> [..., T, d]."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).movedim(-3, 0).transpose(-2, -3)
+        return self.proj(attend(*qkv).transpose(-2, -3).flatten(-2))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`x (1 + scale) + shift`; x [..., T, d], shift and scale [..., 1, d]."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class Block(nn.Module):
+    """A transformer block with adaLN-Zero conditioning (fig. 3 of the paper)."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(width, 4 * width, act_layer=GELUTanh)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x: Tensor, c: Tensor, attend: Attend = attend_within) -> Tensor:
+        """x [..., T, d] under c [..., d] -> [..., T, d]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).unsqueeze(-2).chunk(6, -1)
+        x = torch.addcmul(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), attend))
+        return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
+
+
+class FinalLayer(nn.Module):
+    """adaLN and a linear map from a token to the pixels of its patch."""
+
+    def __init__(self, width: int, patch_size: int, out_channels: int):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, patch_size**2 * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x [..., T, d] under c [..., d] -> [..., T, patch^2 channels]."""
+        shift, scale = self.adaLN_modulation(c).unsqueeze(-2).chunk(2, -1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class TimestepEmbedder(nn.Module):
+    """A scalar, as sines and cosines of 128 frequencies, through a two-layer network."""
+
+    def __init__(self, width: int, num_features: int = 256):
+        super().__init__()
+        self.num_features = num_features
+        self.mlp = nn.Sequential(nn.Linear(num_features, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """[...] -> [..., d]."""
+        half = self.num_features // 2
+        frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+        angles = t.float().unsqueeze(-1) * frequencies
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], -1))
+
+
+class LabelEmbedder(nn.Module):
+    """A table of class vectors; its last row is the null class of guidance."""
+
+    def __init__(self, num_classes: int, width: int):
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """[B] -> [B, d]."""
+        return self.embedding_table(labels)
+
+
+def sincos_position_embedding(width: int, grid: tuple[int, int]) -> Tensor:
+    """Fixed 2-D sine-cosine embedding of a grid of tokens, row by row: [1, rows * columns, width]."""
+    omega = 1 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
+    rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1)
+    parts = [wave(np.outer(position, omega)) for position in (columns, rows) for wave in (np.sin, np.cos)]
+    return torch.from_numpy(np.concatenate(parts, 1)).float().unsqueeze(0)
+
+
+class Trunk(nn.Module):
+    """The layers of a class-conditional diffusion transformer, without saying how states go through them.
+
+    Args:
+        image_size: height and width of its input, an int or a pair.
+        patch_size: side of a token's square patch.
+        in_channels: channels of its input.
+        hidden_size, depth, num_heads: width d, number of blocks, attention heads.
+        num_classes: labels are 0 .. num_classes; the last one is the null class.
+        learn_sigma: whether the output carries DiT's learned variance in a second set of channels.
+    """
+
+    def __init__(self, image_size: int | tuple[int, int], patch_size: int, in_channels: int, hidden_size: int, depth: int,
+                 num_heads: int, num_classes: int, learn_sigma: bool = False):  # fmt: skip
+        super().__init__()
+        self.in_channels, self.depth, self.num_classes = in_channels, depth, num_classes
+        self.out_channels = in_channels * (2 if learn_sigma else 1)
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.x_embedder = PatchEmbed(size, patch_size, in_channels, hidden_size, bias=True)
+        self.patch_size = patch_size
+        self.grid: tuple[int, int] = self.x_embedder.grid_size
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size)
+        self.register_buffer("pos_embed", sincos_position_embedding(hidden_size, self.grid))
+        self.blocks = nn.ModuleList([Block(hidden_size, num_heads) for _ in range(depth)])
+        self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """The paper's: Xavier for linear maps, N(0, 0.02^2) for embeddings, zero for gates and output (adaLN-Zero)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        projection = self.x_embedder.proj
+        nn.init.xavier_uniform_(projection.weight.flatten(1))
+        nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        for layer in self.t_embedder.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+        for name, parameter in self.named_parameters():
+            if "adaLN_modulation" in name or name.startswith("final_layer.linear"):
+                nn.init.zeros_(parameter)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Images [..., C, H, W] to embedded tokens [..., T, d]."""
+        embedded = self.x_embedder(x.flatten(0, -4)) + self.pos_embed
+        return embedded.unflatten(0, x.shape[:-3])
+
+    def image(self, tokens: Tensor) -> Tensor:
+        """Output tokens [..., T, patch^2 C'] to images [..., C', H, W]."""
+        (rows, columns), p, c = self.grid, self.patch_size, self.out_channels
+        lead, n = tokens.shape[:-2], tokens.dim() - 2
+        pixels = tokens.reshape(*lead, rows, columns, p, p, c)
+        order = [*range(n), n + 4, n, n + 2, n + 1, n + 3]
+        return pixels.permute(order).reshape(*lead, c, rows * p, columns * p)
+
+
+class DiT(Trunk):
+    """The class-conditional diffusion transformer, one state at a time."""
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """Raw network output.
+
+        Args:
+            x: [B, C, H, W].
+            t: [B], the number its time embedding receives (DiT: the level index).
+            labels: [B], int64, 0 .. num_classes.
+
+        Returns:
+            [B, C', H, W] with C' = 2 C under `learn_sigma`, else C.
+        """
+        c = self.t_embedder(t) + self.y_embedder(labels)
+        h = self.tokens(x)
+        for block in self.blocks:
+            h = block(h, c)
+        return self.image(self.final_layer(h, c))

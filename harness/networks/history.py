@@ -1,0 +1,140 @@
+"""A DiT that sees earlier states of its trajectory (ARD, arXiv 2504.11295, sec. 3), on a DiT's weights.
+
+One forward serves training and sampling. It takes consecutive states of a trajectory and the keys and values of those
+before them: training passes all states and no cache (teacher forcing under a block mask), sampling passes one state and the
+cache of the states it has been through. Both run the same attention, a query block on the key blocks that it may see, so
+that a masked pass and cached steps agree and no masked-out product is ever computed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.networks.dit import FinalLayer, Trunk, attend_within
+
+Visible = Callable[[int], tuple[int, ...]]
+"""From a query block (0 = noise) to the key blocks that it may see, in ascending order, itself last."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What sampling carries from state to state.
+
+    Attributes:
+        states: how many states it holds.
+        keys_values: for each history layer, keys and values [B, states, heads, T, width of a head].
+    """
+
+    states: int = 0
+    keys_values: tuple[tuple[Tensor, Tensor], ...] = ()
+
+
+EMPTY = Cache()
+
+
+def causal(query: int) -> tuple[int, ...]:
+    """The paper's mask M4: all states so far."""
+    return tuple(range(query + 1))
+
+
+def attend_blocks(q: Tensor, k: Tensor, v: Tensor, first: int, visible: Visible) -> Tensor:
+    """Attention of each state's tokens on the tokens of the states that it may see.
+
+    Args:
+        q: queries [B, S, heads, T, width of a head] of states first .. first + S - 1.
+        k, v: keys and values of all states so far [B, first + S, heads, T, width of a head].
+
+    Returns:
+        Attended values, same shape as q.
+    """
+
+    def keys(x: Tensor, blocks: tuple[int, ...]) -> Tensor:
+        chosen = x[:, blocks[0] : blocks[-1] + 1] if len(blocks) == blocks[-1] - blocks[0] + 1 else x[:, list(blocks)]
+        return chosen.transpose(1, 2).flatten(2, 3)
+
+    outputs = []
+    for i in range(q.shape[1]):
+        blocks = visible(first + i)
+        outputs.append(F.scaled_dot_product_attention(q[:, i], keys(k, blocks), keys(v, blocks)))
+    return torch.stack(outputs, 1)
+
+
+class HistoryDiT(Trunk):
+    """A DiT over trajectories of `num_states` states.
+
+    Args:
+        history_layers: how many of the lowest layers see earlier states (the paper's N; 0 is step distillation).
+        visible: the block mask of those layers.
+        per_step_heads: one final layer for each state (`final_layer`, `final_layer2`, ...), as the released code has it, or
+            one for all.
+        options: those of `Trunk`.
+    """
+
+    def __init__(self, num_states: int, history_layers: int, visible: Visible = causal, per_step_heads: bool = False,
+                 **options: Any):  # fmt: skip
+        super().__init__(**options)
+        if not 0 <= history_layers <= self.depth:
+            raise ValueError(f"history_layers is {history_layers}, but must be from 0 to the depth {self.depth}")
+        self.num_states, self.history_layers, self.visible = num_states, history_layers, visible
+        self._head_names = ["final_layer"]
+        if per_step_heads:
+            self._head_names += [f"final_layer{i}" for i in range(2, num_states + 1)]
+        for name in self._head_names[1:]:
+            self.add_module(name, copy.deepcopy(self.final_layer))
+
+    def head(self, state: int) -> FinalLayer:
+        """The final layer that serves `state`."""
+        return getattr(self, self._head_names[state % len(self._head_names)])
+
+    def load_teacher(self, state: dict[str, Tensor]) -> None:
+        """Starts from a DiT's weights; each per-step head becomes a copy of the one final layer."""
+        heads = {
+            name + key.removeprefix("final_layer"): value
+            for name in self._head_names
+            for key, value in state.items()
+            if key.startswith("final_layer.")
+        }
+        self.load_state_dict({**state, **heads})
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, cache: Cache = EMPTY) -> tuple[Tensor, Cache]:
+        """Raw network output for consecutive states.
+
+        Args:
+            x: states [B, S, C, H, W]; the first of them follows the states in `cache`, or is the noise.
+            t: [B, S], the number that the time embedding receives for each state.
+            labels: [B], int64.
+            cache: what the call for the states before returned.
+
+        Returns:
+            Outputs [B, S, C', H, W], and the cache with these states added. The caller's cache is left as it is.
+        """
+        c = self.t_embedder(t) + self.y_embedder(labels).unsqueeze(1)
+        h = self.tokens(x)
+        grown = []
+        for index, block in enumerate(self.blocks):
+            if index >= self.history_layers:
+                h = block(h, c, attend_within)
+                continue
+            past = cache.keys_values[index] if cache.states else None
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor] | None = past) -> Tensor:
+                if past is not None:
+                    k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
+                grown.append((k, v))
+                return attend_blocks(q, k, v, cache.states, self.visible)
+
+            h = block(h, c, attend)
+        return self._outputs(h, c, cache.states), Cache(cache.states + x.shape[1], tuple(grown))
+
+    def _outputs(self, h: Tensor, c: Tensor, first: int) -> Tensor:
+        if len(self._head_names) == 1:
+            return self.image(self.final_layer(h, c))
+        states = range(h.shape[1])
+        return self.image(torch.stack([self.head(first + i)(h[:, i], c[:, i]) for i in states], 1))

@@ -1,0 +1,214 @@
+"""The run record: typed, versioned, written aside and renamed. Floor 0: knows nothing of networks or methods."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.errors import UsageError
+from harness.files import digest, write_text
+
+SCHEMA_VERSION = 1
+PACKAGES = ("torch", "timm", "torch-fidelity", "numpy", "scikit-learn", "safetensors")
+_PRESENTATION = ("cli.py", "report", "__main__.py", "console.py")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Metric(_Part):
+    """One metric of a run.
+
+    Two metrics may share a column of a table only if their identities are equal.
+    """
+
+    values: dict[int, float]
+    """Value on each evaluation noise set."""
+    n: int
+    """Samples behind each value."""
+    direction: Literal["lower", "higher", "none"]
+    """Which way is better."""
+    identity: dict[str, Any]
+    """Everything that determines what the number means: features, reference, noise, rounding, library."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over the noise sets."""
+        return sum(self.values.values()) / len(self.values)
+
+    @property
+    def identity_hash(self) -> str:
+        """Short hash of the identity."""
+        return digest(self.identity)[:12]
+
+
+class LatencyEntry(_Part):
+    """Latency of the sampler, with its protocol."""
+
+    seconds: float
+    """Median seconds of a batch."""
+    reference_seconds: float
+    """Median seconds of the reference on the same inputs, interleaved."""
+    ratio: float
+    """Median of the ratio to the reference."""
+    reference: str
+    batch: int
+    dtype: str
+    device: str
+    threads: int
+    warmup: int
+    repeats: int
+
+
+class TrainingBill(_Part):
+    """What the student cost to train."""
+
+    steps: int
+    images: int
+    """Samples that the losses were called on."""
+    flops: float
+    """Training FLOPs, trajectories not included."""
+    trajectory_flops: float
+    """FLOPs of all the task's trajectories, charged in full."""
+    teacher_evaluations: int
+    """Teacher passes for trajectories and inside the losses."""
+    seconds: float
+    peak_memory_bytes: int
+    ema_initial_weight: float
+    """Largest share of the initial parameters in an evaluated average; above 0.01 it is flagged."""
+
+
+class Cost(_Part):
+    parameters: int
+    """Trainable numbers of the sampled network."""
+    nfe: float
+    """Network passes a sample, measured."""
+    macs_per_sample: int
+    """Multiply-adds a sample of the sampler that ran."""
+    latency: LatencyEntry | None = None
+    training: TrainingBill | None = None
+    """None for a training-free method."""
+
+
+class Environment(_Part):
+    """Where a record was made."""
+
+    commit: str | None
+    dirty: bool | None
+    code: str
+    """Digest of the harness's own sources without its presentation (command line and report)."""
+    python: str
+    packages: dict[str, str]
+    device: str
+    cpu: str
+    threads: int
+
+
+class Record(_Part):
+    """The result of one run."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    task: str
+    task_version: int
+    method: str
+    options: dict[str, Any]
+    """Resolved options of the method."""
+    config: dict[str, Any]
+    """The rest of the resolved run config."""
+    target: str
+    """The distribution that the method aims at."""
+    hashes: dict[str, str]
+    status: Literal["finished", "failed"]
+    reason: str = ""
+    """Why it failed."""
+    levels: list[float] = []
+    """DiT's level numbers that the sampler visited."""
+    metrics: dict[str, Metric] = {}
+    cost: Cost | None = None
+    flags: list[str] = []
+    """What a reader must know, a sentence each."""
+    environment: Environment
+
+
+def read_record(path: Path) -> Record:
+    """Reads a record. Raises UsageError if it is broken or was written by a newer version."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return Record.model_validate_json(text)
+    except OSError as error:
+        raise UsageError(f"cannot read record {path}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole file"
+        hint = f"this version reads schema {SCHEMA_VERSION}"
+        raise UsageError(f"record {path} cannot be read ({place}: {first['msg']}); {hint}") from error
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Writes a record aside and renames it."""
+    write_text(path, record.model_dump_json(indent=1) + "\n")
+
+
+def code_digest() -> str:
+    """SHA-256 of the package's sources that decide numbers, 16 hexadecimal digits."""
+    folder, whole = Path(__file__).parent, hashlib.sha256()
+    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.yaml")]):
+        inside = path.relative_to(folder)
+        if inside.parts[0] not in _PRESENTATION:
+            whole.update(f"{inside.as_posix()}\0".encode() + path.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def capture_environment(device: torch.device) -> Environment:
+    """The machine, the versions and the code of this process."""
+    commit = _git("rev-parse", "HEAD")
+    status = _git("status", "--porcelain", "--untracked-files=no") if commit else None
+    return Environment(
+        commit=commit,
+        dirty=None if status is None else bool(status),
+        code=code_digest(),
+        python=platform.python_version(),
+        packages={name: found for name in PACKAGES if (found := package_version(name))},
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        cpu=_cpu_name(),
+        threads=torch.get_num_threads(),
+    )
+
+
+def package_version(name: str) -> str | None:
+    """Version of an installed package, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*words: str) -> str | None:
+    """Output of git on the checkout that holds this package, or None where there is none."""
+    folder = Path(__file__).parent
+    if not (folder.parent / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"

@@ -1,0 +1,76 @@
+"""A task's records as a Markdown page, and as files that can be committed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from harness.files import write_aside, write_text
+from harness.records import Record, write_record
+from harness.report.tables import differences_table, notes, results_table, rows_of
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """A table of text cells in Markdown."""
+    return table.to_markdown(index=False, disable_numparse=True)
+
+
+def by_task(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records by task name, sorted."""
+    tasks = sorted({record.task for record in records})
+    return {task: [record for record in records if record.task == task] for task in tasks}
+
+
+def task_section(records: Sequence[Record]) -> str:
+    """Results, differences and notes of one task. Raises NotComparable for mixed identities."""
+    rows = rows_of(records)
+    parts = [markdown_table(results_table(rows))]
+    differences = differences_table(rows)
+    if len(differences):
+        parts += ["Differences of FID, paired within training seed and noise set:", markdown_table(differences)]
+    parts.append("\n".join(f"- {note}" for note in notes(rows)))
+    return "\n\n".join(parts)
+
+
+def page(records: Sequence[Record]) -> str:
+    """The whole report: one section for each task."""
+    sections = [f"## {task}\n\n{task_section(found)}" for task, found in by_task(records).items()]
+    return "# Results\n\n" + "\n\n".join(sections) + "\n"
+
+
+def publish(records: Sequence[Record], results: Path) -> list[Path]:
+    """Copies records and grids to `<results>/<task>/` and writes its README.md: what is meant to be committed.
+
+    Returns:
+        The pages written.
+    """
+    pages = []
+    for task, found in by_task(records).items():
+        folder = results / task
+        for record in found:
+            write_record(folder / "records" / f"{record.run_id}.json", record)
+        pictures = _copy_grids(found, results, folder)
+        head = f"# Results on {task}\n\nMade by `harness report {results.name} --publish` from `{task}/records/`.\n\n"
+        write_text(folder / "README.md", head + task_section(found) + "\n" + pictures)
+        pages.append(folder / "README.md")
+    return pages
+
+
+def _copy_grids(records: Sequence[Record], results: Path, folder: Path) -> str:
+    """The sample grid of each row's first seed, as Markdown."""
+    lines = []
+    for row in rows_of(records):
+        for record in row.finished[:1]:
+            source, picture = results / "runs" / record.run_id / "samples.png", folder / "samples" / f"{record.run_id}.png"
+            if source.exists():
+                write_aside(picture, lambda aside, source=source: shutil.copyfile(source, aside))  # type: ignore[misc]
+            if picture.exists():
+                steps, batch = row.training
+                trained = f", trained {steps} × {batch}" if steps else ""
+                lines.append(f"{row.label}, {row.num_steps} steps{trained}:\n\n![samples](samples/{picture.name})")
+    if not lines:
+        return ""
+    return "\nSamples of noise set 0; the lower row is the task's reference from the same noise.\n\n" + "\n\n".join(lines) + "\n"

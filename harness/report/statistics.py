@@ -1,0 +1,81 @@
+"""Means, intervals and paired differences of records: pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+from harness.records import Record
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the half width of its 95 % t interval; NaN where one value allows none."""
+
+    mean: float
+    half_width: float
+
+    def text(self, digits: int) -> str:
+        """Such as "12.34 ± 0.56", or the mean alone."""
+        mean = f"{self.mean:.{digits}f}"
+        return mean if math.isnan(self.half_width) else f"{mean} ± {self.half_width:.{digits}f}"
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """Mean and 95 % t interval of independent values."""
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2:
+        return Interval(mean, math.nan)
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    return Interval(mean, float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n))
+
+
+def metric_interval(records: Sequence[Record], name: str) -> Interval:
+    """A metric over training seeds (each averaged over its noise sets), or over noise sets where there is one record."""
+    if len(records) == 1:
+        return t_interval(list(records[0].metrics[name].values.values()))
+    return t_interval([record.metrics[name].mean for record in records])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric of one row minus that of another, paired within training seed and noise set.
+
+    Attributes:
+        interval: mean and 95 % t interval over seeds.
+        p_value: two-sided, of a paired t test over seeds.
+        seeds: how many pairs.
+    """
+
+    interval: Interval
+    p_value: float
+    seeds: int
+
+
+def paired_difference(first: Sequence[Record], second: Sequence[Record], name: str) -> Difference | None:
+    """The difference first - second over the seeds that both have, or None with fewer than two of them."""
+    by_seed = [{record.config["seed"]: record.metrics[name].values for record in row} for row in (first, second)]
+    pairs = []
+    for seed in sorted(by_seed[0].keys() & by_seed[1].keys()):
+        a, b = by_seed[0][seed], by_seed[1][seed]
+        shared = a.keys() & b.keys()
+        if shared:
+            pairs.append(sum(a[k] - b[k] for k in shared) / len(shared))
+    if len(pairs) < 2:
+        return None
+    p_value = 1.0 if len(set(pairs)) == 1 and pairs[0] == 0 else float(stats.ttest_1samp(pairs, 0.0).pvalue)
+    return Difference(t_interval(pairs), p_value, len(pairs))
+
+
+def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which hypotheses are rejected by Holm's step-down procedure at a family-wise level."""
+    rejected = [False] * len(p_values)
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        if p_values[index] > level / (len(p_values) - rank):
+            break
+        rejected[index] = True
+    return rejected

@@ -1,0 +1,192 @@
+"""Records to tables: one row for each method and setting, its seeds together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import pandas as pd
+
+from harness.errors import NotComparable, UsageError
+from harness.methods import METHODS
+from harness.records import Record, read_record
+from harness.report.statistics import Difference, Interval, holm, metric_interval, paired_difference, t_interval
+
+COLUMNS = {  # metric: (heading, factor, digits)
+    "fid": ("FID ↓", 1, 2),
+    "kid": ("KID ↓", 1, 1),
+    "label_agreement": ("label agreement ↑", 1, 3),
+    "distance_to_teacher": ("distance to teacher ↓", 1, 3),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The records of one method and setting, by seed."""
+
+    label: str
+    records: tuple[Record, ...]
+
+    @property
+    def finished(self) -> tuple[Record, ...]:
+        return tuple(record for record in self.records if record.status == "finished")
+
+    @property
+    def num_steps(self) -> int:
+        return self.records[0].config["num_steps"]
+
+    @property
+    def training(self) -> tuple[int, int]:
+        """Training steps and batch size; (0, 0) without training."""
+        return self.records[0].config["total_steps"], self.records[0].config["batch_size"]
+
+
+def load_records(results: Path) -> list[Record]:
+    """All records below a results folder, those of `runs/` and the committed ones; of one run id the former counts.
+
+    Raises UsageError if there is none.
+    """
+    paths = [*results.glob("*/records/*.json"), *results.glob("records/*.json"), *results.glob("runs/*/record.json")]
+    found = {record.run_id: record for record in map(read_record, sorted(paths, key=lambda p: p.name == "record.json"))}
+    if not found:
+        raise UsageError(f"there is no record below {results}; `harness run` makes one")
+    return list(found.values())
+
+
+def label(record: Record) -> str:
+    """Method and the options that matter: those marked for labels and those that differ from the default."""
+    options = record.options
+    if record.method in METHODS.names():
+        fields = METHODS[record.method].Config.model_fields
+        options = {
+            name: value
+            for name, value in options.items()
+            if name not in fields or value != fields[name].default or _in_label(fields[name].json_schema_extra)
+        }
+    extra = "" if record.config["precision"] == "fp32" else ", bf16"
+    return record.method + "".join(f", {name} {value}" for name, value in options.items()) + extra
+
+
+def _in_label(extra: object) -> bool:
+    return isinstance(extra, dict) and bool(extra.get("in_label"))
+
+
+def rows_of(records: Sequence[Record]) -> list[Row]:
+    """Groups records that differ in the seed alone; training-free rows first, then by training and steps.
+
+    Raises NotComparable if two records' metrics of one name have different identities.
+    """
+    refuse_mixed_identities(records)
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        config = {k: v for k, v in record.config.items() if k != "seed"}
+        groups.setdefault(json.dumps([record.method, record.options, config], sort_keys=True), []).append(record)
+    rows = [Row(label(group[0]), tuple(sorted(group, key=lambda r: r.config["seed"]))) for group in groups.values()]
+    return sorted(rows, key=lambda row: (row.training, -row.num_steps if not row.training[0] else row.num_steps, row.label))
+
+
+def refuse_mixed_identities(records: Sequence[Record]) -> None:
+    """Raises NotComparable if two records' metrics of one name have different identities."""
+    first: dict[str, Record] = {}
+    for record in records:
+        for name, metric in record.metrics.items():
+            other = first.setdefault(name, record)
+            theirs = other.metrics[name]
+            if theirs.identity_hash != metric.identity_hash:
+                keys = metric.identity.keys() | theirs.identity.keys()
+                differing = sorted(k for k in keys if metric.identity.get(k) != theirs.identity.get(k))
+                raise NotComparable(
+                    f"{name} of {record.run_id} and of {other.run_id} are not comparable: they differ in {', '.join(differing)}"
+                )
+
+
+def results_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """One line a row: quality with 95 % t intervals, and cost. All cells are text."""
+    return pd.DataFrame([_line(row) for row in rows]).fillna("")
+
+
+def _line(row: Row) -> dict[str, str]:
+    steps, batch = row.training
+    line = {
+        "method": row.label,
+        "steps": str(row.num_steps),
+        "training": f"{steps} × {batch}" if steps else "none",
+        "seeds × noise sets": f"{len(row.finished) if steps else '-'} × {row.records[0].config['noise_sets']}",
+    }
+    if not row.finished:
+        return {**line, "FID ↓": f"failed: {row.records[0].reason}"}
+    for name, (heading, factor, digits) in COLUMNS.items():
+        interval = metric_interval(row.finished, name)
+        line[heading] = Interval(interval.mean * factor, interval.half_width * factor).text(digits)
+    costs = [record.cost for record in row.finished if record.cost]
+    line["NFE"] = f"{costs[0].nfe:g}"
+    line["MMACs / sample"] = f"{costs[0].macs_per_sample / 1e6:.1f}"
+    line["parameters"] = f"{costs[0].parameters / 1e6:.3f} M"
+    ratios = [cost.latency.ratio for cost in costs if cost.latency]
+    line["latency / teacher"] = f"{t_interval(ratios).mean:.3f}" if ratios else ""
+    bills = [cost.training for cost in costs if cost.training]
+    if bills:
+        line["training TFLOPs + trajectories"] = f"{bills[0].flops / 1e12:.1f} + {bills[0].trajectory_flops / 1e12:.1f}"
+        line["training seconds"] = f"{t_interval([bill.seconds for bill in bills]).mean:.0f}"
+    failed = len(row.records) - len(row.finished)
+    if failed:
+        line["method"] += f" ({failed} of {len(row.records)} seeds failed)"
+    return line
+
+
+def differences_table(rows: Sequence[Row], name: str = "fid") -> pd.DataFrame:
+    """Every pair of trained rows with equal steps and training, paired within seed and noise set, Holm-corrected."""
+    pairs: list[tuple[Row, Row, Difference]] = []
+    trained = [row for row in rows if row.training[0] and row.finished]
+    for a, b in combinations(trained, 2):
+        if (a.num_steps, a.training) == (b.num_steps, b.training):
+            difference = paired_difference(a.finished, b.finished, name)
+            if difference:
+                pairs.append((a, b, difference))
+    significant = holm([difference.p_value for _, _, difference in pairs])
+    lines = []
+    for (a, b, difference), sure in zip(pairs, significant, strict=True):
+        lower = a.label if difference.interval.mean < 0 else b.label
+        lines.append({
+            "first": a.label, "second": b.label, "steps": str(a.num_steps), "training": f"{a.training[0]} × {a.training[1]}",
+            "seeds": str(difference.seeds), "FID first − second": difference.interval.text(2), "p": f"{difference.p_value:.3g}",
+            "better (Holm, 95 %)": lower if sure else "not shown",
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What a reader of the table must know: N, the floor, target, flags, latency protocol, environments."""
+    records = [record for row in rows for record in row.finished]
+    if not records:
+        return []
+    first = records[0]
+    said = [f"N = {first.metrics['fid'].n} generated samples in each noise set; FID depends on N."]
+    floors = [first.metrics[f"{name}_floor"] for name in ("fid", "kid", "label_agreement")]
+    said.append(
+        f"Floor: the {floors[0].n} held-out real images have FID {floors[0].mean:.2f} (N = {floors[0].n}), "
+        f"KID {floors[1].mean:.1f} and label agreement {floors[2].mean:.3f}."
+    )
+    said.append("± is the 95 % t interval over training seeds, or over noise sets for a row without training.")
+    latencies = [record.cost.latency for record in records if record.cost and record.cost.latency]
+    if latencies:
+        entry = latencies[0]
+        said.append(
+            f"Latency: batch {entry.batch}, {entry.dtype}, {entry.device} with {entry.threads} threads, {entry.warmup} warm-ups, "
+            f"median of {entry.repeats} repeats interleaved with the reference ({entry.reference})."
+        )
+    said.append("Trajectory FLOPs are those of the whole store, charged in full to each run.")
+    targets = sorted({f"{row.label}: {row.records[0].target}" for row in rows if row.records[0].target != "guided teacher"})
+    said.extend(f"Target is not the guided teacher in {target}." for target in targets)
+    said.extend(sorted({f"{record.run_id}: {flag}." for record in records for flag in record.flags}))
+    machines = {
+        (e.device, e.cpu, e.python, e.packages.get("torch"), e.commit[:10] if e.commit else "no commit", e.dirty)
+        for e in (record.environment for record in records)
+    }
+    for device, cpu, python, torch, commit, dirty in sorted(machines, key=str):
+        state = " with uncommitted changes" if dirty else ""
+        said.append(f"Made on {device} ({cpu}), Python {python}, torch {torch}, commit {commit}{state}.")
+    return said

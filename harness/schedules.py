@@ -1,0 +1,79 @@
+"""Noise schedules and level grids. Floor 0.
+
+`x_t = alpha_t x_0 + sigma_t eps` with t = 1 noise and t = 0 data. A grid of levels is a float64 tensor of timesteps t that
+falls from 1 to 0; DiT's level k = 0..999 stands at t = (k + 1) / 1000, clean data at t = 0.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+NUM_LEVELS = 1000
+
+
+class Schedule(ABC):
+    """How signal and noise are mixed at a timestep, and what the network is told of it."""
+
+    @abstractmethod
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at timesteps `t` (any shape, in [0, 1]), each float64 of the same shape."""
+
+    @abstractmethod
+    def network_time(self, t: Tensor) -> Tensor:
+        """The number that the network's time embedding receives for timestep `t`, same shape, float32."""
+
+
+class VPSchedule(Schedule):
+    """The variance-preserving schedule of DDPM and DiT: 1000 levels, linear betas from 1e-4 to 0.02,
+    `alpha_k^2 = prod_{i<=k} (1 - beta_i)` (Ho et al. 2020, sec. 4). Between levels log-SNR is interpolated linearly; below
+    level 0 sigma falls linearly to 0 at t = 0, where log-SNR is infinite.
+    """
+
+    def __init__(self) -> None:
+        betas = torch.linspace(1e-4, 0.02, NUM_LEVELS, dtype=torch.float64)
+        alpha_squared = torch.cumprod(1 - betas, 0)
+        self._sigma_first = (1 - alpha_squared[0]).sqrt()
+        self._log_snr = torch.log(alpha_squared / (1 - alpha_squared))
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        t = t.double()
+        table = self._log_snr.to(t.device)
+        level = (t * NUM_LEVELS - 1).clamp(0, NUM_LEVELS - 1)
+        low = level.floor().long().clamp(max=NUM_LEVELS - 2)
+        log_snr = torch.lerp(table[low], table[low + 1], level - low)
+        sigma = torch.sigmoid(-log_snr).sqrt()
+        sigma = torch.where(t * NUM_LEVELS < 1, self._sigma_first.to(t.device) * t * NUM_LEVELS, sigma)
+        return (1 - sigma**2).sqrt(), sigma
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """DiT's level index, 1000 t - 1."""
+        return (t.double() * NUM_LEVELS - 1).float()
+
+
+def few_step_levels(num_steps: int) -> Tensor:
+    """The grid of few-step samplers and students: DiT's levels round(1000 k / S) - 1 for k = S..1, then clean data.
+
+    For S = 4 these are levels 999, 749, 499, 249. Returns timesteps [S + 1], float64.
+    """
+    return torch.tensor([round(NUM_LEVELS * k / num_steps) / NUM_LEVELS for k in range(num_steps, -1, -1)], dtype=torch.float64)
+
+
+def respaced_levels(num_steps: int) -> Tensor:
+    """DiT's own respacing to n steps: levels round(i 999 / (n - 1)) for i = n-1..0, then clean data.
+
+    For few steps it wastes evaluations (2 steps: levels 999 and 0), hence `few_step_levels`. Returns timesteps [n + 1].
+    """
+    last = max(num_steps - 1, 1)
+    levels = [round(i * (NUM_LEVELS - 1) / last) for i in range(num_steps - 1, -1, -1)] if num_steps > 1 else [NUM_LEVELS - 1]
+    return torch.tensor([(level + 1) / NUM_LEVELS for level in levels] + [0.0], dtype=torch.float64)
+
+
+def dit_levels(timesteps: Tensor) -> list[float]:
+    """DiT's level numbers of a grid, without the clean end: what a record shows ([999.0, 749.0, ...])."""
+    return [round(float(t) * NUM_LEVELS - 1, 6) for t in timesteps[:-1]]
+
+
+SCHEDULES: dict[str, type[Schedule]] = {"vp": VPSchedule}

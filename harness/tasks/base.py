@@ -1,0 +1,208 @@
+"""A task fixes everything but the method: data and split, teacher, guidance, trajectories, evaluation and features.
+
+`TaskSpec` is the YAML file, typed; `Task` adds the things that it names, loaded when asked for and checked by hash.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from harness.conditions import Condition, balanced_labels
+from harness.data.images import Split, load_split, to_uint8
+from harness.data.trajectories import Recipe
+from harness.denoiser import Denoiser, Guided, PredictionType
+from harness.errors import UsageError, unknown
+from harness.files import read_tensors, tensors_digest
+from harness.networks.classifier import Classifier
+from harness.networks.dit import DiT
+from harness.randomness import Keyed
+from harness.schedules import SCHEDULES, Schedule
+
+FOLDER = Path(str(files("harness.tasks")))
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Training(_Spec):
+    """How a shipped network was trained."""
+
+    steps: int
+    batch_size: int
+    seed: int
+    options: dict[str, Any] = {}
+    """Options of the training method that differ from its defaults."""
+
+
+class Weights(_Spec):
+    """A shipped file of weights, beside it its card (`.yaml`)."""
+
+    file: str
+    """Path of the safetensors file, relative to the folder of the tasks."""
+    sha256: str
+    """SHA-256 of the file."""
+    training: Training
+
+
+class Guidance(_Spec):
+    """The guidance under which the teacher is always asked."""
+
+    scale: float
+    channels: int | None = None
+    """Leading channels that are guided; none means all."""
+
+
+class DataSpec(_Spec):
+    set: str
+    split_seed: int
+    shape: tuple[int, int, int]
+    num_classes: int
+
+
+class TrajectorySpec(_Spec):
+    solver: str
+    steps: int
+    count: int
+    seed: int
+
+
+class EvaluationSpec(_Spec):
+    samples: int
+    """N, generated in each noise set."""
+    noise_sets: int
+    """How many disjoint sets of evaluation noise there are."""
+    seed: int
+    kid_subset_size: int
+    batch_size: int
+    latency_batch: int
+
+
+class Reference(_Spec):
+    """The run beside which every row is shown, and whose samples the students' are compared with."""
+
+    method: str
+    num_steps: int
+    options: dict[str, Any] = {}
+
+
+class Budget(_Spec):
+    """A named budget."""
+
+    steps: int
+    noise_sets: int
+    """How many noise sets are evaluated."""
+
+
+class TaskSpec(_Spec):
+    """A task's YAML file."""
+
+    name: str
+    version: int
+    """Raised whenever a number of the task would change."""
+    summary: str
+    data: DataSpec
+    network: dict[str, int]
+    """Constructor arguments of the teacher's DiT."""
+    schedule: str
+    prediction_type: Literal["eps", "x_0", "v"]
+    teacher: Weights
+    guidance: Guidance
+    guidance_scan: list[float]
+    """Scales that teacher training tries; the best FID should be `guidance.scale`."""
+    features: Weights
+    trajectories: TrajectorySpec
+    evaluation: EvaluationSpec
+    reference: Reference
+    batch_size: int
+    """Samples a training step of a distillation run."""
+    budgets: dict[str, Budget]
+
+
+class Task:
+    """A task with its data and networks (see `harness.methods.Problem` for what methods use of it)."""
+
+    def __init__(self, spec: TaskSpec):
+        self.spec = spec
+        self.shape, self.num_classes = spec.data.shape, spec.data.num_classes
+        self.network_options: dict[str, Any] = dict(spec.network)
+        self.schedule: Schedule = SCHEDULES[spec.schedule]()
+        self.prediction_type: PredictionType = spec.prediction_type
+        self.trajectory_steps = spec.trajectories.steps
+
+    @cached_property
+    def split(self) -> Split:
+        """Training images (also FID's reference) and held-out ones."""
+        return load_split(self.spec.data.set, self.spec.data.split_seed)
+
+    @cached_property
+    def reference_hash(self) -> str:
+        """SHA-256 of the reference images, rounded to 8 bits, and their labels."""
+        train = self.split.train
+        return tensors_digest({"images": to_uint8(train.images), "labels": train.labels})
+
+    def teacher(self, device: torch.device) -> Guided:
+        """The guided teacher from its shipped weights. Raises UsageError if they are missing or were changed."""
+        network = DiT(**self.network_options)
+        network.load_state_dict(self._weights(self.spec.teacher))
+        return self.guided(network.requires_grad_(False).eval().to(device))
+
+    def guided(self, network: DiT) -> Guided:
+        """A network as this task's teacher."""
+        denoiser = Denoiser(network, self.schedule, self.prediction_type)
+        return Guided(denoiser, self.spec.guidance.scale, self.num_classes, self.spec.guidance.channels)
+
+    def classifier(self, device: torch.device) -> Classifier:
+        """The feature network from its shipped weights. Raises UsageError if they are missing or were changed."""
+        network = Classifier(self.shape, self.num_classes)
+        network.load_state_dict(self._weights(self.spec.features))
+        return network.requires_grad_(False).eval().to(device)
+
+    def _weights(self, weights: Weights) -> dict[str, Tensor]:
+        state = read_tensors(FOLDER / weights.file, weights.sha256)
+        return {name: tensor.float() for name, tensor in state.items()}
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the task's trajectories are made of."""
+        spec, guidance = self.spec.trajectories, self.spec.guidance
+        return Recipe(self.spec.teacher.sha256, guidance.scale, guidance.channels, spec.solver, spec.steps, spec.count,
+                      spec.seed, self.shape, self.num_classes)  # fmt: skip
+
+    def evaluation_inputs(self, noise_set: int) -> tuple[Tensor, Condition]:
+        """The noise [N, C, H, W] and balanced labels [N] on which every run of the task is evaluated.
+
+        Sets are disjoint: set k holds sample numbers k N .. (k + 1) N - 1.
+        """
+        spec = self.spec.evaluation
+        index = torch.arange(noise_set * spec.samples, (noise_set + 1) * spec.samples)
+        return Keyed("evaluate", spec.seed).normal("x_T", index, self.shape), balanced_labels(index, self.num_classes)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of everything that a run's numbers rest on."""
+        return {"teacher": self.spec.teacher.sha256, "features": self.spec.features.sha256, "reference": self.reference_hash}
+
+
+def task_names() -> list[str]:
+    """The tasks that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_task(name: str) -> Task:
+    """A task by name. Raises UsageError for an unknown one or a broken file."""
+    path = FOLDER / f"{name}.yaml"
+    if name not in task_names():
+        raise unknown("task", name, task_names())
+    try:
+        return Task(TaskSpec.model_validate(yaml.safe_load(path.read_text())))
+    except (ValidationError, yaml.YAMLError) as error:
+        raise UsageError(f"task file {path} is broken: {error}") from error

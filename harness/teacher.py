@@ -1,0 +1,166 @@
+"""Making and verifying the networks that ship with a task: the feature network, the teacher, their cards. Floor 7."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from harness.errors import CheckFailed
+from harness.evaluator import Evaluator, sample_set
+from harness.files import file_hash, write_tensors, write_text
+from harness.methods import METHODS, Method
+from harness.methods.classification import Classification
+from harness.metrics.features import classify
+from harness.metrics.fidelity import fid
+from harness.randomness import keyed_initialisation
+from harness.run import Report, Run, reference_of, silent
+from harness.tasks import Task
+from harness.tasks.base import FOLDER, Guidance, Weights
+from harness.trainer import Trainer, TrainSettings
+
+
+@dataclass(frozen=True)
+class Made:
+    """A file of weights and its card."""
+
+    path: Path
+    sha256: str
+    card: dict[str, Any]
+
+
+def train_networks(task: Task, folder: Path, device: torch.device, report: Report = silent) -> tuple[Made, Made]:
+    """Trains the feature network, then the teacher, as the task's file says; scans guidance; writes weights and cards.
+
+    It resumes where it was interrupted.
+
+    Returns:
+        The feature network's and the teacher's files.
+    """
+    spec = task.spec
+    network = _train("classification", Classification, spec.features, task, folder / "features", device, report)
+    features_file = _export(network, folder / Path(spec.features.file).name)
+    task = _with(task, features=_weights(spec.features, features_file))
+    features = _finish(features_file, spec.features, task, features_quality(task, device))
+
+    network = _train("denoising", METHODS["denoising"], spec.teacher, task, folder / "teacher", device, report)
+    teacher_file = _export(network, folder / Path(spec.teacher.file).name)
+    task = _with(task, teacher=_weights(spec.teacher, teacher_file))
+    return features, _finish(teacher_file, spec.teacher, task, teacher_quality(task, device, report))
+
+
+def _train(name: str, cls: type[Method], weights: Weights, task: Task, folder: Path, device: torch.device,
+           report: Report) -> nn.Module:  # fmt: skip
+    """The averaged network of a method that learns from real images."""
+    training = weights.training
+    with keyed_initialisation(training.seed, name):
+        method = cls(cls.Config(**training.options), None, task, task.trajectory_steps, training.steps)
+    for player in method.players.values():
+        player.module.to(device)
+        assert player.ema is not None
+        player.ema.module.to(device)
+    settings = TrainSettings(training.steps, training.batch_size, training.seed)
+    progress = report(name)
+    Trainer(method, {"data": task.split.train}, settings, folder, device).train(progress=lambda done, total, means: progress(done, total))
+    (player,) = method.players.values()
+    assert player.ema is not None
+    return player.ema.module
+
+
+def _export(network: nn.Module, path: Path) -> Path:
+    write_tensors(path, {name: tensor.half() for name, tensor in network.state_dict().items()})
+    return path
+
+
+def _weights(weights: Weights, path: Path) -> Weights:
+    return weights.model_copy(update={"file": str(path.resolve()), "sha256": file_hash(path)})
+
+
+def _with(task: Task, **changes: Any) -> Task:
+    """The task with parts of its spec replaced."""
+    return Task(task.spec.model_copy(update=changes))
+
+
+def _finish(path: Path, weights: Weights, task: Task, quality: dict[str, Any]) -> Made:
+    """Writes the card beside the weights."""
+    sha256 = file_hash(path)
+    card: dict[str, Any] = {
+        "command": f"harness teacher train --task {task.spec.name}",
+        "sha256": sha256,
+        "format": "fp16 safetensors of the averaged weights",
+        "training": weights.training.model_dump(mode="json"),
+        "data": {**task.spec.data.model_dump(mode="json"), "images": len(task.split.train), "held_out": len(task.split.held_out)},
+        "quality": quality,
+    }
+    write_text(path.with_suffix(".yaml"), yaml.safe_dump(card, sort_keys=False))
+    return Made(path, sha256, card)
+
+
+def features_quality(task: Task, device: torch.device) -> dict[str, float]:
+    """Accuracy on both splits, and what FID says of real images: held-out ones and two halves of the training ones."""
+    classifier = task.classifier(device)
+    train, held_out = task.split.train, task.split.held_out
+    features, predicted = classify(classifier, train.images)
+    features_out, predicted_out = classify(classifier, held_out.images)
+    half = len(features) // 2
+    return {
+        "train_accuracy": round(_accuracy(predicted, train.labels), 4),
+        "held_out_accuracy": round(_accuracy(predicted_out, held_out.labels), 4),
+        "fid_held_out": round(fid(features_out, features), 3),
+        "fid_halves": round(fid(features[:half], features[half:]), 3),
+    }
+
+
+def _accuracy(predicted: Tensor, labels: Tensor) -> float:
+    return float((predicted == labels).double().mean())
+
+
+def teacher_quality(task: Task, device: torch.device, report: Report = silent) -> dict[str, Any]:
+    """FID, KID and label agreement by guidance scale under the task's reference sampler, on noise set 0; the best scale."""
+    scan = {}
+    for scale in task.spec.guidance_scan:
+        at_scale = _with(task, guidance=Guidance(scale=scale, channels=task.spec.guidance.channels))
+        reference = Run(reference_of(at_scale), Path(), device)
+        sampler = reference.sampler(reference.build(at_scale.teacher(device)))
+        samples = sample_set(sampler, at_scale, 0, device, report(f"guidance {scale}"))
+        metrics = Evaluator(at_scale, {0: samples}.__getitem__, device).evaluate({0: samples})
+        scan[scale] = {name: round(metrics[name].mean, 4) for name in ("fid", "kid", "label_agreement")}
+    best = min(scan, key=lambda scale: scan[scale]["fid"])
+    return {"n": task.spec.evaluation.samples, "noise_set": 0, "guidance_scan": scan, "best_guidance_scale": best}
+
+
+def verify(task: Task, device: torch.device, report: Report = silent) -> list[str]:
+    """Measures the shipped networks again and compares with their cards.
+
+    Returns:
+        A line for each number compared.
+
+    Raises:
+        CheckFailed: if one is off by more than 2 %, or the task does not use the scale with the best FID.
+    """
+    lines = []
+    quality = teacher_quality(task, device, report)
+    for weights, measured in ((task.spec.features, features_quality(task, device)), (task.spec.teacher, quality)):
+        card = yaml.safe_load((FOLDER / weights.file).with_suffix(".yaml").read_text())
+        found = _numbers(measured)
+        for name, stated in _numbers(card["quality"]).items():
+            close = math.isclose(found[name], stated, rel_tol=0.02, abs_tol=2e-3)
+            lines.append(f"{Path(weights.file).stem}: {name} is {found[name]}, its card says {stated}{'' if close else ': not the same'}")
+            if not close:
+                raise CheckFailed(lines[-1])
+    if quality["best_guidance_scale"] != task.spec.guidance.scale:
+        raise CheckFailed(f"the best guidance scale is {quality['best_guidance_scale']}, the task uses {task.spec.guidance.scale}")
+    return lines
+
+
+def _numbers(tree: dict[Any, Any], prefix: str = "") -> dict[str, float]:
+    """A nested dictionary's numbers by dotted name."""
+    flat: dict[str, float] = {}
+    for key, value in tree.items():
+        flat |= _numbers(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": float(value)}
+    return flat

@@ -1,0 +1,313 @@
+"""The one trainer. Floor 6: of the methods it knows `methods/base.py` only.
+
+All randomness is keyed by step and sample number, so the state of a run is its step, its weights, its optimizers and
+averages, and what the method says; a resumed run continues bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from harness.denoiser import count_passes
+from harness.errors import Interrupted, RunFailed, UsageError
+from harness.files import write_aside
+from harness.methods.base import Batch, Method, Player
+from harness.metrics.compute import count_flops
+from harness.randomness import Keyed
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""Called with the steps done, the number of all, and the last means."""
+
+
+class Source(Protocol):
+    """Samples by item number: real images or trajectories."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, items: Tensor) -> Any: ...
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a run is trained, whatever the method.
+
+    Attributes:
+        total_steps: length of the run.
+        batch_size, micro_batch_size: samples a step, and samples a forward pass (None: all at once).
+        seed: of all the run's randomness.
+        precision: "bf16" runs the losses under autocast.
+        checkpoint_seconds: how often a checkpoint is written.
+        log_every: steps between two points of the curve.
+    """
+
+    total_steps: int
+    batch_size: int
+    seed: int
+    micro_batch_size: int | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_seconds: float = 60.0
+    log_every: int = 10
+
+
+@dataclass
+class Bill:
+    """What training cost.
+
+    Attributes:
+        images: samples that the losses were called on.
+        flops: training FLOPs (forward and backward, all networks), counted on the first step and multiplied.
+        seconds: wall time of the training steps.
+        peak_memory_bytes: the process's (CPU) or the device's (CUDA) peak.
+        updates: optimizer steps of each player.
+        teacher_evaluations: passes through the teacher inside the losses.
+    """
+
+    images: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    updates: dict[str, int] = field(default_factory=dict)
+    teacher_evaluations: int = 0
+
+
+class Items:
+    """Which item a sample number takes: the source in a new keyed order each epoch."""
+
+    def __init__(self, name: str, size: int, seed: int):
+        self.name, self.size, self.keys = name, size, Keyed("order", seed)
+        self._orders: dict[int, Tensor] = {}
+
+    def __call__(self, index: Tensor) -> Tensor:
+        epochs = index // self.size
+        for epoch in epochs.unique().tolist():
+            if epoch not in self._orders:
+                self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+                self._orders[epoch] = self.keys.permutation(f"{self.name} epoch {epoch}", self.size)
+        return torch.stack([self._orders[int(e)][int(i) % self.size] for e, i in zip(epochs, index, strict=True)])
+
+
+class Batches:
+    """Makes the micro-batches of a step."""
+
+    def __init__(self, method: Method, sources: Mapping[str, Source], settings: TrainSettings, device: torch.device):
+        missing = method.sources - sources.keys()
+        if missing:
+            raise ValueError(f"the method needs the sources {sorted(method.sources)}, but {sorted(missing)} are not given")
+        self.sources = {name: sources[name] for name in method.sources}
+        self.items = {name: Items(name, len(source), settings.seed) for name, source in self.sources.items()}
+        self.settings, self.device = settings, device
+
+    def of_step(self, step: int) -> list[Batch]:
+        """The micro-batches of `step`, which together are samples step B .. step B + B - 1."""
+        size = self.settings.batch_size
+        index = torch.arange(step * size, (step + 1) * size)
+        return [self.of_samples(step, part) for part in index.split(self.settings.micro_batch_size or size)]
+
+    def of_samples(self, step: int, index: Tensor) -> Batch:
+        """A batch of these sample numbers."""
+        drawn = {name: source.batch(self.items[name](index)) for name, source in self.sources.items()}
+        data, trajectory = drawn.get("data"), drawn.get("trajectory")
+        if data is not None:
+            data = (data[0].to(self.device), data[1].to(self.device))
+        if trajectory is not None:
+            trajectory = trajectory.to(self.device)
+        return Batch(index.to(self.device), data, trajectory, Keyed("train", self.settings.seed, step))
+
+
+@contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """Inside, SIGINT and SIGTERM only add their number to the list, so that a step can finish (main thread only)."""
+    caught: list[int] = []
+    try:
+        before = {s: signal.signal(s, lambda number, frame: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals go elsewhere
+        before = {}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Trainer:
+    """Trains the players of a method.
+
+    Args:
+        sources: what the method names in `Method.sources`.
+        folder: where `checkpoint/` and `curves.jsonl` go; None keeps nothing.
+        device: where everything runs.
+        teacher: the network whose passes are billed as teacher evaluations, if there is one.
+    """
+
+    def __init__(self, method: Method, sources: Mapping[str, Source], settings: TrainSettings, folder: Path | None,
+                 device: torch.device, teacher: nn.Module | None = None):  # fmt: skip
+        size, micro = settings.batch_size, settings.micro_batch_size or settings.batch_size
+        if size % micro:
+            raise UsageError(f"micro_batch_size is {micro}, but must divide batch_size, which is {size}")
+        self.method, self.settings, self.folder, self.device = method, settings, folder, device
+        self.batches = Batches(method, sources, settings, device)
+        self.step, self.bill, self.teacher = 0, Bill(), teacher or nn.Identity()
+        self.curve: list[dict[str, float]] = []
+        for player in method.players.values():
+            for group in player.optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+        self._parameters = {name: list(player.module.parameters()) for name, player in method.players.items()}
+        self._flops: dict[str, float] = {}
+
+    def train(self, until: int | None = None, progress: Progress | None = None) -> None:
+        """Runs from the last checkpoint to the end, or to step `until`.
+
+        Raises:
+            Interrupted: on SIGINT or SIGTERM, after the step under way and a checkpoint.
+            RunFailed: if a loss is not finite.
+        """
+        self._resume()
+        until = self.settings.total_steps if until is None else until
+        saved = started = time.perf_counter()
+        seconds_before = self.bill.seconds
+        with signals_noted() as caught:
+            while self.step < until:
+                with count_passes(self.teacher) as passes:
+                    means = self._one_step()
+                self.step += 1
+                self.bill.teacher_evaluations += passes.total
+                now = time.perf_counter()
+                self.bill.seconds = seconds_before + now - started
+                last = self.step == self.settings.total_steps
+                if self.step % self.settings.log_every == 0 or last:
+                    self.curve.append({"step": self.step, **means})
+                    if progress:
+                        progress(self.step, self.settings.total_steps, means)
+                if caught or self.step == until or now - saved > self.settings.checkpoint_seconds:
+                    self._save()
+                    saved = now
+                if caught:
+                    raise Interrupted(f"stopped by signal {caught[0]} at step {self.step}; the same command resumes it")
+
+    def _one_step(self) -> dict[str, float]:
+        means: dict[str, float] = {}
+        batches = self.batches.of_step(self.step)
+        for update in self.method.updates(self.step):
+            player = self.method.players[update.player]
+            if update.player not in self._flops:
+                self._flops[update.player] = self._flops_per_sample(update.player, update.loss)
+            self._only(update.player)
+            totals: dict[str, Tensor] = {}
+            for batch in batches:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+                    loss, metrics = update.loss(batch)
+                (loss / len(batches)).backward()
+                for name, value in {"loss": loss.detach(), **metrics}.items():
+                    totals[name] = totals.get(name, torch.zeros((), device=self.device)) + value.float() / len(batches)
+            prefix = "" if len(self.method.players) == 1 else f"{update.player}/"
+            found = {prefix + name: float(total) for name, total in totals.items()}
+            self._apply(update.player, player, found[prefix + "loss"])
+            means |= found
+            self.bill.updates[update.player] = self.bill.updates.get(update.player, 0) + 1
+            self.bill.flops += self._flops[update.player] * self.settings.batch_size
+        self.bill.images += self.settings.batch_size
+        self.bill.peak_memory_bytes = max(self.bill.peak_memory_bytes, peak_memory(self.device))
+        for name in self.method.end_step(self.step, means):
+            restart(self.method.players[name])
+        return means
+
+    def _only(self, name: str) -> None:
+        """Turns `requires_grad` on for one player alone."""
+        for other, parameters in self._parameters.items():
+            for parameter in parameters:
+                parameter.requires_grad_(other == name)
+
+    def _apply(self, name: str, player: Player, loss: float) -> None:
+        parameters = self._parameters[name]
+        norm = nn.utils.clip_grad_norm_(parameters, player.clip if player.clip is not None else math.inf)
+        if not (math.isfinite(loss) and math.isfinite(float(norm))):
+            raise RunFailed(f"{name}: loss {loss}, gradient norm {float(norm)} at step {self.step}: not finite")
+        factor = learning_rate_factor(player, (self.step + 1) / self.settings.total_steps)
+        for group in player.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        player.optimizer.step()
+        player.optimizer.zero_grad(set_to_none=True)
+        if player.ema is not None:
+            player.ema.update(player.module)
+
+    def _flops_per_sample(self, name: str, loss: Callable[[Batch], tuple[Tensor, Any]]) -> float:
+        """FLOPs of a loss and its backward, for each sample, counted on a few samples without an optimizer step."""
+        few = min(8, self.settings.micro_batch_size or self.settings.batch_size)
+        batch = self.batches.of_samples(self.step, torch.arange(few))
+        self._only(name)
+
+        def run() -> None:
+            loss(batch)[0].backward()
+
+        flops = count_flops(run) / few
+        self.method.players[name].optimizer.zero_grad(set_to_none=True)
+        return flops
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        players = {
+            name: {
+                "module": player.module.state_dict(),
+                "optimizer": player.optimizer.state_dict(),
+                "ema": player.ema.module.state_dict() if player.ema else None,
+            }
+            for name, player in self.method.players.items()
+        }
+        state = {"step": self.step, "players": players, "method": self.method.state_dict(), "bill": vars(self.bill).copy(),
+                 "flops": self._flops, "curve": self.curve}  # fmt: skip
+        write_aside(self.folder / "checkpoint" / "state.pt", lambda aside: torch.save(state, aside))
+        lines = "".join(json.dumps(point) + "\n" for point in self.curve)
+        write_aside(self.folder / "curves.jsonl", lambda aside: aside.write_text(lines))
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint" / "state.pt" if self.folder else None
+        if path is None or not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            for name, player in self.method.players.items():
+                saved = state["players"][name]
+                player.module.load_state_dict(saved["module"])
+                player.optimizer.load_state_dict(saved["optimizer"])
+                if player.ema:
+                    player.ema.module.load_state_dict(saved["ema"])
+            self.method.load_state_dict(state["method"])
+        except (RuntimeError, ValueError, KeyError, EOFError) as error:
+            raise UsageError(f"checkpoint {path} cannot be read ({type(error).__name__}); delete its folder to start anew") from error
+        self.step, self.bill, self._flops, self.curve = state["step"], Bill(**state["bill"]), state["flops"], state["curve"]
+
+
+def learning_rate_factor(player: Player, progress: float) -> float:
+    """What the peak learning rate is multiplied by when a fraction `progress` of the run, 0 < progress <= 1, is reached."""
+    if progress < player.warmup:
+        return progress / player.warmup
+    if player.decay == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (progress - player.warmup) / (1 - player.warmup)))
+
+
+def restart(player: Player) -> None:
+    """Forgets the optimizer's moments and starts the average again from the current weights."""
+    player.optimizer.state.clear()
+    if player.ema is not None:
+        player.ema.module.load_state_dict(player.module.state_dict())
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes of this process: on the device, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
