@@ -101,9 +101,9 @@ def explain(error: ValidationError, where: str, known: list[str]) -> UsageError:
     name = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return unknown("option", name, known, where)
-    reason = first["msg"][0].lower() + first["msg"][1:]
-    value = "" if first["type"] == "missing" else f" is {first['input']!r}, but its"
-    return UsageError(f"{where}: {name}{value} {reason}")
+    if first["type"] == "missing":
+        return UsageError(f"{where}: {name} is missing")
+    return UsageError(f"{where}: {name} is {first['input']!r}, but {first['msg'].replace('Input should', 'it should')}")
 
 
 def parse_config(values: dict[str, Any]) -> RunConfig:

@@ -21,7 +21,7 @@ from harness.metrics.fidelity import fid
 from harness.randomness import keyed_initialisation
 from harness.run import Report, Run, reference_of, silent
 from harness.tasks import Task
-from harness.tasks.base import FOLDER, Guidance, Weights
+from harness.tasks.base import Guidance, Weights
 from harness.trainer import Trainer, TrainSettings
 
 
@@ -146,7 +146,7 @@ def verify(task: Task, device: torch.device, report: Report = silent) -> list[st
     lines = []
     quality = teacher_quality(task, device, report)
     for weights, measured in ((task.spec.features, features_quality(task, device)), (task.spec.teacher, quality)):
-        card = yaml.safe_load((FOLDER / weights.file).with_suffix(".yaml").read_text())
+        card = yaml.safe_load(task.path(weights).with_suffix(".yaml").read_text())
         found = _numbers(measured)
         for name, stated in _numbers(card["quality"]).items():
             close = math.isclose(found[name], stated, rel_tol=0.02, abs_tol=2e-3)

@@ -90,12 +90,14 @@ class Items:
         self._orders: dict[int, Tensor] = {}
 
     def __call__(self, index: Tensor) -> Tensor:
-        epochs = index // self.size
+        epochs, items = index // self.size, torch.empty_like(index)
         for epoch in epochs.unique().tolist():
             if epoch not in self._orders:
                 self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
                 self._orders[epoch] = self.keys.permutation(f"{self.name} epoch {epoch}", self.size)
-        return torch.stack([self._orders[int(e)][int(i) % self.size] for e, i in zip(epochs, index, strict=True)])
+            here = epochs == epoch
+            items[here] = self._orders[epoch][index[here] % self.size]
+        return items
 
 
 class Batches:
@@ -179,10 +181,8 @@ class Trainer:
         seconds_before = self.bill.seconds
         with signals_noted() as caught:
             while self.step < until:
-                with count_passes(self.teacher) as passes:
-                    means = self._one_step()
+                means = self._one_step()
                 self.step += 1
-                self.bill.teacher_evaluations += passes.total
                 now = time.perf_counter()
                 self.bill.seconds = seconds_before + now - started
                 last = self.step == self.settings.total_steps
@@ -204,13 +204,9 @@ class Trainer:
             if update.player not in self._flops:
                 self._flops[update.player] = self._flops_per_sample(update.player, update.loss)
             self._only(update.player)
-            totals: dict[str, Tensor] = {}
-            for batch in batches:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-                    loss, metrics = update.loss(batch)
-                (loss / len(batches)).backward()
-                for name, value in {"loss": loss.detach(), **metrics}.items():
-                    totals[name] = totals.get(name, torch.zeros((), device=self.device)) + value.float() / len(batches)
+            with count_passes(self.teacher) as passes:
+                totals = self._backward(update.loss, batches)
+            self.bill.teacher_evaluations += passes.total
             prefix = "" if len(self.method.players) == 1 else f"{update.player}/"
             found = {prefix + name: float(total) for name, total in totals.items()}
             self._apply(update.player, player, found[prefix + "loss"])
@@ -222,6 +218,17 @@ class Trainer:
         for name in self.method.end_step(self.step, means):
             restart(self.method.players[name])
         return means
+
+    def _backward(self, loss_of: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]], batches: list[Batch]) -> dict[str, Tensor]:
+        """Adds the gradients of the mean loss over the micro-batches; returns the loss and its metrics, averaged."""
+        totals: dict[str, Tensor] = {}
+        for batch in batches:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+                loss, metrics = loss_of(batch)
+            (loss / len(batches)).backward()
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                totals[name] = totals.get(name, torch.zeros((), device=self.device)) + value.float() / len(batches)
+        return totals
 
     def _only(self, name: str) -> None:
         """Turns `requires_grad` on for one player alone."""

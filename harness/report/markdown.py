@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.files import write_aside, write_text
 from harness.records import Record, write_record
-from harness.report.tables import differences_table, notes, results_table, rows_of
+from harness.report.tables import COLUMNS, differences_table, notes, results_table, rows_of
 
 
 def markdown_table(table: pd.DataFrame) -> str:
@@ -27,7 +27,12 @@ def by_task(records: Sequence[Record]) -> dict[str, list[Record]]:
 def task_section(records: Sequence[Record]) -> str:
     """Results, differences and notes of one task. Raises NotComparable for mixed identities."""
     rows = rows_of(records)
-    parts = [markdown_table(results_table(rows))]
+    table = results_table(rows)
+    keys = ["method", "steps", "training"]
+    quality = [*keys, "seeds × noise sets", *(heading for heading, _, _ in COLUMNS.values())]
+    cost = [*keys, *(column for column in table.columns if column not in quality)]
+    parts = [markdown_table(table[[column for column in quality if column in table]])]
+    parts += ["What it costs:", markdown_table(table[cost])]
     differences = differences_table(rows)
     if len(differences):
         parts += ["Differences of FID, paired within training seed and noise set:", markdown_table(differences)]

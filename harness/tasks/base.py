@@ -166,8 +166,12 @@ class Task:
         network.load_state_dict(self._weights(self.spec.features))
         return network.requires_grad_(False).eval().to(device)
 
+    def path(self, weights: Weights) -> Path:
+        """Where a shipped file of weights is; its card has the same name with `.yaml`."""
+        return FOLDER / weights.file
+
     def _weights(self, weights: Weights) -> dict[str, Tensor]:
-        state = read_tensors(FOLDER / weights.file, weights.sha256)
+        state = read_tensors(self.path(weights), weights.sha256)
         return {name: tensor.float() for name, tensor in state.items()}
 
     @property
