@@ -22,6 +22,10 @@ class Schedule(ABC):
         """alpha and sigma at timesteps `t` (any shape, in [0, 1]), each float64 of the same shape."""
 
     @abstractmethod
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """d alpha / dt and d sigma / dt at timesteps `t` in (0, 1], each float64 of the same shape."""
+
+    @abstractmethod
     def network_time(self, t: Tensor) -> Tensor:
         """The number that the network's time embedding receives for timestep `t`, same shape, float32."""
 
@@ -38,19 +42,47 @@ class VPSchedule(Schedule):
         self._sigma_first = (1 - alpha_squared[0]).sqrt()
         self._log_snr = torch.log(alpha_squared / (1 - alpha_squared))
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        t = t.double()
-        table = self._log_snr.to(t.device)
+    def _place(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log-SNR at the levels below and above t, and how far t is between them."""
         level = (t * NUM_LEVELS - 1).clamp(0, NUM_LEVELS - 1)
         low = level.floor().long().clamp(max=NUM_LEVELS - 2)
-        log_snr = torch.lerp(table[low], table[low + 1], level - low)
+        table = self._log_snr.to(t.device)
+        return table[low], table[low + 1], level - low
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        t = t.double()
+        log_snr = torch.lerp(*self._place(t))
         sigma = torch.sigmoid(-log_snr).sqrt()
         sigma = torch.where(t * NUM_LEVELS < 1, self._sigma_first.to(t.device) * t * NUM_LEVELS, sigma)
         return (1 - sigma**2).sqrt(), sigma
 
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """From `d alpha / d L = alpha sigma^2 / 2` and `d sigma / d L = -sigma alpha^2 / 2` with L the log-SNR; t >= 1 / 1000."""
+        alpha, sigma = self.alpha_sigma(t)
+        below, above, _ = self._place(t.double())
+        slope = (above - below) * NUM_LEVELS
+        return slope * alpha * sigma**2 / 2, -slope * sigma * alpha**2 / 2
+
     def network_time(self, t: Tensor) -> Tensor:
         """DiT's level index, 1000 t - 1."""
         return (t.double() * NUM_LEVELS - 1).float()
+
+
+class FlowSchedule(Schedule):
+    """The linear interpolation of flow matching and SiT: alpha = 1 - t, sigma = t; the network is told t itself
+    (Ma et al. 2024, arXiv 2401.08740, eq. 5).
+    """
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        t = t.double()
+        return 1 - t, t
+
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        one = torch.ones_like(t, dtype=torch.float64)
+        return -one, one
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return t.float()
 
 
 def few_step_levels(num_steps: int) -> Tensor:
@@ -76,4 +108,4 @@ def dit_levels(timesteps: Tensor) -> list[float]:
     return [round(float(t) * NUM_LEVELS - 1, 6) for t in timesteps[:-1]]
 
 
-SCHEDULES: dict[str, type[Schedule]] = {"vp": VPSchedule}
+SCHEDULES: dict[str, type[Schedule]] = {"vp": VPSchedule, "flow": FlowSchedule}

@@ -141,15 +141,16 @@ class Trunk(nn.Module):
         hidden_size, depth, num_heads: width d, number of blocks, attention heads.
         num_classes: labels are 0 .. num_classes; the last one is the null class.
         learn_sigma: whether the output carries DiT's learned variance in a second set of channels.
+        extra_channels: further channels of the input, which the output does not have.
     """
 
     def __init__(self, image_size: int | tuple[int, int], patch_size: int, in_channels: int, hidden_size: int, depth: int,
-                 num_heads: int, num_classes: int, learn_sigma: bool = False):  # fmt: skip
+                 num_heads: int, num_classes: int, learn_sigma: bool = False, extra_channels: int = 0):  # fmt: skip
         super().__init__()
         self.in_channels, self.depth, self.num_classes = in_channels, depth, num_classes
         self.out_channels = in_channels * (2 if learn_sigma else 1)
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        self.x_embedder = PatchEmbed(size, patch_size, in_channels, hidden_size, bias=True)
+        self.x_embedder = PatchEmbed(size, patch_size, in_channels + extra_channels, hidden_size, bias=True)
         self.patch_size = patch_size
         self.grid: tuple[int, int] = self.x_embedder.grid_size
         self.t_embedder = TimestepEmbedder(hidden_size)

@@ -44,6 +44,16 @@ def causal(query: int) -> tuple[int, ...]:
     return tuple(range(query + 1))
 
 
+def window(depth: int) -> Visible:
+    """The paper's mask M2: itself and `depth` states before; depth 0 is M1, the diagonal."""
+    return lambda query: tuple(range(max(0, query - depth), query + 1))
+
+
+def keep_first(query: int) -> tuple[int, ...]:
+    """The paper's mask M3: itself and the noise."""
+    return (0, query) if query else (0,)
+
+
 def attend_blocks(q: Tensor, k: Tensor, v: Tensor, first: int, visible: Visible) -> Tensor:
     """Attention of each state's tokens on the tokens of the states that it may see.
 
@@ -94,14 +104,17 @@ class HistoryDiT(Trunk):
         return getattr(self, self._head_names[state % len(self._head_names)])
 
     def load_teacher(self, state: dict[str, Tensor]) -> None:
-        """Starts from a DiT's weights; each per-step head becomes a copy of the one final layer."""
+        """Starts from a DiT's weights: each per-step head becomes a copy of the one final layer, weights of extra channels zero."""
         heads = {
             name + key.removeprefix("final_layer"): value
             for name in self._head_names
             for key, value in state.items()
             if key.startswith("final_layer.")
         }
-        self.load_state_dict({**state, **heads})
+        patch = "x_embedder.proj.weight"
+        widened = torch.zeros_like(self.x_embedder.proj.weight)
+        widened[:, : state[patch].shape[1]] = state[patch]
+        self.load_state_dict({**state, **heads, patch: widened})
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor, cache: Cache = EMPTY) -> tuple[Tensor, Cache]:
         """Raw network output for consecutive states.

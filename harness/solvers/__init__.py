@@ -2,5 +2,8 @@
 
 from harness.solvers.base import SOLVERS, Noise, Solver, Trajectory, integrate
 from harness.solvers.ddim import DDIM, ddim_step
+from harness.solvers.dpm_solver import DPMSolver2M
+from harness.solvers.euler import Euler
+from harness.solvers.heun import Heun
 
-__all__ = ["DDIM", "SOLVERS", "Noise", "Solver", "Trajectory", "ddim_step", "integrate"]
+__all__ = ["DDIM", "SOLVERS", "DPMSolver2M", "Euler", "Heun", "Noise", "Solver", "Trajectory", "ddim_step", "integrate"]

@@ -1,0 +1,31 @@
+"""Heun's method on `d x_hat / d sigma_ve = eps`, with `x_hat = x / alpha` and `sigma_ve = sigma / alpha`
+(Karras et al. 2022, arXiv 2206.00364, alg. 1 without noise).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from harness.conditions import Condition
+from harness.denoiser import Model, like
+from harness.solvers.base import SOLVERS, Noise, Solver
+from harness.solvers.ddim import ddim_step
+
+
+@SOLVERS.register("heun")
+class Heun(Solver):
+    """Second order, two evaluations a step and one in the last: 2 S - 1.
+
+    Where alpha_t = 0 (the flow schedule at t = 1) sigma_ve is infinite; that step is DDIM with one evaluation.
+    """
+
+    def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: None,
+             noise: Noise | None) -> tuple[Tensor, Tensor, None]:  # fmt: skip
+        first = model(x_t, t, cond)
+        x_s = ddim_step(first, s, model.schedule)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (model.schedule.alpha_sigma(level) for level in (t, s))
+        if sigma_s == 0 or alpha_t == 0:
+            return x_s, first.x_0, None
+        second = model(x_s, s, cond)
+        half_step = like((sigma_s - alpha_s * sigma_t / alpha_t) / 2, x_t)
+        return x_s + half_step * (second.eps - first.eps), first.x_0, None
