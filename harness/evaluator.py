@@ -7,7 +7,7 @@ to 8 bits; all of that is a metric's identity.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from harness.denoiser import count_passes
 from harness.metrics.compute import count_macs
 from harness.metrics.features import classify
 from harness.metrics.fidelity import distance_to_reference, fid, kid, label_agreement
+from harness.metrics.manifold import class_diversity, density_coverage, inception_style_score, memorised_share, precision_recall
 from harness.records import Metric
 from harness.tasks import Task
 
@@ -39,6 +40,13 @@ def sample_set(sampler: Sampler, task: Task, noise_set: int, device: torch.devic
     return torch.cat(done)
 
 
+DIRECTIONS: dict[str, Literal["lower", "higher", "none"]] = {
+    "fid": "lower", "kid": "lower", "precision": "higher", "recall": "higher", "density": "higher", "coverage": "higher",
+    "inception_style_score": "higher", "class_diversity": "none", "label_agreement": "higher", "memorised_share": "lower",
+    "distance_to_teacher": "lower",
+}  # fmt: skip
+
+
 class Evaluator:
     """The metrics of a task.
 
@@ -52,58 +60,51 @@ class Evaluator:
         self.classifier = task.classifier(device)
         self.reference = classify(self.classifier, task.split.train.images)[0]
 
-    def identity(self, name: str, **more: Any) -> dict[str, Any]:
-        """The identity of a metric on generated samples."""
-        spec, hashes = self.task.spec, self.task.hashes
-        return {
-            "metric": name, "task": spec.name, "task_version": spec.version, "features": hashes["features"],
-            "reference": hashes["reference"], "noise_seed": spec.evaluation.seed, "labels": "balanced",
-            "rounding": "uint8", **more,
-        }  # fmt: skip
-
     def evaluate(self, samples: dict[int, Tensor]) -> dict[str, Metric]:
-        """All metrics of samples [N, C, H, W] by noise set, and the floor of FID and KID.
+        """All metrics of samples [N, C, H, W] by noise set, and the floor: the same of held-out real images.
 
         Samples that are not finite raise ValueError.
         """
-        subset = self.task.spec.evaluation.kid_subset_size
-        values: dict[str, dict[int, float]] = {name: {} for name in ("fid", "kid", "label_agreement", "distance_to_teacher")}
+        by_set: dict[int, dict[str, float]] = {}
         for noise_set, images in samples.items():
             if not bool(images.isfinite().all()):
                 raise ValueError(f"samples of noise set {noise_set} are not finite")
-            cond = self.task.evaluation_inputs(noise_set)[1]
-            features, predicted = classify(self.classifier, images)
-            values["fid"][noise_set] = fid(features, self.reference)
-            values["kid"][noise_set] = kid(features, self.reference, subset)
-            values["label_agreement"][noise_set] = label_agreement(predicted, cond.labels)
-            values["distance_to_teacher"][noise_set] = distance_to_reference(images, self.reference_samples(noise_set))
-        n = len(next(iter(samples.values())))
-        details: dict[str, tuple[Any, dict[str, Any]]] = {
-            "fid": ("lower", {"library": "torch-fidelity", "n": n}),
-            "kid": ("lower", {"library": "torch-fidelity", "n": n, "subset_size": subset}),
-            "label_agreement": ("higher", {"n": n}),
-            "distance_to_teacher": ("lower", {"n": n, "teacher": self.task.hashes["teacher"], "unit": "RMS of a pixel in [-1, 1]"}),
-        }
-        metrics = {
-            name: Metric(values=values[name], n=n, direction=direction, identity=self.identity(name, **more))
-            for name, (direction, more) in details.items()
-        }
-        return metrics | self.floor()
-
-    def floor(self) -> dict[str, Metric]:
-        """FID and KID of the held-out real images against the reference."""
-        held_out = self.task.split.held_out
-        features, predicted = classify(self.classifier, held_out.images)
-        subset = self.task.spec.evaluation.kid_subset_size
+            by_set[noise_set] = self._measure(images, self.task.evaluation_inputs(noise_set)[1].labels)
+            by_set[noise_set]["distance_to_teacher"] = distance_to_reference(images, self.reference_samples(noise_set))
+        n, held_out = len(next(iter(samples.values()))), self.task.split.held_out
         found = {
-            "fid": ("lower", fid(features, self.reference)),
-            "kid": ("lower", kid(features, self.reference, subset)),
-            "label_agreement": ("higher", label_agreement(predicted, held_out.labels)),
-        }
+            name: Metric(values={k: measured[name] for k, measured in by_set.items()}, n=n, direction=DIRECTIONS[name],
+                         identity=self.identity(name, n))
+            for name in next(iter(by_set.values()))
+        }  # fmt: skip
+        for name, value in self._measure(held_out.images, held_out.labels).items():
+            identity = self.identity(f"{name}_floor", len(held_out))
+            found[f"{name}_floor"] = Metric(values={0: value}, n=len(held_out), direction=DIRECTIONS[name], identity=identity)
+        return found
+
+    def _measure(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """Every metric that needs the images [n, C, H, W] and the labels asked for [n] alone."""
+        train = self.task.split.train
+        features, logits = classify(self.classifier, images)
+        precision, recall = precision_recall(features, self.reference)
+        density, coverage = density_coverage(features, self.reference)
         return {
-            f"{name}_floor": Metric(values={0: value}, n=len(held_out), direction=direction,
-                                    identity=self.identity(f"{name}_floor", n=len(held_out)))
-            for name, (direction, value) in found.items()
+            "fid": fid(features, self.reference),
+            "kid": kid(features, self.reference, self.task.spec.evaluation.kid_subset_size),
+            "precision": precision, "recall": recall, "density": density, "coverage": coverage,
+            "inception_style_score": inception_style_score(logits),
+            "class_diversity": class_diversity(features, labels, self.reference, train.labels),
+            "label_agreement": label_agreement(logits, labels),
+            "memorised_share": memorised_share(images, train.images),
+        }  # fmt: skip
+
+    def identity(self, name: str, n: int) -> dict[str, Any]:
+        """The identity of a metric: all that determines what its number means."""
+        spec, hashes = self.task.spec, self.task.hashes
+        return {
+            "metric": name, "n": n, "task": spec.name, "task_version": spec.version, **hashes, "rounding": "uint8",
+            "noise_seed": spec.evaluation.seed, "labels": "balanced", "kid_subset_size": spec.evaluation.kid_subset_size,
+            "guidance": spec.guidance.model_dump(), "library": "torch-fidelity for fid and kid", "metrics_version": 1,
         }  # fmt: skip
 
 

@@ -51,6 +51,17 @@ class Metric(_Part):
         return digest(self.identity)[:12]
 
 
+class Exposure(_Part):
+    """Root mean squared error of a pixel after each step, against the teacher's trajectory on held-out noise."""
+
+    on_teachers_history: list[float]
+    """All states before came from the teacher."""
+    on_own_history: list[float]
+    """They came from the student itself."""
+    n: int
+    """Trajectories."""
+
+
 class LatencyEntry(_Part):
     """Latency of the sampler, with its protocol."""
 
@@ -134,6 +145,8 @@ class Record(_Part):
     levels: list[float] = []
     """DiT's level numbers that the sampler visited."""
     metrics: dict[str, Metric] = {}
+    exposure: Exposure | None = None
+    """For a sampler of more than one step whose steps divide the trajectories'."""
     cost: Cost | None = None
     flags: list[str] = []
     """What a reader must know, a sentence each."""

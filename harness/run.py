@@ -22,10 +22,12 @@ from harness.evaluator import Evaluator, sample_grid, sample_set, sampling_cost
 from harness.files import digest, write_aside, write_tensors, write_text
 from harness.methods import METHODS, Method, MethodConfig
 from harness.metrics.compute import count_flops, parameters
+from harness.metrics.exposure import exposure_bias
 from harness.metrics.latency import interleaved_latency
 from harness.randomness import keyed_initialisation
-from harness.records import Cost, LatencyEntry, Record, TrainingBill, capture_environment, code_digest, read_record, write_record
-from harness.solvers import SOLVERS, integrate
+from harness.records import Cost, Exposure, LatencyEntry, Record, TrainingBill, capture_environment, code_digest, read_record, write_record
+from harness.schedules import few_step_levels
+from harness.solvers import SOLVERS, Trajectory, integrate
 from harness.tasks import Task, load_task
 from harness.trainer import Bill, Trainer, TrainSettings
 
@@ -224,13 +226,16 @@ class Run:
         nfe, macs = sampling_cost(sampler, method.passes_through, task, self.device)
         latency = self._latency(sampler, reference_sampler)
         self._keep(method, samples[0], reference.samples(reference_sampler, 0))
+        exposure = self._exposure(method, teacher)
         flags = []
         if bill and bill.ema_initial_weight > EMA_WEIGHT_FLAG:
             flags.append(f"the evaluated average still holds {bill.ema_initial_weight:.1%} of the initial weights")
         cost = Cost(parameters=parameters(method.passes_through), nfe=nfe, macs_per_sample=macs,
                     latency=latency, training=bill)  # fmt: skip
         levels = [round(float(method_time), 4) for method_time in task.schedule.network_time(method.levels[:-1])]
-        return self._record(status="finished", levels=levels, metrics=metrics, cost=cost, flags=flags, target=method.target)
+        return self._record(
+            status="finished", levels=levels, metrics=metrics, exposure=exposure, cost=cost, flags=flags, target=method.target
+        )
 
     def build(self, teacher: Guided) -> Method:
         """The method, its networks initialised by the run's seed."""
@@ -272,6 +277,20 @@ class Run:
         return TrainingBill(steps=trainer.step, images=bill.images, flops=bill.flops, trajectory_flops=trajectory_flops,
                             teacher_evaluations=evaluations + bill.teacher_evaluations, seconds=bill.seconds,
                             peak_memory_bytes=bill.peak_memory_bytes, ema_initial_weight=initial)  # fmt: skip
+
+    def _exposure(self, method: Method, teacher: Guided) -> Exposure | None:
+        """Exposure bias on the first batch of evaluation noise, whose teacher trajectories are made now."""
+        task, steps = self.resolved.task, self.resolved.num_steps
+        if steps == 1 or task.trajectory_steps % steps:
+            return None
+        x_T, cond = task.evaluation_inputs(0)
+        count = task.spec.evaluation.batch_size
+        x_T, cond, solver = x_T[:count].to(self.device), cond[:count].to(self.device), SOLVERS[task.recipe.solver]()
+        with torch.no_grad():
+            path = integrate(solver, teacher, x_T, few_step_levels(task.trajectory_steps), cond, save=True)
+            assert isinstance(path, Trajectory)
+            errors = exposure_bias(method.solver, method.student, method.teacher_points(path), method.levels, cond)
+        return Exposure(on_teachers_history=errors[0], on_own_history=errors[1], n=count)
 
     def _latency(self, sampler: Callable, reference: Callable) -> LatencyEntry:
         task, warmup, repeats = self.resolved.task, 2, 9

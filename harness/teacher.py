@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from harness.errors import CheckFailed
 from harness.evaluator import Evaluator, sample_set
@@ -17,7 +17,7 @@ from harness.files import file_hash, write_tensors, write_text
 from harness.methods import METHODS, Method
 from harness.methods.classification import Classification
 from harness.metrics.features import classify
-from harness.metrics.fidelity import fid
+from harness.metrics.fidelity import fid, label_agreement
 from harness.randomness import keyed_initialisation
 from harness.run import Report, Run, reference_of, silent
 from harness.tasks import Task
@@ -105,19 +105,15 @@ def features_quality(task: Task, device: torch.device) -> dict[str, float]:
     """Accuracy on both splits, and what FID says of real images: held-out ones and two halves of the training ones."""
     classifier = task.classifier(device)
     train, held_out = task.split.train, task.split.held_out
-    features, predicted = classify(classifier, train.images)
-    features_out, predicted_out = classify(classifier, held_out.images)
+    features, logits = classify(classifier, train.images)
+    features_out, logits_out = classify(classifier, held_out.images)
     half = len(features) // 2
     return {
-        "train_accuracy": round(_accuracy(predicted, train.labels), 4),
-        "held_out_accuracy": round(_accuracy(predicted_out, held_out.labels), 4),
+        "train_accuracy": round(label_agreement(logits, train.labels), 4),
+        "held_out_accuracy": round(label_agreement(logits_out, held_out.labels), 4),
         "fid_held_out": round(fid(features_out, features), 3),
         "fid_halves": round(fid(features[:half], features[half:]), 3),
     }
-
-
-def _accuracy(predicted: Tensor, labels: Tensor) -> float:
-    return float((predicted == labels).double().mean())
 
 
 def teacher_quality(task: Task, device: torch.device, report: Report = silent) -> dict[str, Any]:

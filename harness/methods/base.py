@@ -218,6 +218,11 @@ class Method(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
 
+    def teacher_points(self, trajectory: Trajectory) -> Tensor:
+        """The points of a teacher's trajectory that the student's steps should meet, [B, S + 1, C, H, W], noise first."""
+        steps = len(self.levels) - 1
+        return trajectory.states[:, :: trajectory.steps // steps]
+
     @property
     def passes_through(self) -> nn.Module:
         """The network whose passes are the NFE."""

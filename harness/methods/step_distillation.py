@@ -163,6 +163,10 @@ class TrajectoryDistillation(Method):
         if config.parametrization == "teacher" and config.trajectory != "states":
             raise UsageError("parametrization 'teacher' is a DDIM step between noisy states: give trajectory 'states' with it")
 
+    def teacher_points(self, trajectory: Trajectory) -> Tensor:
+        x, target = self.points.inputs_and_targets(trajectory)
+        return torch.cat([x, target[:, -1:]], 1)
+
     def updates(self, step: int) -> Iterable[Update]:
         return [Update("student", self.loss)]
 

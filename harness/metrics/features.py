@@ -11,18 +11,18 @@ from harness.networks.classifier import Classifier
 
 @torch.no_grad()
 def classify(classifier: Classifier, images: Tensor, batch_size: int = 1000) -> tuple[Tensor, Tensor]:
-    """Features and predicted labels of images, which are rounded to 8 bits first.
+    """Features and logits of images, which are rounded to 8 bits first.
 
     Args:
         images: [n, C, H, W] in [-1, 1].
 
     Returns:
-        Features [n, 64], float64 on the CPU, and labels [n], int64.
+        Features [n, 64] and logits [n, classes], float64 on the CPU.
     """
-    features, labels = [], []
+    features, logits = [], []
     for part in to_uint8(images).split(batch_size):
         rounded = part.to(next(classifier.parameters()).device).float() / 127.5 - 1
         found = classifier.features(rounded)
         features.append(found.double().cpu())
-        labels.append(classifier.logits(found).argmax(1).cpu())
-    return torch.cat(features), torch.cat(labels)
+        logits.append(classifier.logits(found).double().cpu())
+    return torch.cat(features), torch.cat(logits)

@@ -32,9 +32,9 @@ def kid(features: Tensor, reference: Tensor, subset_size: int, subsets: int = 10
     return float(result[KEY_METRIC_KID_MEAN])
 
 
-def label_agreement(predicted: Tensor, asked: Tensor) -> float:
-    """Share of samples that the feature network classifies as the label asked for; both [n]."""
-    return float((predicted == asked).double().mean())
+def label_agreement(logits: Tensor, asked: Tensor) -> float:
+    """Share of samples that the feature network classifies as the label asked for; [n, classes] and [n]."""
+    return float((logits.argmax(1) == asked).double().mean())
 
 
 def distance_to_reference(samples: Tensor, reference: Tensor) -> float:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.files import write_aside, write_text
 from harness.records import Record, write_record
-from harness.report.tables import COLUMNS, differences_table, notes, results_table, rows_of
+from harness.report.tables import DIVERSITY, KEYS, QUALITY, differences_table, exposure_table, notes, results_table, rows_of
 
 
 def markdown_table(table: pd.DataFrame) -> str:
@@ -28,11 +28,14 @@ def task_section(records: Sequence[Record]) -> str:
     """Results, differences and notes of one task. Raises NotComparable for mixed identities."""
     rows = rows_of(records)
     table = results_table(rows)
-    keys = ["method", "steps", "training"]
-    quality = [*keys, "seeds × noise sets", *(heading for heading, _, _ in COLUMNS.values())]
-    cost = [*keys, *(column for column in table.columns if column not in quality)]
-    parts = [markdown_table(table[[column for column in quality if column in table]])]
-    parts += ["What it costs:", markdown_table(table[cost])]
+    quality, diversity = ([heading for heading, _ in columns.values() if heading in table] for columns in (QUALITY, DIVERSITY))
+    cost = [column for column in table.columns if column not in (*KEYS, *quality, *diversity)]
+    parts = [markdown_table(table[[*KEYS, *quality]])]
+    parts += ["Fidelity and diversity apart:", markdown_table(table[[*KEYS[:3], *diversity]])]
+    parts += ["What it costs:", markdown_table(table.head(len(rows))[[*KEYS[:3], *cost]])]
+    exposure = exposure_table(rows)
+    if len(exposure):
+        parts += ["Exposure bias, as root mean squared error of a pixel against the teacher's points:", markdown_table(exposure)]
     differences = differences_table(rows)
     if len(differences):
         parts += ["Differences of FID, paired within training seed and noise set:", markdown_table(differences)]

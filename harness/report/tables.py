@@ -13,14 +13,24 @@ import pandas as pd
 from harness.errors import NotComparable, UsageError
 from harness.methods import METHODS
 from harness.records import Record, read_record
-from harness.report.statistics import Difference, Interval, holm, metric_interval, paired_difference, t_interval
+from harness.report.statistics import Difference, holm, metric_interval, paired_difference, t_interval
 
-COLUMNS = {  # metric: (heading, factor, digits)
-    "fid": ("FID ↓", 1, 2),
-    "kid": ("KID ↓", 1, 1),
-    "label_agreement": ("label agreement ↑", 1, 3),
-    "distance_to_teacher": ("distance to teacher ↓", 1, 3),
+QUALITY = {  # metric: (heading, digits)
+    "fid": ("FID ↓", 2),
+    "kid": ("KID ↓", 1),
+    "label_agreement": ("label agreement ↑", 3),
+    "distance_to_teacher": ("distance to teacher ↓", 3),
 }
+DIVERSITY = {
+    "precision": ("precision ↑", 3),
+    "recall": ("recall ↑", 3),
+    "density": ("density ↑", 3),
+    "coverage": ("coverage ↑", 3),
+    "inception_style_score": ("inception-style score ↑", 2),
+    "class_diversity": ("diversity in a class (real = 1)", 3),
+    "memorised_share": ("memorised ↓", 4),
+}
+KEYS = ["method", "steps", "training", "seeds × noise sets"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,8 @@ def refuse_mixed_identities(records: Sequence[Record]) -> None:
 
 def results_table(rows: Sequence[Row]) -> pd.DataFrame:
     """One line a row: quality with 95 % t intervals, and cost. All cells are text."""
-    return pd.DataFrame([_line(row) for row in rows]).fillna("")
+    finished = [record for row in rows for record in row.finished]
+    return pd.DataFrame([_line(row) for row in rows] + [floor_line(record) for record in finished[:1]]).fillna("")
 
 
 def _line(row: Row) -> dict[str, str]:
@@ -118,9 +129,8 @@ def _line(row: Row) -> dict[str, str]:
     }
     if not row.finished:
         return {**line, "FID ↓": f"failed: {row.records[0].reason}"}
-    for name, (heading, factor, digits) in COLUMNS.items():
-        interval = metric_interval(row.finished, name)
-        line[heading] = Interval(interval.mean * factor, interval.half_width * factor).text(digits)
+    for name, (heading, digits) in {**QUALITY, **DIVERSITY}.items():
+        line[heading] = metric_interval(row.finished, name).text(digits)
     costs = [record.cost for record in row.finished if record.cost]
     line["NFE"] = f"{costs[0].nfe:g}"
     line["MMACs / sample"] = f"{costs[0].macs_per_sample / 1e6:.1f}"
@@ -135,6 +145,32 @@ def _line(row: Row) -> dict[str, str]:
     if failed:
         line["method"] += f" ({failed} of {len(row.records)} seeds failed)"
     return line
+
+
+def floor_line(record: Record) -> dict[str, str]:
+    """The line of the held-out real images."""
+    line = {"method": "held-out real images", "seeds × noise sets": f"N = {record.metrics['fid_floor'].n}"}
+    for name, (heading, digits) in {**QUALITY, **DIVERSITY}.items():
+        if f"{name}_floor" in record.metrics:
+            line[heading] = f"{record.metrics[f'{name}_floor'].mean:.{digits}f}"
+    return line
+
+
+def exposure_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """Error after the last step on the teacher's history and on the student's own, and their gap after each step."""
+    lines = []
+    for row in rows:
+        exposures = [record.exposure for record in row.finished if record.exposure]
+        if not exposures or not row.training[0]:
+            continue
+        gaps = [[own - taught for own, taught in zip(e.on_own_history, e.on_teachers_history, strict=True)] for e in exposures]
+        lines.append({
+            **{key: value for key, value in _line(row).items() if key in KEYS[:3]},
+            "last step, teacher's history": t_interval([e.on_teachers_history[-1] for e in exposures]).text(4),
+            "last step, own history": t_interval([e.on_own_history[-1] for e in exposures]).text(4),
+            "gap after each step": ", ".join(f"{sum(step) / len(step):.4f}" for step in zip(*gaps, strict=True)),
+        })  # fmt: skip
+    return pd.DataFrame(lines)
 
 
 def differences_table(rows: Sequence[Row], name: str = "fid") -> pd.DataFrame:
@@ -165,11 +201,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         return []
     first = records[0]
     said = [f"N = {first.metrics['fid'].n} generated samples in each noise set; FID depends on N."]
-    floors = [first.metrics[f"{name}_floor"] for name in ("fid", "kid", "label_agreement")]
-    said.append(
-        f"Floor: the {floors[0].n} held-out real images have FID {floors[0].mean:.2f} (N = {floors[0].n}), "
-        f"KID {floors[1].mean:.1f} and label agreement {floors[2].mean:.3f}."
-    )
+    said.append(f"The floor is the held-out real images against the same reference, at N = {first.metrics['fid_floor'].n}.")
     said.append("± is the 95 % t interval over training seeds, or over noise sets for a row without training.")
     latencies = [record.cost.latency for record in records if record.cost and record.cost.latency]
     if latencies:

@@ -1,0 +1,41 @@
+"""Exposure bias: what a student loses because it sees its own states instead of the teacher's.
+
+For each step, the error of the predicted state when all states before came from the teacher, and when they came from the
+student itself. The gap is what ARD is about (arXiv 2504.11295, sec. 3.1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.conditions import Condition
+from harness.solvers import Solver
+
+
+@torch.no_grad()
+def exposure_bias(solver: Solver, model: Any, points: Tensor, levels: Tensor, cond: Condition) -> tuple[list[float], list[float]]:
+    """Root mean squared error of a pixel after each of S steps.
+
+    Args:
+        points: the teacher's points that the student is to go through, [B, S + 1, C, H, W], noise first.
+        levels: timesteps of the points, [S + 1].
+
+    Returns:
+        S errors on the teacher's history, and S errors on the student's own; the first ones are equal.
+    """
+    x, own_state, taught_state = points[:, 0], *(solver.init(model, points[:, 0], cond) for _ in range(2))
+    on_teachers, on_own = [], []
+    for i in range(len(levels) - 1):
+        t, s = levels[i], levels[i + 1]
+        taught, _, taught_state = solver.step(model, points[:, i], t, s, cond, taught_state, None)
+        x, _, own_state = solver.step(model, x, t, s, cond, own_state, None)
+        on_teachers.append(_rms(taught - points[:, i + 1]))
+        on_own.append(_rms(x - points[:, i + 1]))
+    return on_teachers, on_own
+
+
+def _rms(difference: Tensor) -> float:
+    return float(difference.double().square().mean().sqrt())

@@ -1,0 +1,58 @@
+"""Fidelity and diversity apart: nearest-neighbour metrics in feature space, the inception-style score, memorisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def radii(features: Tensor, k: int) -> Tensor:
+    """Distance of each feature vector [n, d] to its k-th nearest other one: [n]."""
+    return torch.cdist(features, features).kthvalue(k + 1, dim=1).values
+
+
+def precision_recall(generated: Tensor, real: Tensor, k: int = 3) -> tuple[float, float]:
+    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 to 3); features [n, d] and [m, d]."""
+    distance = torch.cdist(generated, real)
+    precision = (distance <= radii(real, k)).any(1).double().mean()
+    recall = (distance <= radii(generated, k).unsqueeze(1)).any(0).double().mean()
+    return float(precision), float(recall)
+
+
+def density_coverage(generated: Tensor, real: Tensor, k: int = 5) -> tuple[float, float]:
+    """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, eq. 4 and 5); features [n, d] and [m, d].
+
+    Density counts the real neighbourhoods around a sample and can exceed 1; coverage is the share of real neighbourhoods that
+    hold a sample.
+    """
+    inside = torch.cdist(generated, real) <= radii(real, k)
+    return float(inside.double().sum(1).mean() / k), float(inside.any(0).double().mean())
+
+
+def inception_style_score(logits: Tensor) -> float:
+    """`exp(E KL(p(y|x) || p(y)))` of a classifier's logits [n, classes], over all samples at once (Salimans et al. 2016, sec. 4).
+
+    "Style", because the classifier is the task's own; 1 to the number of classes.
+    """
+    log_p = logits.double().log_softmax(1)
+    log_marginal = log_p.exp().mean(0).log()
+    return float((log_p.exp() * (log_p - log_marginal)).sum(1).mean().exp())
+
+
+def class_diversity(features: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor) -> float:
+    """Mean distance between two samples of one class, relative to real images', averaged over classes; 1 is as diverse."""
+    ratios = []
+    for label in real_labels.unique():
+        spread = [torch.pdist(f[found == label]).mean() for f, found in ((features, labels), (real, real_labels))]
+        ratios.append(spread[0] / spread[1])
+    return float(torch.stack(ratios).mean())
+
+
+def memorised_share(samples: Tensor, training: Tensor, ratio: float = 1 / 3) -> float:
+    """Share of samples far closer to one training image than to the next: `d_1 / d_2 < 1/3` in pixels (Yoon et al. 2023, sec. 3).
+
+    Args:
+        samples, training: [n, C, H, W] and [m, C, H, W].
+    """
+    nearest = torch.cdist(samples.flatten(1).double(), training.flatten(1).double()).topk(2, largest=False).values
+    return float((nearest[:, 0] < ratio * nearest[:, 1]).double().mean())
