@@ -16,13 +16,14 @@ from rich.console import Console
 
 from harness import __version__
 from harness.console import Display
+from harness.cost import paper_problem, sampling_cost_on_meta
 from harness.errors import HarnessError, UsageError
 from harness.methods import METHODS
 from harness.records import PACKAGES, capture_environment, package_version
 from harness.report.console import print_results
 from harness.report.markdown import page, publish
 from harness.report.tables import load_records, results_table, rows_of
-from harness.run import RunConfig, parse_config, run
+from harness.run import RunConfig, parse_config, parse_options, run
 from harness.solvers import SOLVERS
 from harness.tasks import load_task, task_names
 from harness.teacher import train_networks, verify
@@ -64,8 +65,8 @@ def value_after(args: list[str], flag: str) -> str | None:
     return None
 
 
-class RunCommand(click.Command):
-    """A command whose options are those of the run, plus those of the method that is asked for."""
+class MethodCommand(click.Command):
+    """A command whose options are its own, plus those of the method that is asked for."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         path, name = value_after(args, "--config"), value_after(args, "--method")
@@ -138,7 +139,7 @@ def main() -> None:
     """Benchmark and ablate few-step distillation of diffusion transformers."""
 
 
-@main.command("run", cls=RunCommand)
+@main.command("run", cls=MethodCommand)
 @click.option("--method", help="Name of the method; `harness list methods` lists them.", metavar="NAME")
 @click.option("--config", help="YAML file with the fields of a run; options given here count more.", metavar="FILE")
 @click.option(
@@ -247,6 +248,31 @@ def describe_command(method: str, as_json: bool) -> None:
     for name, field in fields.items():
         kind = field["type"] if "Literal" in str(field["type"]) else str(field["type"]).removeprefix("<class '").removesuffix("'>")
         click.echo(f"  --{name.replace('_', '-'):18} {field['doc']} [{kind}, default {field['default']}]")
+
+
+@main.command("cost", cls=MethodCommand)
+@click.option("--method", required=True, help="Name of the method.", metavar="NAME")
+@click.option("--network", default="DiT-XL/2", show_default=True, help="Size and patch, as in the DiT paper.")
+@click.option("--image-size", default=256, show_default=True, type=click.IntRange(1, 2**14), help="Side of the image in pixels.")
+@click.option("--latent/--pixels", default=True, show_default=True, help="On latents 8 times smaller with 4 channels, or on 3 colours.")
+@click.option("--num-classes", default=1000, show_default=True, type=click.IntRange(1, 2**24))
+@click.option("--num-steps", default=4, show_default=True, type=click.IntRange(1, 1000))
+@common()
+def cost_command(method: str, network: str, image_size: int, latent: bool, num_classes: int, num_steps: int, as_json: bool,
+                 **options: str | None) -> None:  # fmt: skip
+    """Count what a method's sampler costs on a network of the paper's sizes, without weights."""
+    config = parse_options(method, {name: value for name, value in options.items() if value is not None})
+    problem = paper_problem(network, image_size, latent, num_classes, num_steps)
+    found = sampling_cost_on_meta(method, config, problem, num_steps)
+    if as_json:
+        click.echo(json.dumps({**vars(found), "extra": found.extra}, indent=1))
+        return
+    click.echo(f"{method} on {network} at {image_size} px{' (latent)' if latent else ''}, {num_steps} steps, one sample, no guidance")
+    for kind, macs in found.by_kind.items():
+        click.echo(f"  {kind:24} {macs / 1e9:10.3f} GMACs")
+    click.echo(f"  {'total':24} {found.macs / 1e9:10.3f} GMACs in {found.nfe:g} passes, {found.parameters / 1e6:.2f} M parameters")
+    added = (found.macs - found.plain_macs) / 1e9
+    click.echo(f"  plain passes {found.plain_macs / 1e9:.3f} GMACs; added {added:.3f} GMACs ({found.extra:+.2%})")
 
 
 @main.command("env")

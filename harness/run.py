@@ -116,6 +116,15 @@ def parse_config(values: dict[str, Any]) -> RunConfig:
         raise explain(error, "run config", list(RunConfig.model_fields)) from error
 
 
+def parse_options(method: str, values: dict[str, Any]) -> MethodConfig:
+    """A method's options from plain values. Raises UsageError in one sentence."""
+    model = METHODS[method].Config
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, f"options of {method}", list(model.model_fields)) from error
+
+
 def resolve(config: RunConfig, task: Task | None = None) -> Resolved:
     """Checks a config and settles every number in it, before anything is computed.
 
@@ -126,10 +135,7 @@ def resolve(config: RunConfig, task: Task | None = None) -> Resolved:
         UsageError: for unknown names and values out of range, in one sentence.
     """
     task, cls = task or load_task(config.task), METHODS[config.method]
-    try:
-        options = cls.Config.model_validate(config.options)
-    except ValidationError as error:
-        raise explain(error, f"options of {config.method}", list(cls.Config.model_fields)) from error
+    options = parse_options(config.method, config.options)
     batch_size = config.batch_size or task.spec.batch_size
     total_steps, noise_sets = resolve_budget(config.budget, task, batch_size)
     cls.check(options, task, config.num_steps)

@@ -90,7 +90,8 @@ def few_step_levels(num_steps: int) -> Tensor:
 
     For S = 4 these are levels 999, 749, 499, 249. Returns timesteps [S + 1], float64.
     """
-    return torch.tensor([round(NUM_LEVELS * k / num_steps) / NUM_LEVELS for k in range(num_steps, -1, -1)], dtype=torch.float64)
+    steps = [round(NUM_LEVELS * k / num_steps) / NUM_LEVELS for k in range(num_steps, -1, -1)]
+    return torch.tensor(steps, dtype=torch.float64, device="cpu")
 
 
 def respaced_levels(num_steps: int) -> Tensor:

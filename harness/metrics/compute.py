@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,6 +24,26 @@ def count_flops(run: Callable[[], Any]) -> int:
 def count_macs(run: Callable[[], Any]) -> int:
     """Multiply-adds of `run()`: half its FLOPs."""
     return count_flops(run) // 2
+
+
+KINDS = {  # module of a diffusion transformer: kind of layer
+    "attn.qkv": "attention projections", "attn.proj": "attention projections", "attn": "attention products", "mlp": "MLP",
+    "adaLN_modulation": "adaLN", "x_embedder": "embeddings", "t_embedder": "embeddings", "y_embedder": "embeddings",
+    "final_layer": "final layer",
+}  # fmt: skip
+_MODULE = re.compile(rf"^[^.]+\.(?:blocks\.\d+\.)?({'|'.join(map(re.escape, KINDS))})\d*$")
+
+
+def macs_by_kind(run: Callable[[], Any]) -> dict[str, int]:
+    """Multiply-adds of `run()` by kind of layer of a diffusion transformer; "other" is the rest."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    kinds = dict.fromkeys(KINDS.values(), 0)
+    for name, by_operation in counter.get_flop_counts().items():
+        if found := _MODULE.match(name):
+            kinds[KINDS[found[1]]] += sum(by_operation.values()) // 2
+    kinds["attention products"] -= kinds["attention projections"]  # what the module `attn` counts beyond its two layers
+    return kinds | {"other": counter.get_total_flops() // 2 - sum(kinds.values())}
 
 
 def parameters(module: nn.Module) -> int:

@@ -128,7 +128,7 @@ def sincos_position_embedding(width: int, grid: tuple[int, int]) -> Tensor:
     omega = 1 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
     rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1)
     parts = [wave(np.outer(position, omega)) for position in (columns, rows) for wave in (np.sin, np.cos)]
-    return torch.from_numpy(np.concatenate(parts, 1)).float().unsqueeze(0)
+    return torch.tensor(np.concatenate(parts, 1), dtype=torch.float32).unsqueeze(0)
 
 
 class Trunk(nn.Module):

@@ -1,0 +1,88 @@
+"""What sampling costs, without weights: any method on any network size, on the meta device. Floor 7."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from harness.conditions import Condition
+from harness.denoiser import Denoiser, Guided, count_passes
+from harness.errors import UsageError, unknown
+from harness.methods import METHODS, MethodConfig
+from harness.metrics.compute import count_macs, macs_by_kind, parameters
+from harness.networks.dit import SIZES, DiT, size_options
+from harness.schedules import Schedule, VPSchedule
+from harness.solvers import integrate
+
+LATENT_FACTOR, LATENT_CHANNELS, PIXEL_CHANNELS = 8, 4, 3
+
+
+@dataclass(frozen=True)
+class PaperProblem:
+    """A class-conditional problem with a DiT of the paper's sizes, without data or weights."""
+
+    shape: tuple[int, int, int]
+    num_classes: int
+    network_options: dict[str, Any]
+    schedule: Schedule
+    trajectory_steps: int
+    prediction_type: Any = "eps"
+
+
+@dataclass(frozen=True)
+class SamplingCost:
+    """Multiply-adds of one sample.
+
+    Attributes:
+        macs: of the whole sampler.
+        plain_macs: of as many passes of the plain network as the sampler takes: what step distillation costs.
+        by_kind: `macs` by kind of layer.
+        nfe: network passes.
+        parameters: of the sampled network.
+    """
+
+    macs: int
+    plain_macs: int
+    by_kind: dict[str, int]
+    nfe: float
+    parameters: int
+
+    @property
+    def extra(self) -> float:
+        """What history adds, as a fraction of the plain passes."""
+        return self.macs / self.plain_macs - 1
+
+
+def paper_problem(network: str, image_size: int, latent: bool, num_classes: int, num_steps: int) -> PaperProblem:
+    """The problem of a network size such as "DiT-XL/2" at an image size in pixels, on latents 8 times smaller or on pixels.
+
+    Raises UsageError for a size that does not exist or an image that the patches do not divide.
+    """
+    try:
+        options = size_options(network)
+    except KeyError:
+        raise unknown("network", network, [f"{size}/{patch}" for size in SIZES for patch in (2, 4, 8)]) from None
+    side, channels = (image_size // LATENT_FACTOR, LATENT_CHANNELS) if latent else (image_size, PIXEL_CHANNELS)
+    unit = options["patch_size"] * (LATENT_FACTOR if latent else 1)
+    if image_size % unit or image_size < unit:
+        raise UsageError(f"image_size is {image_size}, but must be a multiple of {unit} for {network}{' on latents' if latent else ''}")
+    whole = {**options, "image_size": side, "in_channels": channels, "num_classes": num_classes, "learn_sigma": True}
+    return PaperProblem((channels, side, side), num_classes, whole, VPSchedule(), num_steps)
+
+
+def sampling_cost_on_meta(method: str, config: MethodConfig, problem: PaperProblem, num_steps: int) -> SamplingCost:
+    """Counts a method's sampler as it runs, for one sample without guidance."""
+    METHODS[method].check(config, problem, num_steps)
+    with torch.device("meta"), torch.no_grad():
+        network = DiT(**problem.network_options)
+        teacher = Guided(Denoiser(network, problem.schedule), 1.0, problem.num_classes)
+        x, cond = torch.empty(1, *problem.shape), Condition(torch.empty(1, dtype=torch.long))
+        plain = count_macs(lambda: network(x, torch.empty(1), cond.labels))
+        built = METHODS[method](config, teacher, problem, num_steps, total_steps=1)
+    sampled = built.passes_through
+    with torch.no_grad(), count_passes(sampled) as passes:
+        by_kind = macs_by_kind(lambda: integrate(built.solver, built.student, x, built.levels, cond))
+    macs = sum(by_kind.values())
+    return SamplingCost(macs, plain * passes.total, by_kind, passes.total, parameters(sampled))
