@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from harness.conditions import Condition
@@ -29,6 +30,8 @@ from harness.solvers.ddim import implied_x_0
 class DistillationConfig(OptimizerConfig):
     """What step distillation and ARD share. The defaults are those of ARD's released code."""
 
+    lr: float = Field(3e-3, gt=0, le=1)
+    """Peak learning rate of AdamW (the papers' 1e-4 is for runs of 300,000 steps)."""
     trajectory: Literal["states", "predictions", "renoised"] = "predictions"
     """Points of the trajectory: the teacher's noisy states; its x_0-predictions; or these with the noise mixed in again."""
     heads: Literal["shared", "per_step"] = "per_step"
