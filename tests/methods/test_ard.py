@@ -1,0 +1,296 @@
+"""Step distillation and ARD: which point is predicted from which, and what the untrained student is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.data.trajectories import TrajectoryStore, open_store
+from harness.denoiser import Guided
+from harness.errors import UsageError
+from harness.methods import METHODS, Batch
+from harness.methods.ard import ARD, ARDConfig
+from harness.methods.step_distillation import DistillationConfig, TrajectoryDistillation
+from harness.randomness import Keyed, keyed_initialisation
+from harness.run import RunConfig, resolve
+from harness.schedules import few_step_levels
+from harness.solvers import DDIM, integrate
+from harness.tasks import Task
+from harness.trainer import Trainer, TrainSettings
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def store(tiny: Task) -> TrajectoryStore:
+    return open_store(tiny.recipe, tiny.teacher(CPU), CPU)
+
+
+def build(task: Task, num_steps: int = 2, teacher: Guided | None = None, **options: Any) -> TrajectoryDistillation:
+    """ARD with so many history layers as are asked for (0 where nothing is said)."""
+    with keyed_initialisation(0, "ard"):
+        return ARD(ARDConfig(**{"history_layers": 0, **options}), teacher or task.teacher(CPU), task, num_steps, 100)
+
+
+def loud_teacher(task: Task) -> Guided:
+    """A guided teacher whose random weights are large enough for labels and attention to matter."""
+    teacher = task.teacher(CPU)
+    with keyed_initialisation(2, "loud"):
+        for parameter in teacher.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return teacher
+
+
+def scrambled(method: TrajectoryDistillation) -> TrajectoryDistillation:
+    """The same with random changes of all weights, so that no two heads and no two states are alike."""
+    with keyed_initialisation(1, "scramble"):
+        for parameter in method.student.parameters():
+            parameter.data.add_(0.2 * torch.randn_like(parameter))
+    method.players["student"].module.load_state_dict(method.student.state_dict())
+    return method
+
+
+def whole_batch(store: TrajectoryStore) -> Batch:
+    index = torch.arange(len(store))
+    return Batch(index, None, store.batch(index), Keyed("train", 0))
+
+
+def run_id(method: str, num_steps: int = 2, **options: Any) -> str:
+    return resolve(RunConfig(method=method, task="tiny", num_steps=num_steps, options=options)).run_id
+
+
+def test_without_history_ard_is_step_distillation(tiny: Task) -> None:
+    assert run_id("ard", history_layers=0) == run_id("step-distillation")
+    assert run_id("ard", history_layers=0, heads="shared", lr=0.01) == run_id("step-distillation", heads="shared", lr=0.01)
+    assert run_id("ard", history_layers=1) != run_id("step-distillation")
+    assert run_id("ard", history_layers=1) != run_id("ard", history_layers=2)
+    assert run_id("step-distillation", heads="shared") != run_id("step-distillation")
+    assert run_id("step-distillation", trajectory="states") != run_id("step-distillation")
+
+
+def test_equal_masks_are_one_model(tiny: Task) -> None:
+    full = run_id("ard", 4, history_layers=2)
+    assert run_id("ard", 4, history_layers=2, history_depth=0) == run_id("step-distillation", 4)
+    assert run_id("ard", 4, history_layers=2, history_depth=3) == full
+    assert run_id("ard", 4, history_layers=2, history_depth=7) == full
+    assert run_id("ard", 4, history_layers=2, history_depth=2) != full
+    assert run_id("ard", 4, history_layers=2, mask="keep_first") != full
+    assert run_id("ard", 2, history_layers=2, mask="keep_first") == run_id("ard", 2, history_layers=2)
+
+
+def test_in_one_step_all_variants_are_one_model(tiny: Task) -> None:
+    ids = {
+        run_id("ard", 1, history_layers=layers, heads=heads, trajectory=trajectory)
+        for layers in (0, 1, 3)
+        for heads in ("shared", "per_step")
+        for trajectory in ("states", "predictions", "renoised")
+    }
+    assert ids == {run_id("step-distillation", 1)}
+    assert {run_id("ard", 1, history_layers=2, mask=mask) for mask in ("causal", "keep_first")} == ids
+    assert run_id("step-distillation", 1, trajectory="states", parametrization="teacher") not in ids
+
+
+def test_models_that_share_an_id_in_one_step_train_alike(tiny: Task, store: TrajectoryStore) -> None:
+    def train(**options: Any) -> Tensor:
+        method = build(tiny, 1, **options)
+        Trainer(method, {"trajectory": store}, TrainSettings(5, 8, 0), None, CPU).train()
+        x_T, cond = tiny.evaluation_inputs(0)
+        return integrate(method.solver, method.student, x_T, method.levels, cond)
+
+    first = train(history_layers=0, heads="shared", trajectory="states")
+    torch.testing.assert_close(train(history_layers=2, heads="per_step", trajectory="predictions"), first, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "options", "said"),
+    [
+        (2, {"history_layers": 4}, "history_layers is 4, but the teacher has 3 layers: give 0 to 3"),
+        (3, {"history_layers": 1}, "num_steps is 3, but must divide the 4 evaluations .* one of 1, 2, 4"),
+        (2, {"history_layers": 1, "parametrization": "teacher"}, "parametrization 'teacher' .* give trajectory 'states'"),
+        (2, {"history_layers": 1, "mask": "keep_first", "history_depth": 1}, "history_depth is an option of mask 'causal'"),
+        (2, {"history_layers": -1}, "history_layers is -1"),
+        (2, {"history_layers": 1, "history_depth": -1}, "history_depth is -1"),
+        (2, {"history_layers": 1, "heads": "both"}, "heads is 'both', but it should be 'shared' or 'per_step'"),
+    ],
+)
+def test_options_that_do_not_suit_the_task(num_steps: int, options: dict[str, Any], said: str, tiny: Task) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        run_id("ard", num_steps, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_history_layers_may_be_all_layers(tiny: Task) -> None:
+    assert run_id("ard", history_layers=3)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4])
+def test_points_are_what_the_evaluations_have_produced(num_steps: int, tiny: Task, store: TrajectoryStore) -> None:
+    path = store.batch(torch.arange(3))
+    states = build(tiny, num_steps, trajectory="states").teacher_points(path)
+    predictions = build(tiny, num_steps, trajectory="predictions").teacher_points(path)
+    assert states.shape == predictions.shape == (3, num_steps + 1, *tiny.shape)
+    for i in range(num_steps + 1):
+        j = 4 * i // num_steps
+        assert torch.equal(states[:, i], path.states[:, j])
+        assert torch.equal(predictions[:, i], path.states[:, 0] if i == 0 else path.predictions[:, j - 1])
+
+
+def test_renoised_points_have_the_noise_mixed_in_again(tiny: Task, store: TrajectoryStore) -> None:
+    path = store.batch(torch.arange(3))
+    method = build(tiny, 4, trajectory="renoised")
+    points = method.teacher_points(path)
+    assert torch.equal(points[:, 0], path.states[:, 0])
+    assert torch.equal(points[:, 4], path.predictions[:, 3])
+    for i in (1, 2, 3):
+        alpha, sigma = tiny.schedule.alpha_sigma(method.levels[i])
+        expected = alpha * path.predictions[:, i - 1] + sigma * path.states[:, 0]
+        torch.testing.assert_close(points[:, i], expected.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_times_are_true_levels_or_labels_of_the_step(tiny: Task) -> None:
+    assert build(tiny, 4, trajectory="states").points.times.tolist() == pytest.approx([999, 749, 499, 249], abs=1e-3)
+    assert build(tiny, 4, trajectory="renoised").points.times.tolist() == pytest.approx([999, 749, 499, 249], abs=1e-3)
+    assert build(tiny, 4, trajectory="predictions").points.times.tolist() == pytest.approx([999, 749.25, 499.5, 249.75], abs=1e-3)
+    assert build(tiny, 2, trajectory="predictions").points.times.tolist() == pytest.approx([999, 499.5], abs=1e-3)
+    assert build(tiny, 4, time_embedding="constant").points.times.tolist() == pytest.approx([999] * 4, abs=1e-3)
+
+
+def test_states_stand_at_the_levels_of_the_sampler(tiny: Task, store: TrajectoryStore) -> None:
+    assert torch.equal(store.levels[::2], build(tiny, 2, trajectory="states").levels)
+
+
+UNTRAINED = {"trajectory": "states", "heads": "shared", "parametrization": "teacher"}
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4])
+def test_untrained_it_is_the_unguided_teachers_ddim(num_steps: int, tiny: Task) -> None:
+    teacher = loud_teacher(tiny)
+    method = build(tiny, num_steps, teacher, **UNTRAINED)
+    x_T, cond = tiny.evaluation_inputs(0)
+    with torch.no_grad():
+        mine = integrate(method.solver, method.student, x_T, method.levels, cond, save=True)
+        theirs = integrate(DDIM(), teacher.denoiser, x_T, few_step_levels(num_steps), cond, save=True)
+        guided = integrate(DDIM(), teacher, x_T, few_step_levels(num_steps), cond)
+    scale = float(theirs.states.abs().max())
+    torch.testing.assert_close(mine.states, theirs.states, rtol=1e-4, atol=1e-5 * scale)
+    torch.testing.assert_close(mine.predictions, theirs.predictions, rtol=1e-3, atol=1e-4 * scale)
+    assert not torch.allclose(guided, theirs.states[:, -1], rtol=1e-2, atol=1e-3 * scale)
+
+
+def test_untrained_with_history_only_the_first_step_is(tiny: Task) -> None:
+    teacher = loud_teacher(tiny)
+    method = build(tiny, 2, teacher, **UNTRAINED, history_layers=2)
+    x_T, cond = tiny.evaluation_inputs(0)
+    with torch.no_grad():
+        mine = integrate(method.solver, method.student, x_T, method.levels, cond, save=True).states
+        theirs = integrate(DDIM(), teacher.denoiser, x_T, few_step_levels(2), cond, save=True).states
+    scale = float(theirs.abs().max())
+    torch.testing.assert_close(mine[:, 1], theirs[:, 1], rtol=1e-4, atol=1e-5 * scale)
+    assert float((mine[:, 2] - theirs[:, 2]).abs().max()) > 1e-4 * scale
+
+
+def test_noise_channels_change_nothing_before_training(tiny: Task) -> None:
+    teacher = loud_teacher(tiny)
+    x_T, cond = tiny.evaluation_inputs(0)
+    with torch.no_grad():
+        plain, wide = (
+            integrate(method.solver, method.student, x_T, method.levels, cond)
+            for method in (build(tiny, 2, teacher, noise_channels=channels) for channels in (False, True))
+        )
+    torch.testing.assert_close(wide, plain, rtol=1e-4, atol=1e-4)
+
+
+VARIANTS = [
+    {"trajectory": "predictions", "heads": "per_step"},
+    {"trajectory": "predictions", "heads": "shared", "noise_channels": True},
+    {"trajectory": "predictions", "mask": "keep_first"},
+    {"trajectory": "renoised", "time_embedding": "constant"},
+    {"trajectory": "states", "heads": "per_step", "history_depth": 1},
+    {"trajectory": "states", "heads": "shared", "parametrization": "teacher"},
+]
+
+
+@pytest.mark.parametrize("history_layers", [0, 2, 3])
+@pytest.mark.parametrize("options", VARIANTS, ids=lambda options: "-".join(map(str, options.values())))
+def test_a_masked_pass_equals_sampling_steps_on_the_teachers_points(
+    options: dict[str, Any], history_layers: int, tiny: Task, store: TrajectoryStore
+) -> None:
+    method = scrambled(build(tiny, 4, history_layers=history_layers, **options))
+    batch = whole_batch(store)
+    points, cond = method.teacher_points(batch.trajectory), batch.trajectory.cond
+    with torch.no_grad():
+        _, metrics = method.loss(batch)
+        seen = method.points.network_input(points[:, :-1], points[:, 0])
+        masked, _ = method.student(seen, method.points.times.expand(len(points), 4), cond.labels)
+        state = method.solver.init(method.student, points[:, 0], cond)
+        for i, (t, s) in enumerate(zip(method.levels[:-1], method.levels[1:], strict=True)):
+            x_s, x_0, state = method.solver.step(method.student, points[:, i], t, s, cond, state, None)
+            answer = method.points.answer(masked[:, i], points[:, i], t, s)
+            expected = method.points.following(answer, points[:, 0], s)
+            torch.testing.assert_close(x_s, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+            if options["trajectory"] != "renoised":  # there the error is that of x_0
+                error = float((x_s - points[:, i + 1]).square().mean())
+                assert error == pytest.approx(float(metrics[f"mse_step{i + 1}"]), rel=1e-4)
+            if options["trajectory"] == "predictions":
+                assert torch.equal(x_s, x_0)
+
+
+def test_the_loss_is_the_mean_of_the_steps_errors(tiny: Task, store: TrajectoryStore) -> None:
+    loss, metrics = scrambled(build(tiny, 4, history_layers=1)).loss(whole_batch(store))
+    assert float(loss.detach()) == pytest.approx(sum(map(float, metrics.values())) / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "touched", "changed"),
+    [
+        ({"history_layers": 2}, 1, [1, 2, 3]),
+        ({"history_layers": 0}, 1, [1]),
+        ({"history_layers": 1, "history_depth": 1}, 1, [1, 2]),
+        ({"history_layers": 2, "history_depth": 0}, 1, [1]),
+        ({"history_layers": 2, "mask": "keep_first"}, 1, [1]),
+        ({"history_layers": 2, "mask": "keep_first"}, 0, [0, 1, 2, 3]),
+    ],
+)
+def test_what_of_the_history_is_seen(options: dict[str, Any], touched: int, changed: list[int], tiny: Task, store: TrajectoryStore) -> None:
+    method = scrambled(build(tiny, 4, **options))
+    path = store.batch(torch.arange(4))
+    x, times = method.teacher_points(path)[:, :-1], method.points.times.expand(4, 4)
+    with torch.no_grad():
+        before = method.student(x, times, path.cond.labels)[0]
+        x[:, touched] += 1.0
+        after = method.student(x, times, path.cond.labels)[0]
+    assert [i for i in range(4) if not torch.equal(before[:, i], after[:, i])] == changed
+
+
+def test_per_step_heads_start_as_the_teachers_and_each_is_trained_by_its_step(tiny: Task, store: TrajectoryStore) -> None:
+    method = build(tiny, 2)
+    network = method.players["student"].module
+    assert all(torch.equal(a, b) for a, b in zip(network.head(0).parameters(), network.head(1).parameters(), strict=True))
+    assert network.head(0) is not network.head(1)
+    Trainer(method, {"trajectory": store}, TrainSettings(3, 8, 0), None, CPU).train()
+    assert not torch.equal(network.head(0).linear.weight, network.head(1).linear.weight)
+
+
+def mean_error(method: TrajectoryDistillation, store: TrajectoryStore) -> float:
+    with torch.no_grad():
+        return float(method.loss(whole_batch(store))[0])
+
+
+@pytest.mark.parametrize("name", ["step-distillation", "ard"])
+def test_training_lowers_the_loss(name: str, tiny: Task, store: TrajectoryStore) -> None:
+    cls = METHODS[name]
+    options = {"lr": 0.01, **({"history_layers": 2} if cls is ARD else {})}
+    method = cls(cls.Config(**options), tiny.teacher(CPU), tiny, 2, 60)
+    before = mean_error(method, store)
+    Trainer(method, {"trajectory": store}, TrainSettings(60, 8, 0), None, CPU).train()
+    assert mean_error(method, store) < 0.8 * before
+
+
+def test_the_defaults_are_the_released_codes() -> None:
+    config = ARDConfig()
+    assert (config.history_layers, config.mask, config.history_depth) == (6, "causal", None)
+    assert (config.trajectory, config.heads, config.parametrization) == ("predictions", "per_step", "direct")
+    assert ARDConfig.model_fields.keys() >= DistillationConfig.model_fields.keys()

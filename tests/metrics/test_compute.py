@@ -1,0 +1,120 @@
+"""MACs and FLOPs against closed formulas, another counter, and the papers' figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from harness.metrics.compute import count_flops, count_macs, history_extra_macs, parameters
+from harness.networks.dit import DiT, size_options
+from harness.networks.history import EMPTY, HistoryDiT, causal
+
+SMALL = {"image_size": 8, "patch_size": 2, "in_channels": 3, "hidden_size": 32, "depth": 4, "num_heads": 4, "num_classes": 5}
+XL = {**size_options("DiT-XL/2"), "image_size": 32, "in_channels": 4, "num_classes": 1000, "learn_sigma": True}
+
+
+def dit_macs(image_size: int, patch_size: int, in_channels: int, hidden_size: int, depth: int, num_heads: int, num_classes: int,
+             learn_sigma: bool = False) -> int:  # fmt: skip
+    """Multiply-adds of one sample through a DiT, from its layers' shapes."""
+    tokens, d, pixels = (image_size // patch_size) ** 2, hidden_size, patch_size**2 * in_channels
+    embed = tokens * pixels * d + 256 * d + d * d
+    linear = tokens * (3 * d * d + d * d + 2 * 4 * d * d) + 6 * d * d
+    attention = 2 * tokens**2 * d
+    final = 2 * d * d + tokens * d * pixels * (2 if learn_sigma else 1)
+    return embed + depth * (linear + attention) + final
+
+
+def forward_macs(options: dict[str, Any], device: str, batch: int = 1) -> int:
+    with torch.device(device):
+        network = DiT(**options).to(device)  # position embeddings are made by numpy
+        x = torch.zeros(batch, options["in_channels"], options["image_size"], options["image_size"])
+        t, labels = torch.zeros(batch), torch.zeros(batch, dtype=torch.long)
+    with torch.no_grad():
+        return count_macs(lambda: network(x, t, labels))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("changes", [{}, {"learn_sigma": True}, {"image_size": 16, "depth": 2}, {"hidden_size": 64, "patch_size": 4}])
+def test_a_dits_macs_are_those_of_its_layers(changes: dict[str, Any], device: str) -> None:
+    options = {**SMALL, **changes}
+    assert forward_macs(options, device) == dit_macs(**options)
+    assert forward_macs(options, device, batch=3) == 3 * dit_macs(**options)
+
+
+def test_dit_xl_2_at_256_pixels_has_the_papers_figure() -> None:
+    found = forward_macs(XL, "meta")
+    assert found / 1e9 == pytest.approx(118.62, abs=0.02)
+    assert found == dit_macs(**XL)
+
+
+def sampling_macs(history_layers: int, states: int, options: dict[str, Any] = SMALL, device: str = "cpu") -> int:
+    """Multiply-adds of cached sampling, one sample."""
+    with torch.device(device):
+        network = HistoryDiT(states, history_layers, causal, **options).to(device)
+        x = torch.zeros(1, 1, options["in_channels"], options["image_size"], options["image_size"])
+        t, labels = torch.zeros(1, 1), torch.zeros(1, dtype=torch.long)
+
+    def sample() -> None:
+        cache = EMPTY
+        for _ in range(states):
+            _, cache = network(x, t, labels, cache)
+
+    with torch.no_grad():
+        return count_macs(sample)
+
+
+@pytest.mark.parametrize("history_layers", range(5))
+def test_history_costs_what_the_formula_says(history_layers: int) -> None:
+    extra = sampling_macs(history_layers, 4) - sampling_macs(0, 4)
+    assert extra == history_extra_macs(16, 32, history_layers, [1, 2, 3, 4])
+    assert extra == 2 * 16**2 * 32 * history_layers * (0 + 1 + 2 + 3)
+    assert sampling_macs(0, 4) == 4 * dit_macs(**SMALL)
+
+
+@pytest.mark.parametrize(("history_layers", "percent"), [(6, 1.15), (28, 5.35)])
+def test_ards_extra_compute_is_the_papers(history_layers: int, percent: float) -> None:
+    base, extra = 4 * dit_macs(**XL), history_extra_macs(256, 1152, history_layers, [1, 2, 3, 4])
+    assert 100 * extra / base == pytest.approx(percent, abs=0.005)
+    assert sampling_macs(history_layers, 4, XL, "meta") - base == extra
+
+
+def test_attention_is_counted() -> None:
+    q = torch.zeros(2, 4, 16, 8)
+    macs = count_macs(lambda: nn.functional.scaled_dot_product_attention(q, q, q))
+    assert macs == 2 * 2 * 4 * 16 * 16 * 8
+
+
+def test_a_backward_pass_is_counted() -> None:
+    layer, x = nn.Linear(6, 5), torch.zeros(3, 6)
+    assert count_flops(lambda: layer(x).sum().backward()) == 2 * (2 * 3 * 6 * 5)  # forward, and the weight's gradient
+    x.requires_grad_()
+    assert count_flops(lambda: layer(x).sum().backward()) == 3 * (2 * 3 * 6 * 5)
+
+
+def test_fvcore_agrees_when_it_is_told_of_attention() -> None:
+    analysis = pytest.importorskip("fvcore.nn").FlopCountAnalysis
+    network = DiT(**SMALL).eval()
+    inputs = (torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.zeros(2, dtype=torch.long))
+
+    def attention(inputs: list[Any], outputs: list[Any]) -> int:
+        batch, heads, queries, width = inputs[0].type().sizes()
+        return 2 * batch * heads * queries * inputs[1].type().sizes()[2] * width
+
+    def counted(count: Any) -> int:
+        by_operator = count.unsupported_ops_warnings(False).by_operator()
+        return sum(macs for name, macs in by_operator.items() if name != "layer_norm")  # no products
+
+    ours = count_macs(lambda: network(*inputs))
+    assert counted(analysis(network, inputs).set_op_handle("aten::scaled_dot_product_attention", attention)) == ours
+    assert counted(analysis(network, inputs)) == ours - 2 * 4 * 2 * 16**2 * 32  # it skips attention without saying so
+
+
+def test_parameters_leave_out_position_embeddings() -> None:
+    network = nn.Linear(3, 2)
+    network.register_buffer("fixed", torch.zeros(100))
+    assert parameters(network) == 3 * 2 + 2
+    dit = DiT(**SMALL)
+    assert parameters(dit) == sum(value.numel() for value in dit.state_dict().values()) - 16 * 32

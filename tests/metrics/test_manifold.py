@@ -1,0 +1,81 @@
+"""Nearest-neighbour metrics, inception-style score, diversity and memorisation on sets whose answers are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.metrics.manifold import (
+    class_diversity,
+    density_coverage,
+    inception_style_score,
+    memorised_share,
+    precision_recall,
+    radii,
+)
+
+
+def normal(n: int, seed: int, d: int = 8) -> Tensor:
+    return torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_radii_on_a_line() -> None:
+    line = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+    assert radii(line, 1).tolist() == [1, 1, 2, 4]
+    assert radii(line, 2).tolist() == [3, 2, 3, 6]
+
+
+def test_a_set_against_itself_is_perfect() -> None:
+    real = normal(100, 0)
+    assert precision_recall(real, real) == (1.0, 1.0)
+    density, coverage = density_coverage(real, real)
+    assert coverage == 1.0
+    assert density == pytest.approx(1.2, abs=0.2)  # each sample lies in its own neighbourhood too
+
+
+def test_sets_far_apart_share_nothing() -> None:
+    assert precision_recall(normal(50, 0), normal(50, 1) + 100) == (0.0, 0.0)
+    assert density_coverage(normal(50, 0), normal(50, 1) + 100) == (0.0, 0.0)
+
+
+def test_a_collapsed_set_keeps_precision_and_loses_recall() -> None:
+    real = normal(300, 0)
+    collapsed = real[:1] + 1e-3 * normal(300, 1)
+    precision, recall = precision_recall(collapsed, real)
+    assert precision == 1.0
+    assert recall < 0.02
+    assert density_coverage(collapsed, real)[1] < 0.1
+
+
+def test_precision_and_recall_swap_with_the_sets() -> None:
+    narrow, wide = 0.5 * normal(200, 0), normal(200, 1)
+    precision, recall = precision_recall(narrow, wide)
+    assert precision_recall(wide, narrow) == (recall, precision)
+    assert precision > recall
+
+
+def test_inception_style_score_from_one_to_the_number_of_classes() -> None:
+    sure = 50 * torch.eye(10).repeat(3, 1)
+    assert inception_style_score(sure) == pytest.approx(10.0)
+    assert inception_style_score(sure[:1].repeat(30, 1)) == pytest.approx(1.0)
+    assert inception_style_score(torch.zeros(30, 10)) == pytest.approx(1.0)
+
+
+def test_class_diversity_is_a_ratio_of_spreads() -> None:
+    real, labels = normal(200, 0), torch.arange(200) % 2
+    shifted = real + labels.unsqueeze(1) * 100  # classes far apart: the distance between them does not count
+    assert class_diversity(0.5 * shifted, labels, shifted, labels) == pytest.approx(0.5)
+    assert class_diversity(torch.zeros_like(real), labels, real, labels) == 0.0
+
+
+def test_memorised_samples_are_near_one_image_alone() -> None:
+    training = normal(50, 0, 64).reshape(50, 1, 8, 8)
+    near = training[:10] + 0.01
+    fresh = normal(10, 1, 64).reshape(10, 1, 8, 8)
+    assert memorised_share(torch.cat([near, fresh]), training) == 0.5
+    between = (training[:1] + training[1:2]) / 2
+    assert memorised_share(between, training) == 0.0
+    assert math.isclose(memorised_share(training, training), 1.0)

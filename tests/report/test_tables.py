@@ -1,0 +1,303 @@
+"""Tables from records that are written by hand: rows, refusals, failures, differences."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness.errors import NotComparable, UsageError
+from harness.records import Cost, Environment, Exposure, LatencyEntry, Metric, Record, TrainingBill, write_record
+from harness.report.console import print_results
+from harness.report.markdown import page, publish
+from harness.report.tables import DIVERSITY, QUALITY, differences_table, exposure_table, load_records, notes, results_table, rows_of
+
+ENVIRONMENT = Environment(commit="0123456789abcdef", dirty=False, code="c", python="3.11", packages={"torch": "2.15.0"}, device="cpu",
+                          cpu="a cpu", threads=2)  # fmt: skip
+LATENCY = LatencyEntry(seconds=0.1, reference_seconds=0.4, ratio=0.25, reference="teacher, 24 steps", batch=16, dtype="float32",
+                       device="cpu", threads=2, warmup=2, repeats=9)  # fmt: skip
+FIRST = "FID first − second"
+BETTER = "better (Holm, 95 %)"
+
+
+def metric(name: str, values: dict[int, float], **identity: Any) -> Metric:
+    return Metric(values=values, n=40, direction="lower", identity={"metric": name, "version": 1, **identity})
+
+
+def record(method: str = "ard", seed: int = 0, fid: float = 5.0, steps: int = 100, num_steps: int = 4, **changes: Any) -> Record:
+    """A finished record; FID is `fid` and `fid + 1` on two noise sets."""
+    identity = changes.pop("identity", {})
+    names = [*QUALITY, *DIVERSITY]
+    metrics = {name: metric(name, {0: 0.5, 1: 0.5}, **identity) for name in names}
+    metrics |= {f"{name}_floor": metric(f"{name}_floor", {0: 0.25}) for name in names}
+    metrics["fid"] = metric("fid", {0: fid, 1: fid + 1}, **identity)
+    bill = TrainingBill(steps=steps, images=64 * steps, flops=2e12, trajectory_flops=3e12, teacher_evaluations=9, seconds=7.0,
+                        peak_memory_bytes=1, ema_initial_weight=0.0)  # fmt: skip
+    config = {"num_steps": num_steps, "seed": seed, "total_steps": steps, "batch_size": 64 if steps else 0, "micro_batch_size": None,
+              "precision": "fp32", "noise_sets": 2}  # fmt: skip
+    options = {"ard": {"history_layers": 6}, "teacher": {"solver": "ddim"}}.get(method, {})
+    given = {
+        "run_id": f"{method}-{num_steps}-{steps}-{seed}", "task": "tiny", "task_version": 1, "method": method, "options": options,
+        "config": config, "target": "guided teacher", "hashes": {}, "status": "finished", "metrics": metrics, "environment": ENVIRONMENT,
+        "cost": Cost(parameters=2_500_000, nfe=4.0, macs_per_sample=3_000_000, latency=LATENCY, training=bill if steps else None),
+    }  # fmt: skip
+    return Record(**{**given, **changes})
+
+
+def failed(method: str = "ard", seed: int = 0, reason: str = "loss nan at step 3") -> Record:
+    return record(method, seed, run_id=f"failed-{seed}", status="failed", reason=reason, metrics={}, cost=None)
+
+
+def teacher(**changes: Any) -> Record:
+    return record("teacher", steps=0, num_steps=24, **changes)
+
+
+def line_of(records: list[Record], place: int = 0) -> dict[str, str]:
+    return dict(results_table(rows_of(records)).iloc[place])
+
+
+# rows
+
+
+def test_seeds_of_one_setting_share_a_row() -> None:
+    rows = rows_of([record(seed=2), record("step-distillation"), record(seed=0), record(seed=1), record(num_steps=2)])
+    assert [(row.label, row.num_steps, len(row.records)) for row in rows] == [
+        ("ard, history_layers 6", 2, 1), ("ard, history_layers 6", 4, 3), ("step-distillation", 4, 1),
+    ]  # fmt: skip
+    assert [r.config["seed"] for r in rows[1].records] == [0, 1, 2]
+
+
+def test_settings_are_kept_apart() -> None:
+    settings = {"precision": "bf16", "batch_size": 8, "noise_sets": 1}
+    apart = [record(), record(steps=200), record(options={"history_layers": 2}), record(num_steps=2)]
+    apart += [record(config={**record().config, key: value}) for key, value in settings.items()]
+    assert len(rows_of(apart)) == len(apart)
+
+
+def test_training_free_rows_come_first() -> None:
+    rows = rows_of([record(steps=200), record(), teacher(), record("teacher", steps=0, num_steps=4)])
+    assert [(row.num_steps, row.training) for row in rows] == [(24, (0, 0)), (4, (0, 0)), (4, (100, 64)), (4, (200, 64))]
+
+
+def test_a_label_names_the_options_that_matter() -> None:
+    def label(**changes: Any) -> str:
+        return rows_of([record(**changes)])[0].label
+
+    assert label(options={"history_layers": 6, "lr": 0.001, "heads": "per_step"}) == "ard, history_layers 6"
+    assert label(options={"history_layers": 2, "lr": 0.01, "heads": "shared"}) == "ard, history_layers 2, lr 0.01, heads shared"
+    assert label(config={**record().config, "precision": "bf16"}) == "ard, history_layers 6, bf16"
+    assert label(method="somebody's", options={"knob": 3}) == "somebody's, knob 3"
+
+
+# refusals
+
+
+def test_mixed_identities_are_refused_by_name() -> None:
+    other = record(seed=1, identity={"version": 2, "features": "ff"})
+    with pytest.raises(NotComparable) as caught:
+        rows_of([record(), other])
+    said = str(caught.value)
+    assert said.endswith("are not comparable: they differ in features, version")
+    assert record().run_id in said
+    assert other.run_id in said
+    assert NotComparable.exit_code == 4
+
+
+def test_every_metric_counts_for_comparability() -> None:
+    other = record(seed=1)
+    other.metrics["kid"] = metric("kid", {0: 1.0}, subset_size=10)
+    with pytest.raises(NotComparable, match=r"^kid of .* they differ in subset_size$"):
+        rows_of([record(), other])
+
+
+def test_tasks_have_sections_of_their_own() -> None:
+    text = page([record(), record(task="other", identity={"version": 2})])
+    assert text.index("## other") < text.index("## tiny")
+
+
+# cells
+
+
+def test_the_cells_of_a_row() -> None:
+    line = line_of([record(seed=0, fid=4.0), record(seed=1, fid=6.0)])
+    assert line["method"] == "ard, history_layers 6"
+    assert (line["steps"], line["training"], line["seeds × noise sets"]) == ("4", "100 × 64", "2 × 2")
+    assert line["FID ↓"] == "5.50 ± 12.71"  # means 4.5 and 6.5; t of 1 degree of freedom is 12.706
+    assert (line["NFE"], line["MMACs / sample"], line["parameters"]) == ("4", "3.0", "2.500 M")
+    assert line["latency / teacher"] == "0.250"
+    assert line["training TFLOPs + trajectories"] == "2.0 + 3.0"
+
+
+def test_a_row_without_training_has_an_interval_over_noise_sets() -> None:
+    line = line_of([teacher(fid=1.0)])
+    assert (line["training"], line["seeds × noise sets"]) == ("none", "- × 2")
+    assert line["FID ↓"] == "1.50 ± 6.35"  # values 1 and 2
+    assert line.get("training seconds", "") == ""
+
+
+def test_the_last_line_is_the_floor() -> None:
+    line = line_of([record(), teacher()], -1)
+    assert line["method"] == "held-out real images"
+    assert line["FID ↓"] == "0.25"
+    assert line["NFE"] == ""
+
+
+# failures
+
+
+def test_a_failed_row_shows_its_reason() -> None:
+    line = line_of([failed(), teacher()], 1)
+    assert line["method"] == "ard, history_layers 6"
+    assert line["FID ↓"] == "failed: loss nan at step 3"
+    assert line["KID ↓"] == ""
+
+
+def test_failed_seeds_are_counted_and_do_not_enter_the_mean() -> None:
+    line = line_of([record(seed=0, fid=4.0), failed(seed=1)])
+    assert line["method"] == "ard, history_layers 6 (1 of 2 seeds failed)"
+    assert line["seeds × noise sets"] == "1 × 2"
+    assert line["FID ↓"].startswith("4.50")
+
+
+def test_a_page_of_failures_alone() -> None:
+    text = page([failed()])
+    assert "failed: loss nan at step 3" in text
+    assert not notes(rows_of([failed()]))
+
+
+def test_failures_have_no_differences() -> None:
+    rows = rows_of([failed("ard", 0), failed("ard", 1), record("step-distillation", 0), record("step-distillation", 1)])
+    assert differences_table(rows).empty
+
+
+# differences
+
+
+def seeds(method: str, fids: list[float], **changes: Any) -> list[Record]:
+    return [record(method, seed, fid, **changes) for seed, fid in enumerate(fids)]
+
+
+def difference(first: list[Record], second: list[Record]) -> dict[str, str]:
+    (line,) = differences_table(rows_of([*first, *second])).to_dict("records")
+    return line
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_lower_fid_is_better_whichever_row_comes_first(sign: int) -> None:
+    line = difference(seeds("ard", [10.0, 20.0, 30.0]), seeds("step-distillation", [10 + sign * 2.0, 20 + sign * 2.1, 30 + sign * 1.9]))
+    assert (line["first"], line["second"], line["seeds"]) == ("ard, history_layers 6", "step-distillation", "3")
+    assert float(line[FIRST].split(" ± ")[0]) == pytest.approx(-sign * 2)
+    assert line[BETTER] == ("ard, history_layers 6" if sign == 1 else "step-distillation")
+
+
+def test_an_uncertain_difference_is_not_named() -> None:
+    line = difference(seeds("ard", [10.0, 20.0, 30.0]), seeds("step-distillation", [12.0, 19.0, 31.0]))
+    assert line[BETTER] == "not shown"
+
+
+def test_a_difference_that_holm_does_not_reject_is_not_named() -> None:
+    """Alone p = 0.03 names a better row; beside two more comparisons it does not."""
+    first, second = seeds("ard", [10.0, 10.0, 10.0]), seeds("step-distillation", [11.0, 11.5, 12.2])
+    alone = difference(first, second)
+    assert 0.02 < float(alone["p"]) < 0.05
+    assert alone[BETTER] == "ard, history_layers 6"
+    third = seeds("denoising", [14.0, 8.0, 12.0])
+    lines = differences_table(rows_of([*first, *second, *third])).to_dict("records")
+    assert len(lines) == 3
+    assert {line[BETTER] for line in lines} == {"not shown"}
+    assert alone["p"] in [line["p"] for line in lines]
+
+
+def test_only_rows_of_equal_steps_and_training_are_compared() -> None:
+    pair = [1.0, 2.0]
+    records = [*seeds("ard", pair), *seeds("ard", pair, num_steps=2), *seeds("step-distillation", pair, steps=200), teacher()]
+    assert differences_table(rows_of(records)).empty
+
+
+def test_one_seed_shows_no_difference() -> None:
+    assert differences_table(rows_of([record(), record("step-distillation", fid=9.0)])).empty
+
+
+def test_equal_rows_show_no_difference() -> None:
+    line = difference(seeds("ard", [1.0, 2.0]), seeds("step-distillation", [1.0, 2.0]))
+    assert (float(line["p"]), line[BETTER]) == (1, "not shown")
+
+
+# exposure, notes
+
+
+def test_the_exposure_table_shows_the_gap_of_trained_rows() -> None:
+    exposures = [Exposure(on_teachers_history=[0.1, 0.2], on_own_history=[0.1, own], n=16) for own in (0.3, 0.5)]
+    records = [record(seed=seed, exposure=exposure) for seed, exposure in enumerate(exposures)]
+    (line,) = exposure_table(rows_of([*records, teacher(exposure=exposures[0])])).to_dict("records")
+    assert line["method"] == "ard, history_layers 6"
+    assert line["gap after each step"] == "0.0000, 0.2000"
+    assert line["last step, own history"].startswith("0.4000 ± ")
+    assert line["last step, teacher's history"].startswith("0.2000")
+
+
+def test_notes_say_what_a_reader_must_know() -> None:
+    dirty = ENVIRONMENT.model_copy(update={"dirty": True, "device": "H200"})
+    rows = rows_of([record(flags=["short average"]), record("denoising", target="data", environment=dirty), teacher()])
+    text = "\n".join(notes(rows))
+    for part in (
+        "N = 40", "held-out real images", "95 % t interval", "Latency: batch 16, float32, cpu with 2 threads, 2 warm-ups, median of 9",
+        "charged in full", "Target is not the guided teacher in denoising: data", "ard-4-100-0: short average.",
+        "Made on cpu (a cpu), Python 3.11, torch 2.15.0, commit 0123456789.", "Made on H200 (a cpu)", "with uncommitted changes",
+    ):  # fmt: skip
+        assert part in text
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_terminal_of_any_width_shows_every_number(width: int) -> None:
+    console = Console(width=width, record=True, file=StringIO())
+    print_results([teacher(fid=1.0), record(fid=7.25)], console)
+    text = console.export_text()
+    for part in ("teacher", "held-out", "7.75", "1.50", "N = 40"):
+        assert part in text
+
+
+# files
+
+
+def test_records_of_a_folder(tmp_path: Path) -> None:
+    write_record(tmp_path / "runs" / "a" / "record.json", record(fid=1.0))
+    write_record(tmp_path / "tiny" / "records" / "a.json", record(fid=2.0))  # the same run as it was published
+    write_record(tmp_path / "tiny" / "records" / "b.json", record(seed=1))
+    found = {one.run_id: one for one in load_records(tmp_path)}
+    assert found.keys() == {record().run_id, record(seed=1).run_id}
+    assert found[record().run_id].metrics["fid"].values[0] == 1.0
+    assert len(load_records(tmp_path / "tiny")) == 2
+
+
+def test_a_folder_without_records_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no record below .*; `harness run` makes one"):
+        load_records(tmp_path)
+
+
+def test_publishing_copies_records_and_grids_and_writes_a_page(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / record().run_id
+    write_record(folder / "record.json", record())
+    (folder / "samples.png").write_bytes(b"a picture")
+    write_record(tmp_path / "runs" / "failed-1" / "record.json", failed(seed=1))
+    (written,) = publish(load_records(tmp_path), tmp_path)
+    assert written == tmp_path / "tiny" / "README.md"
+    text = written.read_text()
+    assert f"![samples](samples/{record().run_id}.png)" in text
+    assert (tmp_path / "tiny" / "samples" / f"{record().run_id}.png").read_bytes() == b"a picture"
+    assert {one.run_id for one in load_records(tmp_path / "tiny")} == {record().run_id, "failed-1"}
+
+
+def test_publishing_published_records_alone_changes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / record().run_id
+    write_record(folder / "record.json", record())
+    (folder / "samples.png").write_bytes(b"a picture")
+    (first,) = publish(load_records(tmp_path), tmp_path)
+    text = first.read_text()
+    for path in folder.iterdir():
+        path.unlink()
+    publish(load_records(tmp_path), tmp_path)
+    assert first.read_text() == text

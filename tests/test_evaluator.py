@@ -1,0 +1,175 @@
+"""The evaluator: what it says of real images, what a metric's identity holds, what sampling costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.conditions import Condition
+from harness.evaluator import Evaluator, sample_grid, sample_set, sampling_cost
+from harness.methods import METHODS
+from harness.randomness import Keyed, keyed_initialisation
+from harness.records import Metric
+from harness.run import RunConfig, resolve
+from harness.solvers import integrate
+from harness.tasks import Task
+
+CPU = torch.device("cpu")
+
+
+def changed(task: Task, **changes: Any) -> Task:
+    """The task with parts of its spec replaced; a dictionary replaces parts of a part."""
+    spec = task.spec
+    for name, value in changes.items():
+        part = getattr(spec, name)
+        value = part.model_copy(update=value) if isinstance(value, dict) else value
+        spec = spec.model_copy(update={name: value})
+    return Task(spec)
+
+
+def noise_images(task: Task, count: int) -> Tensor:
+    return Keyed("test", 0).normal("images", torch.arange(count), task.shape)
+
+
+class Replay:
+    """A perfect sampler: it returns given images in order."""
+
+    def __init__(self, images: Tensor):
+        self.images, self.calls = images, list[int]()
+
+    def __call__(self, x_T: Tensor, cond: Condition) -> Tensor:
+        start = sum(self.calls)
+        self.calls.append(len(x_T))
+        return self.images[start : start + len(x_T)]
+
+
+def test_the_reference_itself_has_no_distance(tiny: Task) -> None:
+    real = tiny.split.train.images
+    task = changed(tiny, evaluation={"samples": len(real), "batch_size": 500})
+    sampler = Replay(real)
+    samples = sample_set(sampler, task, 0, CPU)
+    assert sampler.calls == [500, 500, len(real) - 1000]
+    assert torch.equal(samples, real)
+    metrics = Evaluator(task, lambda k: real, CPU).evaluate({0: samples})
+    other = Evaluator(task, lambda k: real, CPU).evaluate({0: noise_images(task, len(real))})
+    assert abs(metrics["fid"].mean) < 1e-4 * other["fid"].mean
+    assert abs(metrics["kid"].mean) < 0.1 * other["kid"].mean
+    assert metrics["distance_to_teacher"].mean == 0
+    assert other["distance_to_teacher"].mean > 0.5
+
+
+def test_the_floor_is_that_of_held_out_images(tiny: Task) -> None:
+    held_out = tiny.split.held_out
+    task = changed(tiny, evaluation={"samples": len(held_out)})
+    evaluator = Evaluator(task, lambda k: held_out.images, CPU)
+    metrics = evaluator.evaluate({0: held_out.images})
+    assert metrics["fid_floor"].n == len(held_out) == 360
+    for name in ("fid", "kid"):
+        assert metrics[name].mean == pytest.approx(metrics[f"{name}_floor"].mean, rel=1e-9)
+        assert metrics[name].direction == metrics[f"{name}_floor"].direction == "lower"
+
+
+def test_every_noise_set_has_its_value(tiny: Task) -> None:
+    samples = {k: noise_images(tiny, 80)[40 * k : 40 * k + 40] for k in (0, 1)}
+    metrics = Evaluator(tiny, samples.__getitem__, CPU).evaluate(samples)
+    for name, metric in metrics.items():
+        if not name.endswith("_floor"):
+            assert metric.values.keys() == {0, 1}
+            assert metric.n == 40
+    assert metrics["fid"].values[0] != metrics["fid"].values[1]
+    alone = Evaluator(tiny, samples.__getitem__, CPU).evaluate({1: samples[1]})
+    assert alone["fid"].values[1] == metrics["fid"].values[1]
+
+
+def test_label_agreement_asks_for_the_sets_own_labels(tiny: Task) -> None:
+    evaluator, images = Evaluator(tiny, lambda k: noise_images(tiny, 40), CPU), noise_images(tiny, 40)
+    with keyed_initialisation(0, "opinions"):
+        for parameter in evaluator.classifier.parameters():  # the tiny one finds all images alike
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    with torch.no_grad():
+        predicted = evaluator.classifier(((images + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1).argmax(1)
+    expected = float((predicted == torch.arange(40) % 10).double().mean())
+    assert expected != float((predicted.flip(0) == torch.arange(40) % 10).double().mean())
+    assert evaluator.evaluate({0: images})["label_agreement"].mean == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_samples_that_are_not_finite_are_refused(value: float, tiny: Task) -> None:
+    images = noise_images(tiny, 40)
+    images[3, 0, 0, 0] = value
+    with pytest.raises(ValueError, match="samples of noise set 0 are not finite"):
+        Evaluator(tiny, lambda k: images, CPU).evaluate({0: images})
+
+
+def identity_hash(task: Task, name: str = "fid", n: int = 40) -> str:
+    identity = Evaluator(task, lambda k: torch.zeros(1), CPU).identity(name, n)
+    return Metric(values={0: 1.0}, n=n, direction="lower", identity=identity).identity_hash
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": 2},
+        {"name": "other"},
+        {"evaluation": {"seed": 1}},
+        {"evaluation": {"kid_subset_size": 10}},
+        {"data": {"split_seed": 1}},
+        {"guidance": {"scale": 1.5}},
+    ],
+    ids=str,
+)
+def test_what_a_metrics_identity_holds(changes: dict[str, Any], tiny: Task) -> None:
+    assert identity_hash(changed(tiny, **changes)) != identity_hash(tiny)
+
+
+def test_an_identity_holds_n_and_the_metric(tiny: Task) -> None:
+    assert identity_hash(tiny) == identity_hash(changed(tiny))
+    assert identity_hash(tiny, n=41) != identity_hash(tiny)
+    assert identity_hash(tiny, "kid") != identity_hash(tiny)
+
+
+@pytest.mark.parametrize("network", ["features", "teacher"])
+def test_an_identity_holds_the_networks_weights(network: str, tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identity_hash(tiny)
+    other = changed(tiny, **{network: {"sha256": "0" * 64}})
+    monkeypatch.setattr(other, "classifier", lambda device: tiny.classifier(device))
+    assert identity_hash(other) != before
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "nfe"),
+    [("teacher", {}, 8), ("step-distillation", {}, 4), ("ard", {"history_layers": 2}, 4), ("denoising", {}, 4)],
+)
+def test_a_guided_step_costs_two_passes_and_a_students_one(method: str, options: dict[str, Any], nfe: int, tiny: Task) -> None:
+    resolved = resolve(RunConfig(method=method, options=options, task="tiny"), tiny)
+    built = METHODS[method](resolved.config, tiny.teacher(CPU), tiny, 4, 10)
+
+    def sampler(x_T: Tensor, cond: Condition) -> Tensor:
+        return integrate(built.solver, built.student, x_T, built.levels, cond)
+
+    found, macs = sampling_cost(sampler, built.passes_through, tiny, CPU)
+    assert found == nfe
+    tokens, d = 4, 16
+    linear = tokens * 12 * d * d + 6 * d * d
+    forward = tokens * 16 * d + 256 * d + d * d + 3 * (linear + 2 * tokens**2 * d) + 2 * d * d + tokens * d * 16
+    extra = 2 * tokens**2 * d * 2 * 6 if method == "ard" else 0
+    assert macs == nfe * forward + extra
+
+
+def test_a_grid_shows_rows_of_samples_enlarged() -> None:
+    rows = [torch.full((30, 1, 8, 8), value) for value in (-1.0, 1.0)]
+    picture = sample_grid(rows, columns=6, scale=5, gap=2)
+    assert picture.shape == (2 * (8 * 5 + 4), 6 * (8 * 5 + 4), 3)
+    assert picture.dtype == torch.uint8
+    assert picture[0].unique().tolist() == [255]
+    assert picture[2:42, 2:42].unique().tolist() == [0]
+    assert picture[46:86].unique().tolist() == [255]
+
+
+def test_a_grid_keeps_colours_and_takes_fewer_samples_than_columns() -> None:
+    picture = sample_grid([torch.tensor([-1.0, 0.0, 1.0]).reshape(1, 3, 1, 1).expand(2, 3, 4, 4)], columns=20, scale=2, gap=1)
+    assert picture.shape == (10, 20, 3)
+    assert picture[5, 5].tolist() == [0, 128, 255]

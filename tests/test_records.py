@@ -1,0 +1,170 @@
+"""Records: read as they were written, refused in one sentence, and a digest of the code that decides numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import records
+from harness.errors import UsageError
+from harness.records import (
+    SCHEMA_VERSION,
+    Cost,
+    Environment,
+    LatencyEntry,
+    Metric,
+    Record,
+    TrainingBill,
+    capture_environment,
+    code_digest,
+    read_record,
+    write_record,
+)
+
+
+def full_record() -> Record:
+    latency = LatencyEntry(
+        seconds=0.1, reference_seconds=0.2, ratio=0.5, reference="teacher, 24 steps", batch=16, dtype="float32", device="cpu",
+        threads=2, warmup=2, repeats=9,
+    )  # fmt: skip
+    bill = TrainingBill(
+        steps=300, images=19200, flops=1.5e12, trajectory_flops=1e12, teacher_evaluations=96, seconds=12.5,
+        peak_memory_bytes=10**9, ema_initial_weight=0.001,
+    )  # fmt: skip
+    return Record(
+        run_id="ard-4-0123456789", task="tiny", task_version=1, method="ard", options={"history_layers": 2, "lr": 0.001},
+        config={"num_steps": 4, "seed": 0}, target="guided teacher", hashes={"teacher": "ab"}, status="finished",
+        levels=[999.0, 749.0], metrics={"fid": Metric(values={0: 1.5, 1: 2.5}, n=40, direction="lower", identity={"n": 40})},
+        cost=Cost(parameters=10, nfe=4.0, macs_per_sample=1000, latency=latency, training=bill), flags=["a flag"],
+        environment=Environment(commit=None, dirty=None, code="c0de", python="3.11.7", packages={"torch": "2.15.0"}, device="cpu",
+                                cpu="some", threads=2),
+    )  # fmt: skip
+
+
+def test_a_record_survives_writing_and_reading(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "a" / "record.json"
+    write_record(path, full_record())
+    assert read_record(path) == full_record()
+    assert [file.name for file in path.parent.iterdir()] == ["record.json"]
+    assert json.loads(path.read_text())["schema_version"] == SCHEMA_VERSION
+
+
+def broken(tmp_path: Path, text: str) -> str:
+    """What reading this text as a record says."""
+    path = tmp_path / "record.json"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_record(path)
+    said = str(caught.value)
+    assert str(path) in said
+    assert "\n" not in said
+    return said
+
+
+def test_an_unknown_key_is_refused_by_name(tmp_path: Path) -> None:
+    values = json.loads(full_record().model_dump_json())
+    assert "surprise" in broken(tmp_path, json.dumps({**values, "surprise": 1}))
+    values["cost"]["training"]["hidden"] = 1
+    assert "cost.training.hidden" in broken(tmp_path, json.dumps(values))
+
+
+def test_a_missing_key_is_refused_by_name(tmp_path: Path) -> None:
+    values = json.loads(full_record().model_dump_json())
+    del values["run_id"]
+    assert "run_id" in broken(tmp_path, json.dumps(values))
+
+
+def test_truncated_json_is_refused(tmp_path: Path) -> None:
+    text = full_record().model_dump_json(indent=1)
+    assert "cannot be read" in broken(tmp_path, text[: len(text) // 2])
+    assert "cannot be read" in broken(tmp_path, "")
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    values = {**json.loads(full_record().model_dump_json()), "schema_version": SCHEMA_VERSION + 1}
+    assert f"this version reads schema {SCHEMA_VERSION}" in broken(tmp_path, json.dumps(values))
+    assert f"this version reads schema {SCHEMA_VERSION}" in broken(tmp_path, json.dumps({**values, "novelty": 1}))
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read record .*none\.json"):
+        read_record(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_written_can_be_read_or_is_refused_at_once(value: float, tmp_path: Path) -> None:
+    record = full_record()
+    try:
+        record.metrics["fid"] = Metric(values={0: value}, n=40, direction="lower", identity={})
+        write_record(tmp_path / "record.json", record)
+    except ValueError:
+        return
+    assert str(read_record(tmp_path / "record.json").metrics["fid"].values[0]) == str(value)
+
+
+def test_a_metrics_mean_and_identity() -> None:
+    metric = full_record().metrics["fid"]
+    assert metric.mean == 2.0
+    same = Metric(values={0: 9.0}, n=40, direction="lower", identity={"n": 40})
+    assert metric.identity_hash == same.identity_hash
+    assert metric.identity_hash != same.model_copy(update={"identity": {"n": 41}}).identity_hash
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the package whose sources are digested."""
+    folder = tmp_path / "harness"
+    shutil.copytree(Path(records.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    monkeypatch.setattr(records, "__file__", str(folder / "records.py"))
+    return folder
+
+
+def append(path: Path) -> None:
+    path.write_text(path.read_text() + "\n# changed\n")
+
+
+def test_the_copy_has_the_originals_digest(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = code_digest()
+    monkeypatch.undo()
+    assert code_digest() == found
+    assert len(found) == 16
+
+
+@pytest.mark.parametrize("name", ["trainer.py", "run.py", "methods/ard.py", "tasks/digits.yaml", "metrics/fidelity.py"])
+def test_the_digest_changes_with_what_decides_numbers(name: str, copied: Path) -> None:
+    before = code_digest()
+    append(copied / name)
+    assert code_digest() != before
+
+
+@pytest.mark.parametrize("name", ["cli.py", "console.py", "__main__.py", "report/tables.py", "report/statistics.py"])
+def test_the_digest_does_not_change_with_presentation(name: str, copied: Path) -> None:
+    before = code_digest()
+    append(copied / name)
+    assert code_digest() == before
+
+
+def test_the_digest_changes_with_a_new_or_renamed_file(copied: Path) -> None:
+    before = code_digest()
+    (copied / "methods" / "new.py").write_text("")
+    with_new = code_digest()
+    (copied / "methods" / "new.py").rename(copied / "methods" / "newer.py")
+    assert len({before, with_new, code_digest()}) == 3
+
+
+def test_the_environment_names_code_versions_and_machine() -> None:
+    found = capture_environment(torch.device("cpu"))
+    assert found.code == code_digest()
+    assert found.packages["torch"] == torch.__version__.partition("+")[0] or found.packages["torch"] == torch.__version__
+    assert found.device == "cpu"
+    assert found.threads == torch.get_num_threads()
+    assert "cores" in found.cpu
+
+
+def test_outside_of_a_checkout_there_is_no_commit(copied: Path) -> None:
+    found = capture_environment(torch.device("cpu"))
+    assert (found.commit, found.dirty) == (None, None)

@@ -1,0 +1,99 @@
+"""Names: duplicates raise, unknown ones list the near ones, plug-ins come in by their entry-point group."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from harness.errors import UsageError
+from harness.registry import Registry
+
+
+class Hammer:
+    """A class to register."""
+
+
+class Saw:
+    """Another one."""
+
+
+@pytest.fixture
+def tools() -> Registry:
+    """A registry of tools that holds a hammer."""
+    registry = Registry("tool")
+    registry.register("hammer")(Hammer)
+    return registry
+
+
+def plug_in(monkeypatch: pytest.MonkeyPatch, **classes: type) -> list[str]:
+    """Puts installed plug-ins in place; returns the list of groups that are asked for."""
+    asked = []
+    points = [SimpleNamespace(name=name, load=lambda cls=cls: cls) for name, cls in classes.items()]
+
+    def entry_points(group: str) -> list[SimpleNamespace]:
+        asked.append(group)
+        return points
+
+    monkeypatch.setattr("harness.registry.entry_points", entry_points)
+    return asked
+
+
+def test_a_class_is_found_by_its_name(tools: Registry) -> None:
+    assert tools["hammer"] is Hammer
+    assert tools.name_of(Hammer) == "hammer"
+
+
+def test_register_returns_the_class(tools: Registry) -> None:
+    assert tools.register("saw")(Saw) is Saw
+
+
+def test_names_are_sorted(tools: Registry) -> None:
+    tools.register("awl")(Saw)
+    assert tools.names() == ["awl", "hammer"]
+
+
+def test_a_duplicate_raises_and_changes_nothing(tools: Registry) -> None:
+    with pytest.raises(ValueError, match=r"tool 'hammer' is registered twice: .*Hammer.*Saw"):
+        tools.register("hammer")(Saw)
+    assert tools["hammer"] is Hammer
+
+
+def test_the_same_class_may_be_registered_again(tools: Registry) -> None:
+    tools.register("hammer")(Hammer)
+    assert tools.names() == ["hammer"]
+
+
+def test_an_unknown_name_lists_the_near_ones(tools: Registry) -> None:
+    tools.register("saw")(Saw)
+    with pytest.raises(UsageError, match=r"^unknown tool 'hamer'; did you mean hammer\?$"):
+        tools["hamer"]
+
+
+def test_a_name_that_is_near_to_none_lists_all(tools: Registry) -> None:
+    tools.register("saw")(Saw)
+    with pytest.raises(UsageError, match=r"^unknown tool 'qqq'; known: hammer, saw$"):
+        tools["qqq"]
+
+
+def test_name_of_a_stranger_raises(tools: Registry) -> None:
+    with pytest.raises(KeyError):
+        tools.name_of(Saw)
+
+
+def test_a_plug_in_is_found_under_its_kinds_group(tools: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = plug_in(monkeypatch, saw=Saw)
+    assert tools["saw"] is Saw
+    assert tools.names() == ["hammer", "saw"]
+    assert asked == ["harness.tools"]  # looked for once
+
+
+def test_names_alone_load_plug_ins(tools: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_in(monkeypatch, saw=Saw)
+    assert "saw" in tools.names()
+
+
+def test_a_plug_in_cannot_take_a_name_that_is_taken(tools: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_in(monkeypatch, hammer=Saw)
+    with pytest.raises(ValueError, match="registered twice"):
+        tools["hammer"]

@@ -1,0 +1,395 @@
+"""A run from its config to its record: what it leaves behind, when it is taken up again, what it is billed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from harness import records, run
+from harness.denoiser import count_passes
+from harness.errors import Interrupted, RunFailed, UsageError
+from harness.files import read_tensors
+from harness.records import Record, read_record
+from harness.run import Run, RunConfig, parse_config, reference_of, resolve
+from harness.tasks import Task
+
+CPU = torch.device("cpu")
+ARD = {"history_layers": 2}
+
+
+def config(**changes: Any) -> RunConfig:
+    return parse_config({"method": "ard", "task": "tiny", "num_steps": 2, "options": ARD, **changes})
+
+
+def new_run(folder: Path, report: Callable = run.silent, **changes: Any) -> Run:
+    return Run(resolve(config(**changes)), folder, CPU, report)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes any training from now on an error."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("it trains")
+
+    return lambda: monkeypatch.setattr(run, "Trainer", refuse)
+
+
+@pytest.fixture
+def other_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From now on the code has another digest."""
+
+    def change() -> None:
+        for module in (run, records):
+            monkeypatch.setattr(module, "code_digest", lambda: "another")
+
+    return change
+
+
+# what a run is
+
+
+def test_a_run_leaves_its_record_curve_grid_and_student(tiny: Task, tmp_path: Path) -> None:
+    one = new_run(tmp_path)
+    record = one.execute()
+    assert files(one.folder) >= {"record.json", "curves.jsonl", "samples.png", "student.safetensors"}
+    assert not (one.folder / "checkpoint").exists()
+    assert not [name for name in files(tmp_path) if name.endswith(".tmp")]
+    assert read_record(one.folder / "record.json") == record
+    assert [json.loads(line)["step"] for line in (one.folder / "curves.jsonl").read_text().splitlines()] == [3]
+    assert Image.open(one.folder / "samples.png").size == (20 * 44, 2 * 44)
+    weights = read_tensors(one.folder / "student.safetensors")
+    assert weights.keys() == one.build(tiny.teacher(CPU)).student.state_dict().keys()
+
+
+def test_what_a_record_says(tiny: Task, tmp_path: Path) -> None:
+    record = new_run(tmp_path).execute()
+    assert (record.status, record.method, record.task, record.task_version) == ("finished", "ard", "tiny", 1)
+    assert record.options["history_layers"] == 2
+    assert record.config == {
+        "num_steps": 2, "seed": 0, "total_steps": 3, "batch_size": 8, "micro_batch_size": None, "precision": "fp32", "noise_sets": 1,
+    }  # fmt: skip
+    assert record.levels == pytest.approx([999, 499], abs=1e-3)
+    assert record.hashes == tiny.hashes
+    assert record.target == "guided teacher"
+    assert record.metrics["fid"].values.keys() == {0}
+    assert record.cost.nfe == 2
+    assert record.cost.latency.ratio > 0
+    assert record.environment.code == records.code_digest()
+
+
+def test_a_training_free_run_has_no_student_and_no_bill(tiny: Task, tmp_path: Path) -> None:
+    one = new_run(tmp_path, method="teacher", options={}, num_steps=4)
+    record = one.execute()
+    assert files(one.folder) == {"record.json", "samples.png"}
+    assert record.cost.training is None
+    assert record.cost.nfe == 8
+    assert record.metrics["distance_to_teacher"].mean == 0  # it is the task's reference
+
+
+def test_run_returns_the_references_record_beside_it(tiny: Task, tmp_path: Path) -> None:
+    record, reference = run.run(config(budget="table"), tmp_path, CPU)
+    assert (reference.method, reference.config["num_steps"]) == ("teacher", 4)
+    assert reference.metrics["fid"].values.keys() == record.metrics["fid"].values.keys() == {0, 1}
+    folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert folders == sorted([record.run_id, reference.run_id])
+
+
+def test_a_teacher_that_asks_for_nothing_new_is_the_reference(tiny: Task, tmp_path: Path) -> None:
+    record, reference = run.run(config(method="teacher", options={}, num_steps=4), tmp_path, CPU)
+    assert record.run_id == reference.run_id
+
+
+def test_two_runs_of_one_config_give_the_same_numbers(tiny: Task, tmp_path: Path) -> None:
+    first, second = (new_run(tmp_path / name).execute() for name in "ab")
+    assert first.metrics == second.metrics
+    assert new_run(tmp_path / "c", seed=1).execute().metrics["fid"].values != first.metrics["fid"].values
+
+
+def test_a_short_average_of_the_weights_is_flagged(tiny: Task, tmp_path: Path) -> None:
+    assert not new_run(tmp_path).execute().flags
+    (flag,) = new_run(tmp_path, options={**ARD, "ema_half_life": 0.5}).execute().flags
+    assert "25.0% of the initial weights" in flag
+
+
+# taken up again
+
+
+def test_a_finished_run_is_returned_without_training(tiny: Task, tmp_path: Path, no_training: Callable) -> None:
+    first = new_run(tmp_path).execute()
+    no_training()
+    assert new_run(tmp_path).execute() == first
+    with pytest.raises(AssertionError, match="it trains"):
+        new_run(tmp_path, seed=1).execute()
+
+
+def test_other_code_runs_it_again(tiny: Task, tmp_path: Path, other_code: Callable) -> None:
+    first = new_run(tmp_path).execute()
+    assert first.environment.code == records.code_digest()
+    other_code()
+    again = new_run(tmp_path).execute()
+    assert again.environment.code == "another"
+    assert again.run_id == first.run_id
+
+
+def test_reuse_takes_what_other_code_made(tiny: Task, tmp_path: Path, no_training: Callable, other_code: Callable) -> None:
+    first = new_run(tmp_path).execute()
+    other_code()
+    no_training()
+    assert new_run(tmp_path).execute(reuse=True) == first
+    with pytest.raises(AssertionError, match="it trains"):
+        new_run(tmp_path).execute()
+
+
+def stop_training(stage: str) -> Callable[[int, int], None]:
+    """A report that sends SIGTERM when training first says how far it is."""
+    return lambda done, total: os.kill(os.getpid(), signal.SIGTERM) if stage == "training" else None
+
+
+def note_training(seen: list[int]) -> Callable[[str], Callable[[int, int], None]]:
+    """A report that notes the steps at which training says how far it is."""
+    return lambda stage: lambda done, total: seen.append(done) if stage == "training" else None
+
+
+def test_an_interrupted_run_resumes_and_equals_an_uninterrupted_one(tiny: Task, tmp_path: Path) -> None:
+    straight = new_run(tmp_path / "straight", budget="steps=14")
+    whole = straight.execute()
+    halves = new_run(tmp_path / "halves", stop_training, budget="steps=14")
+    with pytest.raises(Interrupted, match="at step 10; the same command resumes it"):
+        halves.execute()
+    assert not (halves.folder / "record.json").exists()
+    assert (halves.folder / "checkpoint" / "state.pt").exists()
+
+    seen: list[int] = []
+    resumed = new_run(tmp_path / "halves", note_training(seen), budget="steps=14")
+    record = resumed.execute()
+    assert seen == [14]
+    assert record.metrics == whole.metrics
+    assert record.exposure == whole.exposure
+    for name in ("student.safetensors", "curves.jsonl"):
+        assert (resumed.folder / name).read_bytes() == (straight.folder / name).read_bytes()
+    same = {"steps", "images", "flops", "trajectory_flops", "teacher_evaluations", "ema_initial_weight"}
+    assert record.cost.training.model_dump(include=same) == whole.cost.training.model_dump(include=same)
+    assert not (resumed.folder / "checkpoint").exists()
+
+
+def test_a_checkpoint_of_other_code_is_not_resumed(tiny: Task, tmp_path: Path, other_code: Callable) -> None:
+    with pytest.raises(Interrupted):
+        new_run(tmp_path, stop_training, budget="steps=14").execute()
+    other_code()
+    seen: list[int] = []
+    new_run(tmp_path, note_training(seen), budget="steps=14").execute()
+    assert seen == [10, 14]
+
+
+# failures
+
+
+def test_a_failed_run_writes_its_reason(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*args: Any, **kwargs: Any) -> None:
+        raise RunFailed("student: loss nan at step 2: not finite")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Trainer, "train", diverge)
+        with pytest.raises(RunFailed, match=r"run ard-2-\w+ failed: student: loss nan at step 2"):
+            new_run(tmp_path).execute()
+    failed = read_record(new_run(tmp_path).folder / "record.json")
+    assert (failed.status, failed.reason) == ("failed", "student: loss nan at step 2: not finite")
+    assert not failed.metrics
+    assert new_run(tmp_path).execute().status == "finished"
+
+
+def test_samples_that_are_not_finite_fail_the_run(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "sampler", lambda self, method: lambda x_T, cond: x_T * float("nan"))
+    with pytest.raises(RunFailed, match="samples of noise set 0 are not finite"):
+        new_run(tmp_path).execute()
+    assert read_record(new_run(tmp_path).folder / "record.json").reason == "samples of noise set 0 are not finite"
+
+
+def test_a_wrong_option_leaves_nothing_behind(tiny: Task, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="history_layers is 9"):
+        run.run(config(options={"history_layers": 9}), tmp_path / "results", CPU)
+    assert not (tmp_path / "results").exists()
+
+
+# budgets and names
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps", "noise_sets"),
+    [("quick", 3, 1), ("table", 6, 2), ("steps=5", 5, 2), ("images=40", 5, 2), ("images=47", 5, 2), ("steps=1", 1, 2)],
+)
+def test_budgets(budget: str, steps: int, noise_sets: int, tiny: Task) -> None:
+    resolved = resolve(config(budget=budget))
+    assert (resolved.settings.total_steps, resolved.noise_sets) == (steps, noise_sets)
+
+
+NONSENSE = ["much", "steps", "steps=", "steps=0", "steps=-3", "steps=1.5", "steps=x", "images=7", "flops=1e9", "", "=3", "steps=²"]
+
+
+@pytest.mark.parametrize("budget", NONSENSE)
+def test_nonsense_budgets(budget: str, tiny: Task) -> None:
+    with pytest.raises(UsageError, match=r"budget is .* but must be one of: quick, table, steps=NUMBER, images=NUMBER") as caught:
+        resolve(config(budget=budget))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_run_id_does_not_depend_on_how_the_budget_was_said(tiny: Task) -> None:
+    ids = {resolve(config(budget=budget)).run_id for budget in ("table", "steps=6", "images=48", "images=50")}
+    assert len(ids) == 1
+    assert resolve(config(budget="table", batch_size=8)).run_id in ids
+    assert resolve(config(budget="steps=7")).run_id not in ids
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"seed": 1}, {"num_steps": 4}, {"batch_size": 4}, {"precision": "bf16"}, {"options": {**ARD, "lr": 0.1}}, {"budget": "table"}],
+    ids=str,
+)
+def test_the_run_id_depends_on_every_setting(changes: dict[str, Any], tiny: Task) -> None:
+    assert resolve(config(**changes)).run_id != resolve(config()).run_id
+
+
+def test_the_run_id_depends_on_the_task(tiny: Task) -> None:
+    def run_id(**changes: Any) -> str:
+        return resolve(config(), Task(tiny.spec.model_copy(update=changes))).run_id
+
+    assert run_id() == resolve(config()).run_id
+    assert run_id(version=2) != run_id()
+    assert run_id(teacher=tiny.spec.teacher.model_copy(update={"sha256": "0" * 64})) != run_id()
+
+
+def test_spelling_out_a_default_changes_nothing(tiny: Task) -> None:
+    assert resolve(config(options={**ARD, "lr": "1e-3"})).run_id == resolve(config()).run_id
+
+
+def test_training_settings_do_not_matter_without_training(tiny: Task) -> None:
+    ids = {resolve(config(method="teacher", options={}, seed=seed, batch_size=size)).run_id for seed, size in ((0, 8), (3, 4))}
+    assert len(ids) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"micro_batch_size": 3}, "micro_batch_size is 3, but must divide batch_size, which is 8"),
+        ({"method": "ardd"}, "unknown method 'ardd'; did you mean ard"),
+        ({"task": "tinny"}, "unknown task 'tinny'; did you mean tiny"),
+        ({"options": {"histroy_layers": 1}}, "unknown option 'histroy_layers' in options of ard; did you mean history_layers"),
+        ({"options": {"lr": "fast"}}, "options of ard: lr is 'fast', but it should be a valid number"),
+        ({"num_step": 3}, "unknown option 'num_step' in run config; did you mean num_steps"),
+        ({"num_steps": 0}, "run config: num_steps is 0, but it should be greater than or equal to 1"),
+        ({"precision": "fp8"}, "run config: precision is 'fp8', but it should be 'fp32' or 'bf16'"),
+    ],
+)
+def test_wrong_values_are_told_in_one_sentence(changes: dict[str, Any], said: str, tiny: Task) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(config(**changes))
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+# the bill
+
+
+def test_the_bill_of_training(tiny: Task, tmp_path: Path) -> None:
+    bill = new_run(tmp_path, budget="steps=5").execute().cost.training
+    assert (bill.steps, bill.images) == (5, 40)
+    assert bill.teacher_evaluations == 12 * 4 * 2  # trajectories, evaluations each, two passes under guidance
+    assert bill.ema_initial_weight == pytest.approx(0.5**20)
+    half = new_run(tmp_path, budget="steps=10").execute().cost.training
+    assert half.flops == 2 * bill.flops > 0
+
+
+def test_trajectories_are_billed_by_the_passes_that_made_them(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    teacher_of = Task.teacher
+
+    def watched(self: Task, device: torch.device) -> Any:
+        teacher = teacher_of(self, device)
+        teacher.denoiser.network.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
+        return teacher
+
+    monkeypatch.setattr(Task, "teacher", watched)
+    built: list[int] = []
+    opened = run.open_store
+
+    def store(*args: Any, **kwargs: Any) -> Any:
+        before = sum(passes)
+        found = opened(*args, **kwargs)
+        built.append(sum(passes) - before)
+        return found
+
+    monkeypatch.setattr(run, "open_store", store)
+    bill = new_run(tmp_path).execute().cost.training
+    assert built == [bill.teacher_evaluations] == [96]
+    again = new_run(tmp_path, seed=1).execute().cost.training
+    assert built[1] == 0  # the store is shared, yet charged in full
+    assert (again.teacher_evaluations, again.trajectory_flops) == (96, bill.trajectory_flops)
+
+
+def test_without_guidance_an_evaluation_is_one_pass(tiny: Task, tmp_path: Path) -> None:
+    plain = Task(tiny.spec.model_copy(update={"guidance": tiny.spec.guidance.model_copy(update={"scale": 1.0})}))
+    assert Run(resolve(config(), plain), tmp_path, CPU).execute().cost.training.teacher_evaluations == 12 * 4
+
+
+# the reference and its cache
+
+
+def test_the_references_samples_are_made_once(tiny: Task, tmp_path: Path) -> None:
+    reference = Run(reference_of(tiny), tmp_path, CPU)
+    teacher = tiny.teacher(CPU)
+    sampler = reference.sampler(reference.build(teacher))
+    first = reference.samples(sampler, 0)
+    with count_passes(teacher.denoiser.network) as passes:
+        assert torch.equal(reference.samples(sampler, 0), first)
+        assert passes.total == 0
+        assert not torch.equal(reference.samples(sampler, 1), first)
+        assert passes.total == 40 * 8
+
+
+def test_cached_samples_know_the_guidance_they_were_made_under(tiny: Task, tmp_path: Path) -> None:
+    def samples(scale: float) -> torch.Tensor:
+        task = Task(tiny.spec.model_copy(update={"guidance": tiny.spec.guidance.model_copy(update={"scale": scale})}))
+        reference = Run(reference_of(task), tmp_path, CPU)
+        return reference.samples(reference.sampler(reference.build(task.teacher(CPU))), 0)
+
+    assert not torch.equal(samples(1.25), samples(4.0))
+
+
+def test_initial_weights_depend_on_the_seed_alone(tiny: Task, tmp_path: Path) -> None:
+    def weights(seed: int) -> list[torch.Tensor]:
+        built = new_run(tmp_path, method="denoising", options={}, seed=seed).build(tiny.teacher(CPU))
+        return list(built.players["student"].module.parameters())
+
+    torch.manual_seed(1)
+    first = weights(0)
+    torch.manual_seed(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, weights(0), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, weights(1), strict=True))
+
+
+def test_bf16_and_micro_batches_run_through(tiny: Task, tmp_path: Path) -> None:
+    record = new_run(tmp_path, precision="bf16", micro_batch_size=4).execute()
+    assert record.status == "finished"
+    assert record.config["precision"] == "bf16"
+
+
+def test_every_record_and_student_can_be_read_back(tiny: Task, tmp_path: Path) -> None:
+    for method, options in (("ard", ARD), ("step-distillation", {}), ("teacher", {}), ("denoising", {})):
+        one = new_run(tmp_path, method=method, options=options)
+        assert isinstance(one.execute(), Record)
+        assert read_record(one.folder / "record.json").status == "finished"
+        if method != "teacher":
+            one.build(tiny.teacher(CPU)).student.load_state_dict(read_tensors(one.folder / "student.safetensors"))

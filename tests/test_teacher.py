@@ -1,0 +1,113 @@
+"""Making and verifying the networks that ship with a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from harness.errors import CheckFailed, UsageError
+from harness.files import file_hash, read_tensors
+from harness.tasks import Task
+from harness.tasks.base import Weights
+from harness.teacher import features_quality, teacher_quality, train_networks, verify
+
+CPU = torch.device("cpu")
+
+
+def write_card(task: Task, weights: Weights, quality: dict[str, Any]) -> None:
+    task.path(weights).with_suffix(".yaml").write_text(yaml.safe_dump({"quality": quality}))
+
+
+@pytest.fixture
+def carded(tiny: Task) -> Task:
+    """The tiny task with true cards and the one guidance scale that it uses."""
+    task = Task(tiny.spec.model_copy(update={"guidance_scan": [1.25]}))
+    write_card(task, task.spec.features, features_quality(task, CPU))
+    write_card(task, task.spec.teacher, teacher_quality(task, CPU))
+    return task
+
+
+def test_training_writes_weights_and_cards_that_belong_together(tiny: Task, tmp_path: Path) -> None:
+    made = train_networks(tiny, tmp_path / "made", CPU)
+    assert [m.path.name for m in made] == ["features.safetensors", "teacher.safetensors"]
+    for one in made:
+        card = yaml.safe_load(one.path.with_suffix(".yaml").read_text())
+        assert card["sha256"] == one.sha256 == file_hash(one.path)
+        assert card == one.card
+        assert card["training"] == {"steps": 4, "batch_size": 8, "seed": 0, "options": {}}
+        assert card["data"]["images"] == 1437
+        assert card["data"]["held_out"] == 360
+        assert all(value.dtype == torch.float16 for value in read_tensors(one.path).values())
+    features, teacher = (one.card["quality"] for one in made)
+    assert features.keys() == {"train_accuracy", "held_out_accuracy", "fid_held_out", "fid_halves"}
+    assert 0 <= features["held_out_accuracy"] <= 1
+    assert teacher["guidance_scan"].keys() == {1.0, 1.25}
+    assert teacher["best_guidance_scale"] == min(teacher["guidance_scan"], key=lambda scale: teacher["guidance_scan"][scale]["fid"])
+
+
+def test_what_was_trained_is_what_its_card_says(tiny: Task, tmp_path: Path) -> None:
+    features, teacher = train_networks(tiny, tmp_path / "made", CPU)
+    weights = {
+        name: getattr(tiny.spec, name).model_copy(update={"file": str(made.path.resolve()), "sha256": made.sha256})
+        for name, made in (("features", features), ("teacher", teacher))
+    }
+    task = Task(tiny.spec.model_copy(update=weights))
+    assert features_quality(task, CPU) == features.card["quality"]
+    assert teacher_quality(task, CPU) == teacher.card["quality"]
+
+
+def test_training_again_takes_what_is_trained(tiny: Task, tmp_path: Path) -> None:
+    first = train_networks(tiny, tmp_path / "made", CPU)
+    stages: list[str] = []
+    again = train_networks(tiny, tmp_path / "made", CPU, lambda stage: lambda done, total: stages.append(stage))
+    assert [one.sha256 for one in again] == [one.sha256 for one in first]
+    assert not {"classification", "denoising"} & set(stages)
+
+
+def test_true_cards_pass(carded: Task) -> None:
+    lines = verify(carded, CPU)
+    assert all("not the same" not in line for line in lines)
+    compared = {line.partition(" is ")[0] for line in lines}
+    assert compared >= {"features: held_out_accuracy", "features: fid_held_out", "teacher: guidance_scan.1.25.fid", "teacher: best_guidance_scale"}
+
+
+@pytest.mark.parametrize("which", ["features", "teacher"])
+def test_a_changed_card_is_found(which: str, carded: Task) -> None:
+    path = carded.path(getattr(carded.spec, which)).with_suffix(".yaml")
+    card = yaml.safe_load(path.read_text())
+    if which == "features":
+        card["quality"]["held_out_accuracy"] += 0.05
+    else:
+        card["quality"]["guidance_scan"][1.25]["label_agreement"] += 0.05
+    path.write_text(yaml.safe_dump(card))
+    with pytest.raises(CheckFailed, match=rf"{which}: .* its card says .*: not the same"):
+        verify(carded, CPU)
+
+
+def test_a_scale_that_is_not_the_best_is_found(carded: Task) -> None:
+    spec = carded.spec
+    other = Task(spec.model_copy(update={"guidance": spec.guidance.model_copy(update={"scale": 1.5})}))
+    with pytest.raises(CheckFailed, match=r"the best guidance scale is 1\.25, the task uses 1\.5"):
+        verify(other, CPU)
+
+
+@pytest.mark.parametrize("which", ["features", "teacher"])
+def test_changed_weights_are_refused_by_their_sha256(which: str, carded: Task) -> None:
+    path = carded.path(getattr(carded.spec, which))
+    expected = getattr(carded.spec, which).sha256
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=rf"SHA-256 {file_hash(path)}, but {expected} was expected") as caught:
+        verify(carded, CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_weights_are_told(carded: Task) -> None:
+    carded.path(carded.spec.teacher).unlink()
+    with pytest.raises(UsageError, match=r"there is no file .*teacher\.safetensors"):
+        verify(carded, CPU)
