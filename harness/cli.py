@@ -18,6 +18,7 @@ from harness import __version__
 from harness.console import Display
 from harness.cost import paper_problem, sampling_cost_on_meta
 from harness.errors import HarnessError, UsageError
+from harness.evaluator import DIRECTIONS
 from harness.methods import METHODS
 from harness.records import PACKAGES, capture_environment, package_version
 from harness.report.console import print_results
@@ -206,7 +207,7 @@ def report_command(results: Path, form: str, output: Path | None, to_publish: bo
 
 
 @main.command("list")
-@click.argument("kind", type=click.Choice(["methods", "tasks", "solvers"]))
+@click.argument("kind", type=click.Choice(["methods", "tasks", "solvers", "metrics"]))
 @common()
 def list_command(kind: str, as_json: bool) -> None:
     """List what is registered."""
@@ -214,13 +215,17 @@ def list_command(kind: str, as_json: bool) -> None:
         found = {name: load_task(name).spec.summary for name in task_names()}
     elif kind == "methods":
         found = {name: summary(METHODS[name]) for name in METHODS.names()}
+    elif kind == "metrics":
+        found = {
+            name: f"{direction} is better" if direction != "none" else "neither way is better" for name, direction in DIRECTIONS.items()
+        }
     else:
         found = {name: summary(SOLVERS[name]) for name in SOLVERS.names()}
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
     for name, text in found.items():
-        click.echo(f"{name:20} {text}")
+        click.echo(f"{name:24} {text}")
 
 
 def summary(cls: type) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import platformdirs
-from safetensors import SafetensorError
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,10 +30,28 @@ def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(aside)
         aside.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        if isinstance(error, OSError | SafetensorError):
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise UsageError(f"cannot write {path}: {reason}; free some space or name another folder") from error
+        raise
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder and holds its lock against other processes. Raises UsageError if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        lock.acquire()
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UsageError(f"cannot write the cache folder {folder}: {error.strerror}; set HARNESS_CACHE to another") from error
+    try:
+        yield
     finally:
-        aside.unlink(missing_ok=True)
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,9 +60,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file aside and renames it."""
+    """Writes a safetensors file aside and renames it; its metadata hold the digest of the tensors."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_aside(path, lambda aside: save_file(contiguous, aside, metadata))
+    whole = {"digest": tensors_digest(contiguous), **(metadata or {})}
+    write_aside(path, lambda aside: save_file(contiguous, aside, whole))
 
 
 def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
@@ -54,6 +76,19 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def map_tensors(path: Path) -> dict[str, Tensor]:
+    """Memory-maps a file that `write_tensors` made. Raises UsageError if it is missing or was changed since."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            digest_then = (file.metadata() or {}).get("digest")
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path} is missing or broken ({error}); delete {path.parent} and it is made again") from error
+    if tensors_digest(tensors) != digest_then:
+        raise UsageError(f"{path} was changed since it was written; delete {path.parent} and it is made again")
+    return tensors
 
 
 def file_hash(path: Path) -> str:
@@ -74,7 +109,7 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         array = tensors[name].detach().cpu().contiguous().numpy()
         whole.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
-        whole.update(array.tobytes())
+        whole.update(array.reshape(-1).view(np.uint8).data)
     return whole.hexdigest()
 
 

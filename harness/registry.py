@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
-from harness.errors import unknown
+from harness.errors import UsageError, unknown
 
 T = TypeVar("T")
 
@@ -58,7 +58,12 @@ class Registry(Generic[T]):
         return sorted(self._classes)
 
     def _load_plugins(self) -> None:
-        if not self._plugins_loaded:
-            self._plugins_loaded = True
-            for point in entry_points(group=f"harness.{self.kind}s"):
+        if self._plugins_loaded:
+            return
+        self._plugins_loaded = True  # before loading: a plug-in may look names up itself
+        for point in entry_points(group=f"harness.{self.kind}s"):
+            try:
                 self.register(point.name)(point.load())
+            except (ImportError, AttributeError) as error:
+                self._plugins_loaded = False
+                raise UsageError(f"{self.kind} plug-in {point.name!r} ({point.value}) cannot be loaded: {error}") from error

@@ -63,14 +63,12 @@ def test_a_failing_first_write_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="write_aside: unlink in `finally` raises NotADirectoryError over the UsageError")
 def test_a_folder_that_cannot_be_made_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write"):
         write_text(tmp_path / "file" / "note.txt", "new")
 
 
-@pytest.mark.xfail(strict=True, reason="write_aside catches OSError, but safetensors raises SafetensorError")
 def test_tensors_that_cannot_be_written_are_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """safetensors wraps the system's errors in its own."""
 

@@ -97,3 +97,16 @@ def test_a_plug_in_cannot_take_a_name_that_is_taken(tools: Registry, monkeypatch
     plug_in(monkeypatch, hammer=Saw)
     with pytest.raises(ValueError, match="registered twice"):
         tools["hammer"]
+
+
+def test_a_plug_in_that_cannot_be_imported_is_told_each_time(tools: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        name, value = "drill", "nowhere:Drill"
+
+        def load(self) -> type:
+            raise ImportError("No module named 'nowhere'")
+
+    monkeypatch.setattr("harness.registry.entry_points", lambda group: [Broken()])
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"tool plug-in 'drill' \(nowhere:Drill\) cannot be loaded"):
+            tools["hammer"]

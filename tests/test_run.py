@@ -17,6 +17,7 @@ from harness import records, run
 from harness.denoiser import count_passes
 from harness.errors import Interrupted, RunFailed, UsageError
 from harness.files import read_tensors
+from harness.methods import METHODS
 from harness.records import Record, read_record
 from harness.run import Run, RunConfig, parse_config, reference_of, resolve
 from harness.tasks import Task
@@ -272,7 +273,8 @@ def test_the_run_id_depends_on_the_task(tiny: Task) -> None:
 
 
 def test_spelling_out_a_default_changes_nothing(tiny: Task) -> None:
-    assert resolve(config(options={**ARD, "lr": "1e-3"})).run_id == resolve(config()).run_id
+    default = METHODS["ard"].Config().lr
+    assert resolve(config(options={**ARD, "lr": str(default)})).run_id == resolve(config()).run_id
 
 
 def test_training_settings_do_not_matter_without_training(tiny: Task) -> None:

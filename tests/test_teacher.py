@@ -9,8 +9,10 @@ import pytest
 import torch
 import yaml
 
+from harness import teacher
 from harness.errors import CheckFailed, UsageError
 from harness.files import file_hash, read_tensors
+from harness.records import Metric
 from harness.tasks import Task
 from harness.tasks.base import Weights
 from harness.teacher import features_quality, teacher_quality, train_networks, verify
@@ -42,22 +44,39 @@ def test_training_writes_weights_and_cards_that_belong_together(tiny: Task, tmp_
         assert card["data"]["images"] == 1437
         assert card["data"]["held_out"] == 360
         assert all(value.dtype == torch.float16 for value in read_tensors(one.path).values())
-    features, teacher = (one.card["quality"] for one in made)
+    features, network = (one.card["quality"] for one in made)
     assert features.keys() == {"train_accuracy", "held_out_accuracy", "fid_held_out", "fid_halves"}
     assert 0 <= features["held_out_accuracy"] <= 1
-    assert teacher["guidance_scan"].keys() == {1.0, 1.25}
-    assert teacher["best_guidance_scale"] == min(teacher["guidance_scan"], key=lambda scale: teacher["guidance_scan"][scale]["fid"])
+    assert network["guidance_scan"].keys() == {1.0, 1.25}
+    assert network["best_guidance_scale"] in (1.0, 1.25)
+
+
+def test_the_best_scale_is_that_of_the_lowest_fid(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    class ByScale:
+        """Finds the FID to be the distance of the scale from 1.5."""
+
+        def __init__(self, task: Task, reference_samples: Any, device: torch.device):
+            self.fid = abs(task.spec.guidance.scale - 1.5)
+
+        def evaluate(self, samples: dict[int, torch.Tensor]) -> dict[str, Metric]:
+            metric = Metric(values={0: self.fid}, n=40, direction="lower", identity={})
+            return dict.fromkeys(("fid", "kid", "label_agreement"), metric)
+
+    monkeypatch.setattr(teacher, "Evaluator", ByScale)
+    quality = teacher.teacher_quality(Task(tiny.spec.model_copy(update={"guidance_scan": [1.0, 1.5, 4.0]})), CPU)
+    assert quality["best_guidance_scale"] == 1.5
+    assert {scale: numbers["fid"] for scale, numbers in quality["guidance_scan"].items()} == {1.0: 0.5, 1.5: 0.0, 4.0: 2.5}
 
 
 def test_what_was_trained_is_what_its_card_says(tiny: Task, tmp_path: Path) -> None:
-    features, teacher = train_networks(tiny, tmp_path / "made", CPU)
+    made = dict(zip(("features", "teacher"), train_networks(tiny, tmp_path / "made", CPU), strict=True))
     weights = {
-        name: getattr(tiny.spec, name).model_copy(update={"file": str(made.path.resolve()), "sha256": made.sha256})
-        for name, made in (("features", features), ("teacher", teacher))
+        name: getattr(tiny.spec, name).model_copy(update={"file": str(one.path.resolve()), "sha256": one.sha256})
+        for name, one in made.items()
     }
     task = Task(tiny.spec.model_copy(update=weights))
-    assert features_quality(task, CPU) == features.card["quality"]
-    assert teacher_quality(task, CPU) == teacher.card["quality"]
+    assert features_quality(task, CPU) == made["features"].card["quality"]
+    assert teacher_quality(task, CPU) == made["teacher"].card["quality"]
 
 
 def test_training_again_takes_what_is_trained(tiny: Task, tmp_path: Path) -> None:
@@ -72,7 +91,12 @@ def test_true_cards_pass(carded: Task) -> None:
     lines = verify(carded, CPU)
     assert all("not the same" not in line for line in lines)
     compared = {line.partition(" is ")[0] for line in lines}
-    assert compared >= {"features: held_out_accuracy", "features: fid_held_out", "teacher: guidance_scan.1.25.fid", "teacher: best_guidance_scale"}
+    assert compared >= {
+        "features: held_out_accuracy",
+        "features: fid_held_out",
+        "teacher: guidance_scan.1.25.fid",
+        "teacher: best_guidance_scale",
+    }
 
 
 @pytest.mark.parametrize("which", ["features", "teacher"])

@@ -12,14 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock
-from safetensors import safe_open
 from torch import Tensor
 
 from harness.conditions import balanced_labels
 from harness.denoiser import Model
 from harness.errors import UsageError
-from harness.files import cache_folder, digest, file_hash, write_tensors, write_text
+from harness.files import cache_folder, digest, locked_folder, map_tensors, write_tensors, write_text
 from harness.randomness import Keyed
 from harness.schedules import few_step_levels
 from harness.solvers import SOLVERS, Trajectory, integrate
@@ -60,16 +58,13 @@ class TrajectoryStore:
     def __init__(self, folder: Path, recipe: Recipe):
         self.folder, self.recipe = folder, recipe
         self.levels = few_step_levels(recipe.steps)
-        manifest = json.loads((folder / "manifest.json").read_text())
-        parts: dict[str, list[Tensor]] = {"states": [], "predictions": []}
-        for name, expected in manifest["shards"].items():
-            path = folder / name
-            if not path.is_file() or file_hash(path) != expected:
-                raise UsageError(f"shard {path} is missing or was changed; delete the folder {folder} and it is made again")
-            with safe_open(path, framework="pt") as file:
-                for key, tensors in parts.items():
-                    tensors.append(file.get_tensor(key))
-        self._parts, self._shard_size = parts, manifest["shard_size"]
+        manifest = folder / "manifest.json"
+        try:
+            content = json.loads(manifest.read_text())
+            shards, self._shard_size = [map_tensors(folder / name) for name in content["shards"]], content["shard_size"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UsageError(f"{manifest} is broken; delete the folder {folder} and it is made again") from error
+        self._parts = {key: [shard[key] for shard in shards] for key in ("states", "predictions")}
 
     def __len__(self) -> int:
         return self.recipe.count
@@ -106,23 +101,22 @@ def open_store(recipe: Recipe, teacher: Model, device: torch.device, *, shard_si
         UsageError: if a shard was damaged or the cache folder cannot be written.
     """
     folder = cache_folder() / "trajectories" / digest(asdict(recipe))[:32]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write the cache folder {folder}: {error.strerror}; set HARNESS_CACHE to another") from error
-    with FileLock(folder / "lock"):
-        if not (folder / "manifest.json").exists():
-            _build(folder, recipe, teacher, device, shard_size, batch_size, progress)
+    if not (folder / "manifest.json").exists():
+        with locked_folder(folder):
+            if not (folder / "manifest.json").exists():
+                _build(folder, recipe, teacher, device, shard_size, batch_size, progress)
     return TrajectoryStore(folder, recipe)
 
 
 def _build(folder: Path, recipe: Recipe, teacher: Model, device: torch.device, shard_size: int, batch_size: int,
            progress: Progress | None) -> None:  # fmt: skip
-    shards = {}
+    names = []
     for first in range(0, recipe.count, shard_size):
         path = folder / f"{first // shard_size:05d}-of-{shard_size}.safetensors"
         last = min(first + shard_size, recipe.count)
-        if not path.exists():
+        if path.exists():
+            map_tensors(path)  # an earlier build left it: is it whole?
+        else:
             batches = []
             for start in range(first, last, batch_size):
                 items = torch.arange(start, min(start + batch_size, last))
@@ -130,18 +124,19 @@ def _build(folder: Path, recipe: Recipe, teacher: Model, device: torch.device, s
                 if progress:
                     progress(int(items[-1]) + 1, recipe.count)
             write_tensors(path, {key: torch.cat([b[key] for b in batches]) for key in batches[0]})
-        shards[path.name] = file_hash(path)
-    write_text(folder / "manifest.json", json.dumps({"recipe": asdict(recipe), "shard_size": shard_size, "shards": shards}, indent=1))
+        names.append(path.name)
+    write_text(folder / "manifest.json", json.dumps({"recipe": asdict(recipe), "shard_size": shard_size, "shards": names}, indent=1))
 
 
 def cached_samples(key: dict, compute: Callable[[], Tensor]) -> Tensor:
-    """Samples [n, C, H, W] that are determined by a JSON-like key, from the cache or computed and kept there."""
-    path = cache_folder() / "samples" / f"{digest(key)[:32]}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if path.exists():
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor("samples").clone()
-        samples = compute()
-        write_tensors(path, {"samples": samples})
-        return samples.cpu()
+    """Samples [n, C, H, W] that are determined by a JSON-like key, from the cache or computed and kept there.
+
+    Raises UsageError if the cached file was damaged or the cache folder cannot be written.
+    """
+    folder = cache_folder() / "samples" / digest(key)[:32]
+    path = folder / "samples.safetensors"
+    if not path.exists():
+        with locked_folder(folder):
+            if not path.exists():
+                write_tensors(path, {"samples": compute()})
+    return map_tensors(path)["samples"].clone()

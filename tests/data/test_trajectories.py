@@ -166,15 +166,46 @@ def test_a_flipped_byte_is_told(place: int) -> None:
     damaged[place] ^= 1
     path.unlink()
     path.write_bytes(damaged)
-    with pytest.raises(UsageError, match=f"{path.name} is missing or was changed; delete the folder"):
+    with pytest.raises(UsageError, match=f"{path.name} (was changed since it was written|is missing or broken)"):
         opened(Teacher())
 
 
 def test_a_missing_shard_is_told() -> None:
     path = shards(opened(Teacher()))[2]
     path.unlink()
-    with pytest.raises(UsageError, match=f"{path.name} is missing or was changed"):
+    with pytest.raises(UsageError, match=f"{path.name} is missing or broken"):
         opened(Teacher())
+
+
+def test_a_damaged_shard_of_an_unfinished_build_is_told() -> None:
+    store = opened(Teacher())
+    path = shards(store)[0]
+    (store.folder / "manifest.json").unlink()
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.unlink()
+    path.write_bytes(damaged)
+    with pytest.raises(UsageError, match=f"{path.name} was changed"):
+        opened(Teacher())
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"shards": ["no such file"], "shard_size": 4}'])
+def test_a_broken_manifest_is_told(text: str) -> None:
+    manifest = opened(Teacher()).folder / "manifest.json"
+    manifest.write_text(text)
+    with pytest.raises(UsageError, match=r"broken.* delete"):
+        opened(Teacher())
+
+
+def test_damaged_samples_are_told(cache: Path) -> None:
+    cached_samples({}, lambda: torch.zeros(3))
+    (path,) = cache.rglob("samples.safetensors")
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.unlink()
+    path.write_bytes(damaged)
+    with pytest.raises(UsageError, match="was changed since it was written"):
+        cached_samples({}, lambda: torch.zeros(3))
 
 
 def test_a_cache_that_cannot_be_written_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +229,6 @@ def test_samples_are_computed_once_for_each_key() -> None:
     assert asked == [1.0, 2.0]
 
 
-@pytest.mark.xfail(strict=True, reason="cached_samples makes its folder without telling an OSError in one sentence")
 def test_samples_that_cannot_be_kept_are_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file" / "cache"))

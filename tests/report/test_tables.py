@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from harness.errors import NotComparable, UsageError
+from harness.methods import METHODS
 from harness.records import Cost, Environment, Exposure, LatencyEntry, Metric, Record, TrainingBill, write_record
 from harness.report.console import print_results
 from harness.report.markdown import page, publish
@@ -86,8 +87,9 @@ def test_a_label_names_the_options_that_matter() -> None:
     def label(**changes: Any) -> str:
         return rows_of([record(**changes)])[0].label
 
-    assert label(options={"history_layers": 6, "lr": 0.001, "heads": "per_step"}) == "ard, history_layers 6"
-    assert label(options={"history_layers": 2, "lr": 0.01, "heads": "shared"}) == "ard, history_layers 2, lr 0.01, heads shared"
+    defaults = {**METHODS["ard"].Config().model_dump(), "history_layers": 6}
+    assert label(options=defaults) == "ard, history_layers 6"
+    assert label(options={"history_layers": 2, "lr": 0.07, "heads": "shared"}) == "ard, history_layers 2, lr 0.07, heads shared"
     assert label(config={**record().config, "precision": "bf16"}) == "ard, history_layers 6, bf16"
     assert label(method="somebody's", options={"knob": 3}) == "somebody's, knob 3"
 

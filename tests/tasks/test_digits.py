@@ -1,0 +1,73 @@
+"""The shipped digits task: its files are what its cards say, and its teacher draws digits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+
+from harness.errors import UsageError
+from harness.files import file_hash
+from harness.metrics.features import classify
+from harness.metrics.fidelity import label_agreement
+from harness.schedules import few_step_levels
+from harness.solvers import DDIM, integrate
+from harness.tasks import load_task, task_names
+from harness.teacher import features_quality
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_cards_name_the_files_that_ship(name: str) -> None:
+    task, size = load_task(name), 0
+    for weights in (task.spec.features, task.spec.teacher):
+        path = task.path(weights)
+        card = yaml.safe_load(path.with_suffix(".yaml").read_text())
+        assert card["sha256"] == weights.sha256 == file_hash(path)
+        assert card["training"] == weights.training.model_dump()
+        size += path.stat().st_size
+    assert size <= 3e6
+
+
+def test_the_guidance_is_the_scans_best() -> None:
+    task = load_task("digits")
+    scan = yaml.safe_load(task.path(task.spec.teacher).with_suffix(".yaml").read_text())["quality"]["guidance_scan"]
+    assert list(scan) == task.spec.guidance_scan
+    assert min(scan, key=lambda scale: scan[scale]["fid"]) == task.spec.guidance.scale
+
+
+def test_a_cutoff_of_six_is_one() -> None:
+    assert load_task("digits").network_options["depth"] > 6
+
+
+def test_features_are_as_good_as_their_card_says() -> None:
+    task = load_task("digits")
+    card = yaml.safe_load(task.path(task.spec.features).with_suffix(".yaml").read_text())
+    assert features_quality(task, CPU) == pytest.approx(card["quality"], rel=1e-3)
+    assert card["quality"]["held_out_accuracy"] > 0.97
+
+
+def test_the_teacher_draws_the_digits_asked_for() -> None:
+    task = load_task("digits")
+    x_T, cond = task.evaluation_inputs(0)
+    with torch.no_grad():
+        samples = integrate(DDIM(), task.teacher(CPU), x_T[:100], few_step_levels(24), cond[:100])
+    assert isinstance(samples, torch.Tensor)
+    logits = classify(task.classifier(CPU), samples)[1]
+    assert label_agreement(logits, cond.labels[:100]) > 0.9
+    assert label_agreement(logits, (cond.labels[:100] + 1) % 10) < 0.1
+
+
+def test_evaluation_noise_sets_are_disjoint_and_balanced() -> None:
+    task = load_task("digits")
+    sets = [task.evaluation_inputs(k) for k in range(task.spec.evaluation.noise_sets)]
+    noise = torch.cat([noise.flatten(1) for noise, _ in sets])
+    assert len(noise.unique(dim=0)) == len(noise)
+    for _, cond in sets:
+        assert cond.labels.bincount().tolist() == [task.spec.evaluation.samples // 10] * 10
+
+
+def test_an_unknown_task_names_the_near_one() -> None:
+    with pytest.raises(UsageError, match="did you mean digits"):
+        load_task("digit")

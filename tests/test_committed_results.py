@@ -1,0 +1,40 @@
+"""What is committed as results: every page is what the report makes of its records, and the README repeats it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.report.markdown import publish
+from harness.report.tables import load_records
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "results").glob("*/README.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_a_page_is_made_of_its_records(page: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "results"
+    shutil.copytree(page.parent, copy / page.parent.name)
+    (copy / page.parent.name / "README.md").unlink()
+    publish(load_records(copy), copy)
+    assert (copy / page.parent.name / "README.md").read_text() == page.read_text()
+
+
+def test_the_readmes_rows_stand_in_a_page() -> None:
+    made = {" ".join(line.split()) for page in PAGES for line in page.read_text().splitlines()}
+    readme = (ROOT / "README.md").read_text()
+    table = re.search(r"## What comes out\n\n((?:\|.*\n)+)", readme)
+    assert table, "the README has no results table"
+    rows = [" ".join(line.split()) for line in table[1].splitlines() if not set(line) <= set("|:- ")]
+    assert len(rows) >= 7
+    assert [row for row in rows if row not in made] == []
+
+
+def test_records_were_made_by_committed_code() -> None:
+    for record in load_records(ROOT / "results"):
+        assert record.environment.commit
+        assert record.environment.dirty is False
