@@ -79,6 +79,7 @@ def results(tiny: Task, harness: Harness, tmp_path: Path) -> Path:
         ([*ARD, "--seed", "-1"], "run config: seed is '-1', but it should be greater than or equal to 0"),
         ([*ARD, "--budget", "much"], "budget is 'much', but must be one of: quick, table, steps=NUMBER"),
         ([*ARD, "--device", "abacus"], "device 'abacus' is not to be had here; give cpu"),
+        ([*ARD, "--device", "meta"], "device 'meta' is not to be had here; give cpu"),
         ([*ARD, "--config", "/nowhere.yaml"], "cannot read config /nowhere.yaml: No such file or directory"),
         (["run", "--task", "tiny", "--method", "teacher", "--solver", "ddimm"], "unknown solver 'ddimm'; did you mean ddim?"),
         (["describe", "ad"], "unknown method 'ad'; did you mean ard?"),
@@ -265,6 +266,7 @@ def test_lists(tiny: Task, harness: Harness) -> None:
     assert json.loads(harness("list", "methods", "--json").out).keys() == set(METHODS.names())
     assert json.loads(harness("list", "solvers", "--json").out).keys() == set(SOLVERS.names())
     assert json.loads(harness("list", "tasks", "--json").out) == {"tiny": "a task for tests"}
+    assert json.loads(harness("list", "metrics", "--json").out)["fid"] == "lower is better"
     for name in METHODS.names():
         assert name in harness("list", "methods").out
 
@@ -286,6 +288,14 @@ def test_env_names_versions(harness: Harness) -> None:
     assert found["packages"].keys() >= {"torch", "torch-fidelity"}
     assert "torch" in harness("env", "--device", "cpu").out
     assert __version__ in harness("--version").out
+
+
+@pytest.mark.parametrize("method", ["denoising", "teacher", "step-distillation", "ard"])
+def test_cost_tells_the_kinds_of_layers_apart(method: str, harness: Harness) -> None:
+    found = json.loads(harness("cost", "--method", method, "--network", "DiT-S/8", "--num-steps", 2, "--json").out)
+    assert sum(found["by_kind"].values()) == found["macs"]
+    assert found["by_kind"]["MLP"] == 2 * 12 * 16 * 8 * 384**2  # steps, layers, tokens, 8 d^2
+    assert found["by_kind"]["other"] == 0
 
 
 def test_a_card_that_does_not_fit_exits_with_1(tiny: Task, harness: Harness) -> None:

@@ -195,6 +195,14 @@ def test_a_checkpoint_of_other_code_is_not_resumed(tiny: Task, tmp_path: Path, o
     assert seen == [10, 14]
 
 
+def test_exposure_names_the_trajectories_that_there_were(tiny: Task, tmp_path: Path) -> None:
+    larger = tiny.spec.evaluation.model_copy(update={"batch_size": 64})
+    record = Run(resolve(config(), Task(tiny.spec.model_copy(update={"evaluation": larger}))), tmp_path, CPU).execute()
+    assert record.exposure.n == 40
+    assert record.exposure.on_own_history[0] == record.exposure.on_teachers_history[0]
+    assert len(record.exposure.on_own_history) == 2
+
+
 # failures
 
 

@@ -135,3 +135,9 @@ def test_missing_weights_are_told(carded: Task) -> None:
     carded.path(carded.spec.teacher).unlink()
     with pytest.raises(UsageError, match=r"there is no file .*teacher\.safetensors"):
         verify(carded, CPU)
+
+
+def test_a_missing_card_is_told(carded: Task) -> None:
+    carded.path(carded.spec.teacher).with_suffix(".yaml").unlink()
+    with pytest.raises(UsageError, match=r"teacher\.yaml"):
+        verify(carded, CPU)

@@ -35,8 +35,8 @@ def t_interval(values: Sequence[float]) -> Interval:
 
 
 def metric_interval(records: Sequence[Record], name: str) -> Interval:
-    """A metric over training seeds (each averaged over its noise sets), or over noise sets where there is one record."""
-    if len(records) == 1:
+    """A metric over training seeds (each averaged over its noise sets), or over noise sets where nothing is trained."""
+    if not records[0].config["total_steps"]:
         return t_interval(list(records[0].metrics[name].values.values()))
     return t_interval([record.metrics[name].mean for record in records])
 

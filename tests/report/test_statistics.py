@@ -14,10 +14,11 @@ from harness.report.statistics import Interval, holm, metric_interval, paired_di
 ENVIRONMENT = Environment(commit=None, dirty=None, code="c", python="3", packages={}, device="cpu", cpu="cpu", threads=1)
 
 
-def record(seed: int, values: dict[int, float]) -> Record:
+def record(seed: int, values: dict[int, float], total_steps: int = 100) -> Record:
     metric = Metric(values=values, n=10, direction="lower", identity={})
     return Record(
-        run_id=f"r{seed}", task="tiny", task_version=1, method="ard", options={}, config={"seed": seed}, target="data", hashes={},
+        run_id=f"r{seed}", task="tiny", task_version=1, method="ard", options={},
+        config={"seed": seed, "total_steps": total_steps}, target="data", hashes={},
         status="finished", metrics={"fid": metric}, environment=ENVIRONMENT,
     )  # fmt: skip
 
@@ -44,7 +45,14 @@ def test_one_value_allows_no_interval() -> None:
 
 
 def test_one_record_gives_an_interval_over_noise_sets() -> None:
-    assert metric_interval([record(0, {0: 1.0, 1: 2.0, 2: 3.0})], "fid") == t_interval([1.0, 2.0, 3.0])
+    assert metric_interval([record(0, {0: 1.0, 1: 2.0, 2: 3.0}, total_steps=0)], "fid") == t_interval([1.0, 2.0, 3.0])
+
+
+def test_one_training_seed_gives_no_interval() -> None:
+    """Noise sets say nothing of how another seed would have trained."""
+    found = metric_interval([record(0, {0: 1.0, 1: 2.0, 2: 3.0})], "fid")
+    assert found.mean == 2.0
+    assert math.isnan(found.half_width)
 
 
 def test_several_records_give_an_interval_over_seeds() -> None:
