@@ -73,6 +73,8 @@ class MethodCommand(click.Command):
         path, name = value_after(args, "--config"), value_after(args, "--method")
         ctx.meta["file"] = read_yaml(path) if path else {}
         name = name or ctx.meta["file"].get("method")
+        if name is not None and not isinstance(name, str):
+            raise UsageError(f"config {path}: method is {name!r}, but it should be a name, one of: {', '.join(METHODS.names())}")
         ctx.meta["method_options"] = list(METHODS[name].Config.model_fields) if name else []
         extra = field_options(METHODS[name].Config, ctx.meta["method_options"]) if name else []
         own = self.params
@@ -80,8 +82,7 @@ class MethodCommand(click.Command):
         try:
             return super().parse_args(ctx, args)
         finally:
-            if not any(word == "--help" for word in args):
-                self.params = own
+            self.params = own
 
 
 class Group(click.Group):
@@ -128,6 +129,8 @@ def chosen_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise NotImplementedError(name)
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"device {name!r} is not to be had here; give cpu, or cuda where there is one") from error
@@ -153,7 +156,10 @@ def run_command(ctx: click.Context, method: str | None, config: str | None, assi
                 results: Path, device: str, **given: str | None) -> None:  # fmt: skip
     """Run one method on a task and print its row beside the reference's."""
     values = dict(ctx.meta["file"])
-    options = dict(values.pop("options", None) or {})
+    options = values.pop("options", None) or {}
+    if not isinstance(options, dict):
+        raise UsageError(f"config {config}: options is {options!r}, but it should be a mapping from names to values")
+    options = dict(options)
     pairs = {name: value for name, value in given.items() if value is not None}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")

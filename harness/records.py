@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +17,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from harness.errors import UsageError
 from harness.files import digest, write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 PACKAGES = ("torch", "timm", "torch-fidelity", "numpy", "scikit-learn", "safetensors")
 _PRESENTATION = ("cli.py", "report", "__main__.py", "console.py")
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings")
 
 
 class Metric(_Part):
@@ -127,7 +128,7 @@ class Environment(_Part):
 class Record(_Part):
     """The result of one run."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Literal[1] = SCHEMA_VERSION
     run_id: str
     task: str
     task_version: int
@@ -172,12 +173,12 @@ def write_record(path: Path, record: Record) -> None:
     write_text(path, record.model_dump_json(indent=1) + "\n")
 
 
-def code_digest() -> str:
-    """SHA-256 of the package's sources that decide numbers, 16 hexadecimal digits."""
+def code_digest(rooms: Collection[str] | None = None) -> str:
+    """SHA-256 of the package's sources that decide numbers, or of some rooms ("solvers", "denoiser.py"); 16 hexadecimal digits."""
     folder, whole = Path(__file__).parent, hashlib.sha256()
     for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.yaml")]):
         inside = path.relative_to(folder)
-        if inside.parts[0] not in _PRESENTATION:
+        if inside.parts[0] in rooms if rooms is not None else inside.parts[0] not in _PRESENTATION:
             whole.update(f"{inside.as_posix()}\0".encode() + path.read_bytes())
     return whole.hexdigest()[:16]
 

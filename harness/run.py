@@ -35,6 +35,8 @@ Report = Callable[[str], Progress]
 """From the name of a stage to a callback that is told how far it is."""
 
 EMA_WEIGHT_FLAG = 0.01
+SAMPLING_ROOMS = ("schedules.py", "conditions.py", "randomness.py", "denoiser.py", "networks", "solvers", "methods")
+"""What decides the samples of a training-free run: cached ones are not used after a change there."""
 
 
 class RunConfig(BaseModel):
@@ -78,7 +80,7 @@ class Resolved:
         """What the run id is the hash of."""
         spec = self.task.spec
         return {
-            "task": spec.name, "task_version": spec.version, "hashes": self.task.hashes, "method": self.method,
+            "task": spec.name, "task_version": spec.version, "spec": self.task.digest, "hashes": self.task.hashes, "method": self.method,
             "options": self.config.model_dump(mode="json"), **self.run_settings,
         }  # fmt: skip
 
@@ -140,7 +142,8 @@ def resolve(config: RunConfig, task: Task | None = None) -> Resolved:
     total_steps, noise_sets = resolve_budget(config.budget, task, batch_size)
     cls.check(options, task, config.num_steps)
     method, options = cls.canonical(options, config.num_steps)
-    settings = TrainSettings(total_steps, batch_size, config.seed, config.micro_batch_size, config.precision)
+    micro = None if config.micro_batch_size == batch_size else config.micro_batch_size
+    settings = TrainSettings(total_steps, batch_size, config.seed, micro, config.precision)
     if batch_size % (config.micro_batch_size or batch_size):
         raise UsageError(f"micro_batch_size is {config.micro_batch_size}, but must divide batch_size, which is {batch_size}")
     if not cls.sources:  # training-free: nothing of the training's settings matters
@@ -155,7 +158,7 @@ def resolve_budget(budget: str, task: Task, batch_size: int) -> tuple[int, int]:
         return named.steps, named.noise_sets
     unit, _, number = budget.partition("=")
     per_step = {"steps": 1, "images": batch_size}
-    if unit not in per_step or not number.isascii() or not number.isdigit() or int(number) < per_step[unit]:
+    if unit not in per_step or not number.isascii() or not number.isdigit() or len(number) > 12 or int(number) < per_step[unit]:
         forms = [*task.spec.budgets, "steps=NUMBER", f"images=NUMBER (at least {batch_size})"]
         raise UsageError(f"budget is {budget!r}, but must be one of: {', '.join(forms)}")
     return int(number) // per_step[unit], task.spec.evaluation.noise_sets
@@ -215,8 +218,7 @@ class Run:
         if self.resolved.settings.total_steps:
             return compute()
         identity = {k: v for k, v in self.resolved.identity.items() if k != "noise_sets"}
-        spec = self.resolved.task.spec.evaluation
-        return cached_samples({**identity, "set": noise_set, "n": spec.samples, "seed": spec.seed, "version": 1}, compute)
+        return cached_samples({**identity, "set": noise_set, "code": code_digest(SAMPLING_ROOMS)}, compute)
 
     def _train_and_evaluate(self) -> Record:
         r, task = self.resolved, self.resolved.task
@@ -296,7 +298,7 @@ class Run:
             path = integrate(solver, teacher, x_T, few_step_levels(task.trajectory_steps), cond, save=True)
             assert isinstance(path, Trajectory)
             errors = exposure_bias(method.solver, method.student, method.teacher_points(path), method.levels, cond)
-        return Exposure(on_teachers_history=errors[0], on_own_history=errors[1], n=count)
+        return Exposure(on_teachers_history=errors[0], on_own_history=errors[1], n=len(x_T))
 
     def _latency(self, sampler: Callable, reference: Callable) -> LatencyEntry:
         task, warmup, repeats = self.resolved.task, 2, 9

@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import nn
 
-from harness.errors import CheckFailed
+from harness.errors import CheckFailed, UsageError
 from harness.evaluator import Evaluator, sample_set
 from harness.files import file_hash, write_tensors, write_text
 from harness.methods import METHODS, Method
@@ -142,9 +142,14 @@ def verify(task: Task, device: torch.device, report: Report = silent) -> list[st
     lines = []
     quality = teacher_quality(task, device, report)
     for weights, measured in ((task.spec.features, features_quality(task, device)), (task.spec.teacher, quality)):
-        card = yaml.safe_load(task.path(weights).with_suffix(".yaml").read_text())
-        found = _numbers(measured)
-        for name, stated in _numbers(card["quality"]).items():
+        path, found = task.path(weights).with_suffix(".yaml"), _numbers(measured)
+        try:
+            stated_numbers = _numbers(yaml.safe_load(path.read_text())["quality"])
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"card {path} is missing or states no quality: {error}") from error
+        if missing := stated_numbers.keys() - found.keys():
+            raise CheckFailed(f"card {path} states {', '.join(sorted(missing))}, which is not measured")
+        for name, stated in stated_numbers.items():
             close = math.isclose(found[name], stated, rel_tol=0.02, abs_tol=2e-3)
             lines.append(f"{Path(weights.file).stem}: {name} is {found[name]}, its card says {stated}{'' if close else ': not the same'}")
             if not close:

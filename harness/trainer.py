@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from harness.denoiser import count_passes
 from harness.errors import Interrupted, RunFailed, UsageError
 from harness.files import write_aside
-from harness.methods.base import Batch, Method, Player
+from harness.methods.base import Batch, Method, Player, Update
 from harness.metrics.compute import count_flops
 from harness.randomness import Keyed
 
@@ -198,11 +199,10 @@ class Trainer:
 
     def _one_step(self) -> dict[str, float]:
         means: dict[str, float] = {}
-        batches = self.batches.of_step(self.step)
-        for update in self.method.updates(self.step):
+        batches, updates = self.batches.of_step(self.step), list(self.method.updates(self.step))
+        self._count_flops(updates)
+        for update in updates:
             player = self.method.players[update.player]
-            if update.player not in self._flops:
-                self._flops[update.player] = self._flops_per_sample(update.player, update.loss)
             self._only(update.player)
             with count_passes(self.teacher) as passes:
                 totals = self._backward(update.loss, batches)
@@ -249,18 +249,17 @@ class Trainer:
         if player.ema is not None:
             player.ema.update(player.module)
 
-    def _flops_per_sample(self, name: str, loss: Callable[[Batch], tuple[Tensor, Any]]) -> float:
-        """FLOPs of a loss and its backward, for each sample, counted on a few samples without an optimizer step."""
+    def _count_flops(self, updates: Sequence[Update]) -> None:
+        """FLOPs a sample of each new player's loss and backward, counted on a few samples without an optimizer step."""
+        if all(update.player in self._flops for update in updates):
+            return
         few = min(8, self.settings.micro_batch_size or self.settings.batch_size)
         batch = self.batches.of_samples(self.step, torch.arange(few))
-        self._only(name)
-
-        def run() -> None:
-            loss(batch)[0].backward()
-
-        flops = count_flops(run) / few
-        self.method.players[name].optimizer.zero_grad(set_to_none=True)
-        return flops
+        for update in updates:  # all of them, in order: one may use what another left in the batch's carry
+            self._only(update.player)
+            flops = count_flops(lambda update=update: update.loss(batch)[0].backward())  # type: ignore[misc]
+            self._flops.setdefault(update.player, flops / few)
+            self.method.players[update.player].optimizer.zero_grad(set_to_none=True)
 
     def _save(self) -> None:
         if self.folder is None:
@@ -292,9 +291,9 @@ class Trainer:
                 if player.ema:
                     player.ema.module.load_state_dict(saved["ema"])
             self.method.load_state_dict(state["method"])
-        except (RuntimeError, ValueError, KeyError, EOFError) as error:
+            self.step, self.bill, self._flops, self.curve = state["step"], Bill(**state["bill"]), state["flops"], state["curve"]
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
             raise UsageError(f"checkpoint {path} cannot be read ({type(error).__name__}); delete its folder to start anew") from error
-        self.step, self.bill, self._flops, self.curve = state["step"], Bill(**state["bill"]), state["flops"], state["curve"]
 
 
 def learning_rate_factor(player: Player, progress: float) -> float:

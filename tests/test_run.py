@@ -54,7 +54,7 @@ def other_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def change() -> None:
         for module in (run, records):
-            monkeypatch.setattr(module, "code_digest", lambda: "another")
+            monkeypatch.setattr(module, "code_digest", lambda *rooms: "another")
 
     return change
 

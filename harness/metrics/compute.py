@@ -31,7 +31,9 @@ KINDS = {  # module of a diffusion transformer: kind of layer
     "adaLN_modulation": "adaLN", "x_embedder": "embeddings", "t_embedder": "embeddings", "y_embedder": "embeddings",
     "final_layer": "final layer",
 }  # fmt: skip
-_MODULE = re.compile(rf"^[^.]+\.(?:blocks\.\d+\.)?({'|'.join(map(re.escape, KINDS))})\d*$")
+_MODULE = re.compile(
+    r"\.(?:blocks\.\d+\.(attn\.qkv|attn\.proj|attn|mlp|adaLN_modulation)|(x_embedder|t_embedder|y_embedder|final_layer)\d*)$"
+)
 
 
 def macs_by_kind(run: Callable[[], Any]) -> dict[str, int]:
@@ -40,8 +42,8 @@ def macs_by_kind(run: Callable[[], Any]) -> dict[str, int]:
         run()
     kinds = dict.fromkeys(KINDS.values(), 0)
     for name, by_operation in counter.get_flop_counts().items():
-        if found := _MODULE.match(name):
-            kinds[KINDS[found[1]]] += sum(by_operation.values()) // 2
+        if found := _MODULE.search(name):
+            kinds[KINDS[found[1] or found[2]]] += sum(by_operation.values()) // 2
     kinds["attention products"] -= kinds["attention projections"]  # what the module `attn` counts beyond its two layers
     return kinds | {"other": counter.get_total_flops() // 2 - sum(kinds.values())}
 

@@ -30,6 +30,7 @@ DIVERSITY = {
     "class_diversity": ("diversity in a class (real = 1)", 3),
     "memorised_share": ("memorised ↓", 4),
 }
+PLAIN_CONFIG = {"precision": "fp32", "micro_batch_size": None}
 KEYS = ["method", "steps", "training", "seeds × noise sets"]
 
 
@@ -68,7 +69,7 @@ def load_records(results: Path) -> list[Record]:
 
 def label(record: Record) -> str:
     """Method and the options that matter: those marked for labels and those that differ from the default."""
-    options = record.options
+    options = dict(record.options)
     if record.method in METHODS.names():
         fields = METHODS[record.method].Config.model_fields
         options = {
@@ -76,8 +77,8 @@ def label(record: Record) -> str:
             for name, value in options.items()
             if name not in fields or value != fields[name].default or _in_label(fields[name].json_schema_extra)
         }
-    extra = "" if record.config["precision"] == "fp32" else ", bf16"
-    return record.method + "".join(f", {name} {value}" for name, value in options.items()) + extra
+    options |= {name: record.config[name] for name, plain in PLAIN_CONFIG.items() if record.config[name] != plain}
+    return record.method + "".join(f", {name} {value}" for name, value in options.items())
 
 
 def _in_label(extra: object) -> bool:
@@ -182,13 +183,14 @@ def differences_table(rows: Sequence[Row], name: str = "fid") -> pd.DataFrame:
             difference = paired_difference(a.finished, b.finished, name)
             if difference:
                 pairs.append((a, b, difference))
+    heading = {**QUALITY, **DIVERSITY}[name][0].rstrip(" ↓↑") + " first − second"
     significant = holm([difference.p_value for _, _, difference in pairs])
     lines = []
     for (a, b, difference), sure in zip(pairs, significant, strict=True):
         lower = a.label if difference.interval.mean < 0 else b.label
         lines.append({
             "first": a.label, "second": b.label, "steps": str(a.num_steps), "training": f"{a.training[0]} × {a.training[1]}",
-            "seeds": str(difference.seeds), "FID first − second": difference.interval.text(2), "p": f"{difference.p_value:.3g}",
+            "seeds": str(difference.seeds), heading: difference.interval.text(2), "p": f"{difference.p_value:.3g}",
             "better (Holm, 95 %)": lower if sure else "not shown",
         })  # fmt: skip
     return pd.DataFrame(lines)
@@ -200,7 +202,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
     if not records:
         return []
     first = records[0]
-    said = [f"N = {first.metrics['fid'].n} generated samples in each noise set; FID depends on N."]
+    said = ["Training is optimizer steps × batch size."]
+    said += [f"N = {first.metrics['fid'].n} generated samples in each noise set; FID depends on N."]
     said.append(f"The floor is the held-out real images against the same reference, at N = {first.metrics['fid_floor'].n}.")
     said.append("± is the 95 % t interval over training seeds, or over noise sets for a row without training.")
     latencies = [record.cost.latency for record in records if record.cost and record.cost.latency]

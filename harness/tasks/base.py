@@ -20,7 +20,7 @@ from harness.data.images import Split, load_split, to_uint8
 from harness.data.trajectories import Recipe
 from harness.denoiser import Denoiser, Guided, PredictionType
 from harness.errors import UsageError, unknown
-from harness.files import read_tensors, tensors_digest
+from harness.files import digest, read_tensors, tensors_digest
 from harness.networks.classifier import Classifier
 from harness.networks.dit import DiT
 from harness.randomness import Keyed
@@ -189,6 +189,11 @@ class Task:
         spec = self.spec.evaluation
         index = torch.arange(noise_set * spec.samples, (noise_set + 1) * spec.samples)
         return Keyed("evaluate", spec.seed).normal("x_T", index, self.shape), balanced_labels(index, self.num_classes)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that the task fixes; its summary and the names of budgets do not count."""
+        return digest(self.spec.model_dump(mode="json", exclude={"summary", "budgets"}))
 
     @property
     def hashes(self) -> dict[str, str]:

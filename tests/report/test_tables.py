@@ -90,7 +90,7 @@ def test_a_label_names_the_options_that_matter() -> None:
     defaults = {**METHODS["ard"].Config().model_dump(), "history_layers": 6}
     assert label(options=defaults) == "ard, history_layers 6"
     assert label(options={"history_layers": 2, "lr": 0.07, "heads": "shared"}) == "ard, history_layers 2, lr 0.07, heads shared"
-    assert label(config={**record().config, "precision": "bf16"}) == "ard, history_layers 6, bf16"
+    assert label(config={**record().config, "precision": "bf16"}) == "ard, history_layers 6, precision bf16"
     assert label(method="somebody's", options={"knob": 3}) == "somebody's, knob 3"
 
 
