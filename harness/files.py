@@ -60,10 +60,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file aside and renames it; its metadata hold the digest of the tensors."""
+    """Writes a safetensors file aside and renames it."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    whole = {"digest": tensors_digest(contiguous), **(metadata or {})}
-    write_aside(path, lambda aside: save_file(contiguous, aside, whole))
+    write_aside(path, lambda aside: save_file(contiguous, aside, metadata))
 
 
 def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
@@ -78,8 +77,13 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
 
 
+def write_mapped(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes a file for `map_tensors`: its metadata hold the digest of the tensors."""
+    write_tensors(path, tensors, {"digest": tensors_digest(tensors)})
+
+
 def map_tensors(path: Path) -> dict[str, Tensor]:
-    """Memory-maps a file that `write_tensors` made. Raises UsageError if it is missing or was changed since."""
+    """Memory-maps a file that `write_mapped` made. Raises UsageError if it is missing or was changed since."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,17 +14,28 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from harness.conditions import Condition
-from harness.data.trajectories import Progress, TrajectoryStore, cached_samples, open_store
+from harness.data.trajectories import TRAJECTORY_ROOMS, Progress, TrajectoryStore, cached_samples, open_store
 from harness.denoiser import Guided, count_passes
 from harness.errors import RunFailed, UsageError, unknown
 from harness.evaluator import Evaluator, sample_grid, sample_set, sampling_cost
-from harness.files import digest, write_aside, write_tensors, write_text
+from harness.files import digest, write_aside, write_tensors
 from harness.methods import METHODS, Method, MethodConfig
 from harness.metrics.compute import count_flops, parameters
 from harness.metrics.exposure import exposure_bias
 from harness.metrics.latency import interleaved_latency
 from harness.randomness import keyed_initialisation
-from harness.records import Cost, Exposure, LatencyEntry, Record, TrainingBill, capture_environment, code_digest, read_record, write_record
+from harness.records import (
+    Cost,
+    Environment,
+    Exposure,
+    LatencyEntry,
+    Record,
+    TrainingBill,
+    capture_environment,
+    code_digest,
+    read_record,
+    write_record,
+)
 from harness.schedules import few_step_levels
 from harness.solvers import SOLVERS, Trajectory, integrate
 from harness.tasks import Task, load_task
@@ -35,7 +45,7 @@ Report = Callable[[str], Progress]
 """From the name of a stage to a callback that is told how far it is."""
 
 EMA_WEIGHT_FLAG = 0.01
-SAMPLING_ROOMS = ("schedules.py", "conditions.py", "randomness.py", "denoiser.py", "networks", "solvers", "methods")
+SAMPLING_ROOMS = (*TRAJECTORY_ROOMS, "methods", "tasks", "evaluator.py")
 """What decides the samples of a training-free run: cached ones are not used after a change there."""
 
 
@@ -177,18 +187,20 @@ class Run:
     results: Path
     device: torch.device
     report: Report = silent
+    environment: Environment = field(init=False)
 
     @property
     def folder(self) -> Path:
         return self.results / "runs" / self.resolved.run_id
 
     def finished_record(self, any_code: bool = False) -> Record | None:
-        """The record of this run if it finished, made by the same code (or by any)."""
+        """The record of this run if it finished on this kind of device, made by the same code (or by any)."""
         path = self.folder / "record.json"
         if not path.exists():
             return None
         record = read_record(path)
-        same = any_code or record.environment.code == code_digest()
+        here = capture_environment(self.device)
+        same = record.environment.device == here.device and (any_code or record.environment.code == here.code)
         return record if record.status == "finished" and same else None
 
     def execute(self, reuse: bool = False) -> Record:
@@ -198,7 +210,7 @@ class Run:
         """
         if (record := self.finished_record(reuse)) is not None:
             return record
-        self._discard_other_codes_checkpoint()
+        self.environment = capture_environment(self.device)  # now: sources may be edited while it runs
         try:
             record = self._train_and_evaluate()
         except (RunFailed, ValueError, torch.OutOfMemoryError) as error:
@@ -276,9 +288,9 @@ class Run:
             store = open_store(task.recipe, teacher, self.device, progress=self.report("trajectories"))
             sources["trajectory"] = store
             evaluations, trajectory_flops = trajectory_bill(store, teacher, task, self.device)
-        write_text(self.folder / "code", code_digest())
         progress = self.report("training")
-        trainer = Trainer(method, sources, self.resolved.settings, self.folder, self.device, network)
+        identity = digest([self.resolved.identity, self.environment.code])
+        trainer = Trainer(method, sources, self.resolved.settings, self.folder, self.device, network, identity)
         trainer.train(progress=lambda done, total, means: progress(done, total))
         bill: Bill = trainer.bill
         initial = max((p.ema.initial_weight for p in method.players.values() if p.ema), default=0.0)
@@ -322,15 +334,7 @@ class Run:
         r = self.resolved
         return Record(run_id=r.run_id, task=r.task.spec.name, task_version=r.task.spec.version, method=r.method,
                       options=r.config.model_dump(mode="json"), config=r.run_settings, hashes=r.task.hashes,
-                      environment=capture_environment(self.device), **{"target": METHODS[r.method].target, **more})  # fmt: skip
-
-    def _discard_other_codes_checkpoint(self) -> None:
-        """A checkpoint made by other code is not resumed."""
-        made_by = ""
-        with suppress(OSError):
-            made_by = (self.folder / "code").read_text()
-        if made_by != code_digest():
-            shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+                      environment=self.environment, **{"target": METHODS[r.method].target, **more})  # fmt: skip
 
 
 def reference_of(task: Task) -> Resolved:

@@ -13,12 +13,13 @@ from torch import nn
 
 from harness.errors import CheckFailed, UsageError
 from harness.evaluator import Evaluator, sample_set
-from harness.files import file_hash, write_tensors, write_text
+from harness.files import digest, file_hash, write_tensors, write_text
 from harness.methods import METHODS, Method
 from harness.methods.classification import Classification
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid, label_agreement
 from harness.randomness import keyed_initialisation
+from harness.records import code_digest
 from harness.run import Report, Run, reference_of, silent
 from harness.tasks import Task
 from harness.tasks.base import Guidance, Weights
@@ -66,7 +67,11 @@ def _train(name: str, cls: type[Method], weights: Weights, task: Task, folder: P
         player.ema.module.to(device)
     settings = TrainSettings(training.steps, training.batch_size, training.seed)
     progress = report(name)
-    Trainer(method, {"data": task.split.train}, settings, folder, device).train(progress=lambda done, total, means: progress(done, total))
+    spec = task.spec.model_dump(mode="json", include={"data", "network", "schedule", "prediction_type"})
+    identity = digest([name, spec, training.model_dump(mode="json"), code_digest()])
+    Trainer(method, {"data": task.split.train}, settings, folder, device, identity=identity).train(
+        progress=lambda done, total, means: progress(done, total)
+    )
     (player,) = method.players.values()
     assert player.ema is not None
     return player.ema.module

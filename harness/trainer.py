@@ -152,16 +152,17 @@ class Trainer:
         folder: where `checkpoint/` and `curves.jsonl` go; None keeps nothing.
         device: where everything runs.
         teacher: the network whose passes are billed as teacher evaluations, if there is one.
+        identity: what the run is, code included; a checkpoint of another identity is not resumed.
     """
 
     def __init__(self, method: Method, sources: Mapping[str, Source], settings: TrainSettings, folder: Path | None,
-                 device: torch.device, teacher: nn.Module | None = None):  # fmt: skip
+                 device: torch.device, teacher: nn.Module | None = None, identity: str = ""):  # fmt: skip
         size, micro = settings.batch_size, settings.micro_batch_size or settings.batch_size
         if size % micro:
             raise UsageError(f"micro_batch_size is {micro}, but must divide batch_size, which is {size}")
         self.method, self.settings, self.folder, self.device = method, settings, folder, device
         self.batches = Batches(method, sources, settings, device)
-        self.step, self.bill, self.teacher = 0, Bill(), teacher or nn.Identity()
+        self.step, self.bill, self.teacher, self.identity = 0, Bill(), teacher or nn.Identity(), identity
         self.curve: list[dict[str, float]] = []
         for player in method.players.values():
             for group in player.optimizer.param_groups:
@@ -180,6 +181,8 @@ class Trainer:
         until = self.settings.total_steps if until is None else until
         saved = started = time.perf_counter()
         seconds_before = self.bill.seconds
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         with signals_noted() as caught:
             while self.step < until:
                 means = self._one_step()
@@ -272,8 +275,15 @@ class Trainer:
             }
             for name, player in self.method.players.items()
         }
-        state = {"step": self.step, "players": players, "method": self.method.state_dict(), "bill": vars(self.bill).copy(),
-                 "flops": self._flops, "curve": self.curve}  # fmt: skip
+        state = {
+            "identity": self.identity,
+            "step": self.step,
+            "players": players,
+            "method": self.method.state_dict(),
+            "bill": vars(self.bill).copy(),
+            "flops": self._flops,
+            "curve": self.curve,
+        }
         write_aside(self.folder / "checkpoint" / "state.pt", lambda aside: torch.save(state, aside))
         lines = "".join(json.dumps(point) + "\n" for point in self.curve)
         write_aside(self.folder / "curves.jsonl", lambda aside: aside.write_text(lines))
@@ -284,6 +294,8 @@ class Trainer:
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
+            if state["identity"] != self.identity:
+                return
             for name, player in self.method.players.items():
                 saved = state["players"][name]
                 player.module.load_state_dict(saved["module"])

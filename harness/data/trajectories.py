@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,10 +17,14 @@ from torch import Tensor
 from harness.conditions import balanced_labels
 from harness.denoiser import Model
 from harness.errors import UsageError
-from harness.files import cache_folder, digest, locked_folder, map_tensors, write_tensors, write_text
+from harness.files import cache_folder, digest, locked_folder, map_tensors, write_mapped, write_text
 from harness.randomness import Keyed
+from harness.records import code_digest
 from harness.schedules import few_step_levels
 from harness.solvers import SOLVERS, Trajectory, integrate
+
+TRAJECTORY_ROOMS = ("schedules.py", "conditions.py", "randomness.py", "denoiser.py", "networks", "solvers")
+"""The rooms whose sources decide a trajectory."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of items done and the number of all."""
@@ -37,7 +41,7 @@ class Recipe:
         count, seed: how many trajectories, with balanced labels, and the seed of their noise.
         shape: [C, H, W] of a state.
         num_classes: labels are sample number mod `num_classes`.
-        version: raised when the meaning of a field changes.
+        code: digest of the sources that integrate them: other code makes other trajectories.
     """
 
     teacher: str
@@ -49,7 +53,7 @@ class Recipe:
     seed: int
     shape: tuple[int, int, int]
     num_classes: int
-    version: int = 1
+    code: str = field(default_factory=lambda: code_digest(TRAJECTORY_ROOMS))
 
 
 class TrajectoryStore:
@@ -123,7 +127,7 @@ def _build(folder: Path, recipe: Recipe, teacher: Model, device: torch.device, s
                 batches.append(_compute(recipe, teacher, items, device))
                 if progress:
                     progress(int(items[-1]) + 1, recipe.count)
-            write_tensors(path, {key: torch.cat([b[key] for b in batches]) for key in batches[0]})
+            write_mapped(path, {key: torch.cat([b[key] for b in batches]) for key in batches[0]})
         names.append(path.name)
     write_text(folder / "manifest.json", json.dumps({"recipe": asdict(recipe), "shard_size": shard_size, "shards": names}, indent=1))
 
@@ -138,5 +142,5 @@ def cached_samples(key: dict, compute: Callable[[], Tensor]) -> Tensor:
     if not path.exists():
         with locked_folder(folder):
             if not path.exists():
-                write_tensors(path, {"samples": compute()})
+                write_mapped(path, {"samples": compute()})
     return map_tensors(path)["samples"].clone()

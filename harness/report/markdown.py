@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.files import write_aside, write_text
 from harness.records import Record, write_record
-from harness.report.tables import DIVERSITY, KEYS, QUALITY, differences_table, exposure_table, notes, results_table, rows_of
+from harness.report.tables import DIVERSITY, KEYS, QUALITY, differences_table, exposure_table, floor_table, notes, results_table, rows_of
 
 
 def markdown_table(table: pd.DataFrame) -> str:
@@ -31,8 +31,10 @@ def task_section(records: Sequence[Record]) -> str:
     quality, diversity = ([heading for heading, _ in columns.values() if heading in table] for columns in (QUALITY, DIVERSITY))
     cost = [column for column in table.columns if column not in (*KEYS, *quality, *diversity)]
     parts = [markdown_table(table[[*KEYS, *quality]])]
+    if any(row.finished for row in rows):
+        parts += ["The floor, which compares with nothing above: FID, recall and coverage depend on N.", markdown_table(floor_table(rows))]
     parts += ["Fidelity and diversity apart:", markdown_table(table[[*KEYS[:3], *diversity]])]
-    parts += ["What it costs:", markdown_table(table.head(len(rows))[[*KEYS[:3], *cost]])]
+    parts += ["What it costs:", markdown_table(table[[*KEYS[:3], *cost]])]
     exposure = exposure_table(rows)
     if len(exposure):
         parts += ["Exposure bias, as root mean squared error of a pixel against the teacher's points:", markdown_table(exposure)]

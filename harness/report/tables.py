@@ -116,8 +116,7 @@ def refuse_mixed_identities(records: Sequence[Record]) -> None:
 
 def results_table(rows: Sequence[Row]) -> pd.DataFrame:
     """One line a row: quality with 95 % t intervals, and cost. All cells are text."""
-    finished = [record for row in rows for record in row.finished]
-    return pd.DataFrame([_line(row) for row in rows] + [floor_line(record) for record in finished[:1]]).fillna("")
+    return pd.DataFrame([_line(row) for row in rows]).fillna("")
 
 
 def _line(row: Row) -> dict[str, str]:
@@ -148,13 +147,14 @@ def _line(row: Row) -> dict[str, str]:
     return line
 
 
-def floor_line(record: Record) -> dict[str, str]:
-    """The line of the held-out real images."""
-    line = {"method": "held-out real images", "seeds × noise sets": f"N = {record.metrics['fid_floor'].n}"}
+def floor_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """The held-out real images against the same reference, at their own N: a table apart, because FID depends on N."""
+    record = next(record for row in rows for record in row.finished)
+    line = {"held-out real images": f"N = {record.metrics['fid_floor'].n}"}
     for name, (heading, digits) in {**QUALITY, **DIVERSITY}.items():
         if f"{name}_floor" in record.metrics:
             line[heading] = f"{record.metrics[f'{name}_floor'].mean:.{digits}f}"
-    return line
+    return pd.DataFrame([line])
 
 
 def exposure_table(rows: Sequence[Row]) -> pd.DataFrame:
@@ -179,7 +179,7 @@ def differences_table(rows: Sequence[Row], name: str = "fid") -> pd.DataFrame:
     pairs: list[tuple[Row, Row, Difference]] = []
     trained = [row for row in rows if row.training[0] and row.finished]
     for a, b in combinations(trained, 2):
-        if (a.num_steps, a.training) == (b.num_steps, b.training):
+        if (a.num_steps, a.training) == (b.num_steps, b.training) and a.label != b.label:
             difference = paired_difference(a.finished, b.finished, name)
             if difference:
                 pairs.append((a, b, difference))
@@ -204,24 +204,31 @@ def notes(rows: Sequence[Row]) -> list[str]:
     first = records[0]
     said = ["Training is optimizer steps × batch size."]
     said += [f"N = {first.metrics['fid'].n} generated samples in each noise set; FID depends on N."]
-    said.append(f"The floor is the held-out real images against the same reference, at N = {first.metrics['fid_floor'].n}.")
-    said.append("± is the 95 % t interval over training seeds, or over noise sets for a row without training.")
+    said.append("± is the 95 % t interval over training seeds, or over evaluation noise sets for a row without training.")
+    said.append("Seeds differ in batch order, initial weights and training noise; trajectories and evaluation noise are the same for all.")
+    floors = [f"{record.metrics['kid_floor'].mean:.0f}" for record in records[:1]]
+    said.append(
+        f"KID is on features as they are, not normalised: held-out real images have {floors[0]}, so differences of that size say nothing."
+    )
     latencies = [record.cost.latency for record in records if record.cost and record.cost.latency]
     if latencies:
-        entry = latencies[0]
-        said.append(
+        protocols = {
+            entry.model_copy(update={"seconds": 0, "reference_seconds": 0, "ratio": 0}).model_dump_json(): entry for entry in latencies
+        }
+        said.extend(
             f"Latency: batch {entry.batch}, {entry.dtype}, {entry.device} with {entry.threads} threads, {entry.warmup} warm-ups, "
             f"median of {entry.repeats} repeats interleaved with the reference ({entry.reference})."
+            for entry in protocols.values()
         )
     said.append("Trajectory FLOPs are those of the whole store, charged in full to each run.")
     targets = sorted({f"{row.label}: {row.records[0].target}" for row in rows if row.records[0].target != "guided teacher"})
     said.extend(f"Target is not the guided teacher in {target}." for target in targets)
     said.extend(sorted({f"{record.run_id}: {flag}." for record in records for flag in record.flags}))
     machines = {
-        (e.device, e.cpu, e.python, e.packages.get("torch"), e.commit[:10] if e.commit else "no commit", e.dirty)
+        (e.device, e.cpu, e.python, e.packages.get("torch"), e.commit[:10] if e.commit else "no commit", e.code, e.dirty)
         for e in (record.environment for record in records)
     }
-    for device, cpu, python, torch, commit, dirty in sorted(machines, key=str):
+    for device, cpu, python, torch, commit, code, dirty in sorted(machines, key=str):
         state = " with uncommitted changes" if dirty else ""
-        said.append(f"Made on {device} ({cpu}), Python {python}, torch {torch}, commit {commit}{state}.")
+        said.append(f"Made on {device} ({cpu}), Python {python}, torch {torch}, commit {commit}{state}, code {code}.")
     return said

@@ -14,7 +14,17 @@ from harness.methods import METHODS
 from harness.records import Cost, Environment, Exposure, LatencyEntry, Metric, Record, TrainingBill, write_record
 from harness.report.console import print_results
 from harness.report.markdown import page, publish
-from harness.report.tables import DIVERSITY, QUALITY, differences_table, exposure_table, load_records, notes, results_table, rows_of
+from harness.report.tables import (
+    DIVERSITY,
+    QUALITY,
+    differences_table,
+    exposure_table,
+    floor_table,
+    load_records,
+    notes,
+    results_table,
+    rows_of,
+)
 
 ENVIRONMENT = Environment(commit="0123456789abcdef", dirty=False, code="c", python="3.11", packages={"torch": "2.15.0"}, device="cpu",
                           cpu="a cpu", threads=2)  # fmt: skip
@@ -140,11 +150,12 @@ def test_a_row_without_training_has_an_interval_over_noise_sets() -> None:
     assert line.get("training seconds", "") == ""
 
 
-def test_the_last_line_is_the_floor() -> None:
-    line = line_of([record(), teacher()], -1)
-    assert line["method"] == "held-out real images"
+def test_the_floor_is_a_table_apart_with_its_own_number_of_samples() -> None:
+    rows = rows_of([record(), teacher()])
+    assert len(results_table(rows)) == 2
+    (line,) = floor_table(rows).to_dict("records")
+    assert line["held-out real images"] == f"N = {record().metrics['fid_floor'].n}"
     assert line["FID ↓"] == "0.25"
-    assert line["NFE"] == ""
 
 
 # failures
@@ -246,9 +257,11 @@ def test_notes_say_what_a_reader_must_know() -> None:
     rows = rows_of([record(flags=["short average"]), record("denoising", target="data", environment=dirty), teacher()])
     text = "\n".join(notes(rows))
     for part in (
-        "N = 40", "held-out real images", "95 % t interval", "Latency: batch 16, float32, cpu with 2 threads, 2 warm-ups, median of 9",
+        "N = 40", "held-out real images have",
+        "trajectories and evaluation noise are the same for all", "95 % t interval",
+        "Latency: batch 16, float32, cpu with 2 threads, 2 warm-ups, median of 9",
         "charged in full", "Target is not the guided teacher in denoising: data", "ard-4-100-0: short average.",
-        "Made on cpu (a cpu), Python 3.11, torch 2.15.0, commit 0123456789.", "Made on H200 (a cpu)", "with uncommitted changes",
+        "Made on cpu (a cpu), Python 3.11, torch 2.15.0, commit 0123456789, code c.", "Made on H200 (a cpu)", "with uncommitted changes",
     ):  # fmt: skip
         assert part in text
 
@@ -258,7 +271,7 @@ def test_a_terminal_of_any_width_shows_every_number(width: int) -> None:
     console = Console(width=width, record=True, file=StringIO())
     print_results([teacher(fid=1.0), record(fid=7.25)], console)
     text = console.export_text()
-    for part in ("teacher", "held-out", "7.75", "1.50", "N = 40"):
+    for part in ("teacher", "7.75", "1.50", "N = 40"):
         assert part in text
 
 

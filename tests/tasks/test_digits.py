@@ -10,6 +10,7 @@ from harness.errors import UsageError
 from harness.files import file_hash
 from harness.metrics.features import classify
 from harness.metrics.fidelity import label_agreement
+from harness.randomness import Keyed
 from harness.schedules import few_step_levels
 from harness.solvers import DDIM, integrate
 from harness.tasks import load_task, task_names
@@ -66,6 +67,14 @@ def test_evaluation_noise_sets_are_disjoint_and_balanced() -> None:
     assert len(noise.unique(dim=0)) == len(noise)
     for _, cond in sets:
         assert cond.labels.bincount().tolist() == [task.spec.evaluation.samples // 10] * 10
+
+
+def test_no_student_trains_on_the_evaluations_noise() -> None:
+    task = load_task("digits")
+    index = torch.arange(task.recipe.count)
+    trained = Keyed("trajectory", task.recipe.seed).normal("x_T", index, task.shape).flatten(1)
+    evaluated = torch.cat([task.evaluation_inputs(k)[0].flatten(1) for k in range(task.spec.evaluation.noise_sets)])
+    assert len(torch.cat([trained, evaluated]).unique(dim=0)) == len(trained) + len(evaluated)
 
 
 def test_an_unknown_task_names_the_near_one() -> None:
