@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from harness import __version__
+from harness.config import RunConfig, parse_config, parse_options
 from harness.console import Display
 from harness.cost import paper_problem, sampling_cost_on_meta
 from harness.errors import HarnessError, UsageError
@@ -24,7 +25,7 @@ from harness.records import PACKAGES, capture_environment, package_version
 from harness.report.console import print_results
 from harness.report.markdown import page, publish
 from harness.report.tables import load_records, results_table, rows_of
-from harness.run import RunConfig, parse_config, parse_options, run
+from harness.run import run
 from harness.solvers import SOLVERS
 from harness.tasks import load_task, task_names
 from harness.teacher import train_networks, verify

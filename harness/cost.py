@@ -29,6 +29,7 @@ class PaperProblem:
     schedule: Schedule
     trajectory_steps: int
     prediction_type: Any = "eps"
+    network_teacher: bool = True
 
 
 @dataclass(frozen=True)

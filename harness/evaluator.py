@@ -20,10 +20,11 @@ from harness.metrics.features import classify
 from harness.metrics.fidelity import distance_to_reference, fid, kid, label_agreement
 from harness.metrics.manifold import class_diversity, density_coverage, inception_style_score, memorised_share, precision_recall
 from harness.records import Metric
+from harness.solvers import Noise
 from harness.tasks import Task
 
-Sampler = Callable[[Tensor, Condition], Tensor]
-"""From noise [B, C, H, W] and conditions to samples [B, C, H, W]."""
+Sampler = Callable[[Tensor, Condition, Noise], Tensor]
+"""From noise [B, C, H, W], conditions and further noise (for stochastic samplers) to samples [B, C, H, W]."""
 Progress = Callable[[int, int], None]
 
 
@@ -34,7 +35,8 @@ def sample_set(sampler: Sampler, task: Task, noise_set: int, device: torch.devic
     size, done = task.spec.evaluation.batch_size, []
     for start in range(0, len(x_T), size):
         part = slice(start, start + size)
-        done.append(sampler(x_T[part].to(device), cond[part].to(device)).float().cpu())
+        noise = task.evaluation_noise(noise_set, part)
+        done.append(sampler(x_T[part].to(device), cond[part].to(device), noise).float().cpu())
         if progress:
             progress(min(start + size, len(x_T)), len(x_T))
     return torch.cat(done)
@@ -45,6 +47,8 @@ DIRECTIONS: dict[str, Literal["lower", "higher", "none"]] = {
     "inception_style_score": "higher", "class_diversity": "none", "label_agreement": "higher", "memorised_share": "lower",
     "distance_to_teacher": "lower",
 }  # fmt: skip
+
+MILESTONE_METRICS = ("fid", "label_agreement", "distance_to_teacher")
 
 
 class Evaluator:
@@ -98,6 +102,13 @@ class Evaluator:
             "memorised_share": memorised_share(images, train.images),
         }  # fmt: skip
 
+    def quality(self, samples: Tensor) -> dict[str, float]:
+        """The few metrics of a milestone, of samples of noise set 0 [N, C, H, W]."""
+        features, logits = classify(self.classifier, samples)
+        labels = self.task.evaluation_inputs(0)[1].labels
+        found = (fid(features, self.reference), label_agreement(logits, labels), distance_to_reference(samples, self.reference_samples(0)))
+        return dict(zip(MILESTONE_METRICS, found, strict=True))
+
     def identity(self, name: str, n: int) -> dict[str, Any]:
         """The identity of a metric: all that determines what its number means."""
         spec, hashes = self.task.spec, self.task.hashes
@@ -115,7 +126,7 @@ def sampling_cost(sampler: Sampler, network: nn.Module, task: Task, device: torc
     x_T, cond = task.evaluation_inputs(0)
     x_T, cond = x_T[:count].to(device), cond[:count].to(device)
     with count_passes(network) as passes:
-        macs = count_macs(lambda: sampler(x_T, cond))
+        macs = count_macs(lambda: sampler(x_T, cond, lambda name: x_T))
     return passes.total / count, macs // count
 
 

@@ -81,6 +81,16 @@ class LatencyEntry(_Part):
     repeats: int
 
 
+class Milestone(_Part):
+    """Quality at a part of the budget, of the averaged weights at that step, on noise set 0 with the metrics' N."""
+
+    step: int
+    images: int
+    flops: float
+    """Training FLOPs until then, trajectories not included."""
+    quality: dict[str, float]
+
+
 class TrainingBill(_Part):
     """What the student cost to train."""
 
@@ -95,6 +105,8 @@ class TrainingBill(_Part):
     """Teacher passes for trajectories and inside the losses."""
     seconds: float
     peak_memory_bytes: int
+    inherited_flops: float = 0.0
+    """FLOPs of the run that this one started from, with what that one inherited."""
     ema_initial_weight: float
     """Largest share of the initial parameters in an evaluated average; above 0.01 it is flagged."""
 
@@ -146,8 +158,10 @@ class Record(_Part):
     levels: list[float] = []
     """DiT's level numbers that the sampler visited."""
     metrics: dict[str, Metric] = {}
+    milestones: list[Milestone] = []
+    """Quality at 1/8, 1/4, 1/2 and the whole of the budget."""
     exposure: Exposure | None = None
-    """For a sampler of more than one step whose steps divide the trajectories'."""
+    """For a deterministic sampler of more than one step whose steps divide the trajectories'."""
     cost: Cost | None = None
     flags: list[str] = []
     """What a reader must know, a sentence each."""

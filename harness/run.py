@@ -6,20 +6,20 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from harness.conditions import Condition
-from harness.data.trajectories import TRAJECTORY_ROOMS, Progress, TrajectoryStore, cached_samples, open_store
+from harness.config import Resolved, RunConfig, reference_of, resolve
+from harness.data.trajectories import TRAJECTORY_ROOMS, Progress, cached_samples, open_store
 from harness.denoiser import Guided, count_passes
-from harness.errors import RunFailed, UsageError, unknown
-from harness.evaluator import Evaluator, sample_grid, sample_set, sampling_cost
-from harness.files import digest, write_aside, write_tensors
-from harness.methods import METHODS, Method, MethodConfig
+from harness.errors import RunFailed
+from harness.evaluator import MILESTONE_METRICS, Evaluator, Sampler, sample_grid, sample_set, sampling_cost
+from harness.files import digest, read_tensors, write_aside, write_tensors
+from harness.methods import METHODS, Method
 from harness.metrics.compute import count_flops, parameters
 from harness.metrics.exposure import exposure_bias
 from harness.metrics.latency import interleaved_latency
@@ -29,6 +29,7 @@ from harness.records import (
     Environment,
     Exposure,
     LatencyEntry,
+    Milestone,
     Record,
     TrainingBill,
     capture_environment,
@@ -37,9 +38,9 @@ from harness.records import (
     write_record,
 )
 from harness.schedules import few_step_levels
-from harness.solvers import SOLVERS, Trajectory, integrate
-from harness.tasks import Task, load_task
-from harness.trainer import Bill, Trainer, TrainSettings
+from harness.solvers import SOLVERS, Noise, Trajectory, integrate
+from harness.tasks import Task
+from harness.trainer import Trainer
 
 Report = Callable[[str], Progress]
 """From the name of a stage to a callback that is told how far it is."""
@@ -47,131 +48,6 @@ Report = Callable[[str], Progress]
 EMA_WEIGHT_FLAG = 0.01
 SAMPLING_ROOMS = (*TRAJECTORY_ROOMS, "methods", "tasks", "evaluator.py")
 """What decides the samples of a training-free run: cached ones are not used after a change there."""
-
-
-class RunConfig(BaseModel):
-    """What a person asks for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    method: str
-    """Name of the method."""
-    task: str = "digits"
-    """Name of the task."""
-    options: dict[str, Any] = {}
-    """Options of the method that differ from its defaults."""
-    num_steps: int = Field(4, ge=1, le=1000)
-    """Steps that the student takes."""
-    seed: int = Field(0, ge=0, le=2**31)
-    """Seed of initialisation, batches and training noise."""
-    budget: str = "quick"
-    """A budget of the task, or steps=NUMBER, or images=NUMBER."""
-    batch_size: int | None = Field(None, ge=1, le=2**20)
-    """Samples a training step (the task's by default)."""
-    micro_batch_size: int | None = Field(None, ge=1, le=2**20)
-    """Samples a forward pass; must divide the batch size."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the losses' forward passes."""
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A run whose every number is known; equal ones have one `run_id`."""
-
-    task: Task
-    method: str
-    config: MethodConfig
-    settings: TrainSettings
-    num_steps: int
-    noise_sets: int
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What the run id is the hash of."""
-        spec = self.task.spec
-        return {
-            "task": spec.name, "task_version": spec.version, "spec": self.task.digest, "hashes": self.task.hashes, "method": self.method,
-            "options": self.config.model_dump(mode="json"), **self.run_settings,
-        }  # fmt: skip
-
-    @property
-    def run_settings(self) -> dict[str, Any]:
-        """The resolved run config without the method's options."""
-        s = self.settings
-        return {
-            "num_steps": self.num_steps, "seed": s.seed, "total_steps": s.total_steps, "batch_size": s.batch_size,
-            "micro_batch_size": s.micro_batch_size, "precision": s.precision, "noise_sets": self.noise_sets,
-        }  # fmt: skip
-
-    @property
-    def run_id(self) -> str:
-        """Method, steps and 10 digits of the identity's hash."""
-        return f"{self.method}-{self.num_steps}-{digest(self.identity)[:10]}"
-
-
-def explain(error: ValidationError, where: str, known: list[str]) -> UsageError:
-    """The first complaint of a validation as one sentence."""
-    first = error.errors()[0]
-    name = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        return unknown("option", name, known, where)
-    if first["type"] == "missing":
-        return UsageError(f"{where}: {name} is missing")
-    return UsageError(f"{where}: {name} is {first['input']!r}, but {first['msg'].replace('Input should', 'it should')}")
-
-
-def parse_config(values: dict[str, Any]) -> RunConfig:
-    """A run config from plain values. Raises UsageError in one sentence."""
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise explain(error, "run config", list(RunConfig.model_fields)) from error
-
-
-def parse_options(method: str, values: dict[str, Any]) -> MethodConfig:
-    """A method's options from plain values. Raises UsageError in one sentence."""
-    model = METHODS[method].Config
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise explain(error, f"options of {method}", list(model.model_fields)) from error
-
-
-def resolve(config: RunConfig, task: Task | None = None) -> Resolved:
-    """Checks a config and settles every number in it, before anything is computed.
-
-    Args:
-        task: what stands for the config's task, which is loaded by its name otherwise.
-
-    Raises:
-        UsageError: for unknown names and values out of range, in one sentence.
-    """
-    task, cls = task or load_task(config.task), METHODS[config.method]
-    options = parse_options(config.method, config.options)
-    batch_size = config.batch_size or task.spec.batch_size
-    total_steps, noise_sets = resolve_budget(config.budget, task, batch_size)
-    cls.check(options, task, config.num_steps)
-    method, options = cls.canonical(options, config.num_steps)
-    micro = None if config.micro_batch_size == batch_size else config.micro_batch_size
-    settings = TrainSettings(total_steps, batch_size, config.seed, micro, config.precision)
-    if batch_size % (config.micro_batch_size or batch_size):
-        raise UsageError(f"micro_batch_size is {config.micro_batch_size}, but must divide batch_size, which is {batch_size}")
-    if not cls.sources:  # training-free: nothing of the training's settings matters
-        settings = TrainSettings(total_steps=0, batch_size=0, seed=0)
-    return Resolved(task, method, options, settings, config.num_steps, noise_sets)
-
-
-def resolve_budget(budget: str, task: Task, batch_size: int) -> tuple[int, int]:
-    """Training steps and evaluation noise sets of a budget. Raises UsageError if it is neither a name nor a number of something."""
-    if budget in task.spec.budgets:
-        named = task.spec.budgets[budget]
-        return named.steps, named.noise_sets
-    unit, _, number = budget.partition("=")
-    per_step = {"steps": 1, "images": batch_size}
-    if unit not in per_step or not number.isascii() or not number.isdigit() or len(number) > 12 or int(number) < per_step[unit]:
-        forms = [*task.spec.budgets, "steps=NUMBER", f"images=NUMBER (at least {batch_size})"]
-        raise UsageError(f"budget is {budget!r}, but must be one of: {', '.join(forms)}")
-    return int(number) // per_step[unit], task.spec.evaluation.noise_sets
 
 
 def silent(stage: str) -> Progress:
@@ -220,7 +96,7 @@ class Run:
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
         return record
 
-    def samples(self, sampler: Callable[[Tensor, Condition], Tensor], noise_set: int) -> Tensor:
+    def samples(self, sampler: Sampler, noise_set: int) -> Tensor:
         """Samples of a noise set, [N, C, H, W]; a training-free run's are kept in the cache."""
 
         def compute() -> Tensor:
@@ -236,13 +112,21 @@ class Run:
         r, task = self.resolved, self.resolved.task
         teacher = task.teacher(self.device)
         method = self.build(teacher)
-        bill = self._train(method, teacher) if method.players else None
         sampler = self.sampler(method)
         reference = Run(reference_of(task), self.results, self.device, self.report)
         reference_sampler = reference.sampler(reference.build(teacher))
-        samples = {k: self.samples(sampler, k) for k in range(r.noise_sets)}
         evaluator = Evaluator(task, lambda k: reference.samples(reference_sampler, k), self.device)
+        trainer = self._trainer(method, teacher) if r.settings.total_steps else None
+        if trainer:
+            progress = self.report("training")
+            trainer.train(progress=lambda done, total, means: progress(done, total),
+                          measure=lambda: evaluator.quality(sample_set(sampler, task, 0, self.device)))  # fmt: skip
+        samples = {k: self.samples(sampler, k) for k in range(r.noise_sets)}
         metrics = evaluator.evaluate(samples)
+        bill = self._bill(trainer, teacher) if trainer else None
+        if trainer:
+            trainer.note_quality({name: metrics[name].values[0] for name in MILESTONE_METRICS})
+            trainer.write_curves()
         nfe, macs = sampling_cost(sampler, method.passes_through, task, self.device)
         latency = self._latency(sampler, reference_sampler)
         self._keep(method, samples[0], reference.samples(reference_sampler, 0))
@@ -250,58 +134,60 @@ class Run:
         flags = []
         if bill and bill.ema_initial_weight > EMA_WEIGHT_FLAG:
             flags.append(f"the evaluated average still holds {bill.ema_initial_weight:.1%} of the initial weights")
+        if method.players and not trainer:
+            flags.append("untrained: the student as it starts")
         cost = Cost(parameters=parameters(method.passes_through), nfe=nfe, macs_per_sample=macs,
                     latency=latency, training=bill)  # fmt: skip
         levels = [round(float(method_time), 4) for method_time in task.schedule.network_time(method.levels[:-1])]
-        return self._record(
-            status="finished", levels=levels, metrics=metrics, exposure=exposure, cost=cost, flags=flags, target=method.target
-        )
+        milestones = [Milestone(**point) for point in trainer.milestones] if trainer else []
+        return self._record(status="finished", levels=levels, metrics=metrics, exposure=exposure, cost=cost, flags=flags,
+                            target=method.target, milestones=milestones)  # fmt: skip
 
     def build(self, teacher: Guided) -> Method:
         """The method, its networks initialised by the run's seed."""
         r = self.resolved
         with keyed_initialisation(r.settings.seed, r.method):
             method = METHODS[r.method](r.config, teacher, r.task, r.num_steps, r.settings.total_steps)
-        for player in method.players.values():
-            player.module.to(self.device)
-            if player.ema:
-                player.ema.module.to(self.device)
+        if r.parent:
+            method.start_from(read_tensors(r.parent.weights, r.parent.sha256))
+        method.to(self.device)
         return method
 
-    def sampler(self, method: Method) -> Callable[[Tensor, Condition], Tensor]:
+    def sampler(self, method: Method) -> Sampler:
         """The method's student under its solver, as a function of noise and conditions."""
 
-        def sample(x_T: Tensor, cond: Condition) -> Tensor:
-            out = integrate(method.solver, method.student, x_T, method.levels, cond)
+        def sample(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
+            out = integrate(method.solver, method.student, x_T, method.levels, cond, noise)
             assert isinstance(out, Tensor)
             return out
 
         return torch.no_grad()(sample)
 
-    def _train(self, method: Method, teacher: Guided) -> TrainingBill:
-        task, network = self.resolved.task, teacher.denoiser.network
-        sources: dict[str, Any] = {}
-        evaluations, trajectory_flops = 0, 0.0
+    def _trainer(self, method: Method, teacher: Guided) -> Trainer:
+        """The trainer of this run, with what the method learns from."""
+        task, sources = self.resolved.task, dict[str, Any]()
         if "data" in method.sources:
             sources["data"] = task.split.train
         if "trajectory" in method.sources:
-            store = open_store(task.recipe, teacher, self.device, progress=self.report("trajectories"))
-            sources["trajectory"] = store
-            evaluations, trajectory_flops = trajectory_bill(store, teacher, task, self.device)
-        progress = self.report("training")
+            sources["trajectory"] = open_store(task.recipe, teacher, self.device, progress=self.report("trajectories"))
         identity = digest([self.resolved.identity, self.environment.code])
-        trainer = Trainer(method, sources, self.resolved.settings, self.folder, self.device, network, identity)
-        trainer.train(progress=lambda done, total, means: progress(done, total))
-        bill: Bill = trainer.bill
+        return Trainer(method, sources, self.resolved.settings, self.folder, self.device, teacher.denoiser.network, identity)
+
+    def _bill(self, trainer: Trainer, teacher: Guided) -> TrainingBill:
+        bill, method, parent = trainer.bill, trainer.method, self.resolved.parent
+        evaluations, trajectory_flops = 0, 0.0
+        if "trajectory" in method.sources:
+            evaluations, trajectory_flops = trajectory_bill(teacher, self.resolved.task, self.device)
         initial = max((p.ema.initial_weight for p in method.players.values() if p.ema), default=0.0)
         return TrainingBill(steps=trainer.step, images=bill.images, flops=bill.flops, trajectory_flops=trajectory_flops,
                             teacher_evaluations=evaluations + bill.teacher_evaluations, seconds=bill.seconds,
-                            peak_memory_bytes=bill.peak_memory_bytes, ema_initial_weight=initial)  # fmt: skip
+                            peak_memory_bytes=bill.peak_memory_bytes, inherited_flops=parent.flops if parent else 0.0,
+                            ema_initial_weight=initial)  # fmt: skip
 
     def _exposure(self, method: Method, teacher: Guided) -> Exposure | None:
         """Exposure bias on the first batch of evaluation noise, whose teacher trajectories are made now."""
         task, steps = self.resolved.task, self.resolved.num_steps
-        if steps == 1 or task.trajectory_steps % steps:
+        if steps == 1 or task.trajectory_steps % steps or method.solver.stochastic:
             return None
         x_T, cond = task.evaluation_inputs(0)
         count = task.spec.evaluation.batch_size
@@ -312,12 +198,13 @@ class Run:
             errors = exposure_bias(method.solver, method.student, method.teacher_points(path), method.levels, cond)
         return Exposure(on_teachers_history=errors[0], on_own_history=errors[1], n=len(x_T))
 
-    def _latency(self, sampler: Callable, reference: Callable) -> LatencyEntry:
+    def _latency(self, sampler: Sampler, reference: Sampler) -> LatencyEntry:
         task, warmup, repeats = self.resolved.task, 2, 9
         x_T, cond = task.evaluation_inputs(0)
         batch = task.spec.evaluation.latency_batch
         x_T, cond = x_T[:batch].to(self.device), cond[:batch].to(self.device)
-        found = interleaved_latency(lambda: sampler(x_T, cond), lambda: reference(x_T, cond), self.device, warmup=warmup, repeats=repeats)
+        mine, theirs = (lambda s=s: s(x_T, cond, lambda name: x_T) for s in (sampler, reference))
+        found = interleaved_latency(mine, theirs, self.device, warmup=warmup, repeats=repeats)
         ref = task.spec.reference
         return LatencyEntry(seconds=found.seconds, reference_seconds=found.reference_seconds, ratio=found.ratio,
                             reference=f"{ref.method}, {ref.num_steps} steps", batch=batch, dtype="float32", device=self.device.type,
@@ -328,7 +215,9 @@ class Run:
         picture = Image.fromarray(sample_grid([samples, reference]).numpy())
         write_aside(self.folder / "samples.png", lambda aside: picture.save(aside, "png"))
         if method.players:
-            write_tensors(self.folder / "student.safetensors", method.student.state_dict(), {"run_id": self.resolved.run_id})
+            average = method.student_player.ema
+            assert average is not None
+            write_tensors(self.folder / "student.safetensors", average.module.state_dict(), {"run_id": self.resolved.run_id})
 
     def _record(self, **more: Any) -> Record:
         r = self.resolved
@@ -337,20 +226,13 @@ class Run:
                       environment=self.environment, **{"target": METHODS[r.method].target, **more})  # fmt: skip
 
 
-def reference_of(task: Task) -> Resolved:
-    """The run beside which every row of a task is shown."""
-    wanted = task.spec.reference
-    config = RunConfig(task=task.spec.name, method=wanted.method, num_steps=wanted.num_steps, options=wanted.options)
-    return resolve(config, task)
-
-
-def trajectory_bill(store: TrajectoryStore, teacher: Guided, task: Task, device: torch.device) -> tuple[int, float]:
-    """Teacher passes and FLOPs of a whole store, counted on two trajectories made the same way."""
+def trajectory_bill(teacher: Guided, task: Task, device: torch.device) -> tuple[int, float]:
+    """Teacher passes and FLOPs of all the task's trajectories, counted on two made the same way."""
     x_T, cond = task.evaluation_inputs(0)
-    x_T, cond, solver = x_T[:2].to(device), cond[:2].to(device), SOLVERS[store.recipe.solver]()
+    x_T, cond, solver = x_T[:2].to(device), cond[:2].to(device), SOLVERS[task.recipe.solver]()
     with torch.no_grad(), count_passes(teacher.denoiser.network) as passes:
-        flops = count_flops(lambda: integrate(solver, teacher, x_T, store.levels, cond))
-    return passes.total * len(store) // 2, flops * len(store) / 2
+        flops = count_flops(lambda: integrate(solver, teacher, x_T, few_step_levels(task.trajectory_steps), cond))
+    return passes.total * task.recipe.count // 2, flops * task.recipe.count / 2
 
 
 def run(config: RunConfig, results: Path, device: torch.device, report: Report = silent, reuse: bool = False) -> tuple[Record, Record]:
@@ -363,7 +245,7 @@ def run(config: RunConfig, results: Path, device: torch.device, report: Report =
     Raises:
         UsageError, RunFailed, Interrupted.
     """
-    resolved = resolve(config)
+    resolved = resolve(config, results=results)
     beside = replace(reference_of(resolved.task), noise_sets=resolved.noise_sets)
     reference = Run(beside, results, device, report).execute(reuse)
     return Run(resolved, results, device, report).execute(reuse), reference

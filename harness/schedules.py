@@ -26,6 +26,10 @@ class Schedule(ABC):
         """d alpha / dt and d sigma / dt at timesteps `t` in (0, 1], each float64 of the same shape."""
 
     @abstractmethod
+    def time_of(self, sigma_ve: Tensor) -> Tensor:
+        """The timesteps t at which sigma / alpha is `sigma_ve` (any shape, >= 0), float64 of the same shape; at most 1."""
+
+    @abstractmethod
     def network_time(self, t: Tensor) -> Tensor:
         """The number that the network's time embedding receives for timestep `t`, same shape, float32."""
 
@@ -63,6 +67,16 @@ class VPSchedule(Schedule):
         slope = (above - below) * NUM_LEVELS
         return slope * alpha * sigma**2 / 2, -slope * sigma * alpha**2 / 2
 
+    def time_of(self, sigma_ve: Tensor) -> Tensor:
+        sigma_ve = sigma_ve.double()
+        falling = -self._log_snr.to(sigma_ve.device)
+        wanted = 2 * torch.log(sigma_ve)
+        low = (torch.searchsorted(falling, wanted) - 1).clamp(0, NUM_LEVELS - 2)
+        level = low + (wanted - falling[low]) / (falling[low + 1] - falling[low])
+        sigma = sigma_ve / (1 + sigma_ve**2).sqrt()
+        below = sigma / self._sigma_first.to(sigma_ve.device) / NUM_LEVELS
+        return torch.where(below < 1 / NUM_LEVELS, below, (level + 1) / NUM_LEVELS).clamp(max=1.0)
+
     def network_time(self, t: Tensor) -> Tensor:
         """DiT's level index, 1000 t - 1."""
         return (t.double() * NUM_LEVELS - 1).float()
@@ -80,6 +94,9 @@ class FlowSchedule(Schedule):
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         one = torch.ones_like(t, dtype=torch.float64)
         return -one, one
+
+    def time_of(self, sigma_ve: Tensor) -> Tensor:
+        return sigma_ve.double() / (1 + sigma_ve.double())
 
     def network_time(self, t: Tensor) -> Tensor:
         return t.float()

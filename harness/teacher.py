@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import nn
 
+from harness.config import reference_of
 from harness.errors import CheckFailed, UsageError
 from harness.evaluator import Evaluator, sample_set
 from harness.files import digest, file_hash, write_tensors, write_text
@@ -20,7 +21,7 @@ from harness.metrics.features import classify
 from harness.metrics.fidelity import fid, label_agreement
 from harness.randomness import keyed_initialisation
 from harness.records import code_digest
-from harness.run import Report, Run, reference_of, silent
+from harness.run import Report, Run, silent
 from harness.tasks import Task
 from harness.tasks.base import Guidance, Weights
 from harness.trainer import Trainer, TrainSettings
@@ -61,10 +62,7 @@ def _train(name: str, cls: type[Method], weights: Weights, task: Task, folder: P
     training = weights.training
     with keyed_initialisation(training.seed, name):
         method = cls(cls.Config(**training.options), None, task, task.trajectory_steps, training.steps)
-    for player in method.players.values():
-        player.module.to(device)
-        assert player.ema is not None
-        player.ema.module.to(device)
+    method.to(device)
     settings = TrainSettings(training.steps, training.batch_size, training.seed)
     progress = report(name)
     spec = task.spec.model_dump(mode="json", include={"data", "network", "schedule", "prediction_type"})

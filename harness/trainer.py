@@ -6,6 +6,7 @@ averages, and what the method says; a resumed run continues bit for bit on the C
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import pickle
@@ -28,6 +29,8 @@ from harness.methods.base import Batch, Method, Player, Update
 from harness.metrics.compute import count_flops
 from harness.randomness import Keyed
 
+MILESTONES = (1 / 8, 1 / 4, 1 / 2)
+"""Parts of the budget at which quality is measured; the whole of it is the evaluation itself."""
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called with the steps done, the number of all, and the last means."""
 
@@ -164,14 +167,16 @@ class Trainer:
         self.batches = Batches(method, sources, settings, device)
         self.step, self.bill, self.teacher, self.identity = 0, Bill(), teacher or nn.Identity(), identity
         self.curve: list[dict[str, float]] = []
+        self.milestones: list[dict[str, Any]] = []
         for player in method.players.values():
             for group in player.optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
         self._parameters = {name: list(player.module.parameters()) for name, player in method.players.items()}
         self._flops: dict[str, float] = {}
 
-    def train(self, until: int | None = None, progress: Progress | None = None) -> None:
-        """Runs from the last checkpoint to the end, or to step `until`.
+    def train(self, until: int | None = None, progress: Progress | None = None,
+              measure: Callable[[], dict[str, float]] | None = None) -> None:  # fmt: skip
+        """Runs from the last checkpoint to the end, or to step `until`; `measure` is called at the milestones.
 
         Raises:
             Interrupted: on SIGINT or SIGTERM, after the step under way and a checkpoint.
@@ -179,6 +184,8 @@ class Trainer:
         """
         self._resume()
         until = self.settings.total_steps if until is None else until
+        total = self.settings.total_steps
+        milestones = {math.ceil(part * total) for part in MILESTONES} - {total}
         saved = started = time.perf_counter()
         seconds_before = self.bill.seconds
         if self.device.type == "cuda":
@@ -189,16 +196,23 @@ class Trainer:
                 self.step += 1
                 now = time.perf_counter()
                 self.bill.seconds = seconds_before + now - started
-                last = self.step == self.settings.total_steps
+                last = self.step == total
                 if self.step % self.settings.log_every == 0 or last:
                     self.curve.append({"step": self.step, **means})
                     if progress:
-                        progress(self.step, self.settings.total_steps, means)
+                        progress(self.step, total, means)
+                if measure and self.step in milestones:
+                    self.note_quality(measure())
+                    started += time.perf_counter() - now  # what measuring takes is not training
                 if caught or self.step == until or now - saved > self.settings.checkpoint_seconds:
                     self._save()
                     saved = now
                 if caught:
                     raise Interrupted(f"stopped by signal {caught[0]} at step {self.step}; the same command resumes it")
+
+    def note_quality(self, quality: dict[str, float]) -> None:
+        """Adds a milestone at the current step."""
+        self.milestones.append({"step": self.step, "images": self.bill.images, "flops": self.bill.flops, "quality": quality})
 
     def _one_step(self) -> dict[str, float]:
         means: dict[str, float] = {}
@@ -215,7 +229,7 @@ class Trainer:
             self._apply(update.player, player, found[prefix + "loss"])
             means |= found
             self.bill.updates[update.player] = self.bill.updates.get(update.player, 0) + 1
-            self.bill.flops += self._flops[update.player] * self.settings.batch_size
+            self.bill.flops += self._flops[f"{update.player}/{update.phase}"] * self.settings.batch_size
         self.bill.images += self.settings.batch_size
         self.bill.peak_memory_bytes = max(self.bill.peak_memory_bytes, peak_memory(self.device))
         for name in self.method.end_step(self.step, means):
@@ -253,16 +267,18 @@ class Trainer:
             player.ema.update(player.module)
 
     def _count_flops(self, updates: Sequence[Update]) -> None:
-        """FLOPs a sample of each new player's loss and backward, counted on a few samples without an optimizer step."""
-        if all(update.player in self._flops for update in updates):
+        """FLOPs a sample of each new loss and its backward, counted on a few samples without an optimizer step."""
+        keys = [f"{update.player}/{update.phase}" for update in updates]
+        if self._flops.keys() >= set(keys):
             return
         few = min(8, self.settings.micro_batch_size or self.settings.batch_size)
-        batch = self.batches.of_samples(self.step, torch.arange(few))
-        for update in updates:  # all of them, in order: one may use what another left in the batch's carry
+        batch, state = self.batches.of_samples(self.step, torch.arange(few)), copy.deepcopy(self.method.state_dict())
+        for key, update in zip(keys, updates, strict=True):  # all of them, in order: one may use what another left in the carry
             self._only(update.player)
             flops = count_flops(lambda update=update: update.loss(batch)[0].backward())  # type: ignore[misc]
-            self._flops.setdefault(update.player, flops / few)
+            self._flops.setdefault(key, flops / few)
             self.method.players[update.player].optimizer.zero_grad(set_to_none=True)
+        self.method.load_state_dict(state)
 
     def _save(self) -> None:
         if self.folder is None:
@@ -283,10 +299,19 @@ class Trainer:
             "bill": vars(self.bill).copy(),
             "flops": self._flops,
             "curve": self.curve,
+            "milestones": self.milestones,
         }
         write_aside(self.folder / "checkpoint" / "state.pt", lambda aside: torch.save(state, aside))
-        lines = "".join(json.dumps(point) + "\n" for point in self.curve)
-        write_aside(self.folder / "curves.jsonl", lambda aside: aside.write_text(lines))
+        self.write_curves()
+
+    def write_curves(self) -> None:
+        """Writes `curves.jsonl`: a line for each logged step, and one with the quality for each milestone."""
+        if self.folder is None:
+            return
+        qualities = [{"step": point["step"], **point["quality"]} for point in self.milestones]
+        lines = sorted([*self.curve, *qualities], key=lambda point: point["step"])
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_aside(self.folder / "curves.jsonl", lambda aside: aside.write_text(text))
 
     def _resume(self) -> None:
         path = self.folder / "checkpoint" / "state.pt" if self.folder else None
@@ -303,7 +328,8 @@ class Trainer:
                 if player.ema:
                     player.ema.module.load_state_dict(saved["ema"])
             self.method.load_state_dict(state["method"])
-            self.step, self.bill, self._flops, self.curve = state["step"], Bill(**state["bill"]), state["flops"], state["curve"]
+            self.step, self.bill, self._flops = state["step"], Bill(**state["bill"]), state["flops"]
+            self.curve, self.milestones = state["curve"], state["milestones"]
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
             raise UsageError(f"checkpoint {path} cannot be read ({type(error).__name__}); delete its folder to start anew") from error
 

@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from harness import __version__, cli
+from harness.config import RunConfig, resolve
 from harness.errors import Interrupted
 from harness.methods import METHODS
 from harness.records import read_record, write_record
-from harness.run import Run, RunConfig, resolve
+from harness.run import Run
 from harness.solvers import SOLVERS
 from harness.tasks import Task
 
@@ -202,7 +203,7 @@ def test_the_command_line_and_python_ask_for_the_same_run(results: Path) -> None
 
 
 def test_a_failed_run_exits_with_3(tiny: Task, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "sampler", lambda self, method: lambda x_T, cond: x_T * float("nan"))
+    monkeypatch.setattr(Run, "sampler", lambda self, method: lambda x_T, cond, noise: x_T * float("nan"))
     done = harness(*ARD, "--history-layers", 2, "--results", tmp_path / "r")
     assert done.code == 3
     assert done.err.splitlines()[-1].endswith("failed: samples of noise set 0 are not finite")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from harness.conditions import Condition
+from harness.config import RunConfig, resolve
 from harness.evaluator import Evaluator, sample_grid, sample_set, sampling_cost
 from harness.methods import METHODS
 from harness.randomness import Keyed
 from harness.records import Metric
-from harness.run import RunConfig, resolve
-from harness.solvers import integrate
+from harness.solvers import Noise, integrate
 from harness.tasks import Task
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ class Replay:
     def __init__(self, images: Tensor):
         self.images, self.calls = images, list[int]()
 
-    def __call__(self, x_T: Tensor, cond: Condition) -> Tensor:
+    def __call__(self, x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
         start = sum(self.calls)
         self.calls.append(len(x_T))
         return self.images[start : start + len(x_T)]
@@ -157,7 +157,7 @@ def test_a_guided_step_costs_two_passes_and_a_students_one(method: str, options:
     resolved = resolve(RunConfig(method=method, options=options, task="tiny"), tiny)
     built = METHODS[method](resolved.config, tiny.teacher(CPU), tiny, 4, 10)
 
-    def sampler(x_T: Tensor, cond: Condition) -> Tensor:
+    def sampler(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
         return integrate(built.solver, built.student, x_T, built.levels, cond)
 
     found, macs = sampling_cost(sampler, built.passes_through, tiny, CPU)

@@ -14,13 +14,16 @@ import torch
 from PIL import Image
 
 from harness import records, run
+from harness.config import RunConfig, parse_config, reference_of, resolve
 from harness.denoiser import count_passes
 from harness.errors import Interrupted, RunFailed, UsageError
 from harness.files import read_tensors, tensors_digest
 from harness.methods import METHODS
 from harness.records import Record, read_record
-from harness.run import Run, RunConfig, parse_config, reference_of, resolve
+from harness.run import Run
 from harness.tasks import Task
+from harness.tasks.base import Guidance
+from harness.trainer import Trainer
 
 CPU = torch.device("cpu")
 ARD = {"history_layers": 2}
@@ -69,10 +72,83 @@ def test_a_run_leaves_its_record_curve_grid_and_student(tiny: Task, tmp_path: Pa
     assert not (one.folder / "checkpoint").exists()
     assert not [name for name in files(tmp_path) if name.endswith(".tmp")]
     assert read_record(one.folder / "record.json") == record
-    assert [json.loads(line)["step"] for line in (one.folder / "curves.jsonl").read_text().splitlines()] == [3]
+    lines = [json.loads(line) for line in (one.folder / "curves.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [3]
+    assert [line["step"] for line in lines if "fid" in line] == [1, 2, 3]
     assert Image.open(one.folder / "samples.png").size == (20 * 44, 2 * 44)
     weights = read_tensors(one.folder / "student.safetensors")
     assert weights.keys() == one.build(tiny.teacher(CPU)).student.state_dict().keys()
+
+
+def test_quality_along_the_budget(tiny: Task, tmp_path: Path) -> None:
+    one = new_run(tmp_path, budget="steps=16")
+    record = one.execute()
+    assert [point.step for point in record.milestones] == [2, 4, 8, 16]
+    assert [point.images for point in record.milestones] == [16, 32, 64, 128]
+    assert record.milestones[-1].flops == record.cost.training.flops == 2 * record.milestones[-2].flops
+    assert record.milestones[-1].quality["fid"] == record.metrics["fid"].values[0]
+    assert len({point.quality["fid"] for point in record.milestones}) == 4
+    short = new_run(tmp_path, budget="steps=1").execute()
+    assert [point.step for point in short.milestones] == [1]
+
+
+def test_milestones_survive_an_interruption(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = new_run(tmp_path / "a", budget="steps=8").execute()
+    step = Trainer._one_step
+
+    def interrupted(self: Trainer) -> dict:
+        if self.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "_one_step", interrupted)
+    with pytest.raises(Interrupted):
+        new_run(tmp_path / "b", budget="steps=8").execute()
+    monkeypatch.setattr(Trainer, "_one_step", step)
+    resumed = new_run(tmp_path / "b", budget="steps=8").execute()
+    assert resumed.milestones == straight.milestones
+
+
+def test_the_untrained_student_is_a_row(tiny: Task, tmp_path: Path) -> None:
+    options = {"trajectory": "states", "parametrization": "teacher", "heads": "shared"}
+    record = new_run(tmp_path, method="step-distillation", options=options, num_steps=4, budget="steps=0").execute()
+    assert (record.status, record.config["total_steps"], record.cost.training, record.milestones) == ("finished", 0, None, [])
+    assert any("untrained" in flag for flag in record.flags)
+    unguided = Task(tiny.spec.model_copy(update={"guidance": Guidance(scale=1.0)}))
+    teacher = Run(resolve(config(method="teacher", options={}, num_steps=4), unguided), tmp_path / "teacher", CPU).execute()
+    assert record.metrics["label_agreement"].values[0] == teacher.metrics["label_agreement"].values[0]
+    assert record.metrics["fid"].values[0] == pytest.approx(teacher.metrics["fid"].values[0], rel=1e-3)
+
+
+def test_a_run_starts_from_another_ones_student(tiny: Task, tmp_path: Path) -> None:
+    first = new_run(tmp_path, budget="steps=4")
+    record = first.execute()
+    again = config(budget="steps=0", init_from=record.run_id)
+    second = Run(resolve(again, results=tmp_path), tmp_path, CPU)
+    untouched = second.execute()
+    assert untouched.run_id != record.run_id
+    assert untouched.metrics["fid"].values == record.metrics["fid"].values
+    third = Run(resolve(config(budget="steps=2", init_from=record.run_id), results=tmp_path), tmp_path, CPU).execute()
+    assert third.cost.training.inherited_flops == record.cost.training.flops
+    assert third.config["init_from"]["run_id"] == record.run_id
+    other_seed = new_run(tmp_path, budget="steps=4", seed=1).execute()
+    fourth = resolve(config(budget="steps=2", seed=1, init_from=other_seed.run_id), results=tmp_path)
+    assert fourth.run_settings["init_from"]["setting"] == third.config["init_from"]["setting"]
+
+
+@pytest.mark.parametrize(("changes", "complaint"), [
+    ({"init_from": "nothing-4-0"}, "holds no finished run"),
+    ({"init_from": "parent", "method": "teacher", "options": {}, "num_steps": 4}, "trains nothing"),
+])  # fmt: skip
+def test_what_cannot_be_started_from(changes: dict, complaint: str, tiny: Task, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        resolve(config(**changes), results=tmp_path)
+
+
+def test_a_student_of_another_shape_is_refused(tiny: Task, tmp_path: Path) -> None:
+    parent = new_run(tmp_path, budget="steps=1", options={**ARD, "heads": "shared"}).execute()
+    with pytest.raises(UsageError, match="another network"):
+        Run(resolve(config(budget="steps=2", init_from=parent.run_id), results=tmp_path), tmp_path, CPU).execute()
 
 
 def test_what_a_record_says(tiny: Task, tmp_path: Path) -> None:
@@ -81,6 +157,7 @@ def test_what_a_record_says(tiny: Task, tmp_path: Path) -> None:
     assert record.options["history_layers"] == 2
     assert record.config == {
         "num_steps": 2, "seed": 0, "total_steps": 3, "batch_size": 8, "micro_batch_size": None, "precision": "fp32", "noise_sets": 1,
+        "init_from": None,
     }  # fmt: skip
     assert record.levels == pytest.approx([999, 499], abs=1e-3)
     assert record.hashes == tiny.hashes
@@ -222,7 +299,7 @@ def test_a_failed_run_writes_its_reason(tiny: Task, tmp_path: Path, monkeypatch:
 
 
 def test_samples_that_are_not_finite_fail_the_run(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "sampler", lambda self, method: lambda x_T, cond: x_T * float("nan"))
+    monkeypatch.setattr(Run, "sampler", lambda self, method: lambda x_T, cond, noise: x_T * float("nan"))
     with pytest.raises(RunFailed, match="samples of noise set 0 are not finite"):
         new_run(tmp_path).execute()
     assert read_record(new_run(tmp_path).folder / "record.json").reason == "samples of noise set 0 are not finite"
@@ -246,7 +323,7 @@ def test_budgets(budget: str, steps: int, noise_sets: int, tiny: Task) -> None:
     assert (resolved.settings.total_steps, resolved.noise_sets) == (steps, noise_sets)
 
 
-NONSENSE = ["much", "steps", "steps=", "steps=0", "steps=-3", "steps=1.5", "steps=x", "images=7", "flops=1e9", "", "=3", "steps=²"]
+NONSENSE = ["much", "steps", "steps=", "steps=-3", "steps=1.5", "steps=x", "images=7", "flops=1e9", "", "=3", "steps=²"]
 
 
 @pytest.mark.parametrize("budget", NONSENSE)
@@ -403,4 +480,4 @@ def test_every_record_and_student_can_be_read_back(tiny: Task, tmp_path: Path) -
         assert isinstance(one.execute(), Record)
         assert read_record(one.folder / "record.json").status == "finished"
         if method != "teacher":
-            one.build(tiny.teacher(CPU)).student.load_state_dict(read_tensors(one.folder / "student.safetensors"))
+            one.build(tiny.teacher(CPU)).start_from(read_tensors(one.folder / "student.safetensors"))

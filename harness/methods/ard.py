@@ -57,4 +57,4 @@ class ARD(TrajectoryDistillation):
             config = config.model_copy(update={"history_depth": None})
         if num_steps == 2:  # two states: the noise is all the history there is
             config = config.model_copy(update={"mask": "causal"})
-        return METHODS.name_of(cls), config
+        return METHODS.name_of(cls), config.without_idle_gan()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from harness.conditions import Condition
 from harness.denoiser import Guided, PredictionType
+from harness.errors import UsageError
 from harness.randomness import Keyed
 from harness.registry import Registry
 from harness.schedules import Schedule
@@ -50,6 +51,10 @@ class Problem(Protocol):
     @property
     def trajectory_steps(self) -> int:
         """K, the number of teacher evaluations in a stored trajectory."""
+
+    @property
+    def network_teacher(self) -> bool:
+        """Whether the teacher is a DiT, whose weights and blocks a method may use, or a closed formula."""
 
 
 @dataclass
@@ -90,7 +95,7 @@ class EMA:
 
     def __init__(self, module: nn.Module, half_life: float, total_steps: int):
         self.module = copy.deepcopy(module).requires_grad_(False).eval()
-        self.half_life, self.decay = half_life, 0.5 ** (1 / (half_life * total_steps))
+        self.half_life, self.decay = half_life, 0.5 ** (1 / (half_life * max(total_steps, 1)))
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
@@ -127,10 +132,17 @@ class Player:
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer step of one player; `loss` maps a micro-batch to the scalar loss and named metrics (scalars)."""
+    """One optimizer step of one player.
+
+    Attributes:
+        player: its name.
+        loss: maps a micro-batch to the scalar loss and named metrics (scalars).
+        phase: tells losses of one player apart that cost differently; FLOPs are counted once a player and phase.
+    """
 
     player: str
     loss: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
+    phase: str = ""
 
 
 class MethodConfig(BaseModel):
@@ -140,6 +152,11 @@ class MethodConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @property
+    def sample_group(self) -> int:
+        """How many consecutive samples a loss treats together; batches and micro-batches must be multiples of it."""
+        return 1
 
 
 class OptimizerConfig(MethodConfig):
@@ -179,8 +196,8 @@ class Method(ABC):
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
-    sources: ClassVar[frozenset[str]] = frozenset()
-    """What it learns from: a subset of {"data", "trajectory"}."""
+    sources: frozenset[str] = frozenset()
+    """What it learns from: a subset of {"data", "trajectory"}; empty for a class that never trains."""
     target: ClassVar[str] = "guided teacher"
     """The distribution it aims at: "guided teacher" or "data"."""
     reference: ClassVar[str] = ""
@@ -217,6 +234,27 @@ class Method(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
+
+    def to(self, device: torch.device) -> None:
+        """Moves all networks that are trained, and their averages; a method with further ones moves them too."""
+        for player in self.players.values():
+            player.module.to(device)
+            if player.ema:
+                player.ema.module.to(device)
+
+    @property
+    def student_player(self) -> Player:
+        """The player whose average is evaluated; every method that trains calls it "student"."""
+        return self.players["student"]
+
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Takes another run's student as initial weights. Raises UsageError if they do not fit."""
+        player = self.student_player
+        try:
+            for module in (player.module, *([player.ema.module] if player.ema else [])):
+                module.load_state_dict(state)
+        except RuntimeError as error:
+            raise UsageError("init_from: that run's student is another network than this one; give a run with the same options") from error
 
     def teacher_points(self, trajectory: Trajectory) -> Tensor:
         """The points of a teacher's trajectory that the student's steps should meet, [B, S + 1, C, H, W], noise first."""

@@ -16,7 +16,7 @@ class Classification(Method):
     """`L = -log p(label | image)`."""
 
     Config = OptimizerConfig
-    sources: ClassVar = frozenset({"data"})
+    sources = frozenset({"data"})
     target: ClassVar = "data"
 
     def __init__(self, config: OptimizerConfig, teacher: None, task: Problem, num_steps: int, total_steps: int):

@@ -27,7 +27,7 @@ class Denoising(Method):
         label_dropout: float = Field(0.1, ge=0, lt=1)
         """Share of samples whose label is replaced by the null label."""
 
-    sources: ClassVar = frozenset({"data"})
+    sources = frozenset({"data"})
     target: ClassVar = "data"
     reference: ClassVar = "Ho et al. 2020, arXiv 2006.11239, eq. 14; Peebles & Xie 2023, arXiv 2212.09748"
 

@@ -9,7 +9,7 @@ Untrained, under `parametrization: teacher` and `heads: shared` the student is t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,14 +20,15 @@ from torch import Tensor
 from harness.conditions import Condition
 from harness.denoiser import Guided, like, predict
 from harness.errors import UsageError
-from harness.methods.base import METHODS, Batch, Method, OptimizerConfig, Problem, Update
+from harness.methods.adversarial import Adversary, GANOptions, watch
+from harness.methods.base import METHODS, Batch, Method, Problem, Update
 from harness.networks.history import EMPTY, Cache, HistoryDiT, Visible, causal
 from harness.schedules import Schedule, few_step_levels
 from harness.solvers import Noise, Solver, Trajectory, ddim_step
 from harness.solvers.ddim import implied_x_0
 
 
-class DistillationConfig(OptimizerConfig):
+class DistillationConfig(GANOptions):
     """What step distillation and ARD share. The defaults are those of ARD's released code."""
 
     lr: float = Field(3e-3, gt=0, le=1)
@@ -129,7 +130,7 @@ class CachedSteps(Solver):
 class TrajectoryDistillation(Method):
     """A student that regresses the next point of the teacher's trajectory."""
 
-    sources: ClassVar = frozenset({"trajectory"})
+    sources = frozenset({"trajectory"})
 
     def __init__(self, config: DistillationConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
         assert teacher is not None
@@ -146,6 +147,12 @@ class TrajectoryDistillation(Method):
         self.levels = few_step_levels(num_steps)
         self.points = Points(config, task.schedule, task.prediction_type, self.levels)
         self.solver = CachedSteps(self.points)
+        self.last_layer = network.head(num_steps - 1).linear
+        self.adversary: Adversary | None = None
+        if config.gan_from is not None:
+            self.adversary = Adversary(config, teacher, task, self.last_layer.weight.shape, total_steps)
+            self.players["discriminator"] = self.adversary.player
+            self.sources = self.sources | {"data"}
 
     @staticmethod
     def history(config: Any) -> tuple[int, Visible]:
@@ -160,6 +167,7 @@ class TrajectoryDistillation(Method):
                 f"num_steps is {num_steps}, but must divide the {task.trajectory_steps} evaluations of the task's "
                 f"trajectories: one of {', '.join(map(str, divisors))}"
             )
+        config.check_gan(task)
         depth = task.network_options["depth"]
         if (layers := cls.history(config)[0]) > depth:
             raise UsageError(f"history_layers is {layers}, but the teacher has {depth} layers: give 0 to {depth}")
@@ -171,7 +179,22 @@ class TrajectoryDistillation(Method):
         return torch.cat([x, target[:, -1:]], 1)
 
     def updates(self, step: int) -> Iterable[Update]:
-        return [Update("student", self.loss)]
+        if self.adversary is None or step < self.adversary.start:
+            return [Update("student", self.loss)]
+        student = Update("student", self.loss) if step < self.adversary.warm else Update("student", self.loss_with_gan, "gan")
+        return [student, Update("discriminator", self.adversary.discriminator_loss)]
+
+    def end_step(self, step: int, means: dict[str, float]) -> Collection[str]:
+        if self.adversary is not None and step >= self.adversary.start:
+            self.adversary.end_step()
+        return ()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.adversary.state_dict() if self.adversary else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.adversary:
+            self.adversary.load_state_dict(state)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean of the S squared errors under teacher forcing."""
@@ -181,9 +204,19 @@ class TrajectoryDistillation(Method):
         seen = self.points.network_input(x, x[:, 0])
         output, _ = self.players["student"].module(seen, times, batch.trajectory.cond.labels)
         t, s = (grid.repeat(len(x)) for grid in (self.levels[:-1], self.levels[1:]))
-        answer = self.points.answer(output[:, :, : x.shape[2]].flatten(0, 1), x.flatten(0, 1), t, s)
-        errors = (answer.unflatten(0, x.shape[:2]) - target).square().mean((0, 2, 3, 4))
+        answer = self.points.answer(output[:, :, : x.shape[2]].flatten(0, 1), x.flatten(0, 1), t, s).unflatten(0, x.shape[:2])
+        errors = (answer - target).square().mean((0, 2, 3, 4))
+        batch.carry["x_0"] = answer[:, -1]  # at t = 0 the answer is x_0, whatever it was before
         return errors.mean(), {f"mse_step{i + 1}": error.detach() for i, error in enumerate(errors)}
+
+    def loss_with_gan(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same, and the GAN's loss of the last x_0."""
+        assert self.adversary is not None
+        assert batch.trajectory is not None
+        with watch(self.last_layer) as seen:
+            mse, metrics = self.loss(batch)
+        loss, more = self.adversary.student_loss(mse, batch.carry["x_0"], batch.trajectory.cond, batch, seen)
+        return loss, metrics | more
 
 
 @METHODS.register("step-distillation")
@@ -198,4 +231,4 @@ class StepDistillation(TrajectoryDistillation):
         if num_steps == 1:  # from the noise to the data: one head, one time, and all kinds of trajectory are the same pair
             same = {"heads": "shared", "trajectory": "states", "time_embedding": "per_state"}
             config = config.model_copy(update=same)
-        return METHODS.name_of(cls), config
+        return METHODS.name_of(cls), config.without_idle_gan()

@@ -7,7 +7,7 @@ DiT and (batch, state) for the history variant, so adaLN is computed once a stat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -205,8 +205,18 @@ class DiT(Trunk):
         Returns:
             [B, C', H, W] with C' = 2 C under `learn_sigma`, else C.
         """
-        c = self.t_embedder(t) + self.y_embedder(labels)
+        c = self.conditioning(t, labels)
+        for h in self.block_outputs(x, c):  # noqa: B007
+            pass
+        return self.image(self.final_layer(h, c))
+
+    def conditioning(self, t: Tensor, labels: Tensor) -> Tensor:
+        """The vector that conditions every block: t [B] and labels [B] to [B, d]."""
+        return self.t_embedder(t) + self.y_embedder(labels)
+
+    def block_outputs(self, x: Tensor, c: Tensor) -> Iterator[Tensor]:
+        """Tokens after each block, [B, T, d], for x [B, C, H, W] under c [B, d]."""
         h = self.tokens(x)
         for block in self.blocks:
             h = block(h, c)
-        return self.image(self.final_layer(h, c))
+            yield h

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -30,7 +31,8 @@ DIVERSITY = {
     "class_diversity": ("diversity in a class (real = 1)", 3),
     "memorised_share": ("memorised ↓", 4),
 }
-PLAIN_CONFIG = {"precision": "fp32", "micro_batch_size": None}
+PLAIN_CONFIG = {"precision": "fp32", "micro_batch_size": None, "init_from": None}
+"""Settings that are named only where they differ; a record from before one existed has it like this."""
 KEYS = ["method", "steps", "training", "seeds × noise sets"]
 
 
@@ -69,7 +71,7 @@ def load_records(results: Path) -> list[Record]:
 
 def label(record: Record) -> str:
     """Method and the options that matter: those marked for labels and those that differ from the default."""
-    options = dict(record.options)
+    options, config = dict(record.options), settings(record)
     if record.method in METHODS.names():
         fields = METHODS[record.method].Config.model_fields
         options = {
@@ -77,8 +79,31 @@ def label(record: Record) -> str:
             for name, value in options.items()
             if name not in fields or value != fields[name].default or _in_label(fields[name].json_schema_extra)
         }
-    options |= {name: record.config[name] for name, plain in PLAIN_CONFIG.items() if record.config[name] != plain}
+    options |= {name: config[name] for name, plain in PLAIN_CONFIG.items() if config[name] != plain}
     return record.method + "".join(f", {name} {value}" for name, value in options.items())
+
+
+def settings(record: Record) -> dict[str, Any]:
+    """The run config without the seed; a run that was started from is known by its setting."""
+    config = {**PLAIN_CONFIG, **{name: value for name, value in record.config.items() if name != "seed"}}
+    return config | {"init_from": config["init_from"] and config["init_from"]["setting"]}
+
+
+def all_options(record: Record) -> dict[str, Any]:
+    """The method's options; those that did not exist when the record was made have their defaults."""
+    if record.method not in METHODS.names():
+        return record.options
+    return {name: field.default for name, field in METHODS[record.method].Config.model_fields.items()} | record.options
+
+
+def differing(a: Record, b: Record) -> list[str]:
+    """In what two records differ: the method, options off their method's default, settings of the run."""
+    sides = []
+    for record in (a, b):
+        fields = METHODS[record.method].Config.model_fields if record.method in METHODS.names() else {}
+        off = {name: value for name, value in all_options(record).items() if name not in fields or value != fields[name].default}
+        sides.append({"method": record.method, **off, **settings(record)})
+    return sorted(name for name in sides[0].keys() | sides[1].keys() if sides[0].get(name) != sides[1].get(name))
 
 
 def _in_label(extra: object) -> bool:
@@ -93,8 +118,7 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
     refuse_mixed_identities(records)
     groups: dict[str, list[Record]] = {}
     for record in records:
-        config = {k: v for k, v in record.config.items() if k != "seed"}
-        groups.setdefault(json.dumps([record.method, record.options, config], sort_keys=True), []).append(record)
+        groups.setdefault(json.dumps([record.method, all_options(record), settings(record)], sort_keys=True), []).append(record)
     rows = [Row(label(group[0]), tuple(sorted(group, key=lambda r: r.config["seed"]))) for group in groups.values()]
     return sorted(rows, key=lambda row: (row.training, -row.num_steps if not row.training[0] else row.num_steps, row.label))
 
@@ -139,7 +163,8 @@ def _line(row: Row) -> dict[str, str]:
     line["latency / teacher"] = f"{t_interval(ratios).mean:.3f}" if ratios else ""
     bills = [cost.training for cost in costs if cost.training]
     if bills:
-        line["training TFLOPs + trajectories"] = f"{bills[0].flops / 1e12:.1f} + {bills[0].trajectory_flops / 1e12:.1f}"
+        trained = bills[0].flops + bills[0].inherited_flops
+        line["training TFLOPs + trajectories"] = f"{trained / 1e12:.1f} + {bills[0].trajectory_flops / 1e12:.1f}"
         line["training seconds"] = f"{t_interval([bill.seconds for bill in bills]).mean:.0f}"
     failed = len(row.records) - len(row.finished)
     if failed:
@@ -175,11 +200,11 @@ def exposure_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def differences_table(rows: Sequence[Row], name: str = "fid") -> pd.DataFrame:
-    """Every pair of trained rows with equal steps and training, paired within seed and noise set, Holm-corrected."""
+    """Pairs of trained rows that differ in one thing (a method or an option), paired within seed and noise set, Holm-corrected."""
     pairs: list[tuple[Row, Row, Difference]] = []
     trained = [row for row in rows if row.training[0] and row.finished]
     for a, b in combinations(trained, 2):
-        if (a.num_steps, a.training) == (b.num_steps, b.training) and a.label != b.label:
+        if (a.num_steps, a.training) == (b.num_steps, b.training) and len(differing(a.records[0], b.records[0])) == 1:
             difference = paired_difference(a.finished, b.finished, name)
             if difference:
                 pairs.append((a, b, difference))

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ class Trajectory:
 
 class Solver(ABC):
     """One step of a sampler. What it carries between steps is a value: passed in, returned, never kept on the object."""
+
+    stochastic: ClassVar[bool] = False
+    """Whether it draws noise, so that it follows no path of the ODE."""
 
     def init(self, model: Any, x_T: Tensor, cond: Condition) -> Any:
         """The state before the first step; None for a one-step solver."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from harness.conditions import Condition
@@ -24,8 +25,9 @@ class Heun(Solver):
         first = model(x_t, t, cond)
         x_s = ddim_step(first, s, model.schedule)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = (model.schedule.alpha_sigma(level) for level in (t, s))
-        if sigma_s == 0 or alpha_t == 0:
+        plain = (sigma_s == 0) | (alpha_t == 0)
+        if bool(plain.all()):
             return x_s, first.x_0, None
         second = model(x_s, s, cond)
-        half_step = like((sigma_s - alpha_s * sigma_t / alpha_t) / 2, x_t)
-        return x_s + half_step * (second.eps - first.eps), first.x_0, None
+        half_step = torch.where(plain, 0.0, (sigma_s - alpha_s * sigma_t / alpha_t.clamp(min=1e-12)) / 2)
+        return x_s + like(half_step, x_t) * (second.eps - first.eps), first.x_0, None

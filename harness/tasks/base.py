@@ -25,6 +25,7 @@ from harness.networks.classifier import Classifier
 from harness.networks.dit import DiT
 from harness.randomness import Keyed
 from harness.schedules import SCHEDULES, Schedule
+from harness.solvers import Noise
 
 FOLDER = Path(str(files("harness.tasks")))
 
@@ -137,6 +138,7 @@ class Task:
         self.schedule: Schedule = SCHEDULES[spec.schedule]()
         self.prediction_type: PredictionType = spec.prediction_type
         self.trajectory_steps = spec.trajectories.steps
+        self.network_teacher = True
 
     @cached_property
     def split(self) -> Split:
@@ -190,6 +192,12 @@ class Task:
         index = torch.arange(noise_set * spec.samples, (noise_set + 1) * spec.samples)
         return Keyed("evaluate", spec.seed).normal("x_T", index, self.shape), balanced_labels(index, self.num_classes)
 
+    def evaluation_noise(self, noise_set: int, rows: slice) -> Noise:
+        """Where a stochastic sampler draws for these rows of `evaluation_inputs`: [B, C, H, W] by name, keyed like x_T."""
+        spec = self.spec.evaluation
+        index = torch.arange(noise_set * spec.samples, (noise_set + 1) * spec.samples)[rows]
+        return lambda name: Keyed("evaluate", spec.seed).normal(name, index, self.shape)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that the task fixes; its summary and the names of budgets do not count."""
@@ -208,10 +216,15 @@ def task_names() -> list[str]:
 
 def load_task(name: str) -> Task:
     """A task by name. Raises UsageError for an unknown one or a broken file."""
-    path = FOLDER / f"{name}.yaml"
     if name not in task_names():
         raise unknown("task", name, task_names())
     try:
-        return Task(TaskSpec.model_validate(yaml.safe_load(path.read_text())))
-    except (ValidationError, yaml.YAMLError) as error:
-        raise UsageError(f"task file {path} is broken: {error}") from error
+        return Task(TaskSpec.model_validate(_read(name)))
+    except (ValidationError, yaml.YAMLError, TypeError) as error:
+        raise UsageError(f"task file {FOLDER / name}.yaml is broken: {error}") from error
+
+
+def _read(name: str) -> dict[str, Any]:
+    """A task's file; where it says `like: other`, what it does not say is as in that one."""
+    content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    return {**_read(content.pop("like")), **content} if "like" in content else content

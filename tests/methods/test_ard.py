@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.config import RunConfig, resolve
 from harness.data.trajectories import TrajectoryStore, open_store
 from harness.denoiser import Guided
 from harness.errors import UsageError
@@ -15,7 +16,6 @@ from harness.methods import METHODS, Batch
 from harness.methods.ard import ARD, ARDConfig
 from harness.methods.step_distillation import DistillationConfig, TrajectoryDistillation
 from harness.randomness import Keyed, keyed_initialisation
-from harness.run import RunConfig, resolve
 from harness.schedules import few_step_levels
 from harness.solvers import DDIM, integrate
 from harness.tasks import Task

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.conditions import Condition
 from harness.data.trajectories import open_store
 from harness.methods import METHODS, Batch, Method
 from harness.randomness import keyed_initialisation
@@ -19,17 +18,25 @@ from harness.tasks import Task
 from harness.trainer import Trainer, TrainSettings
 
 CPU = torch.device("cpu")
-OPTIONS = {"ard": {"history_layers": 2}}  # the default suits a deeper teacher
 STEPS = 10
-TRAINED = [name for name in METHODS.names() if METHODS[name].sources]
-every = pytest.mark.parametrize("name", METHODS.names())
+CASES = {name: (name, {}) for name in METHODS.names()} | {  # what is tested: a method and options
+    "ard": ("ard", {"history_layers": 2}),  # the default suits a deeper teacher
+    "ard with a GAN stage": ("ard", {"history_layers": 2, "gan_from": 0.2, "gan_virtual_batch": 2}),
+    "consistency-distillation, karras": ("consistency-distillation", {"grid": "karras", "solver": "heun", "loss": "l2"}),
+}
+TRAINED = [name for name, (method, _) in CASES.items() if METHODS[method].sources]
+every = pytest.mark.parametrize("name", CASES)
 trained = pytest.mark.parametrize("name", TRAINED)
 
 
-def build(name: str, task: Task, num_steps: int = 2) -> Method:
-    cls = METHODS[name]
+def config_of(name: str) -> Any:
+    method, options = CASES[name]
+    return METHODS[method].Config(**options)
+
+
+def build(name: str, task: Task, num_steps: int = 2, teacher: Any = None) -> Method:
     with keyed_initialisation(0, name):
-        return cls(cls.Config(**OPTIONS.get(name, {})), task.teacher(CPU), task, num_steps, STEPS)
+        return METHODS[CASES[name][0]](config_of(name), teacher or task.teacher(CPU), task, num_steps, STEPS)
 
 
 @pytest.fixture
@@ -55,15 +62,16 @@ def weights(method: Method) -> dict[str, Tensor]:
     return found
 
 
-def sample(method: Method, task: Task, count: int = 3) -> Tensor:
+def sample(method: Method, task: Task, rows: slice = slice(0, 3)) -> Tensor:
     x_T, cond = task.evaluation_inputs(0)
     with torch.no_grad():
-        return integrate(method.solver, method.student, x_T[:count], method.levels, cond[:count])
+        noise = task.evaluation_noise(0, rows)
+        return integrate(method.solver, method.student, x_T[rows], method.levels, cond[rows], noise)
 
 
 @every
 def test_it_names_what_it_is(name: str) -> None:
-    cls = METHODS[name]
+    cls = METHODS[CASES[name][0]]
     assert cls.sources <= {"data", "trajectory"}
     assert cls.target in ("guided teacher", "data")
     assert cls.reference
@@ -73,10 +81,10 @@ def test_it_names_what_it_is(name: str) -> None:
 
 @every
 def test_canonical_is_a_registered_method_and_stays_itself(name: str, tiny: Task) -> None:
-    config = METHODS[name].Config(**OPTIONS.get(name, {}))
-    METHODS[name].check(config, tiny, 2)
+    config, cls = config_of(name), METHODS[CASES[name][0]]
+    cls.check(config, tiny, 2)
     for num_steps in (1, 2):
-        once = METHODS[name].canonical(config, num_steps)
+        once = cls.canonical(config, num_steps)
         assert isinstance(once[1], METHODS[once[0]].Config)
         assert METHODS[once[0]].canonical(once[1], num_steps) == once
 
@@ -104,13 +112,10 @@ def test_the_points_of_a_trajectory_start_at_its_noise(name: str, tiny: Task, so
 @every
 def test_a_sample_does_not_depend_on_its_neighbours(name: str, tiny: Task) -> None:
     method = build(name, tiny)
-    x_T, cond = tiny.evaluation_inputs(0)
-    with torch.no_grad():
-        alone = integrate(method.solver, method.student, x_T[2:3], method.levels, Condition(cond.labels[2:3]))
-    torch.testing.assert_close(sample(method, tiny)[2:], alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sample(method, tiny)[2:], sample(method, tiny, slice(2, 3)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS.names() if name not in TRAINED])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in TRAINED])
 def test_without_sources_nothing_is_trained(name: str, tiny: Task) -> None:
     method = build(name, tiny)
     assert not method.players
@@ -123,7 +128,7 @@ def test_without_sources_nothing_is_trained(name: str, tiny: Task) -> None:
 def test_losses_are_finite(name: str, precision: str, tiny: Task, sources: dict[str, Any]) -> None:
     method = build(name, tiny)
     batch = one_batch(method, sources)
-    for update in method.updates(0):
+    for update in method.updates(STEPS - 1):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss, metrics = update.loss(batch)
         assert loss.shape == ()
@@ -135,10 +140,9 @@ def test_losses_are_finite(name: str, precision: str, tiny: Task, sources: dict[
 @trained
 def test_gradients_reach_the_player_of_the_update_alone(name: str, tiny: Task, sources: dict[str, Any]) -> None:
     teacher = tiny.teacher(CPU)
-    cls = METHODS[name]
-    method = cls(cls.Config(**OPTIONS.get(name, {})), teacher, tiny, 2, STEPS)
+    method = build(name, tiny, teacher=teacher)
     batch = one_batch(method, sources)
-    for update in method.updates(0):
+    for update in method.updates(STEPS - 1):
         for other, player in method.players.items():
             player.module.requires_grad_(other == update.player)
         update.loss(batch)[0].backward()
@@ -149,6 +153,7 @@ def test_gradients_reach_the_player_of_the_update_alone(name: str, tiny: Task, s
         players = method.players.values()
         bystanders = [teacher, method.student, *(p.module for p in players), *(p.ema.module for p in players if p.ema)]
         assert all(parameter.grad is None for module in bystanders for parameter in module.parameters() if id(parameter) not in ours)
+        method.players[update.player].optimizer.zero_grad(set_to_none=True)
 
 
 @trained
@@ -166,13 +171,14 @@ def test_the_student_is_a_moving_average(name: str, tiny: Task, sources: dict[st
 @trained
 def test_micro_batches_equal_one_large_batch(name: str, tiny: Task, sources: dict[str, Any]) -> None:
     found = []
-    for size in (None, 4, 1):
+    for size in {None, 4, config_of(name).sample_group}:
         method = build(name, tiny)
         for player in method.players.values():  # Adam divides rounding noise by rounding noise where a gradient is 0
             player.optimizer = torch.optim.SGD(player.module.parameters(), lr=0.1)
         training = trainer(method, sources, micro_batch_size=size)
-        training.train(until=4)
-        found.append((weights(method), [point["loss"] for point in training.curve]))
+        training.train(until=6)
+        losses = [value for point in training.curve for key, value in point.items() if key.endswith("loss")]
+        found.append((weights(method), losses))
     start = weights(build(name, tiny))
     assert any(not torch.equal(start[key], found[0][0][key]) for key in start)
     for split, losses in found[1:]:
@@ -212,6 +218,18 @@ def test_its_own_state_survives_a_round_trip(name: str, tiny: Task, sources: dic
     assert all(torch.equal(torch.as_tensor(other.state_dict()[key]), torch.as_tensor(state[key])) for key in state)
 
 
+@trained
+def test_the_untrained_student_is_evaluated_by_its_player(name: str, tiny: Task) -> None:
+    method = build(name, tiny)
+    average = method.student_player.ema
+    assert average is not None
+    assert set(map(id, average.module.parameters())) == set(map(id, method.student.parameters()))
+    other = build(name, tiny)
+    other.start_from({key: value + 1 for key, value in average.module.state_dict().items()})
+    for module in (other.student_player.module, other.student_player.ema.module):  # type: ignore[union-attr]
+        assert all(torch.equal(value, average.module.state_dict()[key] + 1) for key, value in module.state_dict().items())
+
+
 @every
 def test_torchs_generator_does_not_move(name: str, tiny: Task, sources: dict[str, Any]) -> None:
     before = torch.get_rng_state()
@@ -227,7 +245,7 @@ def test_the_seed_decides_the_run(name: str, tiny: Task, sources: dict[str, Any]
     def losses(seed: int) -> list[float]:
         training = Trainer(build(name, tiny), sources, TrainSettings(STEPS, 8, seed, log_every=1), None, CPU)
         training.train(until=3)
-        return [point["loss"] for point in training.curve]
+        return [value for point in training.curve for key, value in point.items() if key.endswith("loss")]
 
     assert losses(0) == losses(0)
     assert losses(0) != losses(1)

@@ -1,0 +1,197 @@
+"""What a person asks for, checked and settled: from a run config to numbers that have one name. Floor 7."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.errors import UsageError, unknown
+from harness.files import digest, file_hash
+from harness.methods import METHODS, MethodConfig
+from harness.records import read_record
+from harness.tasks import Task, load_task
+from harness.trainer import TrainSettings
+
+
+class RunConfig(BaseModel):
+    """What a person asks for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    method: str
+    """Name of the method."""
+    task: str = "digits"
+    """Name of the task."""
+    options: dict[str, Any] = {}
+    """Options of the method that differ from its defaults."""
+    num_steps: int = Field(4, ge=1, le=1000)
+    """Steps that the student takes."""
+    seed: int = Field(0, ge=0, le=2**31)
+    """Seed of initialisation, batches and training noise."""
+    budget: str = "quick"
+    """A budget of the task, or steps=NUMBER (0: the untrained student), or images=NUMBER."""
+    batch_size: int | None = Field(None, ge=1, le=2**20)
+    """Samples a training step (the task's by default)."""
+    micro_batch_size: int | None = Field(None, ge=1, le=2**20)
+    """Samples a forward pass; must divide the batch size."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the losses' forward passes."""
+    init_from: str | None = None
+    """Run id in the results folder whose student this one starts from."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The finished run that another one starts from.
+
+    Attributes:
+        weights, sha256: its student.
+        setting: name of its method and all settings but the seed.
+        flops: its training FLOPs, with those that it inherited.
+    """
+
+    run_id: str
+    weights: Path
+    sha256: str
+    setting: str
+    flops: float
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A run whose every number is known; equal ones have one `run_id`."""
+
+    task: Task
+    method: str
+    config: MethodConfig
+    settings: TrainSettings
+    num_steps: int
+    noise_sets: int
+    parent: Parent | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the run id is the hash of."""
+        spec = self.task.spec
+        return {
+            "task": spec.name, "task_version": spec.version, "spec": self.task.digest, "hashes": self.task.hashes, "method": self.method,
+            "options": self.config.model_dump(mode="json"), **self.run_settings,
+        }  # fmt: skip
+
+    @property
+    def run_settings(self) -> dict[str, Any]:
+        """The resolved run config without the method's options."""
+        s, parent = self.settings, self.parent
+        return {
+            "num_steps": self.num_steps, "seed": s.seed, "total_steps": s.total_steps, "batch_size": s.batch_size,
+            "micro_batch_size": s.micro_batch_size, "precision": s.precision, "noise_sets": self.noise_sets,
+            "init_from": {"run_id": parent.run_id, "setting": parent.setting, "sha256": parent.sha256} if parent else None,
+        }  # fmt: skip
+
+    @property
+    def run_id(self) -> str:
+        """Method, steps and 10 digits of the identity's hash."""
+        return f"{self.method}-{self.num_steps}-{digest(self.identity)[:10]}"
+
+
+def explain(error: ValidationError, where: str, known: list[str]) -> UsageError:
+    """The first complaint of a validation as one sentence."""
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return unknown("option", name, known, where)
+    if first["type"] == "missing":
+        return UsageError(f"{where}: {name} is missing")
+    return UsageError(f"{where}: {name} is {first['input']!r}, but {first['msg'].replace('Input should', 'it should')}")
+
+
+def parse_config(values: dict[str, Any]) -> RunConfig:
+    """A run config from plain values. Raises UsageError in one sentence."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, "run config", list(RunConfig.model_fields)) from error
+
+
+def parse_options(method: str, values: dict[str, Any]) -> MethodConfig:
+    """A method's options from plain values. Raises UsageError in one sentence."""
+    model = METHODS[method].Config
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, f"options of {method}", list(model.model_fields)) from error
+
+
+def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("results")) -> Resolved:
+    """Checks a config and settles every number in it, before anything is computed.
+
+    Args:
+        task: what stands for the config's task, which is loaded by its name otherwise.
+        results: where a run that is named in `init_from` lies.
+
+    Raises:
+        UsageError: for unknown names and values out of range, in one sentence.
+    """
+    task, cls = task or load_task(config.task), METHODS[config.method]
+    options = parse_options(config.method, config.options)
+    batch_size = config.batch_size or task.spec.batch_size
+    total_steps, noise_sets = resolve_budget(config.budget, task, batch_size)
+    cls.check(options, task, config.num_steps)
+    method, options = cls.canonical(options, config.num_steps)
+    micro = None if config.micro_batch_size == batch_size else config.micro_batch_size
+    settings = TrainSettings(total_steps, batch_size, config.seed, micro, config.precision)
+    if batch_size % (config.micro_batch_size or batch_size):
+        raise UsageError(f"micro_batch_size is {config.micro_batch_size}, but must divide batch_size, which is {batch_size}")
+    for name, size in (("batch_size", batch_size), ("micro_batch_size", config.micro_batch_size or batch_size)):
+        if size % options.sample_group:
+            raise UsageError(f"{name} is {size}, but {config.method} treats {options.sample_group} samples together: give a multiple")
+    if not cls.sources:  # training-free: nothing of the training's settings matters
+        if config.init_from is not None:
+            raise UsageError(f"init_from is given, but {config.method} trains nothing: leave it out")
+        settings = TrainSettings(total_steps=0, batch_size=0, seed=0)
+    parent = find_parent(config.init_from, results, task) if config.init_from is not None else None
+    return Resolved(task, method, options, settings, config.num_steps, noise_sets, parent)
+
+
+def find_parent(run_id: str, results: Path, task: Task) -> Parent:
+    """A finished run to start from. Raises UsageError if there is none, or if it belongs to another task."""
+    folder = results / "runs" / run_id
+    if not (folder / "record.json").is_file() or not (folder / "student.safetensors").is_file():
+        raise UsageError(f"init_from is {run_id!r}, but {folder} holds no finished run with a student")
+    record = read_record(folder / "record.json")
+    if record.status != "finished" or record.cost is None or record.task != task.spec.name:
+        raise UsageError(
+            f"init_from is {run_id!r}, which is a {record.status} run of {record.task}: give a finished one of {task.spec.name}"
+        )
+    setting = digest([record.method, record.options, {k: v for k, v in record.config.items() if k != "seed"}])[:8]
+    bill, weights = record.cost.training, folder / "student.safetensors"
+    return Parent(
+        run_id=run_id,
+        weights=weights,
+        sha256=file_hash(weights),
+        setting=f"{record.method}-{record.config['num_steps']}-{setting}",
+        flops=bill.flops + bill.inherited_flops if bill else 0.0,
+    )
+
+
+def resolve_budget(budget: str, task: Task, batch_size: int) -> tuple[int, int]:
+    """Training steps and evaluation noise sets of a budget. Raises UsageError if it is neither a name nor a number of something."""
+    if budget in task.spec.budgets:
+        named = task.spec.budgets[budget]
+        return named.steps, named.noise_sets
+    unit, _, number = budget.partition("=")
+    per_step, smallest = {"steps": 1, "images": batch_size}, {"steps": 0, "images": batch_size}
+    if unit not in per_step or not number.isascii() or not number.isdigit() or len(number) > 12 or int(number) < smallest[unit]:
+        forms = [*task.spec.budgets, "steps=NUMBER", f"images=NUMBER (at least {batch_size})"]
+        raise UsageError(f"budget is {budget!r}, but must be one of: {', '.join(forms)}")
+    return int(number) // per_step[unit], task.spec.evaluation.noise_sets
+
+
+def reference_of(task: Task) -> Resolved:
+    """The run beside which every row of a task is shown."""
+    wanted = task.spec.reference
+    config = RunConfig(task=task.spec.name, method=wanted.method, num_steps=wanted.num_steps, options=wanted.options)
+    return resolve(config, task)

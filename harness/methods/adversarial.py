@@ -1,0 +1,169 @@
+"""The GAN stage of ARD (arXiv 2504.11295): a discriminator on a frozen teacher's features, and its weight in the student's loss.
+
+From `gan_from` on, the student's loss is `MSE + lambda GAN`. The discriminator sees the student's x_0 beside real images,
+both noised, through the blocks of the teacher with one head on each (`networks/discriminator.py`), under the hinge loss.
+`lambda = 10 clamp(|grad MSE| / (|grad GAN| + 1e-4), 0, 1e4)` with gradients of the last layer's weight (VQGAN, arXiv
+2012.09841, eq. 7), and 0 while the heads warm up.
+
+The released code lacks its GAN losses; ours are: the timestep at the discriminator's input is uniform in (0, `gan_max_time`],
+logits are averaged over heads and tokens, only the last x_0 is judged, and lambda comes from the step before, whose gradients
+are averaged over the whole batch (`gan_lag` 1), so that micro-batches equal a large batch; 0 is the paper's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from harness.conditions import Condition
+from harness.denoiser import Guided, like
+from harness.errors import UsageError
+from harness.methods.base import Batch, OptimizerConfig, Player, Problem
+from harness.networks.discriminator import Heads
+from harness.networks.dit import DiT
+
+
+class GANOptions(OptimizerConfig):
+    """Options of the GAN stage, which `gan_from` turns on."""
+
+    gan_from: float | None = Field(None, ge=0, lt=1)
+    """Fraction of the run after which the GAN stage begins; none means never. It needs real images."""
+    gan_lr: float = Field(1e-3, gt=0, le=1)
+    """Learning rate of the discriminator's heads."""
+    gan_warmup: float = Field(0.075, ge=0, lt=1)
+    """Fraction of the stage in which the heads learn alone."""
+    gan_weight: float = Field(10.0, ge=0, le=1e6)
+    """What the ratio of gradient norms is multiplied by."""
+    gan_max_time: float = Field(0.25, gt=0, le=1)
+    """Largest timestep to which the discriminator's input is noised."""
+    gan_lag: Literal[0, 1] = 1
+    """Whether the weight comes from the step before, or from the same micro-batch."""
+    gan_virtual_batch: int = Field(8, ge=1, le=4096)
+    """Samples that the heads normalise together."""
+
+    @property
+    def sample_group(self) -> int:
+        """Samples that a loss treats together."""
+        return 1 if self.gan_from is None else self.gan_virtual_batch
+
+    def without_idle_gan(self) -> GANOptions:
+        """The same; without a GAN stage its options are the defaults, so that equal models are equal configs."""
+        if self.gan_from is not None:
+            return self
+        idle = {name: field.default for name, field in type(self).model_fields.items() if name.startswith("gan_")}
+        return self.model_copy(update=idle)
+
+    def check_gan(self, task: Problem) -> None:
+        """Raises UsageError if the task's teacher has no blocks to judge by."""
+        if self.gan_from is not None and not task.network_teacher:
+            raise UsageError("gan_from needs a teacher that is a network, but this task's is a closed formula: leave it out")
+
+
+@dataclass
+class Seen:
+    """What went through a linear layer: its input [..., d] and output [..., m]."""
+
+    inputs: Tensor | None = None
+    output: Tensor | None = None
+
+    def weight_gradient(self, of_output: Tensor) -> Tensor:
+        """Gradient of the weight [m, d] from that of the output."""
+        assert self.inputs is not None
+        return of_output.flatten(0, -2).float().t() @ self.inputs.detach().flatten(0, -2).float()
+
+
+@contextmanager
+def watch(layer: nn.Linear) -> Iterator[Seen]:
+    """Notes the last input and output of a layer inside the block."""
+    seen = Seen()
+
+    def note(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        seen.inputs, seen.output = args[0], output
+
+    handle = layer.register_forward_hook(note)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+class Adversary:
+    """The discriminator's player and both losses of the stage.
+
+    Args:
+        last_layer: shape of the weight whose gradients balance the two losses.
+        total_steps: length of the run.
+    """
+
+    def __init__(self, config: GANOptions, teacher: Guided, task: Problem, last_layer: torch.Size, total_steps: int):
+        network = teacher.denoiser.network
+        assert isinstance(network, DiT)
+        assert config.gan_from is not None
+        self.config, self.schedule, self.network = config, task.schedule, network
+        self.start = round(config.gan_from * total_steps)
+        self.warm = self.start + math.ceil(config.gan_warmup * (total_steps - self.start))
+        self.heads = Heads(network.depth, last_layer[1], config.gan_virtual_batch)
+        optimizer = torch.optim.AdamW(self.heads.parameters(), config.gan_lr, betas=(0.9, 0.999), weight_decay=0.0)
+        self.player = Player(self.heads, optimizer, config.clip, None, warmup=0.0, decay="constant")
+        self.weight = 0.0
+        self.gradients, self.samples = torch.zeros(2, *last_layer), 0  # summed over a step's micro-batches
+
+    def logits(self, x_0: Tensor, cond: Condition, batch: Batch, name: str) -> Tensor:
+        """The heads' logits [heads, B, T] for images x_0 [B, C, H, W], noised by keyed noise."""
+        t = batch.uniform(f"{name} t") * self.config.gan_max_time
+        alpha, sigma = (like(c, x_0) for c in self.schedule.alpha_sigma(t))
+        x_t = alpha * x_0 + sigma * batch.normal(f"{name} eps", x_0.shape[1:])
+        c = self.network.conditioning(self.schedule.network_time(t), cond.labels)
+        return torch.stack([head(h, c) for head, h in zip(self.heads, self.network.block_outputs(x_t, c), strict=True)])
+
+    def student_loss(self, mse: Tensor, x_0: Tensor, cond: Condition, batch: Batch, seen: Seen) -> tuple[Tensor, dict[str, Tensor]]:
+        """`MSE + lambda GAN`.
+
+        The two gradients are taken at the output of the last layer, and the GAN's is put back as a product with that output,
+        so that the discriminator is gone through backwards once.
+        """
+        output = seen.output
+        assert output is not None
+        gan = -self.logits(x_0, cond, batch, "student").mean()
+        of_mse, of_gan = (torch.autograd.grad(loss, output, retain_graph=True)[0] for loss in (mse, gan))
+        found = torch.stack([seen.weight_gradient(of_mse), seen.weight_gradient(of_gan)])
+        self.gradients, self.samples = self.gradients.to(found.device) + len(x_0) * found, self.samples + len(x_0)
+        weight = self.weight if self.config.gan_lag else self.balance(found)
+        product = (of_gan * output).sum()
+        gan = gan.detach() + product - product.detach()
+        metrics = {"gan": gan.detach(), "gan_weight": torch.tensor(weight), "mse": mse.detach()}
+        return mse + weight * gan, metrics
+
+    def discriminator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Hinge: `max(0, 1 - D(real)) + max(0, 1 + D(student))`, on the x_0 that the student's loss left in the carry."""
+        assert batch.data is not None
+        real = self.logits(*batch.data, batch, "real")
+        assert batch.trajectory is not None
+        fake = self.logits(batch.carry["x_0"].detach(), batch.trajectory.cond, batch, "student")
+        loss = (1 - real).relu().mean() + (1 + fake).relu().mean()
+        return loss, {"real": real.detach().mean(), "fake": fake.detach().mean()}
+
+    def balance(self, gradients: Tensor) -> float:
+        """lambda from the two gradients [2, ...] of the last layer's weight."""
+        mse, gan = (float(norm) for norm in gradients.flatten(1).norm(dim=1))
+        return self.config.gan_weight * min(mse / (gan + 1e-4), 1e4)
+
+    def end_step(self) -> None:
+        """Sets lambda for the next step and moves the spectral norms."""
+        self.heads.power_iteration()
+        if self.samples:
+            self.weight = self.balance(self.gradients / self.samples)
+            self.gradients, self.samples = torch.zeros_like(self.gradients), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"gan_weight": self.weight, "gan_gradients": self.gradients, "gan_samples": self.samples}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.weight, self.gradients, self.samples = state["gan_weight"], state["gan_gradients"], state["gan_samples"]

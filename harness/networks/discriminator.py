@@ -1,0 +1,99 @@
+"""Discriminator heads on the tokens of a frozen diffusion transformer (ARD, arXiv 2504.11295, GAN stage).
+
+One head for each block of the teacher: a spectrally normalised convolution along the tokens with kernel 1, then a residual one
+with kernel 9, each with batch norm over virtual batches and a leaky ReLU; its logits are projected on an embedding of time and
+class. Nothing here changes while a loss is computed: the power iteration of the spectral norm is a call of its own.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EMBEDDING = 64
+"""Width of the embedding on which logits are projected."""
+
+
+class SpectralConv1d(nn.Module):
+    """A 1-D convolution whose weight is divided by its largest singular value (Miyato et al. 2018, arXiv 1802.05957, sec. 2.1)."""
+
+    def __init__(self, channels: int, out_channels: int, kernel_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, channels, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        nn.init.xavier_uniform_(self.weight)
+        self.left: Tensor
+        self.right: Tensor
+        self.register_buffer("left", F.normalize(torch.randn(out_channels), dim=0))
+        self.register_buffer("right", F.normalize(torch.randn(channels * kernel_size), dim=0))
+        for _ in range(15):
+            self.power_iteration()
+
+    @torch.no_grad()
+    def power_iteration(self) -> None:
+        """One step of the power iteration towards the weight's largest singular value."""
+        matrix = self.weight.flatten(1)
+        self.right.copy_(F.normalize(matrix.t() @ self.left, dim=0))
+        self.left.copy_(F.normalize(matrix @ self.right, dim=0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, channels, T] -> [N, out_channels, T]; outside there are zeros."""
+        norm = self.left @ self.weight.flatten(1) @ self.right
+        return F.conv1d(x, self.weight / norm, self.bias, padding=self.weight.shape[2] // 2)
+
+
+class VirtualBatchNorm(nn.Module):
+    """Batch norm within groups of `size` consecutive samples, without running statistics."""
+
+    def __init__(self, channels: int, size: int, eps: float = 1e-5):
+        super().__init__()
+        self.size, self.eps = size, eps
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, channels, T], N at most `size` or a multiple of it, else ValueError; same shape."""
+        size = min(self.size, len(x))
+        if len(x) % size:
+            raise ValueError(f"{len(x)} samples are not a multiple of virtual batches of {size}")
+        groups = x.float().unflatten(0, (-1, size))
+        var, mean = torch.var_mean(groups, (1, 3), correction=0, keepdim=True)
+        normed = ((groups - mean) * (var + self.eps).rsqrt()).flatten(0, 1)
+        return normed * self.weight[:, None] + self.bias[:, None]
+
+
+class Layer(nn.Sequential):
+    """Convolution, norm, leaky ReLU: [N, width, T] -> same shape."""
+
+    def __init__(self, width: int, kernel_size: int, virtual_batch: int):
+        super().__init__(SpectralConv1d(width, width, kernel_size), VirtualBatchNorm(width, virtual_batch), nn.LeakyReLU(0.2))
+
+
+class Head(nn.Module):
+    """Logits of the tokens of one block."""
+
+    def __init__(self, width: int, virtual_batch: int):
+        super().__init__()
+        self.pointwise, self.wide = Layer(width, 1, virtual_batch), Layer(width, 9, virtual_batch)
+        self.logits, self.project = SpectralConv1d(width, EMBEDDING, 1), nn.Linear(width, EMBEDDING)
+
+    def forward(self, tokens: Tensor, c: Tensor) -> Tensor:
+        """Tokens [N, T, d] and the conditioning vector [N, d] to logits [N, T]."""
+        h = self.pointwise(tokens.transpose(1, 2))
+        h = (h + self.wide(h)) / math.sqrt(2)
+        return (self.logits(h) * self.project(c).unsqueeze(-1)).float().sum(1) / math.sqrt(EMBEDDING)
+
+
+class Heads(nn.ModuleList):
+    """One head for each of `depth` blocks of a network of width `width`."""
+
+    def __init__(self, depth: int, width: int, virtual_batch: int):
+        super().__init__(Head(width, virtual_batch) for _ in range(depth))
+
+    def power_iteration(self) -> None:
+        """One step of every spectral norm's power iteration."""
+        for module in self.modules():
+            if isinstance(module, SpectralConv1d):
+                module.power_iteration()

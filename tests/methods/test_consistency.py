@@ -1,0 +1,144 @@
+"""Consistency distillation: its exact fixed point, its grids, its sampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.conditions import Condition
+from harness.denoiser import Denoiser, like
+from harness.methods import METHODS, Batch
+from harness.methods.consistency import ConsistencySteps, karras_levels
+from harness.randomness import Keyed, keyed_initialisation
+from harness.schedules import SCHEDULES, VPSchedule
+from harness.solvers import SOLVERS, integrate
+from harness.tasks import Task
+
+CPU = torch.device("cpu")
+EVERYONE = Condition(torch.zeros(1, dtype=torch.long))
+
+
+def method_of(task: Task, num_steps: int = 1, **options: Any) -> Any:
+    cls = METHODS["consistency-distillation"]
+    with keyed_initialisation(0, "consistency"):
+        return cls(cls.Config(**options), task.teacher(CPU), task, num_steps, 10)
+
+
+class RestOfThePath(nn.Module):
+    """A network whose x_0-prediction is where the teacher's remaining steps on a grid end: the exact consistency map."""
+
+    def __init__(self, method: Any):
+        super().__init__()
+        self.method, self.schedule = method, method.task.schedule
+
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        for i, level in enumerate(time.double()):
+            t = (level + 1) / 1000
+            start = int((self.method.grid - t).abs().argmin())
+            end = integrate(
+                self.method.teacher_solver, self.method.teacher, x[i : i + 1], self.method.grid[start:], Condition(labels[i : i + 1])
+            )
+            alpha, sigma = (like(c, x[:1]) for c in self.schedule.alpha_sigma(self.method.grid[start]))
+            out[i] = ((x[i : i + 1] - alpha * end) / sigma.clamp(min=1e-9))[0]
+        return out
+
+
+@pytest.mark.parametrize("options", [{}, {"grid": "karras", "grid_levels": 6}, {"solver": "heun"}])
+def test_at_the_exact_map_the_loss_is_zero(options: dict[str, Any], tiny: Task) -> None:
+    method = method_of(tiny, loss="l2", **options)
+    index = torch.arange(16)
+    batch = Batch(index, tiny.split.train.batch(index), None, Keyed("train", 0, 0))
+    untrained = float(method.loss(batch)[0])
+    exact = RestOfThePath(method)
+    method.moving.module = exact
+    method.players["student"].module = exact
+    with torch.no_grad():
+        found = float(method.loss(batch)[0])
+    assert found < 1e-4 * untrained
+
+
+def test_the_grid_is_the_tasks_or_karras(tiny: Task) -> None:
+    assert method_of(tiny).grid.tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    grid = karras_levels(18, VPSchedule())
+    assert len(grid) == 19
+    assert grid[0] == 1
+    assert grid[-1] == 0
+    assert bool((grid.diff() < 0).all())
+    alpha, sigma = VPSchedule().alpha_sigma(grid[:-1])
+    roots = (sigma / alpha) ** (1 / 7)
+    torch.testing.assert_close(roots.diff(), roots.diff().mean().expand(17), rtol=1e-3, atol=0)
+    assert float(sigma[-1] / alpha[-1]) == pytest.approx(0.002, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_the_time_of_a_noise_level(name: str) -> None:
+    schedule = SCHEDULES[name]()
+    t = torch.tensor([0.0002, 0.001, 0.0123, 0.25, 0.5005, 0.999, 1.0 if name == "vp" else 0.9999], dtype=torch.float64)
+    alpha, sigma = schedule.alpha_sigma(t)
+    torch.testing.assert_close(schedule.time_of(sigma / alpha), t, rtol=1e-9, atol=1e-12)
+
+
+def test_a_perfect_student_ends_where_the_tasks_trajectories_end(tiny: Task) -> None:
+    method = method_of(tiny)
+    x_T, cond = tiny.evaluation_inputs(0)
+    end = integrate(SOLVERS["ddim"](), tiny.teacher(CPU), x_T[:3], method.grid, cond[:3])
+    student = Denoiser(RestOfThePath(method), tiny.schedule, tiny.prediction_type)
+    found = integrate(ConsistencySteps(), student, x_T[:3], method.levels, cond[:3])
+    torch.testing.assert_close(found, end, rtol=1e-3, atol=1e-3)
+
+
+def test_untrained_its_first_step_is_the_teachers_prediction(tiny: Task) -> None:
+    method = method_of(tiny)
+    x_T, cond = tiny.evaluation_inputs(0)
+    expected = tiny.teacher(CPU).denoiser(x_T[:3], torch.tensor(1.0), cond[:3]).x_0
+    torch.testing.assert_close(integrate(method.solver, method.student, x_T[:3], method.levels, cond[:3]), expected)
+
+
+def test_several_steps_draw_fresh_noise_by_name(tiny: Task) -> None:
+    method = method_of(tiny, num_steps=4)
+    x_T, cond = tiny.evaluation_inputs(0)
+    names = []
+
+    def noise(name: str) -> Tensor:
+        names.append(name)
+        return torch.zeros(3, *tiny.shape)
+
+    x = x_T[:3]
+    found = integrate(method.solver, method.student, x, method.levels, cond[:3], noise)
+    assert names == ["step 1", "step 2", "step 3"]
+    for t, s in zip(method.levels[:-1], method.levels[1:], strict=True):
+        x = like(tiny.schedule.alpha_sigma(s)[0], x) * method.student(x, t, cond[:3]).x_0
+    torch.testing.assert_close(found, x)
+
+
+def test_the_target_follows_the_student(tiny: Task) -> None:
+    method = method_of(tiny, target_half_life=0.1)
+    with torch.no_grad():
+        for parameter in method.players["student"].module.parameters():
+            parameter.add_(1.0)
+    before = {name: value.clone() for name, value in method.moving.module.named_parameters()}
+    method.end_step(0, {})
+    for name, value in method.moving.module.named_parameters():
+        torch.testing.assert_close(value, before[name] + 0.5, msg=name)
+
+
+def test_heun_takes_a_time_for_each_sample(tiny: Task) -> None:
+    teacher, solver = tiny.teacher(CPU), SOLVERS["heun"]()
+    x, cond = (part[:3] for part in tiny.evaluation_inputs(0))
+    t, s = torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64), torch.tensor([0.7, 0.2, 0.0], dtype=torch.float64)
+    together = solver.step(teacher, x, t, s, cond, None, None)[0]
+    for i in range(3):
+        alone = solver.step(teacher, x[i : i + 1], t[i], s[i], cond[i : i + 1], None, None)[0]
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_pseudo_huber(tiny: Task) -> None:
+    method = method_of(tiny)
+    c = 0.00054 * 8
+    found = method.distance(torch.tensor([0.0, 4.0]), 64)
+    torch.testing.assert_close(found, torch.tensor([0.0, (4 + c * c) ** 0.5 - c]))
+    torch.testing.assert_close(method_of(tiny, loss="l2").distance(torch.tensor([0.0, 4.0]), 64), torch.tensor([0.0, 1 / 16]))
