@@ -6,8 +6,10 @@ to 8 bits; all of that is a metric's identity.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from functools import cache
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +18,13 @@ from harness.conditions import Condition
 from harness.data.images import to_uint8
 from harness.denoiser import count_passes
 from harness.metrics.compute import count_macs
+from harness.metrics.exact import kl_of_map
 from harness.metrics.features import classify
-from harness.metrics.fidelity import distance_to_reference, fid, kid, label_agreement
+from harness.metrics.fidelity import distance_to_reference, fid, frechet_distance, kid, label_agreement, sample_moments
 from harness.metrics.manifold import class_diversity, density_coverage, inception_style_score, memorised_share, precision_recall
 from harness.records import Metric
 from harness.solvers import Noise
-from harness.tasks import Task
+from harness.tasks import MixtureTask, Task
 
 Sampler = Callable[[Tensor, Condition, Noise], Tensor]
 """From noise [B, C, H, W], conditions and further noise (for stochastic samplers) to samples [B, C, H, W]."""
@@ -45,27 +48,38 @@ def sample_set(sampler: Sampler, task: Task, noise_set: int, device: torch.devic
 DIRECTIONS: dict[str, Literal["lower", "higher", "none"]] = {
     "fid": "lower", "kid": "lower", "precision": "higher", "recall": "higher", "density": "higher", "coverage": "higher",
     "inception_style_score": "higher", "class_diversity": "none", "label_agreement": "higher", "memorised_share": "lower",
-    "distance_to_teacher": "lower",
+    "distance_to_teacher": "lower", "frechet_distance": "lower", "kl": "lower", "map_error": "lower", "solver_error": "lower",
 }  # fmt: skip
 
-MILESTONE_METRICS = ("fid", "label_agreement", "distance_to_teacher")
 
-
-class Evaluator:
+class Evaluator(ABC):
     """The metrics of a task.
 
     Args:
         reference_samples: the teacher's own output for a noise set, [N, C, H, W].
-        device: where features are computed.
     """
 
-    def __init__(self, task: Task, reference_samples: Callable[[int], Tensor], device: torch.device):
-        self.task, self.reference_samples = task, reference_samples
-        self.classifier = task.classifier(device)
-        self.reference = classify(self.classifier, task.split.train.images)[0]
+    milestone_metrics: ClassVar[tuple[str, ...]]
+    """What is measured along the budget."""
+    identity_more: ClassVar[dict[str, Any]]
+    """What a metric's identity holds beside the task."""
 
-    def evaluate(self, samples: dict[int, Tensor]) -> dict[str, Metric]:
+    def __init__(self, task: Task, reference_samples: Callable[[int], Tensor]):
+        self.task, self.reference_samples = task, reference_samples
+
+    @abstractmethod
+    def of_samples(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """Every metric that needs the images [n, C, H, W] and the labels asked for [n] alone."""
+
+    @abstractmethod
+    def of_noise_set(self, images: Tensor, noise_set: int, sampler: Sampler | None) -> dict[str, float]:
+        """Every metric that needs to know from which noise the images [N, C, H, W] were made, or the sampler."""
+
+    def evaluate(self, samples: dict[int, Tensor], sampler: Sampler | None = None) -> dict[str, Metric]:
         """All metrics of samples [N, C, H, W] by noise set, and the floor: the same of held-out real images.
+
+        Args:
+            sampler: what made them, if it is deterministic and gradients go through it.
 
         Samples that are not finite raise ValueError.
         """
@@ -73,21 +87,56 @@ class Evaluator:
         for noise_set, images in samples.items():
             if not bool(images.isfinite().all()):
                 raise ValueError(f"samples of noise set {noise_set} are not finite")
-            by_set[noise_set] = self._measure(images, self.task.evaluation_inputs(noise_set)[1].labels)
-            by_set[noise_set]["distance_to_teacher"] = distance_to_reference(images, self.reference_samples(noise_set))
+            by_set[noise_set] = self.of_samples(images, self.task.evaluation_inputs(noise_set)[1].labels)
+            by_set[noise_set] |= self.of_noise_set(images, noise_set, sampler)
         n, held_out = len(next(iter(samples.values()))), self.task.split.held_out
         found = {
-            name: Metric(values={k: measured[name] for k, measured in by_set.items()}, n=n, direction=DIRECTIONS[name],
-                         identity=self.identity(name, n))
+            name: self._metric(name, {k: measured[name] for k, measured in by_set.items()}, self.count(name, n))
             for name in next(iter(by_set.values()))
-        }  # fmt: skip
-        for name, value in self._measure(held_out.images, held_out.labels).items():
-            identity = self.identity(f"{name}_floor", len(held_out))
-            found[f"{name}_floor"] = Metric(values={0: value}, n=len(held_out), direction=DIRECTIONS[name], identity=identity)
+        }
+        for name, value in self.of_samples(held_out.images, held_out.labels).items():
+            found[f"{name}_floor"] = self._metric(f"{name}_floor", {0: value}, len(held_out))
         return found
 
-    def _measure(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Every metric that needs the images [n, C, H, W] and the labels asked for [n] alone."""
+    def _metric(self, name: str, values: dict[int, float], n: int) -> Metric:
+        return Metric(values=values, n=n, direction=DIRECTIONS[name.removesuffix("_floor")], identity=self.identity(name, n))
+
+    def count(self, name: str, n: int) -> int:
+        """How many of n samples a metric is made of."""
+        return n
+
+    def quality(self, images: Tensor) -> dict[str, float]:
+        """The few metrics of a milestone, of samples of noise set 0 [N, C, H, W]."""
+        labels = self.task.evaluation_inputs(0)[1].labels
+        found = {**self.of_samples(images, labels), **self.of_noise_set(images, 0, None)}
+        return {name: found[name] for name in self.milestone_metrics}
+
+    def identity(self, name: str, n: int) -> dict[str, Any]:
+        """The identity of a metric: all that determines what its number means."""
+        spec, hashes = self.task.spec, self.task.hashes
+        return {
+            "metric": name, "n": n, "task": spec.name, "task_version": spec.version, **hashes, "noise_seed": spec.evaluation.seed,
+            "labels": "balanced", "guidance": spec.guidance.model_dump(), "metrics_version": 1, **self.identity_more,
+            "kid_subset_size": spec.evaluation.kid_subset_size,
+        }  # fmt: skip
+
+
+class ImageEvaluator(Evaluator):
+    """Metrics in the feature space of the task's classifier, after rounding to 8 bits.
+
+    Args:
+        device: where features are computed.
+    """
+
+    milestone_metrics = ("fid", "label_agreement", "distance_to_teacher")
+    identity_more: ClassVar = {"rounding": "uint8", "library": "torch-fidelity for fid and kid"}
+
+    def __init__(self, task: Task, reference_samples: Callable[[int], Tensor], device: torch.device):
+        super().__init__(task, reference_samples)
+        self.classifier = task.classifier(device)
+        self.reference = classify(self.classifier, task.split.train.images)[0]
+
+    def of_samples(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         train = self.task.split.train
         features, logits = classify(self.classifier, images)
         precision, recall = precision_recall(features, self.reference)
@@ -102,21 +151,55 @@ class Evaluator:
             "memorised_share": memorised_share(images, train.images),
         }  # fmt: skip
 
-    def quality(self, samples: Tensor) -> dict[str, float]:
-        """The few metrics of a milestone, of samples of noise set 0 [N, C, H, W]."""
-        features, logits = classify(self.classifier, samples)
-        labels = self.task.evaluation_inputs(0)[1].labels
-        found = (fid(features, self.reference), label_agreement(logits, labels), distance_to_reference(samples, self.reference_samples(0)))
-        return dict(zip(MILESTONE_METRICS, found, strict=True))
+    def of_noise_set(self, images: Tensor, noise_set: int, sampler: Sampler | None) -> dict[str, float]:
+        return {"distance_to_teacher": distance_to_reference(images, self.reference_samples(noise_set))}
 
-    def identity(self, name: str, n: int) -> dict[str, Any]:
-        """The identity of a metric: all that determines what its number means."""
-        spec, hashes = self.task.spec, self.task.hashes
-        return {
-            "metric": name, "n": n, "task": spec.name, "task_version": spec.version, **hashes, "rounding": "uint8",
-            "noise_seed": spec.evaluation.seed, "labels": "balanced", "kid_subset_size": spec.evaluation.kid_subset_size,
-            "guidance": spec.guidance.model_dump(), "library": "torch-fidelity for fid and kid", "metrics_version": 1,
-        }  # fmt: skip
+    def quality(self, images: Tensor) -> dict[str, float]:
+        features, logits = classify(self.classifier, images)
+        labels = self.task.evaluation_inputs(0)[1].labels
+        found = (fid(features, self.reference), label_agreement(logits, labels), *self.of_noise_set(images, 0, None).values())
+        return dict(zip(self.milestone_metrics, found, strict=True))
+
+
+class MixtureEvaluator(Evaluator):
+    """Distances to the exact distribution and to the exact ODE map; nothing is rounded and no feature network judges."""
+
+    milestone_metrics = ("frechet_distance", "map_error", "distance_to_teacher")
+    identity_more: ClassVar = {"rounding": "none", "library": "torch-fidelity's Frechet distance on exact moments"}
+    KL_SAMPLES = 500
+
+    def __init__(self, task: MixtureTask, reference_samples: Callable[[int], Tensor], device: torch.device):
+        super().__init__(task, reference_samples)
+        self.mixture, self.ode_map, self.device = task.mixture, cache(task.ode_map), device
+
+    def count(self, name: str, n: int) -> int:
+        return min(n, self.KL_SAMPLES) if name == "kl" else n
+
+    def of_samples(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        return {"frechet_distance": frechet_distance(sample_moments(images.flatten(1)), self.mixture.moments())}
+
+    def of_noise_set(self, images: Tensor, noise_set: int, sampler: Sampler | None) -> dict[str, float]:
+        reference, exact = self.reference_samples(noise_set), self.ode_map(noise_set)
+        found = {
+            "map_error": distance_to_reference(images, exact),
+            "solver_error": distance_to_reference(reference, exact),
+            "distance_to_teacher": distance_to_reference(images, reference),
+        }
+        if sampler is not None:
+            x_T, cond = self.task.evaluation_inputs(noise_set)
+            part, device = slice(0, self.KL_SAMPLES), self.device
+            found["kl"] = kl_of_map(
+                lambda x: sampler(x, cond[part].to(device), lambda name: x), x_T[part].to(device),
+                lambda x_0: self.mixture.log_density(x_0, cond[part].labels.to(device)),
+            )  # fmt: skip
+        return found
+
+
+def evaluator_of(task: Task, reference_samples: Callable[[int], Tensor], device: torch.device) -> Evaluator:
+    """The evaluator that suits a task."""
+    if isinstance(task, MixtureTask):
+        return MixtureEvaluator(task, reference_samples, device)
+    return ImageEvaluator(task, reference_samples, device)
 
 
 @torch.no_grad()

@@ -59,6 +59,8 @@ class Exposure(_Part):
     """All states before came from the teacher."""
     on_own_history: list[float]
     """They came from the student itself."""
+    drift: list[float] = []
+    """Root mean squared distance between the predictions on the two histories."""
     n: int
     """Trajectories."""
 

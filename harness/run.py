@@ -17,7 +17,7 @@ from harness.config import Resolved, RunConfig, reference_of, resolve
 from harness.data.trajectories import TRAJECTORY_ROOMS, Progress, cached_samples, open_store
 from harness.denoiser import Guided, count_passes
 from harness.errors import RunFailed
-from harness.evaluator import MILESTONE_METRICS, Evaluator, Sampler, sample_grid, sample_set, sampling_cost
+from harness.evaluator import Sampler, evaluator_of, sample_grid, sample_set, sampling_cost
 from harness.files import digest, read_tensors, write_aside, write_tensors
 from harness.methods import METHODS, Method
 from harness.metrics.compute import count_flops, parameters
@@ -115,17 +115,17 @@ class Run:
         sampler = self.sampler(method)
         reference = Run(reference_of(task), self.results, self.device, self.report)
         reference_sampler = reference.sampler(reference.build(teacher))
-        evaluator = Evaluator(task, lambda k: reference.samples(reference_sampler, k), self.device)
+        evaluator = evaluator_of(task, lambda k: reference.samples(reference_sampler, k), self.device)
         trainer = self._trainer(method, teacher) if r.settings.total_steps else None
         if trainer:
             progress = self.report("training")
             trainer.train(progress=lambda done, total, means: progress(done, total),
                           measure=lambda: evaluator.quality(sample_set(sampler, task, 0, self.device)))  # fmt: skip
         samples = {k: self.samples(sampler, k) for k in range(r.noise_sets)}
-        metrics = evaluator.evaluate(samples)
+        metrics = evaluator.evaluate(samples, None if method.solver.stochastic else self.sampler(method, grad=True))
         bill = self._bill(trainer, teacher) if trainer else None
         if trainer:
-            trainer.note_quality({name: metrics[name].values[0] for name in MILESTONE_METRICS})
+            trainer.note_quality({name: metrics[name].values[0] for name in evaluator.milestone_metrics})
             trainer.write_curves()
         nfe, macs = sampling_cost(sampler, method.passes_through, task, self.device)
         latency = self._latency(sampler, reference_sampler)
@@ -153,15 +153,15 @@ class Run:
         method.to(self.device)
         return method
 
-    def sampler(self, method: Method) -> Sampler:
-        """The method's student under its solver, as a function of noise and conditions."""
+    def sampler(self, method: Method, grad: bool = False) -> Sampler:
+        """The method's student under its solver, as a function of noise and conditions; `grad` lets gradients through."""
 
         def sample(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
             out = integrate(method.solver, method.student, x_T, method.levels, cond, noise)
             assert isinstance(out, Tensor)
             return out
 
-        return torch.no_grad()(sample)
+        return sample if grad else torch.no_grad()(sample)
 
     def _trainer(self, method: Method, teacher: Guided) -> Trainer:
         """The trainer of this run, with what the method learns from."""
@@ -196,7 +196,7 @@ class Run:
             path = integrate(solver, teacher, x_T, few_step_levels(task.trajectory_steps), cond, save=True)
             assert isinstance(path, Trajectory)
             errors = exposure_bias(method.solver, method.student, method.teacher_points(path), method.levels, cond)
-        return Exposure(on_teachers_history=errors[0], on_own_history=errors[1], n=len(x_T))
+        return Exposure(on_teachers_history=errors[0], on_own_history=errors[1], drift=errors[2], n=len(x_T))
 
     def _latency(self, sampler: Sampler, reference: Sampler) -> LatencyEntry:
         task, warmup, repeats = self.resolved.task, 2, 9

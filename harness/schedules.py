@@ -33,6 +33,10 @@ class Schedule(ABC):
     def network_time(self, t: Tensor) -> Tensor:
         """The number that the network's time embedding receives for timestep `t`, same shape, float32."""
 
+    @abstractmethod
+    def time_from_network(self, time: Tensor) -> Tensor:
+        """The timestep t of a network's time, float64 of the same shape: the inverse of `network_time`."""
+
 
 class VPSchedule(Schedule):
     """The variance-preserving schedule of DDPM and DiT: 1000 levels, linear betas from 1e-4 to 0.02,
@@ -81,6 +85,9 @@ class VPSchedule(Schedule):
         """DiT's level index, 1000 t - 1."""
         return (t.double() * NUM_LEVELS - 1).float()
 
+    def time_from_network(self, time: Tensor) -> Tensor:
+        return (time.double() + 1) / NUM_LEVELS
+
 
 class FlowSchedule(Schedule):
     """The linear interpolation of flow matching and SiT: alpha = 1 - t, sigma = t; the network is told t itself
@@ -100,6 +107,9 @@ class FlowSchedule(Schedule):
 
     def network_time(self, t: Tensor) -> Tensor:
         return t.float()
+
+    def time_from_network(self, time: Tensor) -> Tensor:
+        return time.double()
 
 
 def few_step_levels(num_steps: int) -> Tensor:

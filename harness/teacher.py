@@ -13,7 +13,7 @@ from torch import nn
 
 from harness.config import reference_of
 from harness.errors import CheckFailed, UsageError
-from harness.evaluator import Evaluator, sample_set
+from harness.evaluator import ImageEvaluator, sample_set
 from harness.files import digest, file_hash, write_tensors, write_text
 from harness.methods import METHODS, Method
 from harness.methods.classification import Classification
@@ -44,16 +44,16 @@ def train_networks(task: Task, folder: Path, device: torch.device, report: Repor
     Returns:
         The feature network's and the teacher's files.
     """
-    spec = task.spec
-    network = _train("classification", Classification, spec.features, task, folder / "features", device, report)
-    features_file = _export(network, folder / Path(spec.features.file).name)
-    task = _with(task, features=_weights(spec.features, features_file))
-    features = _finish(features_file, spec.features, task, features_quality(task, device))
+    features_weights, teacher_weights = task.trained("features"), task.trained("teacher")
+    network = _train("classification", Classification, features_weights, task, folder / "features", device, report)
+    features_file = _export(network, folder / Path(features_weights.file).name)
+    task = _with(task, features=_weights(features_weights, features_file))
+    features = _finish(features_file, features_weights, task, features_quality(task, device))
 
-    network = _train("denoising", METHODS["denoising"], spec.teacher, task, folder / "teacher", device, report)
-    teacher_file = _export(network, folder / Path(spec.teacher.file).name)
-    task = _with(task, teacher=_weights(spec.teacher, teacher_file))
-    return features, _finish(teacher_file, spec.teacher, task, teacher_quality(task, device, report))
+    network = _train("denoising", METHODS["denoising"], teacher_weights, task, folder / "teacher", device, report)
+    teacher_file = _export(network, folder / Path(teacher_weights.file).name)
+    task = _with(task, teacher=_weights(teacher_weights, teacher_file))
+    return features, _finish(teacher_file, teacher_weights, task, teacher_quality(task, device, report))
 
 
 def _train(name: str, cls: type[Method], weights: Weights, task: Task, folder: Path, device: torch.device,
@@ -127,7 +127,7 @@ def teacher_quality(task: Task, device: torch.device, report: Report = silent) -
         reference = Run(reference_of(at_scale), Path(), device)
         sampler = reference.sampler(reference.build(at_scale.teacher(device)))
         samples = sample_set(sampler, at_scale, 0, device, report(f"guidance {scale}"))
-        metrics = Evaluator(at_scale, {0: samples}.__getitem__, device).evaluate({0: samples})
+        metrics = ImageEvaluator(at_scale, {0: samples}.__getitem__, device).evaluate({0: samples})
         scan[scale] = {name: round(metrics[name].mean, 4) for name in ("fid", "kid", "label_agreement")}
     best = min(scan, key=lambda scale: scan[scale]["fid"])
     return {"n": task.spec.evaluation.samples, "noise_set": 0, "guidance_scan": scan, "best_guidance_scale": best}
@@ -144,7 +144,7 @@ def verify(task: Task, device: torch.device, report: Report = silent) -> list[st
     """
     lines = []
     quality = teacher_quality(task, device, report)
-    for weights, measured in ((task.spec.features, features_quality(task, device)), (task.spec.teacher, quality)):
+    for weights, measured in ((task.trained("features"), features_quality(task, device)), (task.trained("teacher"), quality)):
         path, found = task.path(weights).with_suffix(".yaml"), _numbers(measured)
         try:
             stated_numbers = _numbers(yaml.safe_load(path.read_text())["quality"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from harness.conditions import Condition
 from harness.config import RunConfig, resolve
-from harness.evaluator import Evaluator, sample_grid, sample_set, sampling_cost
+from harness.evaluator import ImageEvaluator, sample_grid, sample_set, sampling_cost
 from harness.methods import METHODS
 from harness.randomness import Keyed
 from harness.records import Metric
@@ -53,8 +53,8 @@ def test_the_reference_itself_has_no_distance(tiny: Task) -> None:
     samples = sample_set(sampler, task, 0, CPU)
     assert sampler.calls == [500, 500, len(real) - 1000]
     assert torch.equal(samples, real)
-    metrics = Evaluator(task, lambda k: real, CPU).evaluate({0: samples})
-    other = Evaluator(task, lambda k: real, CPU).evaluate({0: noise_images(task, len(real))})
+    metrics = ImageEvaluator(task, lambda k: real, CPU).evaluate({0: samples})
+    other = ImageEvaluator(task, lambda k: real, CPU).evaluate({0: noise_images(task, len(real))})
     assert abs(metrics["fid"].mean) < 1e-4 * other["fid"].mean
     assert abs(metrics["kid"].mean) < 0.1 * other["kid"].mean
     assert metrics["distance_to_teacher"].mean == 0
@@ -64,7 +64,7 @@ def test_the_reference_itself_has_no_distance(tiny: Task) -> None:
 def test_the_floor_is_that_of_held_out_images(tiny: Task) -> None:
     held_out = tiny.split.held_out
     task = changed(tiny, evaluation={"samples": len(held_out)})
-    evaluator = Evaluator(task, lambda k: held_out.images, CPU)
+    evaluator = ImageEvaluator(task, lambda k: held_out.images, CPU)
     metrics = evaluator.evaluate({0: held_out.images})
     assert metrics["fid_floor"].n == len(held_out) == 360
     for name in ("fid", "kid"):
@@ -74,13 +74,13 @@ def test_the_floor_is_that_of_held_out_images(tiny: Task) -> None:
 
 def test_every_noise_set_has_its_value(tiny: Task) -> None:
     samples = {k: noise_images(tiny, 80)[40 * k : 40 * k + 40] for k in (0, 1)}
-    metrics = Evaluator(tiny, samples.__getitem__, CPU).evaluate(samples)
+    metrics = ImageEvaluator(tiny, samples.__getitem__, CPU).evaluate(samples)
     for name, metric in metrics.items():
         if not name.endswith("_floor"):
             assert metric.values.keys() == {0, 1}
             assert metric.n == 40
     assert metrics["fid"].values[0] != metrics["fid"].values[1]
-    alone = Evaluator(tiny, samples.__getitem__, CPU).evaluate({1: samples[1]})
+    alone = ImageEvaluator(tiny, samples.__getitem__, CPU).evaluate({1: samples[1]})
     assert alone["fid"].values[1] == metrics["fid"].values[1]
 
 
@@ -103,7 +103,7 @@ def test_label_agreement_asks_for_the_sets_own_labels(tiny: Task, monkeypatch: p
     images, labels = noise_images(tiny, 40), tiny.evaluation_inputs(0)[1].labels
     images[:, 0, 0, 0] = labels / 5 - 1
     images[:10, 0, 0, 0] = (labels[:10] + 1) % 10 / 5 - 1  # ten wrong ones
-    assert Evaluator(tiny, lambda k: images, CPU).evaluate({0: images})["label_agreement"].mean == 0.75
+    assert ImageEvaluator(tiny, lambda k: images, CPU).evaluate({0: images})["label_agreement"].mean == 0.75
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -111,11 +111,11 @@ def test_samples_that_are_not_finite_are_refused(value: float, tiny: Task) -> No
     images = noise_images(tiny, 40)
     images[3, 0, 0, 0] = value
     with pytest.raises(ValueError, match="samples of noise set 0 are not finite"):
-        Evaluator(tiny, lambda k: images, CPU).evaluate({0: images})
+        ImageEvaluator(tiny, lambda k: images, CPU).evaluate({0: images})
 
 
 def identity_hash(task: Task, name: str = "fid", n: int = 40) -> str:
-    identity = Evaluator(task, lambda k: torch.zeros(1), CPU).identity(name, n)
+    identity = ImageEvaluator(task, lambda k: torch.zeros(1), CPU).identity(name, n)
     return Metric(values={0: 1.0}, n=n, direction="lower", identity=identity).identity_hash
 
 

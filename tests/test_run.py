@@ -299,7 +299,7 @@ def test_a_failed_run_writes_its_reason(tiny: Task, tmp_path: Path, monkeypatch:
 
 
 def test_samples_that_are_not_finite_fail_the_run(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "sampler", lambda self, method: lambda x_T, cond, noise: x_T * float("nan"))
+    monkeypatch.setattr(Run, "sampler", lambda self, method, grad=False: lambda x_T, cond, noise: x_T * float("nan"))
     with pytest.raises(RunFailed, match="samples of noise set 0 are not finite"):
         new_run(tmp_path).execute()
     assert read_record(new_run(tmp_path).folder / "record.json").reason == "samples of noise set 0 are not finite"

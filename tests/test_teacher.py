@@ -62,7 +62,7 @@ def test_the_best_scale_is_that_of_the_lowest_fid(tiny: Task, monkeypatch: pytes
             metric = Metric(values={0: self.fid}, n=40, direction="lower", identity={})
             return dict.fromkeys(("fid", "kid", "label_agreement"), metric)
 
-    monkeypatch.setattr(teacher, "Evaluator", ByScale)
+    monkeypatch.setattr(teacher, "ImageEvaluator", ByScale)
     quality = teacher.teacher_quality(Task(tiny.spec.model_copy(update={"guidance_scan": [1.0, 1.5, 4.0]})), CPU)
     assert quality["best_guidance_scale"] == 1.5
     assert {scale: numbers["fid"] for scale, numbers in quality["guidance_scan"].items()} == {1.0: 0.5, 1.5: 0.0, 4.0: 2.5}

@@ -83,7 +83,8 @@ class ConsistencyDistillation(Method):
         assert teacher is not None
         self.config, self.task, self.teacher = config, task, teacher
         network = DiT(**task.network_options)
-        network.load_state_dict(teacher.denoiser.network.state_dict())
+        if task.network_teacher:
+            network.load_state_dict(teacher.denoiser.network.state_dict())
         self.players = {"student": config.player(network, total_steps)}
         self.moving = EMA(network, config.target_half_life, total_steps)
         assert self.student_player.ema is not None

@@ -139,7 +139,8 @@ class TrajectoryDistillation(Method):
             num_steps, history_layers, visible, config.heads == "per_step",
             extra_channels=task.shape[0] if config.noise_channels else 0, **task.network_options,
         )  # fmt: skip
-        network.load_teacher(teacher.denoiser.network.state_dict())
+        if task.network_teacher:
+            network.load_teacher(teacher.denoiser.network.state_dict())
         self.players = {"student": config.player(network, total_steps)}
         ema = self.players["student"].ema
         assert ema is not None

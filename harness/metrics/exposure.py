@@ -16,7 +16,7 @@ from harness.solvers import Solver
 
 
 @torch.no_grad()
-def exposure_bias(solver: Solver, model: Any, points: Tensor, levels: Tensor, cond: Condition) -> tuple[list[float], list[float]]:
+def exposure_bias(solver: Solver, model: Any, points: Tensor, levels: Tensor, cond: Condition) -> tuple[list[float], ...]:
     """Root mean squared error of a pixel after each of S steps.
 
     Args:
@@ -24,17 +24,19 @@ def exposure_bias(solver: Solver, model: Any, points: Tensor, levels: Tensor, co
         levels: timesteps of the points, [S + 1].
 
     Returns:
-        S errors on the teacher's history, and S errors on the student's own; the first ones are equal.
+        S errors on the teacher's history, S errors on the student's own, and S distances between the two predictions; the
+        first errors are equal.
     """
     x, own_state, taught_state = points[:, 0], *(solver.init(model, points[:, 0], cond) for _ in range(2))
-    on_teachers, on_own = [], []
+    on_teachers, on_own, drift = [], [], []
     for i in range(len(levels) - 1):
         t, s = levels[i], levels[i + 1]
         taught, _, taught_state = solver.step(model, points[:, i], t, s, cond, taught_state, None)
         x, _, own_state = solver.step(model, x, t, s, cond, own_state, None)
         on_teachers.append(_rms(taught - points[:, i + 1]))
         on_own.append(_rms(x - points[:, i + 1]))
-    return on_teachers, on_own
+        drift.append(_rms(x - taught))
+    return on_teachers, on_own, drift
 
 
 def _rms(difference: Tensor) -> float:

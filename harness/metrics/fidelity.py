@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -16,6 +17,20 @@ def fid(features: Tensor, reference: Tensor) -> float:
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
     statistics = [fid_features_to_statistics(f) for f in (features, reference)]
+    return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
+
+
+def sample_moments(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [d] and covariance [d, d] of samples [n, d], float64."""
+    samples = samples.double()
+    return samples.mean(0), torch.cov(samples.t())
+
+
+def frechet_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
+    """Frechet distance between two Gaussians, each a mean [d] and a covariance [d, d], float64."""
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+    statistics = [{"mu": mean.numpy(), "sigma": covariance.numpy()} for mean, covariance in (first, second)]
     return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
 
 

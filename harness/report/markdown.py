@@ -10,7 +10,18 @@ import pandas as pd
 
 from harness.files import write_aside, write_text
 from harness.records import Record, write_record
-from harness.report.tables import DIVERSITY, KEYS, QUALITY, differences_table, exposure_table, floor_table, notes, results_table, rows_of
+from harness.report.tables import (
+    DIVERSITY,
+    KEYS,
+    QUALITY,
+    differences_table,
+    error_split_table,
+    exposure_table,
+    floor_table,
+    notes,
+    results_table,
+    rows_of,
+)
 
 
 def markdown_table(table: pd.DataFrame) -> str:
@@ -29,18 +40,24 @@ def task_section(records: Sequence[Record]) -> str:
     rows = rows_of(records)
     table = results_table(rows)
     quality, diversity = ([heading for heading, _ in columns.values() if heading in table] for columns in (QUALITY, DIVERSITY))
+    quality += [column for column in ("status",) if column in table]
     cost = [column for column in table.columns if column not in (*KEYS, *quality, *diversity)]
     parts = [markdown_table(table[[*KEYS, *quality]])]
     if any(row.finished for row in rows):
-        parts += ["The floor, which compares with nothing above: FID, recall and coverage depend on N.", markdown_table(floor_table(rows))]
-    parts += ["Fidelity and diversity apart:", markdown_table(table[[*KEYS[:3], *diversity]])]
+        parts += ["The floor, which compares with nothing above: these numbers depend on N.", markdown_table(floor_table(rows))]
+    if diversity:
+        parts += ["Fidelity and diversity apart:", markdown_table(table[[*KEYS[:3], *diversity]])]
     parts += ["What it costs:", markdown_table(table[[*KEYS[:3], *cost]])]
     exposure = exposure_table(rows)
     if len(exposure):
         parts += ["Exposure bias, as root mean squared error of a pixel against the teacher's points:", markdown_table(exposure)]
+    split = error_split_table(rows)
+    if len(split):
+        parts += ["What the error of the ODE map is made of (root mean squares, which do not add up):", markdown_table(split)]
     differences = differences_table(rows)
     if len(differences):
-        parts += ["Differences of FID, paired within training seed and noise set:", markdown_table(differences)]
+        said = "Rows that differ in one thing (a method or an option), paired within training seed and noise set:"
+        parts += [said, markdown_table(differences)]
     parts.append("\n".join(f"- {note}" for note in notes(rows)))
     return "\n\n".join(parts)
 

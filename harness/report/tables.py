@@ -20,8 +20,13 @@ QUALITY = {  # metric: (heading, digits)
     "fid": ("FID ↓", 2),
     "kid": ("KID ↓", 1),
     "label_agreement": ("label agreement ↑", 3),
+    "frechet_distance": ("Frechet distance ↓", 4),
+    "kl": ("KL ↓", 3),
+    "map_error": ("error of the ODE map ↓", 4),
     "distance_to_teacher": ("distance to teacher ↓", 3),
 }
+HEADLINES = ("fid", "frechet_distance")
+"""The metric of differences and curves: the first that a task has."""
 DIVERSITY = {
     "precision": ("precision ↑", 3),
     "recall": ("recall ↑", 3),
@@ -152,9 +157,10 @@ def _line(row: Row) -> dict[str, str]:
         "seeds × noise sets": f"{len(row.finished) if steps else '-'} × {row.records[0].config['noise_sets']}",
     }
     if not row.finished:
-        return {**line, "FID ↓": f"failed: {row.records[0].reason}"}
+        return {**line, "status": f"failed: {row.records[0].reason}"}
     for name, (heading, digits) in {**QUALITY, **DIVERSITY}.items():
-        line[heading] = metric_interval(row.finished, name).text(digits)
+        if all(name in record.metrics for record in row.finished):
+            line[heading] = metric_interval(row.finished, name).text(digits)
     costs = [record.cost for record in row.finished if record.cost]
     line["NFE"] = f"{costs[0].nfe:g}"
     line["MMACs / sample"] = f"{costs[0].macs_per_sample / 1e6:.1f}"
@@ -175,7 +181,8 @@ def _line(row: Row) -> dict[str, str]:
 def floor_table(rows: Sequence[Row]) -> pd.DataFrame:
     """The held-out real images against the same reference, at their own N: a table apart, because FID depends on N."""
     record = next(record for row in rows for record in row.finished)
-    line = {"held-out real images": f"N = {record.metrics['fid_floor'].n}"}
+    floors = [metric.n for name, metric in record.metrics.items() if name.endswith("_floor")]
+    line = {"held-out real samples": f"N = {floors[0]}"}
     for name, (heading, digits) in {**QUALITY, **DIVERSITY}.items():
         if f"{name}_floor" in record.metrics:
             line[heading] = f"{record.metrics[f'{name}_floor'].mean:.{digits}f}"
@@ -199,10 +206,38 @@ def exposure_table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def differences_table(rows: Sequence[Row], name: str = "fid") -> pd.DataFrame:
+def headline(rows: Sequence[Row]) -> str:
+    """The metric by which a task's rows are compared."""
+    metrics = next(record for row in rows for record in row.finished).metrics
+    return next(name for name in HEADLINES if name in metrics)
+
+
+def error_split_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """What a row's error of the ODE map is made of, where the exact map is known: root mean squares, which do not add up."""
+    lines = []
+    for row in rows:
+        if not row.finished or "map_error" not in row.finished[0].metrics:
+            continue
+        exposures = [record.exposure for record in row.finished if record.exposure and record.exposure.drift]
+        line = {
+            **{key: value for key, value in _line(row).items() if key in KEYS[:3]},
+            "whole": metric_interval(row.finished, "map_error").text(4),
+            "solver: the teacher's trajectories": metric_interval(row.finished, "solver_error").text(4),
+        }
+        if exposures:
+            line["approximation: on the teacher's history"] = t_interval([e.on_teachers_history[-1] for e in exposures]).text(4)
+            line["exposure: from there to its own history"] = t_interval([e.drift[-1] for e in exposures]).text(4)
+        lines.append(line)
+    return pd.DataFrame(lines).fillna("")
+
+
+def differences_table(rows: Sequence[Row]) -> pd.DataFrame:
     """Pairs of trained rows that differ in one thing (a method or an option), paired within seed and noise set, Holm-corrected."""
     pairs: list[tuple[Row, Row, Difference]] = []
     trained = [row for row in rows if row.training[0] and row.finished]
+    if not trained:
+        return pd.DataFrame()
+    name = headline(rows)
     for a, b in combinations(trained, 2):
         if (a.num_steps, a.training) == (b.num_steps, b.training) and len(differing(a.records[0], b.records[0])) == 1:
             difference = paired_difference(a.finished, b.finished, name)
@@ -228,13 +263,16 @@ def notes(rows: Sequence[Row]) -> list[str]:
         return []
     first = records[0]
     said = ["Training is optimizer steps × batch size."]
-    said += [f"N = {first.metrics['fid'].n} generated samples in each noise set; FID depends on N."]
+    main = headline(rows)
+    heading = QUALITY[main][0].rstrip(" ↓↑")
+    said += [f"N = {first.metrics[main].n} generated samples in each noise set; {heading} depends on N."]
+    if "kl" in first.metrics:
+        said.append(f"KL by change of variables on the first {first.metrics['kl'].n} samples; not known for a stochastic sampler.")
     said.append("± is the 95 % t interval over training seeds, or over evaluation noise sets for a row without training.")
     said.append("Seeds differ in batch order, initial weights and training noise; trajectories and evaluation noise are the same for all.")
-    floors = [f"{record.metrics['kid_floor'].mean:.0f}" for record in records[:1]]
-    said.append(
-        f"KID is on features as they are, not normalised: held-out real images have {floors[0]}, so differences of that size say nothing."
-    )
+    if "kid_floor" in first.metrics:
+        floor = f"{first.metrics['kid_floor'].mean:.0f}"
+        said.append(f"KID is on features as they are, not normalised: held-out real images have {floor}, so that size says nothing.")
     latencies = [record.cost.latency for record in records if record.cost and record.cost.latency]
     if latencies:
         protocols = {

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any, Literal
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.conditions import Condition, balanced_labels
-from harness.data.images import Split, load_split, to_uint8
+from harness.data.images import ImageSet, Split, load_split, to_uint8
+from harness.data.mixture import ExactNetwork, GaussianMixture
 from harness.data.trajectories import Recipe
 from harness.denoiser import Denoiser, Guided, PredictionType
 from harness.errors import UsageError, unknown
@@ -69,6 +71,21 @@ class DataSpec(_Spec):
     num_classes: int
 
 
+class MixtureSpec(_Spec):
+    """A Gaussian mixture in the place of real images and of a trained teacher."""
+
+    seed: int
+    components: int
+    """Gaussians of each class."""
+    spread: float
+    """Standard deviation of their means."""
+    stds: tuple[float, float]
+    """Interval of their standard deviations."""
+    train: int
+    held_out: int
+    """Samples that stand for real images."""
+
+
 class TrajectorySpec(_Spec):
     solver: str
     steps: int
@@ -115,11 +132,14 @@ class TaskSpec(_Spec):
     """Constructor arguments of the teacher's DiT."""
     schedule: str
     prediction_type: Literal["eps", "x_0", "v"]
-    teacher: Weights
+    teacher: Weights | None
+    """The trained teacher; none where it is exact."""
     guidance: Guidance
     guidance_scan: list[float]
     """Scales that teacher training tries; the best FID should be `guidance.scale`."""
-    features: Weights
+    features: Weights | None
+    """The feature network; none where samples are judged by the exact distribution."""
+    mixture: MixtureSpec | None = None
     trajectories: TrajectorySpec
     evaluation: EvaluationSpec
     reference: Reference
@@ -138,7 +158,7 @@ class Task:
         self.schedule: Schedule = SCHEDULES[spec.schedule]()
         self.prediction_type: PredictionType = spec.prediction_type
         self.trajectory_steps = spec.trajectories.steps
-        self.network_teacher = True
+        self.network_teacher = spec.teacher is not None
 
     @cached_property
     def split(self) -> Split:
@@ -154,10 +174,10 @@ class Task:
     def teacher(self, device: torch.device) -> Guided:
         """The guided teacher from its shipped weights. Raises UsageError if they are missing or were changed."""
         network = DiT(**self.network_options)
-        network.load_state_dict(self._weights(self.spec.teacher))
+        network.load_state_dict(self._weights(self.trained("teacher")))
         return self.guided(network.requires_grad_(False).eval().to(device))
 
-    def guided(self, network: DiT) -> Guided:
+    def guided(self, network: nn.Module) -> Guided:
         """A network as this task's teacher."""
         denoiser = Denoiser(network, self.schedule, self.prediction_type)
         return Guided(denoiser, self.spec.guidance.scale, self.num_classes, self.spec.guidance.channels)
@@ -165,8 +185,20 @@ class Task:
     def classifier(self, device: torch.device) -> Classifier:
         """The feature network from its shipped weights. Raises UsageError if they are missing or were changed."""
         network = Classifier(self.shape, self.num_classes)
-        network.load_state_dict(self._weights(self.spec.features))
+        network.load_state_dict(self._weights(self.trained("features")))
         return network.requires_grad_(False).eval().to(device)
+
+    def trained(self, part: Literal["teacher", "features"]) -> Weights:
+        """What the task's file says of a trained network. Raises UsageError if the task has none."""
+        weights = getattr(self.spec, part)
+        if weights is None:
+            raise UsageError(f"task {self.spec.name} has no trained {part}: it is exact")
+        return weights
+
+    @property
+    def teacher_hash(self) -> str:
+        """SHA-256 of the teacher's weights file."""
+        return self.trained("teacher").sha256
 
     def path(self, weights: Weights) -> Path:
         """Where a shipped file of weights is; its card has the same name with `.yaml`."""
@@ -180,7 +212,7 @@ class Task:
     def recipe(self) -> Recipe:
         """What the task's trajectories are made of."""
         spec, guidance = self.spec.trajectories, self.spec.guidance
-        return Recipe(self.spec.teacher.sha256, guidance.scale, guidance.channels, spec.solver, spec.steps, spec.count,
+        return Recipe(self.teacher_hash, guidance.scale, guidance.channels, spec.solver, spec.steps, spec.count,
                       spec.seed, self.shape, self.num_classes)  # fmt: skip
 
     def evaluation_inputs(self, noise_set: int) -> tuple[Tensor, Condition]:
@@ -201,12 +233,55 @@ class Task:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that the task fixes; its summary and the names of budgets do not count."""
-        return digest(self.spec.model_dump(mode="json", exclude={"summary", "budgets"}))
+        without = {"summary", "budgets"} | (set() if self.spec.mixture else {"mixture"})
+        return digest(self.spec.model_dump(mode="json", exclude=without))
 
     @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of everything that a run's numbers rest on."""
-        return {"teacher": self.spec.teacher.sha256, "features": self.spec.features.sha256, "reference": self.reference_hash}
+        return {"teacher": self.teacher_hash, "features": self.trained("features").sha256, "reference": self.reference_hash}
+
+
+class MixtureTask(Task):
+    """A task whose teacher, density and ODE map are exact."""
+
+    @cached_property
+    def mixture(self) -> GaussianMixture:
+        """The distribution."""
+        spec = self.spec.mixture
+        assert spec is not None
+        return GaussianMixture.drawn(spec.seed, self.num_classes, spec.components, math.prod(self.shape), spec.spread, spec.stds)
+
+    @cached_property
+    def split(self) -> Split:
+        """Exact samples, balanced, in the place of real images."""
+        spec = self.spec.mixture
+        assert spec is not None
+
+        def samples(first: int, count: int) -> ImageSet:
+            index = torch.arange(first, first + count)
+            labels = balanced_labels(index, self.num_classes).labels
+            return ImageSet(self.mixture.sample(Keyed("data", spec.seed), index, labels).view(-1, *self.shape), labels)
+
+        return Split(samples(0, spec.train), samples(spec.train, spec.held_out))
+
+    def teacher(self, device: torch.device) -> Guided:
+        """The exact denoiser under the task's guidance."""
+        return self.guided(ExactNetwork(self.mixture, self.schedule).to(device))
+
+    @cached_property
+    def teacher_hash(self) -> str:
+        """SHA-256 of the mixture's means and standard deviations."""
+        return tensors_digest({"means": self.mixture.means, "stds": self.mixture.stds})
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        return {"teacher": self.teacher_hash, "features": "the samples themselves", "reference": "exact moments and density"}
+
+    def ode_map(self, noise_set: int) -> Tensor:
+        """Where the exact ODE leads from the noise of `evaluation_inputs`, float64 [N, C, H, W]."""
+        x_T, cond = self.evaluation_inputs(noise_set)
+        return self.mixture.ode_map(x_T.flatten(1), cond.labels, self.schedule).view(-1, *self.shape)
 
 
 def task_names() -> list[str]:
@@ -219,7 +294,8 @@ def load_task(name: str) -> Task:
     if name not in task_names():
         raise unknown("task", name, task_names())
     try:
-        return Task(TaskSpec.model_validate(_read(name)))
+        spec = TaskSpec.model_validate(_read(name))
+        return MixtureTask(spec) if spec.mixture else Task(spec)
     except (ValidationError, yaml.YAMLError, TypeError) as error:
         raise UsageError(f"task file {FOLDER / name}.yaml is broken: {error}") from error
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import fvcore.nn as fvcore
 import pytest
 import torch
 from torch import nn
 
 from harness.metrics.compute import count_flops, count_macs, history_extra_macs, parameters
 from harness.networks.dit import DiT, size_options
-from harness.networks.history import EMPTY, HistoryDiT, causal
+from harness.networks.history import EMPTY, HistoryDiT, causal, keep_first, window
 
 SMALL = {"image_size": 8, "patch_size": 2, "in_channels": 3, "hidden_size": 32, "depth": 4, "num_heads": 4, "num_classes": 5}
 XL = {**size_options("DiT-XL/2"), "image_size": 32, "in_channels": 4, "num_classes": 1000, "learn_sigma": True}
@@ -94,22 +95,52 @@ def test_a_backward_pass_is_counted() -> None:
     assert count_flops(lambda: layer(x).sum().backward()) == 3 * (2 * 3 * 6 * 5)
 
 
-def test_fvcore_agrees_when_it_is_told_of_attention() -> None:
-    analysis = pytest.importorskip("fvcore.nn").FlopCountAnalysis
-    network = DiT(**SMALL).eval()
-    inputs = (torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.zeros(2, dtype=torch.long))
+class CachedSampling(nn.Module):
+    """S steps of a history student, as one module that fvcore can trace."""
 
-    def attention(inputs: list[Any], outputs: list[Any]) -> int:
+    def __init__(self, network: HistoryDiT):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        cache = EMPTY
+        for _ in range(self.network.num_states):
+            x, cache = self.network(x, t, labels, cache)
+        return x
+
+
+def fvcore_macs(module: nn.Module, inputs: tuple[Any, ...], attention: bool = True) -> int:
+    """What fvcore counts, with or without being told of attention."""
+
+    def products(inputs: list[Any], outputs: list[Any]) -> int:
         batch, heads, queries, width = inputs[0].type().sizes()
         return 2 * batch * heads * queries * inputs[1].type().sizes()[2] * width
 
-    def counted(count: Any) -> int:
-        by_operator = count.unsupported_ops_warnings(False).by_operator()
-        return sum(macs for name, macs in by_operator.items() if name != "layer_norm")  # no products
+    analysis = fvcore.FlopCountAnalysis(module, inputs).unsupported_ops_warnings(False).tracer_warnings("none")
+    if attention:
+        analysis.set_op_handle("aten::scaled_dot_product_attention", products)
+    return sum(macs for name, macs in analysis.by_operator().items() if name != "layer_norm")  # that is no product
 
-    ours = count_macs(lambda: network(*inputs))
-    assert counted(analysis(network, inputs).set_op_handle("aten::scaled_dot_product_attention", attention)) == ours
-    assert counted(analysis(network, inputs)) == ours - 2 * 4 * 2 * 16**2 * 32  # it skips attention without saying so
+
+MASKS = {"causal": causal, "window 1": window(1), "window 2": window(2), "diagonal": window(0), "keep first": keep_first}
+
+
+@pytest.mark.parametrize("history_layers", range(5))
+@pytest.mark.parametrize("per_step_heads", [False, True])
+@pytest.mark.parametrize("mask", MASKS)
+def test_three_counts_agree_for_every_mask_and_depth(mask: str, per_step_heads: bool, history_layers: int) -> None:
+    network = HistoryDiT(4, history_layers, MASKS[mask], per_step_heads, **SMALL).eval().requires_grad_(False)
+    inputs = (torch.zeros(1, 1, 3, 8, 8), torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
+    formula = 4 * dit_macs(**SMALL) + history_extra_macs(16, 32, history_layers, [len(MASKS[mask](q)) for q in range(4)])
+    assert count_macs(lambda: CachedSampling(network)(*inputs)) == formula
+    assert fvcore_macs(CachedSampling(network), inputs) == formula
+
+
+def test_fvcore_skips_attention_unless_it_is_told() -> None:
+    inputs = (torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.zeros(2, dtype=torch.long))
+    network = DiT(**SMALL).eval()
+    assert fvcore_macs(network, inputs) == 2 * dit_macs(**SMALL)
+    assert fvcore_macs(network, inputs, attention=False) == 2 * dit_macs(**SMALL) - 2 * 4 * 2 * 16**2 * 32
 
 
 def test_parameters_leave_out_position_embeddings() -> None:

@@ -30,16 +30,17 @@ class Adds(Solver):
 
 
 def test_a_perfect_student_has_no_error() -> None:
-    assert exposure_bias(Adds(1.0), None, POINTS, LEVELS, COND) == ([0.0] * 3, [0.0] * 3)
+    assert exposure_bias(Adds(1.0), None, POINTS, LEVELS, COND) == ([0.0] * 3, [0.0] * 3, [0.0] * 3)
 
 
 def test_errors_add_up_on_the_own_history_alone() -> None:
-    taught, own = exposure_bias(Adds(1.5), None, POINTS, LEVELS, COND)
+    taught, own, drift = exposure_bias(Adds(1.5), None, POINTS, LEVELS, COND)
     assert taught == pytest.approx([0.5, 0.5, 0.5])
     assert own == pytest.approx([0.5, 1.0, 1.5])
+    assert drift == pytest.approx([0.0, 0.5, 1.0])
 
 
 def test_the_history_is_carried_in_both() -> None:
-    taught, own = exposure_bias(Adds(1.0, gain=0.1), None, POINTS, LEVELS, COND)
+    taught, own, _ = exposure_bias(Adds(1.0, gain=0.1), None, POINTS, LEVELS, COND)
     assert taught == pytest.approx([0.0, 0.0, 0.1])  # the teacher's states before the last step: 0 and 1
     assert own[0] == taught[0]
