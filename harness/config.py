@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness.errors import UsageError, unknown
 from harness.files import digest, file_hash
 from harness.methods import METHODS, MethodConfig
+from harness.metrics.extractors import EXTRACTORS
 from harness.records import read_record
 from harness.tasks import Task, load_task
 from harness.trainer import TrainSettings
@@ -41,6 +42,13 @@ class RunConfig(BaseModel):
     """Precision of the losses' forward passes."""
     init_from: str | None = None
     """Run id in the results folder whose student this one starts from."""
+    extra_features: list[str] = []
+    """Further feature networks, NAME or NAME=FILE of weights, with commas between: inception, inception-clean, dinov2."""
+
+    @field_validator("extra_features", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class Resolved:
     num_steps: int
     noise_sets: int
     parent: Parent | None = None
+    extra_features: tuple[tuple[str, Path | None], ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -89,6 +98,7 @@ class Resolved:
             "num_steps": self.num_steps, "seed": s.seed, "total_steps": s.total_steps, "batch_size": s.batch_size,
             "micro_batch_size": s.micro_batch_size, "precision": s.precision, "noise_sets": self.noise_sets,
             "init_from": {"run_id": parent.run_id, "setting": parent.setting, "sha256": parent.sha256} if parent else None,
+            "extra_features": ", ".join(f"{name} {file_hash(path)[:8] if path else ''}".strip() for name, path in self.extra_features),
         }  # fmt: skip
 
     @property
@@ -153,7 +163,18 @@ def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("r
             raise UsageError(f"init_from is given, but {config.method} trains nothing: leave it out")
         settings = TrainSettings(total_steps=0, batch_size=0, seed=0)
     parent = find_parent(config.init_from, results, task) if config.init_from is not None else None
-    return Resolved(task, method, options, settings, config.num_steps, noise_sets, parent)
+    extra = tuple(extra_features_file(said) for said in config.extra_features)
+    return Resolved(task, method, options, settings, config.num_steps, noise_sets, parent, extra)
+
+
+def extra_features_file(said: str) -> tuple[str, Path | None]:
+    """NAME or NAME=FILE. Raises UsageError for an unknown name or a file that is not there."""
+    name, equals, file = said.partition("=")
+    if name not in EXTRACTORS:
+        raise unknown("feature network", name, EXTRACTORS, "extra_features")
+    if equals and not Path(file).is_file():
+        raise UsageError(f"extra_features: there is no file of weights {file!r}; give {name}=FILE, or {name} alone to download it")
+    return name, Path(file) if equals else None
 
 
 def find_parent(run_id: str, results: Path, task: Task) -> Parent:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from harness.conditions import Condition
 from harness.data.images import to_uint8
 from harness.denoiser import count_passes
+from harness.errors import UsageError
 from harness.metrics.compute import count_macs
 from harness.metrics.exact import kl_of_map
+from harness.metrics.extractors import Extractor
 from harness.metrics.features import classify
 from harness.metrics.fidelity import distance_to_reference, fid, frechet_distance, kid, label_agreement, sample_moments
 from harness.metrics.manifold import class_diversity, density_coverage, inception_style_score, memorised_share, precision_recall
@@ -48,7 +50,8 @@ def sample_set(sampler: Sampler, task: Task, noise_set: int, device: torch.devic
 DIRECTIONS: dict[str, Literal["lower", "higher", "none"]] = {
     "fid": "lower", "kid": "lower", "precision": "higher", "recall": "higher", "density": "higher", "coverage": "higher",
     "inception_style_score": "higher", "class_diversity": "none", "label_agreement": "higher", "memorised_share": "lower",
-    "distance_to_teacher": "lower", "frechet_distance": "lower", "kl": "lower", "map_error": "lower", "solver_error": "lower",
+    "distance_to_teacher": "lower", "fid_inception": "lower", "fid_clean": "lower", "fd_dinov2": "lower",
+    "frechet_distance": "lower", "kl": "lower", "map_error": "lower", "solver_error": "lower",
 }  # fmt: skip
 
 
@@ -126,15 +129,17 @@ class ImageEvaluator(Evaluator):
 
     Args:
         device: where features are computed.
+        extra: feature networks of the literature, whose Frechet distances stand beside.
     """
 
     milestone_metrics = ("fid", "label_agreement", "distance_to_teacher")
     identity_more: ClassVar = {"rounding": "uint8", "library": "torch-fidelity for fid and kid"}
 
-    def __init__(self, task: Task, reference_samples: Callable[[int], Tensor], device: torch.device):
+    def __init__(self, task: Task, reference_samples: Callable[[int], Tensor], device: torch.device, extra: Sequence[Extractor] = ()):
         super().__init__(task, reference_samples)
         self.classifier = task.classifier(device)
         self.reference = classify(self.classifier, task.split.train.images)[0]
+        self.extra = [(extractor, extractor(task.split.train.images)) for extractor in extra]
 
     def of_samples(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         train = self.task.split.train
@@ -149,7 +154,15 @@ class ImageEvaluator(Evaluator):
             "class_diversity": class_diversity(features, labels, self.reference, train.labels),
             "label_agreement": label_agreement(logits, labels),
             "memorised_share": memorised_share(images, train.images),
+            **{extractor.metric: fid(extractor(images), reference) for extractor, reference in self.extra},
         }  # fmt: skip
+
+    def identity(self, name: str, n: int) -> dict[str, Any]:
+        whole = super().identity(name, n)
+        for extractor, _ in self.extra:
+            if name.removesuffix("_floor") == extractor.metric:
+                whole |= {"features": extractor.sha256, "extractor": type(extractor).__name__}
+        return whole
 
     def of_noise_set(self, images: Tensor, noise_set: int, sampler: Sampler | None) -> dict[str, float]:
         return {"distance_to_teacher": distance_to_reference(images, self.reference_samples(noise_set))}
@@ -195,11 +208,15 @@ class MixtureEvaluator(Evaluator):
         return found
 
 
-def evaluator_of(task: Task, reference_samples: Callable[[int], Tensor], device: torch.device) -> Evaluator:
-    """The evaluator that suits a task."""
+def evaluator_of(
+    task: Task, reference_samples: Callable[[int], Tensor], device: torch.device, extra: Sequence[Extractor] = ()
+) -> Evaluator:
+    """The evaluator that suits a task. Raises UsageError for extra features where samples are no images."""
     if isinstance(task, MixtureTask):
+        if extra:
+            raise UsageError(f"extra_features are of images, but samples of task {task.spec.name} are none: leave it out")
         return MixtureEvaluator(task, reference_samples, device)
-    return ImageEvaluator(task, reference_samples, device)
+    return ImageEvaluator(task, reference_samples, device, extra)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from harness.files import digest, read_tensors, write_aside, write_tensors
 from harness.methods import METHODS, Method
 from harness.metrics.compute import count_flops, parameters
 from harness.metrics.exposure import exposure_bias
+from harness.metrics.extractors import EXTRACTORS
 from harness.metrics.latency import interleaved_latency
 from harness.randomness import keyed_initialisation
 from harness.records import (
@@ -115,7 +116,8 @@ class Run:
         sampler = self.sampler(method)
         reference = Run(reference_of(task), self.results, self.device, self.report)
         reference_sampler = reference.sampler(reference.build(teacher))
-        evaluator = evaluator_of(task, lambda k: reference.samples(reference_sampler, k), self.device)
+        extra = [EXTRACTORS[name](path, self.device) for name, path in r.extra_features]
+        evaluator = evaluator_of(task, lambda k: reference.samples(reference_sampler, k), self.device, extra)
         trainer = self._trainer(method, teacher) if r.settings.total_steps else None
         if trainer:
             progress = self.report("training")
@@ -246,6 +248,6 @@ def run(config: RunConfig, results: Path, device: torch.device, report: Report =
         UsageError, RunFailed, Interrupted.
     """
     resolved = resolve(config, results=results)
-    beside = replace(reference_of(resolved.task), noise_sets=resolved.noise_sets)
+    beside = replace(reference_of(resolved.task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features)
     reference = Run(beside, results, device, report).execute(reuse)
     return Run(resolved, results, device, report).execute(reuse), reference

@@ -147,7 +147,7 @@ class Problem:
     """What the method asks of the task on which the authors' numbers were made."""
 
     shape, num_classes, network_options = (4, 32, 32), 10, {**DIT, "image_size": 32}
-    schedule, prediction_type, trajectory_steps = VPSchedule(), "eps", 4
+    schedule, prediction_type, trajectory_steps, network_teacher = VPSchedule(), "eps", 4, True
 
 
 @pytest.mark.parametrize("layers", LAYERS)

@@ -157,7 +157,7 @@ def test_what_a_record_says(tiny: Task, tmp_path: Path) -> None:
     assert record.options["history_layers"] == 2
     assert record.config == {
         "num_steps": 2, "seed": 0, "total_steps": 3, "batch_size": 8, "micro_batch_size": None, "precision": "fp32", "noise_sets": 1,
-        "init_from": None,
+        "init_from": None, "extra_features": "",
     }  # fmt: skip
     assert record.levels == pytest.approx([999, 499], abs=1e-3)
     assert record.hashes == tiny.hashes

@@ -2,7 +2,7 @@
 
 From `gan_from` on, the student's loss is `MSE + lambda GAN`. The discriminator sees the student's x_0 beside real images,
 both noised, through the blocks of the teacher with one head on each (`networks/discriminator.py`), under the hinge loss.
-`lambda = 10 clamp(|grad MSE| / (|grad GAN| + 1e-4), 0, 1e4)` with gradients of the last layer's weight (VQGAN, arXiv
+`lambda = gan_weight clamp(|grad MSE| / (|grad GAN| + 1e-4), 0, 1e4)` with gradients of the last layer's weight (VQGAN, arXiv
 2012.09841, eq. 7), and 0 while the heads warm up.
 
 The released code lacks its GAN losses; ours are: the timestep at the discriminator's input is uniform in (0, `gan_max_time`],
@@ -37,10 +37,10 @@ class GANOptions(OptimizerConfig):
     """Fraction of the run after which the GAN stage begins; none means never. It needs real images."""
     gan_lr: float = Field(1e-3, gt=0, le=1)
     """Learning rate of the discriminator's heads."""
-    gan_warmup: float = Field(0.075, ge=0, lt=1)
-    """Fraction of the stage in which the heads learn alone."""
-    gan_weight: float = Field(10.0, ge=0, le=1e6)
-    """What the ratio of gradient norms is multiplied by."""
+    gan_warmup: float = Field(0.4, ge=0, lt=1)
+    """Fraction of the stage in which the heads learn alone (the paper's 0.075 is 3,000 steps of 40,000)."""
+    gan_weight: float = Field(1.0, ge=0, le=1e6)
+    """What the ratio of gradient norms is multiplied by (the paper's is 10, which diverges in runs of 1,000 steps)."""
     gan_max_time: float = Field(0.25, gt=0, le=1)
     """Largest timestep to which the discriminator's input is noised."""
     gan_lag: Literal[0, 1] = 1

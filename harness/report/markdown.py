@@ -10,6 +10,7 @@ import pandas as pd
 
 from harness.files import write_aside, write_text
 from harness.records import Record, write_record
+from harness.report.plots import write_plots
 from harness.report.tables import (
     DIVERSITY,
     KEYS,
@@ -79,7 +80,8 @@ def publish(records: Sequence[Record], results: Path) -> list[Path]:
         folder = results / task
         for record in found:
             write_record(folder / "records" / f"{record.run_id}.json", record)
-        pictures = _copy_grids(found, results, folder)
+        plots = "".join(f"\n{caption}\n\n![{name}]({name})\n" for name, caption in write_plots(rows_of(found), folder))
+        pictures = plots + _copy_grids(found, results, folder)
         head = f"# Results on {task}\n\nMade by `harness report {results.name} --publish` from `{task}/records/`.\n\n"
         write_text(folder / "README.md", head + task_section(found) + "\n" + pictures)
         pages.append(folder / "README.md")

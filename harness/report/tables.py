@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
 from harness.errors import NotComparable, UsageError
 from harness.methods import METHODS
@@ -20,6 +21,9 @@ QUALITY = {  # metric: (heading, digits)
     "fid": ("FID ↓", 2),
     "kid": ("KID ↓", 1),
     "label_agreement": ("label agreement ↑", 3),
+    "fid_inception": ("FID, Inception ↓", 2),
+    "fid_clean": ("FID, clean-fid's protocol ↓", 2),
+    "fd_dinov2": ("FD-DINOv2 ↓", 1),
     "frechet_distance": ("Frechet distance ↓", 4),
     "kl": ("KL ↓", 3),
     "map_error": ("error of the ODE map ↓", 4),
@@ -36,7 +40,7 @@ DIVERSITY = {
     "class_diversity": ("diversity in a class (real = 1)", 3),
     "memorised_share": ("memorised ↓", 4),
 }
-PLAIN_CONFIG = {"precision": "fp32", "micro_batch_size": None, "init_from": None}
+PLAIN_CONFIG = {"precision": "fp32", "micro_batch_size": None, "init_from": None, "extra_features": ""}
 """Settings that are named only where they differ; a record from before one existed has it like this."""
 KEYS = ["method", "steps", "training", "seeds × noise sets"]
 
@@ -76,7 +80,7 @@ def load_records(results: Path) -> list[Record]:
 
 def label(record: Record) -> str:
     """Method and the options that matter: those marked for labels and those that differ from the default."""
-    options, config = dict(record.options), settings(record)
+    options, config = all_options(record), settings(record)
     if record.method in METHODS.names():
         fields = METHODS[record.method].Config.model_fields
         options = {
@@ -95,10 +99,14 @@ def settings(record: Record) -> dict[str, Any]:
 
 
 def all_options(record: Record) -> dict[str, Any]:
-    """The method's options; those that did not exist when the record was made have their defaults."""
+    """The options by which a record's row is known: those that did not exist when it was made, or do nothing, at their defaults."""
     if record.method not in METHODS.names():
         return record.options
-    return {name: field.default for name, field in METHODS[record.method].Config.model_fields.items()} | record.options
+    cls = METHODS[record.method]
+    try:
+        return cls.canonical(cls.Config(**record.options), record.config["num_steps"])[1].model_dump(mode="json")
+    except ValidationError:  # an option or value of another version
+        return record.options
 
 
 def differing(a: Record, b: Record) -> list[str]:

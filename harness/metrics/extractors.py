@@ -1,0 +1,156 @@
+"""Feature networks of the literature, from local weights or a download: Inception-v3 by two protocols, and DINOv2.
+
+- `inception`: torch-fidelity's network and resizing, the TensorFlow protocol of most published FIDs.
+- `inception-clean`: the same network after clean-fid's resizing (Parmar et al. 2022, arXiv 2104.11222): bicubic with
+  antialiasing by PIL, not rounded again.
+- `dinov2`: the class token of a DINOv2 vision transformer, for FD-DINOv2 (Stein et al. 2023, arXiv 2306.04675).
+
+Images of one channel are repeated to three.
+"""
+
+from __future__ import annotations
+
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from sys import stderr
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from harness.data.images import to_uint8
+from harness.errors import UsageError
+from harness.files import file_hash
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DINOV2 = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
+"""Size of a DINOv2 network by its width."""
+
+
+class Extractor(ABC):
+    """From images to features.
+
+    Attributes:
+        metric: the name of the Frechet distance on these features.
+        sha256: of the weights file.
+    """
+
+    metric: str
+
+    def __init__(self, weights: Path | None, device: torch.device):
+        self.path, self.device = self.fetched() if weights is None else weights, device
+        if not self.path.is_file():
+            raise UsageError(f"there is no file of weights {self.path}")
+        self.sha256 = file_hash(self.path)
+        try:
+            self.network = self.build(self.read()).requires_grad_(False).eval().to(device)
+        except (RuntimeError, KeyError) as error:
+            raise UsageError(f"{self.path} holds other weights than {type(self).__name__} needs: {str(error).splitlines()[0]}") from error
+
+    def read(self) -> dict[str, Tensor]:
+        """The file's tensors; nothing in it is executed."""
+        try:
+            return torch.load(self.path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise UsageError(f"{self.path} is no file of weights, or one that cannot be read safely") from error
+
+    def download(self, url: str) -> Path:
+        """The file of that address in torch's hub folder, fetched if it is not there; its name holds its hash."""
+        try:
+            with redirect_stdout(stderr):
+                torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+        except (URLError, OSError) as error:
+            raise UsageError(f"cannot download {url} ({error}); give a local file as NAME=FILE") from error
+        return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+
+    @abstractmethod
+    def fetched(self) -> Path:
+        """The weights where none are given. Raises UsageError if they are not to be had."""
+
+    @abstractmethod
+    def build(self, state: dict[str, Tensor]) -> nn.Module:
+        """The network with these weights."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Features [n, d] of images [n, 3, H, W], uint8 on the device."""
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, batch_size: int = 64) -> Tensor:
+        """Features, float64 [n, d] on the CPU, of images [n, 1 or 3, H, W] in [-1, 1], which are rounded to 8 bits first."""
+        rounded = to_uint8(images).expand(-1, 3, -1, -1)
+        return torch.cat([self.features(part.to(self.device)).double().cpu() for part in rounded.split(batch_size)])
+
+
+class Inception(Extractor):
+    """Inception-v3's 2,048 pooled features."""
+
+    metric = "fid_inception"
+
+    def fetched(self) -> Path:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+        return self.download(URL_INCEPTION_V3)
+
+    def build(self, state: dict[str, Tensor]) -> nn.Module:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(self.path))
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.network(images)[0]
+
+
+class CleanInception(Inception):
+    """The same after clean-fid's resizing."""
+
+    metric = "fid_clean"
+
+    def features(self, images: Tensor) -> Tensor:
+        from cleanfid.resize import make_resizer
+
+        resize = make_resizer("PIL", False, "bicubic", (299, 299))
+        resized = np.stack([resize(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()])
+        ready = (torch.from_numpy(resized).permute(0, 3, 1, 2).to(self.device) - 128) / 128
+        # torch-fidelity's network resizes and rounds what it is given, so its first layer is handed these images instead
+        handle = self.network.get_submodule("Conv2d_1a_3x3").register_forward_pre_hook(lambda module, args: (ready,))
+        try:
+            return self.network(images)[0]
+        finally:
+            handle.remove()
+
+
+class DINOv2(Extractor):
+    """The class token of a DINOv2 vision transformer with patches of 14, at 224 pixels; its size follows from the weights."""
+
+    metric = "fd_dinov2"
+
+    def fetched(self) -> Path:
+        return self.download("https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth")
+
+    def build(self, state: dict[str, Tensor]) -> nn.Module:
+        import timm
+        from timm.models.vision_transformer import checkpoint_filter_fn
+
+        size = DINOV2[state["cls_token"].shape[-1]]
+        network = timm.create_model(f"vit_{size}_patch14_dinov2", img_size=224, num_classes=0, global_pool="token")
+        network.load_state_dict(checkpoint_filter_fn(state, network))  # type: ignore[arg-type]
+        return network
+
+    def features(self, images: Tensor) -> Tensor:
+        pictures = [
+            Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC) for image in images.permute(0, 2, 3, 1).cpu().numpy()
+        ]
+        x = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2).to(self.device) / 255
+        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return self.network((x - mean) / std)
+
+
+EXTRACTORS: dict[str, Callable[[Path | None, torch.device], Extractor]] = {
+    "inception": Inception, "inception-clean": CleanInception, "dinov2": DINOv2,
+}  # fmt: skip

@@ -1,0 +1,100 @@
+"""Pictures of a task's rows: exposure bias by step, and quality along the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib.figure import Figure
+
+from harness.files import write_aside
+from harness.report.statistics import t_interval
+from harness.report.tables import QUALITY, Row, headline
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row's values y at x, with half widths of their intervals (NaN where there is one seed)."""
+
+    label: str
+    x: list[float]
+    y: list[float]
+    half_width: list[float]
+
+
+def exposure_lines(rows: Sequence[Row]) -> dict[str, list[Line]]:
+    """For each number of steps, the gap between a row's error on its own history and on the teacher's, after each step."""
+    panels: dict[str, list[Line]] = {}
+    for row in rows:
+        exposures = [record.exposure for record in row.finished if record.exposure]
+        if not exposures or not row.training[0]:
+            continue
+        gaps = [[own - taught for own, taught in zip(e.on_own_history, e.on_teachers_history, strict=True)] for e in exposures]
+        intervals = [t_interval(step) for step in zip(*gaps, strict=True)]
+        line = Line(f"{row.label} ({row.training[0]} × {row.training[1]})", [float(i + 1) for i in range(len(intervals))],
+                    [i.mean for i in intervals], [i.half_width for i in intervals])  # fmt: skip
+        panels.setdefault(f"{row.num_steps} steps", []).append(line)
+    return panels
+
+
+def budget_lines(rows: Sequence[Row]) -> dict[str, list[Line]]:
+    """For each number of steps, the headline metric of noise set 0 at 1/8, 1/4, 1/2 and the whole of the budget, over images."""
+    panels: dict[str, list[Line]] = {}
+    for row in rows:
+        curves = [record.milestones for record in row.finished if record.milestones]
+        if not curves:
+            continue
+        name = headline([row])
+        intervals = [t_interval([point.quality[name] for point in points]) for points in zip(*curves, strict=True)]
+        line = Line(row.label, [float(point.images) for point in curves[0]], [i.mean for i in intervals],
+                    [i.half_width for i in intervals])  # fmt: skip
+        panels.setdefault(f"{row.num_steps} steps", []).append(line)
+    return panels
+
+
+def write_plot(path: Path, panels: dict[str, list[Line]], x_label: str, y_label: str, log: bool = False) -> None:
+    """One panel below the other, each with its legend beside it; half-transparent bands are 95 % t intervals over seeds."""
+    heights = [max(2.6, 0.21 * len(lines) + 0.8) for lines in panels.values()]
+    figure = Figure(figsize=(14, sum(heights) + 0.4), layout="constrained", dpi=100)
+    grid = figure.subplots(len(panels), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for (axes, beside), (title, lines) in zip(grid, panels.items(), strict=True):
+        for number, line in enumerate(sorted(lines, key=lambda line: -line.y[-1])):
+            style = {"color": f"C{number % 10}", "marker": "osD^v*"[number // 10 % 6], "markersize": 4, "linewidth": 1.3}
+            axes.plot(line.x, line.y, label=line.label, **style)
+            low, high = ([y + sign * h for y, h in zip(line.y, line.half_width, strict=True)] for sign in (-1, 1))
+            axes.fill_between(line.x, low, high, color=style["color"], alpha=0.12, linewidth=0)
+        if log:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+        ticks = sorted({x for line in lines for x in line.x})
+        axes.set_xticks(ticks, [f"{x:,.0f}" for x in ticks])
+        axes.minorticks_off()
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(alpha=0.3)
+        beside.axis("off")
+        beside.legend(*axes.get_legend_handles_labels(), loc="center left", fontsize=8, frameon=False)
+    write_aside(path, lambda aside: figure.savefig(aside, format="png"))
+
+
+def write_plots(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
+    """Writes the plots that the rows have data for.
+
+    Returns:
+        File name and caption of each.
+    """
+    made = []
+    if panels := exposure_lines(rows):
+        write_plot(folder / "exposure.png", panels, "step", "error on own − on teacher's history")
+        made.append(("exposure.png", "Exposure bias: root mean squared error on the student's own history minus that on the teacher's."))
+    if panels := budget_lines(rows):
+        heading = QUALITY[headline(rows)][0].rstrip(" ↓↑")
+        write_plot(folder / "budget.png", panels, "images", heading, log=True)
+        made.append(("budget.png", f"{heading} at 1/8, 1/4, 1/2 and the whole of the budget, on noise set 0."))
+    return made

@@ -1,0 +1,161 @@
+"""Feature networks of the literature, on files of random weights: protocols, hashes, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from cleanfid import fid as cleanfid
+from scipy import linalg
+from torch import Tensor
+
+from harness.config import RunConfig, parse_config, resolve
+from harness.errors import UsageError
+from harness.evaluator import evaluator_of
+from harness.files import file_hash
+from harness.metrics import extractors
+from harness.metrics.extractors import EXTRACTORS, CleanInception, DINOv2, Inception
+from harness.metrics.fidelity import fid
+from harness.randomness import Keyed, keyed_initialisation
+from harness.tasks import MixtureTask, Task, load_task
+
+CPU = torch.device("cpu")
+IMAGES = Keyed("test", 0).normal("images", torch.arange(3), (1, 8, 8)).clamp(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
+
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    with pytest.MonkeyPatch.context() as patch, keyed_initialisation(0, "inception"):
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: {})
+        patch.setattr(Network, "load_state_dict", lambda self, state: None)
+        torch.save(Network("inception-v3-compat", ["2048"]).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def dinov2_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import timm
+
+    path = tmp_path_factory.mktemp("weights") / "dinov2.pth"
+    with keyed_initialisation(0, "dinov2"):
+        state = timm.create_model("vit_small_patch14_dinov2", num_classes=0).state_dict()
+    state["mask_token"] = torch.zeros(1, 384)  # the published files hold it, the network does not
+    torch.save(state, path)
+    return path
+
+
+def test_inception_is_torch_fidelitys(inception_file: Path) -> None:
+    found = Inception(inception_file, CPU)
+    features = found(IMAGES)
+    assert features.shape == (3, 2048)
+    assert features.dtype == torch.float64
+    assert found.sha256 == file_hash(inception_file)
+    rounded = ((IMAGES + 1) * 127.5).round().to(torch.uint8).repeat(1, 3, 1, 1)
+    torch.testing.assert_close(features, found.network(rounded)[0].double())
+
+
+def test_clean_inception_sees_clean_fids_images(inception_file: Path) -> None:
+    """At 299 pixels nothing is resized, so both protocols agree; below they differ, and the network sees what clean-fid makes."""
+    plain, clean = Inception(inception_file, CPU), CleanInception(inception_file, CPU)
+    large = Keyed("test", 0).uniform("large", torch.arange(1), (1, 299, 299)).float() * 2 - 1
+    torch.testing.assert_close(clean(large), plain(large), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(clean(IMAGES), plain(IMAGES), rtol=1e-2)
+    seen: list[Tensor] = []
+    clean.network.get_submodule("Conv2d_1a_3x3.conv").register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    clean(IMAGES[:1])
+    rounded = ((IMAGES[0] + 1) * 127.5).round().to(torch.uint8).repeat(3, 1, 1).permute(1, 2, 0).numpy()
+    resized = cleanfid.build_resizer("clean")(rounded)
+    np.testing.assert_allclose(seen[0][0].permute(1, 2, 0).numpy() * 128 + 128, resized, atol=1e-3)
+
+
+def test_the_two_libraries_frechet_distances_agree_on_equal_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One Frechet function serves both protocols; newer SciPy's matrix root has no `disp`, which clean-fid asks for."""
+    root = linalg.sqrtm
+    monkeypatch.setattr(cleanfid, "linalg", SimpleNamespace(sqrtm=lambda matrix, disp=True: root(matrix) if disp else (root(matrix), 0.0)))
+    a, b = (Keyed("test", 0).normal(name, torch.arange(400), (16,)).double() for name in ("a", "b"))
+    b = 1.3 * b + 0.2
+    moments = [(x.mean(0).numpy(), np.cov(x.numpy(), rowvar=False)) for x in (a, b)]
+    assert fid(a, b) == pytest.approx(cleanfid.frechet_distance(*moments[0], *moments[1]), rel=1e-9)
+
+
+def test_dinov2s_size_follows_from_its_weights(dinov2_file: Path) -> None:
+    features = DINOv2(dinov2_file, CPU)(IMAGES)
+    assert features.shape == (3, 384)
+    assert not torch.allclose(features[0], features[1])
+
+
+def test_foreign_weights_are_refused(tmp_path: Path, dinov2_file: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    for name in EXTRACTORS:
+        with pytest.raises(UsageError, match="holds other weights"):
+            EXTRACTORS[name](tmp_path / "other.pth", CPU)
+        with pytest.raises(UsageError, match="cannot be read safely"):
+            EXTRACTORS[name](tmp_path / "text.pth", CPU)
+        with pytest.raises(UsageError, match="there is no file"):
+            EXTRACTORS[name](tmp_path / "nothing.pth", CPU)
+
+
+class Boom:
+    def __reduce__(self) -> tuple:
+        return print, ("executed",)
+
+
+def test_a_file_that_would_execute_something_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"a": Boom()}, tmp_path / "boom.pth")
+    for name in EXTRACTORS:
+        with pytest.raises(UsageError, match="cannot be read safely"):
+            EXTRACTORS[name](tmp_path / "boom.pth", CPU)
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_without_a_network_a_file_is_asked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **options: object) -> None:
+        raise URLError("no route")
+
+    monkeypatch.setattr(extractors.torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(UsageError, match=r"cannot download .* give a local file as NAME=FILE"):
+        EXTRACTORS[name](None, CPU)
+
+
+def test_they_stand_beside_the_tasks_own(tiny: Task, dinov2_file: Path) -> None:
+    extractor = DINOv2(dinov2_file, CPU)
+    split = tiny.split
+    small = type(split)(type(split.train)(split.train.images[:24], split.train.labels[:24]),
+                        type(split.held_out)(split.held_out.images[:24], split.held_out.labels[:24]))  # fmt: skip
+    tiny.__dict__["split"] = small
+    images = small.train.images[:20].repeat(2, 1, 1, 1)
+    metrics = evaluator_of(tiny, lambda k: images, CPU, [extractor]).evaluate({0: images})
+    assert metrics["fd_dinov2"].mean == pytest.approx(fid(extractor(images), extractor(small.train.images)))
+    assert metrics["fd_dinov2"].identity["features"] == extractor.sha256
+    assert metrics["fid"].identity["features"] == tiny.hashes["features"]
+    assert metrics["fd_dinov2_floor"].n == 24
+
+
+def test_their_weights_are_in_the_run_id(tiny: Task, dinov2_file: Path) -> None:
+    def asked(**more: object) -> str:
+        return resolve(parse_config({"method": "teacher", "task": "tiny", **more})).run_id
+
+    assert asked() != asked(extra_features=f"dinov2={dinov2_file}")
+    assert parse_config({"method": "teacher", "extra_features": "inception,dinov2=a.pth"}).extra_features == ["inception", "dinov2=a.pth"]
+
+
+@pytest.mark.parametrize(("said", "complaint"), [("dino", "did you mean dinov2"), ("dinov2=nowhere.pth", "there is no file of weights")])
+def test_what_is_refused_before_anything_runs(said: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        resolve(RunConfig(method="teacher", extra_features=[said]))
+
+
+def test_samples_that_are_no_images_have_none(dinov2_file: Path) -> None:
+    task = load_task("mixture")
+    assert isinstance(task, MixtureTask)
+    with pytest.raises(UsageError, match="samples of task mixture are none"):
+        evaluator_of(task, lambda k: torch.zeros(1), CPU, [DINOv2(dinov2_file, CPU)])
