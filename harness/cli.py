@@ -18,7 +18,7 @@ from harness import __version__
 from harness.config import RunConfig, parse_config, parse_options
 from harness.console import Display
 from harness.cost import paper_problem, sampling_cost_on_meta
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError, RunFailed, UsageError
 from harness.evaluator import DIRECTIONS
 from harness.methods import METHODS
 from harness.records import PACKAGES, capture_environment, package_version
@@ -27,6 +27,7 @@ from harness.report.markdown import page, publish
 from harness.report.tables import load_records, results_table, rows_of
 from harness.run import run
 from harness.solvers import SOLVERS
+from harness.sweep import expand, plan, run_sweep
 from harness.tasks import load_task, task_names
 from harness.teacher import train_networks, verify
 
@@ -186,6 +187,43 @@ def run_command(ctx: click.Context, method: str | None, config: str | None, assi
 
 for _option in field_options(RunConfig, RUN_FIELDS):
     run_command.params.append(_option)
+
+
+@main.command("sweep")
+@click.argument("file", metavar="FILE")
+@click.option("--dry-run", is_flag=True, help="Only show what would run and what is already there.")
+@click.option("--reuse", is_flag=True, help="Take finished records that other code made, published ones too.")
+@common(results=True, device=True)
+def sweep_command(file: str, dry_run: bool, reuse: bool, as_json: bool, results: Path, device: str) -> None:
+    """Run all that a sweep file asks for; finished runs are skipped and interrupted ones resumed.
+
+    The same command in a second terminal shares the work.
+    """
+    where = chosen_device(device)
+    cells = plan(expand(read_yaml(file), f"sweep file {file}"), results, where, reuse)
+    missing = sum(cell.record is None for cell in cells)
+    if dry_run:
+        lines = [{"run_id": c.resolved.run_id, "seed": c.resolved.settings.seed, "steps": c.resolved.settings.total_steps,
+                  "state": "finished" if c.record else "to run", **c.config.model_dump(exclude_unset=True)} for c in cells]  # fmt: skip
+        if as_json:
+            click.echo(json.dumps(lines, indent=1))
+            return
+        for line in lines:
+            click.echo(f"{line['state']:9} {line['run_id']:40} seed {line['seed']} {json.dumps(line.get('options', {}))}")
+        click.echo(f"{missing} of {len(cells)} runs to make")
+        return
+    console = Console(stderr=True)
+    with Display(console) as display:
+        said = lambda text: console.print(text, highlight=False)  # noqa: E731
+        records = run_sweep(cells, results, where, display, reuse, said)
+    if as_json:
+        click.echo(json.dumps([json.loads(record.model_dump_json()) for record in records], indent=1))
+        return
+    failed = [record for record in records if record.status == "failed"]
+    click.echo(f"{len(records) - len(failed)} of {len(cells)} runs finished, {len(failed)} failed, the rest is another process's; "
+               f"`harness report {results}` shows them")  # fmt: skip
+    if failed:
+        raise RunFailed(f"{len(failed)} of {len(cells)} runs failed: {', '.join(record.run_id for record in failed)}")
 
 
 @main.command("report")

@@ -12,7 +12,7 @@ from harness.errors import UsageError, unknown
 from harness.files import digest, file_hash
 from harness.methods import METHODS, MethodConfig
 from harness.metrics.extractors import EXTRACTORS
-from harness.records import read_record
+from harness.records import Record, read_record
 from harness.tasks import Task, load_task
 from harness.trainer import TrainSettings
 
@@ -100,6 +100,12 @@ class Resolved:
             "init_from": {"run_id": parent.run_id, "setting": parent.setting, "sha256": parent.sha256} if parent else None,
             "extra_features": ", ".join(f"{name} {file_hash(path)[:8] if path else ''}".strip() for name, path in self.extra_features),
         }  # fmt: skip
+
+    @property
+    def key(self) -> str:
+        """Names the run by its settings alone; unlike the id it stays when options are added to a method."""
+        spec, options = self.task.spec, self.config.model_dump(mode="json")
+        return digest([spec.name, spec.version, self.method, options, settings_of(self.run_settings), self.settings.seed])
 
     @property
     def run_id(self) -> str:
@@ -216,3 +222,34 @@ def reference_of(task: Task) -> Resolved:
     wanted = task.spec.reference
     config = RunConfig(task=task.spec.name, method=wanted.method, num_steps=wanted.num_steps, options=wanted.options)
     return resolve(config, task)
+
+
+PLAIN_CONFIG = {"precision": "fp32", "micro_batch_size": None, "init_from": None, "extra_features": ""}
+"""Settings that are named only where they differ; a record from before one existed has it like this."""
+
+
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+    """A record's run config without the seed; a run that was started from is known by its setting."""
+    whole = {**PLAIN_CONFIG, **{name: value for name, value in config.items() if name != "seed"}}
+    return whole | {"init_from": whole["init_from"] and whole["init_from"]["setting"]}
+
+
+def settings(record: Record) -> dict[str, Any]:
+    """The `settings_of` a record."""
+    return settings_of(record.config)
+
+
+def all_options(record: Record) -> dict[str, Any]:
+    """The options by which a record's row is known: those that did not exist when it was made, or do nothing, at their defaults."""
+    if record.method not in METHODS.names():
+        return record.options
+    cls = METHODS[record.method]
+    try:
+        return cls.canonical(cls.Config(**record.options), record.config["num_steps"])[1].model_dump(mode="json")
+    except ValidationError:  # an option or value of another version
+        return record.options
+
+
+def key_of_record(record: Record) -> str:
+    """What a record's run is known by, whatever version of the code named it; see `Resolved.key`."""
+    return digest([record.task, record.task_version, record.method, all_options(record), settings(record), record.config["seed"]])

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from pydantic import ValidationError
 
+from harness.config import PLAIN_CONFIG, all_options, settings
 from harness.errors import NotComparable, UsageError
 from harness.methods import METHODS
 from harness.records import Record, read_record
@@ -40,8 +39,6 @@ DIVERSITY = {
     "class_diversity": ("diversity in a class (real = 1)", 3),
     "memorised_share": ("memorised ↓", 4),
 }
-PLAIN_CONFIG = {"precision": "fp32", "micro_batch_size": None, "init_from": None, "extra_features": ""}
-"""Settings that are named only where they differ; a record from before one existed has it like this."""
 KEYS = ["method", "steps", "training", "seeds × noise sets"]
 
 
@@ -83,30 +80,11 @@ def label(record: Record) -> str:
     options, config = all_options(record), settings(record)
     if record.method in METHODS.names():
         fields = METHODS[record.method].Config.model_fields
-        options = {
-            name: value
-            for name, value in options.items()
-            if name not in fields or value != fields[name].default or _in_label(fields[name].json_schema_extra)
-        }
+        told = {name: name in fields and _in_label(fields[name].json_schema_extra) for name in options}
+        off = {name: value for name, value in options.items() if name not in fields or value != fields[name].default or told[name]}
+        options = dict(sorted(off.items(), key=lambda item: not told[item[0]]))
     options |= {name: config[name] for name, plain in PLAIN_CONFIG.items() if config[name] != plain}
     return record.method + "".join(f", {name} {value}" for name, value in options.items())
-
-
-def settings(record: Record) -> dict[str, Any]:
-    """The run config without the seed; a run that was started from is known by its setting."""
-    config = {**PLAIN_CONFIG, **{name: value for name, value in record.config.items() if name != "seed"}}
-    return config | {"init_from": config["init_from"] and config["init_from"]["setting"]}
-
-
-def all_options(record: Record) -> dict[str, Any]:
-    """The options by which a record's row is known: those that did not exist when it was made, or do nothing, at their defaults."""
-    if record.method not in METHODS.names():
-        return record.options
-    cls = METHODS[record.method]
-    try:
-        return cls.canonical(cls.Config(**record.options), record.config["num_steps"])[1].model_dump(mode="json")
-    except ValidationError:  # an option or value of another version
-        return record.options
 
 
 def differing(a: Record, b: Record) -> list[str]:

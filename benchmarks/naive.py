@@ -1,0 +1,54 @@
+"""ARD's training pass as released code does it: one sequence of all states, a dense mask in every layer, adaLN once a token.
+
+It computes what `HistoryDiT` computes, on the same weights (`test_speed.py` compares), and is what that is timed against.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.networks.dit import Block, modulate
+from harness.networks.history import HistoryDiT
+
+
+def dense_mask(network: HistoryDiT, states: int, tokens: int, history: bool) -> Tensor:
+    """Which of all tokens a token may see, [S T, S T]: its block and earlier ones, or its block alone."""
+    blocks = torch.zeros(states, states, dtype=torch.bool)
+    for query in range(states):
+        blocks[query, list(network.visible(query)) if history else [query]] = True
+    return blocks.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+
+
+def naive_block(block: Block, x: Tensor, c: Tensor, mask: Tensor) -> Tensor:
+    """One block on [B, S T, d] under a conditioning vector for each token [B, S T, d]."""
+    shift1, scale1, gate1, shift2, scale2, gate2 = block.adaLN_modulation(c).chunk(6, -1)
+    q, k, v = block.attn.qkv(modulate(block.norm1(x), shift1, scale1)).unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    x = x + gate1 * block.attn.proj(attended)
+    return x + gate2 * block.mlp(modulate(block.norm2(x), shift2, scale2))
+
+
+class NaiveHistory(nn.Module):
+    """The same network gone through naively."""
+
+    def __init__(self, network: HistoryDiT):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """[B, S, C, H, W] at times [B, S] under labels [B] -> [B, S, C', H, W]; shared heads."""
+        network, states = self.network, t.shape[1]
+        h = network.tokens(x)
+        tokens = h.shape[2]
+        c = network.t_embedder(t) + network.y_embedder(labels).unsqueeze(1)
+        c = c.repeat_interleave(tokens, 1)
+        masks = [dense_mask(network, states, tokens, history) for history in (True, False)]
+        h = h.flatten(1, 2)
+        for index, block in enumerate(network.blocks):
+            h = naive_block(block, h, c, masks[0] if index < network.history_layers else masks[1])
+        final = network.final_layer
+        shift, scale = final.adaLN_modulation(c).chunk(2, -1)
+        out = final.linear(modulate(final.norm_final(h), shift, scale))
+        return network.image(out.unflatten(1, (states, tokens)))

@@ -1,0 +1,121 @@
+"""What the harness promises of speed, as ratios measured side by side: `pytest benchmarks` (about 6 minutes on 2 cores)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.ab import compare
+from benchmarks.naive import NaiveHistory
+from harness.data.trajectories import open_store
+from harness.methods import METHODS
+from harness.methods.base import Player
+from harness.metrics.compute import count_macs
+from harness.networks.dit import size_options
+from harness.networks.history import EMPTY, HistoryDiT
+from harness.randomness import Keyed, keyed_initialisation
+from harness.tasks import load_task
+from harness.trainer import Trainer, TrainSettings, learning_rate_factor
+
+CPU = torch.device("cpu")
+STATES = 4
+
+
+def history_network(size: str, history_layers: int) -> HistoryDiT:
+    """A history student of a size of the paper on 32 x 32 latents; a fresh DiT outputs zeros, this one does not."""
+    with keyed_initialisation(0, size):
+        network = HistoryDiT(STATES, history_layers, image_size=32, in_channels=4, num_classes=1000, **size_options(size))
+        for name, parameter in network.named_parameters():
+            if "adaLN" in name or name.startswith("final_layer"):
+                nn.init.normal_(parameter, std=0.02)
+    return network
+
+
+def inputs(batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    x = Keyed("benchmark", 0).normal("x", torch.arange(batch), (STATES, 4, 32, 32))
+    return x, torch.tensor([999.0, 749.0, 499.0, 249.0]).expand(batch, -1), torch.arange(batch)
+
+
+def test_training_step_against_a_naive_one(found: Callable[..., None]) -> None:
+    """DiT-S/2, N = 3 of 12 layers, 4 states of 256 tokens: forward, backward."""
+    network = history_network("DiT-S/2", 3)
+    naive, (x, t, labels) = NaiveHistory(network), inputs(1)
+    with torch.no_grad():
+        torch.testing.assert_close(naive(x, t, labels), network(x, t, labels)[0], rtol=1e-3, atol=1e-4)
+
+    def step(forward: Callable[[], Tensor]) -> None:
+        network.zero_grad(set_to_none=True)
+        forward().square().mean().backward()
+
+    ours, theirs = (lambda: step(lambda: network(x, t, labels)[0])), (lambda: step(lambda: naive(x, t, labels)))
+    ratio = compare(ours, theirs, pairs=9)
+    found("ARD training step, DiT-S/2, N = 3: naive over ours", ratio, ">= 1.7", (count_macs(ours), count_macs(theirs)))
+    assert ratio.high >= 1.7
+
+
+@torch.no_grad()
+def test_cached_sampling_against_step_distillation(found: Callable[..., None]) -> None:
+    """DiT-XL/2, N = 6 of 28 layers, 4 steps, one sample."""
+    network = history_network("DiT-XL/2", 6).eval()
+    x, t, labels = inputs(1)
+
+    def sample(history_layers: int) -> None:
+        network.history_layers, cache = history_layers, EMPTY
+        for state in range(STATES):
+            _, cache = network(x[:, state : state + 1], t[:, state : state + 1], labels, cache)
+
+    plain, history = (lambda: sample(0)), (lambda: sample(6))
+    ratio = compare(plain, history, pairs=7)
+    found("cached sampling, DiT-XL/2: N = 6 over N = 0", ratio, "<= 1.03", (count_macs(plain), count_macs(history)))
+    assert ratio.low <= 1.03
+
+
+def bare_loop(method: Any, trainer: Trainer, first: int, steps: int) -> None:
+    """What a script would do: batch, loss, backward, clip, step, average."""
+    player: Player = method.players["student"]
+    parameters = list(player.module.parameters())
+    for step in range(first, first + steps):
+        (batch,) = trainer.batches.of_step(step)
+        loss, _ = method.loss(batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        for group in player.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * learning_rate_factor(player, (step + 1) / trainer.settings.total_steps)
+        player.optimizer.step()
+        player.optimizer.zero_grad(set_to_none=True)
+        assert player.ema is not None
+        player.ema.update(player.module)
+
+
+def test_trainer_against_a_bare_loop(found: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """ARD on digits at batch 64, 10 steps a round."""
+    task, steps = load_task("digits"), 10
+    store = open_store(task.recipe, task.teacher(CPU), CPU)
+    trainers = []
+    for name in ("bare", "trainer"):
+        with keyed_initialisation(0, "student"):
+            method = METHODS["ard"](METHODS["ard"].Config(), task.teacher(CPU), task, STATES, 1000)
+        settings = TrainSettings(1000, 64, 0)
+        trainers.append(Trainer(method, {"trajectory": store}, settings, tmp_path_factory.mktemp(name), CPU))
+    bare, ours = trainers
+    bare.train(until=1)  # both have counted their FLOPs
+    ours.train(until=1)
+    done = {"bare": 1}
+
+    def loop() -> None:
+        bare_loop(bare.method, bare, done["bare"], steps)
+        done["bare"] += steps
+
+    def one_round() -> None:
+        checkpoint = ours.folder / "checkpoint" / "state.pt" if ours.folder else None
+        if checkpoint:
+            checkpoint.unlink(missing_ok=True)  # train() resumes what it finds; here it just goes on
+        ours.train(until=ours.step + steps)
+
+    ratio = compare(loop, one_round, pairs=11)
+    found("trainer over a bare loop, ARD on digits", ratio, "<= 1.03")
+    assert ratio.low <= 1.03

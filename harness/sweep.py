@@ -1,0 +1,120 @@
+"""Many runs from one file: expanded and checked before the first starts, and resumable at any time. Floor 8.
+
+A file holds `base` (fields of a run), `cells` (what each differs in, over `base`), `axes` (name: values, for every cell or in
+one), and `seeds`. Options of the method stand under `options`, in an axis as `options.NAME`. Two processes may work on one
+results folder: each run is locked while it is made, and whoever finds it locked goes on to the next.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.config import Resolved, RunConfig, explain, key_of_record, parse_config, resolve
+from harness.errors import RunFailed
+from harness.records import Record, read_record
+from harness.run import Report, Run, silent
+
+
+class SweepFile(BaseModel):
+    """What a sweep file may say."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: dict[str, Any] = {}
+    axes: dict[str, list[Any]] = {}
+    seeds: list[int] = [0]
+    cells: list[dict[str, Any]] = [{}]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep, and whether it is already there."""
+
+    config: RunConfig
+    resolved: Resolved
+    record: Record | None
+
+
+def expand(content: dict[str, Any], where: str) -> list[RunConfig]:
+    """The runs of a sweep file, each once, in the order of the file: cells, then axes, then seeds.
+
+    Raises UsageError for unknown keys and values of the wrong kind.
+    """
+    try:
+        file = SweepFile.model_validate(content)
+    except ValidationError as error:
+        raise explain(error, where, list(SweepFile.model_fields)) from error
+    found: dict[str, RunConfig] = {}
+    for cell in file.cells:
+        own = {**file.axes, **cell.get("axes", {}), "seed": cell.get("seeds", file.seeds)}
+        plain = {name: value for name, value in cell.items() if name not in ("axes", "seeds")}
+        for values in itertools.product(*own.values()):
+            config = _merged(file.base, plain, dict(zip(own, values, strict=True)))
+            found.setdefault(config.model_dump_json(), config)
+    return list(found.values())
+
+
+def _merged(base: dict[str, Any], cell: dict[str, Any], point: dict[str, Any]) -> RunConfig:
+    """One run's config; options are merged, everything else is replaced."""
+    options = {**base.get("options", {}), **cell.get("options", {})}
+    options |= {name.removeprefix("options."): value for name, value in point.items() if name.startswith("options.")}
+    fields = {name: value for name, value in point.items() if not name.startswith("options.")}
+    return parse_config({**base, **cell, **fields, "options": options})
+
+
+def plan(configs: Sequence[RunConfig], results: Path, device: torch.device, reuse: bool = False) -> list[Cell]:
+    """Every run resolved and looked up, equal ones once, before any is made.
+
+    Args:
+        reuse: also take what other code made, be it in `runs/` or among the published records.
+    """
+    paths = sorted(results.glob("*/records/*.json")) if reuse else []
+    published = {key_of_record(record): record for record in map(read_record, paths) if record.status == "finished"}
+    cells: dict[str, Cell] = {}
+    for config in configs:
+        resolved = resolve(config, results=results)
+        record = Run(resolved, results, device).finished_record(reuse) or published.get(resolved.key)
+        cells.setdefault(resolved.run_id, Cell(config, resolved, record))
+    return list(cells.values())
+
+
+def run_sweep(cells: Sequence[Cell], results: Path, device: torch.device, report: Report = silent, reuse: bool = False,
+              said: Callable[[str], None] = lambda text: None) -> list[Record]:  # fmt: skip
+    """Makes what is missing, one run after the other; what another process is at is left to it.
+
+    A run that fails is a record too, and the sweep goes on.
+
+    Returns:
+        The records that are there at the end, in the order of the cells.
+    """
+    records = []
+    for number, cell in enumerate(cells, 1):
+        place = f"{number}/{len(cells)} {cell.resolved.run_id} seed {cell.resolved.settings.seed}"
+        if cell.record is not None:
+            records.append(cell.record)
+            continue
+        run = Run(cell.resolved, results, device, report)
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run.folder.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            said(f"{place}: another process is at it")
+            continue
+        try:
+            said(f"{place}: starts")
+            records.append(run.execute(reuse))
+        except RunFailed as error:
+            said(f"{place}: {error}")
+            records.append(read_record(run.folder / "record.json"))
+        finally:
+            lock.release()
+    return records

@@ -1,0 +1,47 @@
+"""The benchmarks' own tools: intervals, and the naive pass, which computes what ours does."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from benchmarks.ab import compare
+from benchmarks.naive import NaiveHistory, dense_mask
+from harness.networks.history import HistoryDiT, causal, keep_first, window
+from harness.randomness import Keyed, keyed_initialisation
+
+SMALL = {"image_size": 8, "patch_size": 4, "in_channels": 1, "hidden_size": 16, "depth": 3, "num_heads": 2, "num_classes": 5}
+
+
+@pytest.mark.parametrize("visible", [causal, window(1), keep_first])
+@pytest.mark.parametrize("history_layers", [0, 2, 3])
+def test_the_naive_pass_is_the_same_function(visible: object, history_layers: int) -> None:
+    with keyed_initialisation(0, "naive"):
+        network = HistoryDiT(4, history_layers, visible, **SMALL)  # type: ignore[arg-type]
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    x = Keyed("test", 0).normal("x", torch.arange(2), (4, 1, 8, 8))
+    t, labels = torch.tensor([[999.0, 749.0, 499.0, 249.0]]).expand(2, -1), torch.tensor([1, 3])
+    torch.testing.assert_close(NaiveHistory(network)(x, t, labels), network(x, t, labels)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_dense_mask_of_two_blocks() -> None:
+    network = HistoryDiT(2, 1, causal, **SMALL)
+    assert dense_mask(network, 2, 2, True).int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert dense_mask(network, 2, 1, False).int().tolist() == [[1, 0], [0, 1]]
+
+
+def test_a_ratio_and_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    lengths = iter([9, 9, 1, 2, 3, 1, 1, 2, 4, 1, 1, 2, 2, 1, 1, 2])  # a warm-up, then A B, B A, A B, ...
+
+    def call() -> None:
+        clock[0] += next(lengths)
+
+    ratio = compare(lambda: call(), lambda: call(), pairs=7)
+    assert ratio.median == 2
+    assert (ratio.low, ratio.high) == (2, 4)
+    assert ratio.seconds == (1, 2)

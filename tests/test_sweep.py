@@ -1,0 +1,136 @@
+"""Sweeps: what a file expands to, what is found done, and what a failure leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from filelock import FileLock
+
+from harness.cli import main
+from harness.config import key_of_record, parse_config, resolve
+from harness.errors import UsageError
+from harness.report.markdown import publish
+from harness.run import Run
+from harness.sweep import expand, plan, run_sweep
+from harness.tasks import Task
+
+CPU = torch.device("cpu")
+BASE = {"task": "tiny", "num_steps": 2, "budget": "steps=1"}
+ABLATIONS = Path(__file__).parent.parent / "ablations"
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    return {"base": BASE, "cells": [{"method": "step-distillation"}], **changes}
+
+
+def test_cells_axes_and_seeds_multiply() -> None:
+    cells = [{"method": "ard", "options": {"heads": "shared"}, "axes": {"options.history_layers": [1, 2]}},
+             {"method": "teacher", "seeds": [7]}]  # fmt: skip
+    configs = expand(content(cells=cells, seeds=[0, 1], axes={"num_steps": [2, 4]}), "here")
+    assert len(configs) == 2 * 2 * 2 + 2
+    assert configs[0] == parse_config({**BASE, "method": "ard", "options": {"heads": "shared", "history_layers": 1}, "seed": 0})
+    assert [config.seed for config in configs[-2:]] == [7, 7]
+    assert {config.num_steps for config in configs} == {2, 4}
+
+
+def test_a_cell_counts_more_than_the_base_and_options_are_merged() -> None:
+    base = {**BASE, "options": {"lr": 0.1, "heads": "shared"}}
+    (config,) = expand(content(base=base, cells=[{"method": "ard", "num_steps": 4, "options": {"lr": 0.2}}]), "here")
+    assert (config.num_steps, config.options) == (4, {"lr": 0.2, "heads": "shared"})
+
+
+def test_repeated_runs_are_one() -> None:
+    assert len(expand(content(cells=[{"method": "ard"}, {"method": "ard"}], seeds=[0, 0]), "here")) == 1
+
+
+@pytest.mark.parametrize(("changes", "complaint"), [
+    ({"cell": []}, "unknown option 'cell' in here; did you mean cells"),
+    ({"seeds": "many"}, "here: seeds is 'many'"),
+    ({"cells": [{"method": "ard", "num_step": 4}]}, "unknown option 'num_step' in run config; did you mean num_steps"),
+    ({"cells": [{}]}, "method is missing"),
+])  # fmt: skip
+def test_what_a_file_may_not_say(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        expand(content(**changes), "here")
+
+
+def test_every_cell_is_checked_before_anything_runs(tiny: Task, tmp_path: Path) -> None:
+    configs = expand(content(cells=[{"method": "step-distillation"}, {"method": "ard", "options": {"history_layers": 99}}]), "here")
+    with pytest.raises(UsageError, match="history_layers is 99"):
+        plan(configs, tmp_path, CPU)
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_equal_models_are_one_cell(tiny: Task, tmp_path: Path) -> None:
+    cells = [{"method": "step-distillation"}, {"method": "ard", "options": {"history_layers": 0}}]
+    assert len(plan(expand(content(cells=cells), "here"), tmp_path, CPU)) == 1
+
+
+def test_finished_runs_are_not_made_again(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = expand(content(seeds=[0, 1]), "here")
+    records = run_sweep(plan(configs, tmp_path, CPU), tmp_path, CPU)
+    assert [record.config["seed"] for record in records] == [0, 1]
+    monkeypatch.setattr(Run, "execute", lambda self, reuse: pytest.fail("made again"))
+    cells = plan(configs, tmp_path, CPU)
+    assert all(cell.record for cell in cells)
+    assert run_sweep(cells, tmp_path, CPU) == records
+
+
+def test_published_records_of_other_code_count_when_asked(tiny: Task, tmp_path: Path) -> None:
+    """A fresh checkout has no runs/, and a record's id may be another version's; its settings say what it is."""
+    configs = expand(content(), "here")
+    (record,) = run_sweep(plan(configs, tmp_path / "first", CPU), tmp_path / "first", CPU)
+    options = {name: value for name, value in record.options.items() if not name.startswith("gan_")}
+    old = record.model_copy(update={"run_id": "an-old-name", "options": options})
+    assert key_of_record(old) == key_of_record(record) == resolve(configs[0]).key
+    publish([old], tmp_path / "second")
+    assert [cell.record for cell in plan(configs, tmp_path / "second", CPU)] == [None]
+    (cell,) = plan(configs, tmp_path / "second", CPU, reuse=True)
+    assert cell.record == old
+
+
+def test_a_run_that_another_process_makes_is_left_to_it(tiny: Task, tmp_path: Path) -> None:
+    cells = plan(expand(content(seeds=[0, 1]), "here"), tmp_path, CPU)
+    folder = Run(cells[0].resolved, tmp_path, CPU).folder
+    folder.parent.mkdir(parents=True)
+    said: list[str] = []
+    with FileLock(folder.with_suffix(".lock")):
+        records = run_sweep(cells, tmp_path, CPU, said=said.append)
+    assert [record.config["seed"] for record in records] == [1]
+    assert "another process" in said[0]
+    assert [record.config["seed"] for record in run_sweep(plan([c.config for c in cells], tmp_path, CPU), tmp_path, CPU)] == [0, 1]
+
+
+def test_a_failed_run_is_a_record_and_the_sweep_goes_on(tiny: Task, tmp_path: Path) -> None:
+    cells = [{"method": "step-distillation", "options": {"lr": 1.0, "clip": 1e6, "warmup": 0.0}, "budget": "steps=40"},
+             {"method": "teacher"}]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.methods.step_distillation.TrajectoryDistillation.loss", lambda self, batch: (
+            sum(p.sum() for p in self.players["student"].module.parameters()) * float("nan"), {}))  # fmt: skip
+        records = run_sweep(plan(expand(content(cells=cells), "here"), tmp_path, CPU), tmp_path, CPU)
+    assert [record.status for record in records] == ["failed", "finished"]
+
+
+@pytest.mark.parametrize("file", sorted(ABLATIONS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_our_own_files_are_valid(file: Path, tmp_path: Path) -> None:
+    cells = plan(expand(yaml.safe_load(file.read_text()), file.name), tmp_path, CPU)
+    assert len(cells) > 3
+    assert not any(cell.record for cell in cells)
+
+
+def test_the_command(tiny: Task, tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(content(seeds=[0, 1])))
+    results = ["--results", str(tmp_path / "results"), "--device", "cpu"]
+    dry = CliRunner().invoke(main, ["sweep", str(file), "--dry-run", *results])
+    assert "2 of 2 runs to make" in dry.output
+    assert not (tmp_path / "results").exists()
+    done = CliRunner().invoke(main, ["sweep", str(file), *results])
+    assert (done.exit_code, "2 of 2 runs finished, 0 failed" in done.output) == (0, True)
+    again = CliRunner().invoke(main, ["sweep", str(file), "--dry-run", *results])
+    assert "0 of 2 runs to make" in again.output
