@@ -235,6 +235,10 @@ class Method(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
 
+    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
+        """What the untrained student's samples equal, as a function of noise and conditions; None where that is nothing simple."""
+        return None
+
     def to(self, device: torch.device) -> None:
         """Moves all networks that are trained, and their averages; a method with further ones moves them too."""
         for player in self.players.values():

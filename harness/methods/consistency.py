@@ -15,7 +15,7 @@ remaining steps on the grid the loss is 0. Sampling in several steps alternates 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -102,6 +102,12 @@ class ConsistencyDistillation(Method):
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
         idle = {"grid_levels": cls.Config.model_fields["grid_levels"].default} if config.grid == "task" else {}
         return METHODS.name_of(cls), config.model_copy(update=idle)
+
+    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
+        """In one step the unguided teacher's x_0-prediction."""
+        if len(self.levels) > 2 or not self.task.network_teacher:
+            return None
+        return lambda x_T, cond: self.as_map(self.teacher.denoiser.network)(x_T, self.levels[0], cond).x_0
 
     def to(self, device: torch.device) -> None:
         super().to(device)

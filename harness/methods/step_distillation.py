@@ -9,7 +9,7 @@ Untrained, under `parametrization: teacher` and `heads: shared` the student is t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,13 +18,13 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.conditions import Condition
-from harness.denoiser import Guided, like, predict
+from harness.denoiser import Denoiser, Guided, like, predict
 from harness.errors import UsageError
 from harness.methods.adversarial import Adversary, GANOptions, watch
 from harness.methods.base import METHODS, Batch, Method, Problem, Update
 from harness.networks.history import EMPTY, Cache, HistoryDiT, Visible, causal
 from harness.schedules import Schedule, few_step_levels
-from harness.solvers import Noise, Solver, Trajectory, ddim_step
+from harness.solvers import DDIM, Noise, Solver, Trajectory, ddim_step, integrate
 from harness.solvers.ddim import implied_x_0
 
 
@@ -135,12 +135,13 @@ class TrajectoryDistillation(Method):
     def __init__(self, config: DistillationConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
         assert teacher is not None
         history_layers, visible = self.history(config)
+        self.config, self.teacher_network = config, teacher.denoiser.network if task.network_teacher else None
         network = HistoryDiT(
             num_steps, history_layers, visible, config.heads == "per_step",
             extra_channels=task.shape[0] if config.noise_channels else 0, **task.network_options,
         )  # fmt: skip
-        if task.network_teacher:
-            network.load_teacher(teacher.denoiser.network.state_dict())
+        if self.teacher_network is not None:
+            network.load_teacher(self.teacher_network.state_dict())
         self.players = {"student": config.player(network, total_steps)}
         ema = self.players["student"].ema
         assert ema is not None
@@ -178,6 +179,14 @@ class TrajectoryDistillation(Method):
     def teacher_points(self, trajectory: Trajectory) -> Tensor:
         x, target = self.points.inputs_and_targets(trajectory)
         return torch.cat([x, target[:, -1:]], 1)
+
+    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
+        """Under the teacher's parametrisation and shared heads the unguided teacher under DDIM, as long as no history is seen."""
+        alone = len(self.levels) == 2 or self.history(self.config)[0] == 0
+        if self.teacher_network is None or self.config.parametrization != "teacher" or not alone:
+            return None
+        teacher = Denoiser(self.teacher_network, self.points.schedule, self.points.prediction_type)
+        return lambda x_T, cond: integrate(DDIM(), teacher, x_T, self.levels, cond)  # type: ignore[return-value]
 
     def updates(self, step: int) -> Iterable[Update]:
         if self.adversary is None or step < self.adversary.start:

@@ -25,7 +25,7 @@ from harness.errors import UsageError, unknown
 from harness.files import digest, read_tensors, tensors_digest
 from harness.networks.classifier import Classifier
 from harness.networks.dit import DiT
-from harness.randomness import Keyed
+from harness.randomness import Keyed, keyed_initialisation
 from harness.schedules import SCHEDULES, Schedule
 from harness.solvers import Noise
 
@@ -173,7 +173,8 @@ class Task:
 
     def teacher(self, device: torch.device) -> Guided:
         """The guided teacher from its shipped weights. Raises UsageError if they are missing or were changed."""
-        network = DiT(**self.network_options)
+        with keyed_initialisation(0, "overwritten by what is loaded"):
+            network = DiT(**self.network_options)
         network.load_state_dict(self._weights(self.trained("teacher")))
         return self.guided(network.requires_grad_(False).eval().to(device))
 
@@ -184,7 +185,8 @@ class Task:
 
     def classifier(self, device: torch.device) -> Classifier:
         """The feature network from its shipped weights. Raises UsageError if they are missing or were changed."""
-        network = Classifier(self.shape, self.num_classes)
+        with keyed_initialisation(0, "overwritten by what is loaded"):
+            network = Classifier(self.shape, self.num_classes)
         network.load_state_dict(self._weights(self.trained("features")))
         return network.requires_grad_(False).eval().to(device)
 

@@ -52,7 +52,7 @@ def test_at_the_exact_map_the_loss_is_zero(options: dict[str, Any], tiny: Task) 
     method = method_of(tiny, loss="l2", **options)
     index = torch.arange(16)
     batch = Batch(index, tiny.split.train.batch(index), None, Keyed("train", 0, 0))
-    untrained = float(method.loss(batch)[0])
+    untrained = float(method.loss(batch)[0].detach())
     exact = RestOfThePath(method)
     method.moving.module = exact
     method.players["student"].module = exact
