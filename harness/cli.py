@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
-from typing import Any, NoReturn
 
 import click
 import torch
 import yaml
-from pydantic import BaseModel
 from rich.console import Console
 
 from harness import __version__
-from harness.config import RunConfig, parse_config, parse_options
+from harness.config import RunConfig, parse_config, parse_options, resolve
 from harness.console import Display
+from harness.contract import Outcome, run_checks
 from harness.cost import paper_problem, sampling_cost_on_meta
-from harness.errors import HarnessError, RunFailed, UsageError
-from harness.evaluator import DIRECTIONS
+from harness.errors import CheckFailed, RunFailed, UsageError
+from harness.evaluator import directions
+from harness.files import patched_cache
 from harness.methods import METHODS
+from harness.options import RUN_FIELDS, Group, MethodCommand, chosen_device, common, field_options, read_yaml
+from harness.plugins import load_plugin
+from harness.preview import Preview, preview
 from harness.records import PACKAGES, capture_environment, package_version
 from harness.report.console import print_results
 from harness.report.markdown import page, publish
@@ -30,113 +33,6 @@ from harness.solvers import SOLVERS
 from harness.sweep import expand, plan, run_sweep
 from harness.tasks import load_task, task_names
 from harness.teacher import train_networks, verify
-
-RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", "options")]
-
-
-def field_options(model: type[BaseModel], names: list[str]) -> list[click.Parameter]:
-    """A command-line option for each field; values stay text, pydantic judges them."""
-    options: list[click.Parameter] = []
-    for name in names:
-        field = model.model_fields[name]
-        default = "the task's" if field.default is None else field.default
-        help_text = f"{field.description} [default: {default}]"
-        options.append(click.Option([f"--{name.replace('_', '-')}", name], help=help_text, metavar="VALUE"))
-    return options
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """A YAML file that holds a mapping. Raises UsageError if it does not."""
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"config {path} must hold a mapping from names to values")
-    return content
-
-
-def value_after(args: list[str], flag: str) -> str | None:
-    """The value given to a flag, before click parses."""
-    for position, word in enumerate(args):
-        if word == flag and position + 1 < len(args):
-            return args[position + 1]
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-    return None
-
-
-class MethodCommand(click.Command):
-    """A command whose options are its own, plus those of the method that is asked for."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        path, name = value_after(args, "--config"), value_after(args, "--method")
-        ctx.meta["file"] = read_yaml(path) if path else {}
-        name = name or ctx.meta["file"].get("method")
-        if name is not None and not isinstance(name, str):
-            raise UsageError(f"config {path}: method is {name!r}, but it should be a name, one of: {', '.join(METHODS.names())}")
-        ctx.meta["method_options"] = list(METHODS[name].Config.model_fields) if name else []
-        extra = field_options(METHODS[name].Config, ctx.meta["method_options"]) if name else []
-        own = self.params
-        self.params = [*own, *extra]
-        try:
-            return super().parse_args(ctx, args)
-        finally:
-            self.params = own
-
-
-class Group(click.Group):
-    """Turns errors into one sentence and their exit code."""
-
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        try:
-            super().main(*args, **{**kwargs, "standalone_mode": False})
-            sys.exit(0)
-        except HarnessError as error:
-            if "--debug" in sys.argv:
-                raise
-            click.echo(f"harness: {error}", err=True)
-            sys.exit(error.exit_code)
-        except click.exceptions.Exit as error:
-            sys.exit(error.exit_code)
-        except click.ClickException as error:
-            error.show()
-            sys.exit(2)
-        except (click.Abort, KeyboardInterrupt):
-            click.echo("harness: interrupted; the same command resumes a run", err=True)
-            sys.exit(130)
-
-
-def common(*, results: bool = False, device: bool = False) -> Callable:
-    """Options that many commands share."""
-
-    def add(command: Callable) -> Callable:
-        command = click.option("--debug", is_flag=True, help="Show a traceback on errors.", expose_value=False)(command)
-        command = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(command)
-        if results:
-            folder = click.Path(file_okay=False, path_type=Path)
-            command = click.option("--results", default=Path("results"), type=folder, show_default=True, help="Results folder.")(command)
-        if device:
-            command = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")(command)
-        return command
-
-    return add
-
-
-def chosen_device(name: str) -> torch.device:
-    """The device of that name; auto is CUDA where there is one. Raises UsageError for one that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise NotImplementedError(name)
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device {name!r} is not to be had here; give cpu, or cuda where there is one") from error
-    return device
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -152,10 +48,11 @@ def main() -> None:
     "--set", "assignments", multiple=True, help="KEY=VALUE for a field of the run or an option of the method.", metavar="KEY=VALUE"
 )
 @click.option("--reuse", is_flag=True, help="Take a finished record that other code made.")
+@click.option("--dry-run", is_flag=True, help="Only show the settled config, what is cached, MACs and an estimate of the time.")
 @common(results=True, device=True)
 @click.pass_context
-def run_command(ctx: click.Context, method: str | None, config: str | None, assignments: tuple[str, ...], reuse: bool, as_json: bool,
-                results: Path, device: str, **given: str | None) -> None:  # fmt: skip
+def run_command(ctx: click.Context, method: str | None, config: str | None, assignments: tuple[str, ...], reuse: bool, dry_run: bool,
+                as_json: bool, results: Path, device: str, **given: str | None) -> None:  # fmt: skip
     """Run one method on a task and print its row beside the reference's."""
     values = dict(ctx.meta["file"])
     options = values.pop("options", None) or {}
@@ -174,9 +71,13 @@ def run_command(ctx: click.Context, method: str | None, config: str | None, assi
         values["method"] = method
     if "method" not in values:
         raise UsageError(f"no method is named; give --method, one of: {', '.join(METHODS.names())}")
+    asked = parse_config({**values, "options": options})
+    if dry_run:
+        show_preview(preview(resolve(asked, results=results, device=chosen_device(device)), results, chosen_device(device)), as_json)
+        return
     console = Console(stderr=True)
     with Display(console) as display:
-        record, reference = run(parse_config({**values, "options": options}), results, chosen_device(device), display, reuse)
+        record, reference = run(asked, results, chosen_device(device), display, reuse)
     if as_json:
         click.echo(record.model_dump_json(indent=1))
         return
@@ -226,6 +127,21 @@ def sweep_command(file: str, dry_run: bool, reuse: bool, as_json: bool, results:
         raise RunFailed(f"{len(failed)} of {len(cells)} runs failed: {', '.join(record.run_id for record in failed)}")
 
 
+def show_preview(found: Preview, as_json: bool) -> None:
+    """Prints what a run would do."""
+    if as_json:
+        click.echo(json.dumps(vars(found), indent=1))
+        return
+    click.echo(f"{found.run_id}: {found.state}\n\nmethod: {found.method}")
+    click.echo(yaml.safe_dump({"config": found.config, "options": found.options}, sort_keys=False))
+    click.echo(f"{found.nfe:g} network passes and {found.macs_per_sample / 1e6:.1f} MMACs a sample")
+    for name, there in found.cached.items():
+        click.echo(f"{name}: {'there' if there else 'to be made'}")
+    if found.seconds:
+        parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items())
+        click.echo(f"about {sum(found.seconds.values()):.0f} s on {torch.get_num_threads()} threads, metrics not counted: {parts}")
+
+
 @main.command("report")
 @click.argument("results", default="results", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--format", "form", default="markdown", type=click.Choice(["markdown", "csv"]), show_default=True)
@@ -262,7 +178,7 @@ def list_command(kind: str, as_json: bool) -> None:
         found = {name: summary(METHODS[name]) for name in METHODS.names()}
     elif kind == "metrics":
         found = {
-            name: f"{direction} is better" if direction != "none" else "neither way is better" for name, direction in DIRECTIONS.items()
+            name: f"{direction} is better" if direction != "none" else "neither way is better" for name, direction in directions().items()
         }
     else:
         found = {name: summary(SOLVERS[name]) for name in SOLVERS.names()}
@@ -298,6 +214,35 @@ def describe_command(method: str, as_json: bool) -> None:
     for name, field in fields.items():
         kind = field["type"] if "Literal" in str(field["type"]) else str(field["type"]).removeprefix("<class '").removesuffix("'>")
         click.echo(f"  --{name.replace('_', '-'):18} {field['doc']} [{kind}, default {field['default']}]")
+
+
+@main.command("test-method")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--method", help="Name of one method; otherwise all that FILE registers.", metavar="NAME")
+@click.option("--set", "assignments", multiple=True, help="KEY=VALUE for an option of the method.", metavar="KEY=VALUE")
+@common()
+def test_method_command(file: Path, method: str | None, assignments: tuple[str, ...], as_json: bool) -> None:
+    """Check that the methods of FILE keep the contract: isolation of players, accumulation, resume, keyed randomness, ..."""
+    before = set(METHODS.names())
+    load_plugin(file)
+    found = [method] if method else sorted(set(METHODS.names()) - before)
+    if not found:
+        raise UsageError(f"{file} registers no method; decorate a class with @METHODS.register(NAME)")
+    options = dict(assignment.partition("=")[::2] for assignment in assignments)
+    outcomes: dict[str, list[Outcome]] = {}
+    with tempfile.TemporaryDirectory() as folder, patched_cache(Path(folder) / "cache"):
+        for name in found:
+            parsed = parse_options(name, options).model_dump()
+            outcomes[name] = []
+            for outcome in run_checks(name, Path(folder) / name, parsed):
+                outcomes[name].append(outcome)
+                if not as_json:
+                    click.echo(f"{name}: {'FAILED' if outcome.problem else 'ok    '} {outcome.check:13} {outcome.problem or outcome.what}")
+    if as_json:
+        click.echo(json.dumps({name: [vars(outcome) for outcome in those] for name, those in outcomes.items()}, indent=1))
+    failed = [f"{name} {outcome.check}" for name, those in outcomes.items() for outcome in those if outcome.problem]
+    if failed:
+        raise CheckFailed(f"{len(failed)} checks failed: {', '.join(failed)}")
 
 
 @main.command("cost", cls=MethodCommand)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness.errors import UsageError, unknown
+from harness.estimate import NOMINAL_STEPS, rehearsal, seconds_a_step, steps_within
 from harness.files import digest, file_hash
 from harness.methods import METHODS, MethodConfig
 from harness.metrics.extractors import EXTRACTORS
-from harness.records import Record, read_record
+from harness.records import Record, TrainingBill, read_record
 from harness.tasks import Task, load_task
-from harness.trainer import TrainSettings
+from harness.trainer import Trainer, TrainSettings
+
+CPU = torch.device("cpu")
+UNITS = ("steps", "images", "flops", "seconds")
+LARGEST = {"steps": 1e9, "images": 1e12, "flops": 1e24, "seconds": 1e8}
+NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+]?[0-9]+)?")
 
 
 class RunConfig(BaseModel):
@@ -33,7 +43,7 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0, le=2**31)
     """Seed of initialisation, batches and training noise."""
     budget: str = "quick"
-    """A budget of the task, or steps=NUMBER (0: the untrained student), or images=NUMBER."""
+    """A budget of the task, or steps=NUMBER (0: the untrained student), images=NUMBER, flops=NUMBER or seconds=NUMBER of training."""
     batch_size: int | None = Field(None, ge=1, le=2**20)
     """Samples a training step (the task's by default)."""
     micro_batch_size: int | None = Field(None, ge=1, le=2**20)
@@ -58,14 +68,23 @@ class Parent:
     Attributes:
         weights, sha256: its student.
         setting: name of its method and all settings but the seed.
-        flops: its training FLOPs, with those that it inherited.
+        bill: what it cost, if it was trained.
     """
 
     run_id: str
     weights: Path
     sha256: str
     setting: str
-    flops: float
+    bill: TrainingBill | None
+
+
+@dataclass(frozen=True)
+class ExtraFeatures:
+    """A feature network that is asked for, and the file of its weights with its SHA-256, if one is given."""
+
+    name: str
+    path: Path | None
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +98,7 @@ class Resolved:
     num_steps: int
     noise_sets: int
     parent: Parent | None = None
-    extra_features: tuple[tuple[str, Path | None], ...] = ()
+    extra_features: tuple[ExtraFeatures, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -98,7 +117,7 @@ class Resolved:
             "num_steps": self.num_steps, "seed": s.seed, "total_steps": s.total_steps, "batch_size": s.batch_size,
             "micro_batch_size": s.micro_batch_size, "precision": s.precision, "noise_sets": self.noise_sets,
             "init_from": {"run_id": parent.run_id, "setting": parent.setting, "sha256": parent.sha256} if parent else None,
-            "extra_features": ", ".join(f"{name} {file_hash(path)[:8] if path else ''}".strip() for name, path in self.extra_features),
+            "extra_features": ", ".join(f"{extra.name} {extra.sha256[:8]}".strip() for extra in self.extra_features),
         }  # fmt: skip
 
     @property
@@ -141,12 +160,13 @@ def parse_options(method: str, values: dict[str, Any]) -> MethodConfig:
         raise explain(error, f"options of {method}", list(model.model_fields)) from error
 
 
-def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("results")) -> Resolved:
+def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("results"), device: torch.device = CPU) -> Resolved:
     """Checks a config and settles every number in it, before anything is computed.
 
     Args:
         task: what stands for the config's task, which is loaded by its name otherwise.
         results: where a run that is named in `init_from` lies.
+        device: where a budget in seconds is measured.
 
     Raises:
         UsageError: for unknown names and values out of range, in one sentence.
@@ -154,33 +174,43 @@ def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("r
     task, cls = task or load_task(config.task), METHODS[config.method]
     options = parse_options(config.method, config.options)
     batch_size = config.batch_size or task.spec.batch_size
-    total_steps, noise_sets = resolve_budget(config.budget, task, batch_size)
     cls.check(options, task, config.num_steps)
     method, options = cls.canonical(options, config.num_steps)
     micro = None if config.micro_batch_size == batch_size else config.micro_batch_size
-    settings = TrainSettings(total_steps, batch_size, config.seed, micro, config.precision)
     if batch_size % (config.micro_batch_size or batch_size):
         raise UsageError(f"micro_batch_size is {config.micro_batch_size}, but must divide batch_size, which is {batch_size}")
     for name, size in (("batch_size", batch_size), ("micro_batch_size", config.micro_batch_size or batch_size)):
         if size % options.sample_group:
             raise UsageError(f"{name} is {size}, but {config.method} treats {options.sample_group} samples together: give a multiple")
-    if not cls.sources:  # training-free: nothing of the training's settings matters
-        if config.init_from is not None:
-            raise UsageError(f"init_from is given, but {config.method} trains nothing: leave it out")
-        settings = TrainSettings(total_steps=0, batch_size=0, seed=0)
+    if options.whole_batch and micro is not None:
+        raise UsageError(f"micro_batch_size is {micro}, but these options of {config.method} need the whole batch at once: leave it out")
+    if not cls.sources and config.init_from is not None:
+        raise UsageError(f"init_from is given, but {config.method} trains nothing: leave it out")
+
+    def settings(total_steps: int) -> TrainSettings:
+        return TrainSettings(total_steps, batch_size, config.seed, micro, config.precision, sample_group=options.sample_group)
+
+    def rehearse(total_steps: int) -> Trainer:
+        return rehearsal(method, options, task, config.num_steps, settings(total_steps), device)
+
+    total_steps, noise_sets = resolve_budget(config.budget, task, batch_size, rehearse if cls.sources else None)
+    if not cls.sources:  # nothing of the training's settings matters
+        return Resolved(task, method, options, TrainSettings(0, 0, 0), config.num_steps, noise_sets, None, extra_features(config))
     parent = find_parent(config.init_from, results, task) if config.init_from is not None else None
-    extra = tuple(extra_features_file(said) for said in config.extra_features)
-    return Resolved(task, method, options, settings, config.num_steps, noise_sets, parent, extra)
+    return Resolved(task, method, options, settings(total_steps), config.num_steps, noise_sets, parent, extra_features(config))
 
 
-def extra_features_file(said: str) -> tuple[str, Path | None]:
-    """NAME or NAME=FILE. Raises UsageError for an unknown name or a file that is not there."""
-    name, equals, file = said.partition("=")
-    if name not in EXTRACTORS:
-        raise unknown("feature network", name, EXTRACTORS, "extra_features")
-    if equals and not Path(file).is_file():
-        raise UsageError(f"extra_features: there is no file of weights {file!r}; give {name}=FILE, or {name} alone to download it")
-    return name, Path(file) if equals else None
+def extra_features(config: RunConfig) -> tuple[ExtraFeatures, ...]:
+    """The feature networks that a config names. Raises UsageError for an unknown name or a file that is not there."""
+    found = []
+    for said in config.extra_features:
+        name, equals, file = said.partition("=")
+        if name not in EXTRACTORS:
+            raise unknown("feature network", name, EXTRACTORS, "extra_features")
+        if equals and not Path(file).is_file():
+            raise UsageError(f"extra_features: there is no file of weights {file!r}; give {name}=FILE, or {name} alone to download it")
+        found.append(ExtraFeatures(name, Path(file), file_hash(Path(file))) if equals else ExtraFeatures(name, None))
+    return tuple(found)
 
 
 def find_parent(run_id: str, results: Path, task: Task) -> Parent:
@@ -193,28 +223,45 @@ def find_parent(run_id: str, results: Path, task: Task) -> Parent:
         raise UsageError(
             f"init_from is {run_id!r}, which is a {record.status} run of {record.task}: give a finished one of {task.spec.name}"
         )
-    setting = digest([record.method, record.options, {k: v for k, v in record.config.items() if k != "seed"}])[:8]
-    bill, weights = record.cost.training, folder / "student.safetensors"
+    setting = digest([record.method, all_options(record), settings(record)])[:8]
     return Parent(
         run_id=run_id,
-        weights=weights,
-        sha256=file_hash(weights),
+        weights=folder / "student.safetensors",
+        sha256=file_hash(folder / "student.safetensors"),
         setting=f"{record.method}-{record.config['num_steps']}-{setting}",
-        flops=bill.flops + bill.inherited_flops if bill else 0.0,
+        bill=record.cost.training,
     )
 
 
-def resolve_budget(budget: str, task: Task, batch_size: int) -> tuple[int, int]:
-    """Training steps and evaluation noise sets of a budget. Raises UsageError if it is neither a name nor a number of something."""
+def resolve_budget(budget: str, task: Task, batch_size: int, rehearse: Callable[[int], Trainer] | None) -> tuple[int, int]:
+    """Training steps and evaluation noise sets of a budget.
+
+    Args:
+        rehearse: from a number of steps to a trainer on which FLOPs are counted or seconds measured; None where nothing is trained.
+
+    Raises UsageError if it is neither a name nor a number of something, or is too small for one step.
+    """
     if budget in task.spec.budgets:
         named = task.spec.budgets[budget]
         return named.steps, named.noise_sets
-    unit, _, number = budget.partition("=")
-    per_step, smallest = {"steps": 1, "images": batch_size}, {"steps": 0, "images": batch_size}
-    if unit not in per_step or not number.isascii() or not number.isdigit() or len(number) > 12 or int(number) < smallest[unit]:
-        forms = [*task.spec.budgets, "steps=NUMBER", f"images=NUMBER (at least {batch_size})"]
+    unit, _, said = budget.partition("=")
+    number = float(said) if NUMBER.fullmatch(said) else math.nan
+    if unit in ("steps", "images") and not said.isdigit():
+        number = math.nan
+    if unit not in UNITS or not 0 <= number <= LARGEST[unit]:
+        forms = [*task.spec.budgets, *(f"{unit}=NUMBER" for unit in UNITS)]
         raise UsageError(f"budget is {budget!r}, but must be one of: {', '.join(forms)}")
-    return int(number) // per_step[unit], task.spec.evaluation.noise_sets
+    if rehearse is None:
+        return 0, task.spec.evaluation.noise_sets
+    steps = {
+        "steps": lambda: int(number),
+        "images": lambda: int(number) // batch_size,
+        "flops": lambda: steps_within(number, rehearse),
+        "seconds": lambda: int(number / seconds_a_step(rehearse(NOMINAL_STEPS))),
+    }[unit]()
+    if steps == 0 and budget != "steps=0":
+        raise UsageError(f"budget is {budget!r}, which is less than one training step of {batch_size} images")
+    return steps, task.spec.evaluation.noise_sets
 
 
 def reference_of(task: Task) -> Resolved:
@@ -224,13 +271,15 @@ def reference_of(task: Task) -> Resolved:
     return resolve(config, task)
 
 
-PLAIN_CONFIG = {"precision": "fp32", "micro_batch_size": None, "init_from": None, "extra_features": ""}
+PLAIN_CONFIG = {"precision": "fp32", "micro_batch_size": None, "init_from": None}
 """Settings that are named only where they differ; a record from before one existed has it like this."""
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """A record's run config without the seed; a run that was started from is known by its setting."""
-    whole = {**PLAIN_CONFIG, **{name: value for name, value in config.items() if name != "seed"}}
+    """What of a run config makes a row: not the seed, not which further metrics were measured; a run that was started from is
+    known by its setting.
+    """
+    whole = {**PLAIN_CONFIG, **{name: value for name, value in config.items() if name not in ("seed", "extra_features")}}
     return whole | {"init_from": whole["init_from"] and whole["init_from"]["setting"]}
 
 

@@ -34,7 +34,15 @@ STEPS, BATCH = 10, 8
 
 def tiny_spec(folder: Path) -> dict[str, Any]:
     """Writes random weights to `folder` and returns the spec of a task that uses them: small numbers everywhere."""
-    network: dict[str, Any] = {"image_size": 8, "patch_size": 4, "in_channels": 1, "hidden_size": 16, "depth": 3, "num_heads": 2, "num_classes": 10}
+    network: dict[str, Any] = {
+        "image_size": 8,
+        "patch_size": 4,
+        "in_channels": 1,
+        "hidden_size": 16,
+        "depth": 3,
+        "num_heads": 2,
+        "num_classes": 10,
+    }
     with keyed_initialisation(0, "tiny"):
         teacher, features = DiT(**network), Classifier((1, 8, 8), 10)
         for name, parameter in teacher.named_parameters():  # a fresh DiT outputs zeros; this one says something
@@ -313,7 +321,7 @@ def resume(case: Case) -> None:
 def own_state(case: Case) -> None:
     """Its own state survives a round trip through `state_dict` and `load_state_dict`."""
     method, other = case.build(), case.build()
-    case.trainer(method).train(until=1)
+    case.trainer(method).train(until=STEPS // 2)
     state = copy.deepcopy(method.state_dict())
     other.load_state_dict(copy.deepcopy(state))
     back = other.state_dict()

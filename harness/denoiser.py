@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.conditions import Condition
+from harness.networks.dit import Trunk
 from harness.schedules import Schedule
 
 PredictionType = Literal["eps", "x_0", "v"]
@@ -123,7 +124,8 @@ def count_passes(network: nn.Module) -> Iterator[Passes]:
     def count(module: nn.Module, args: tuple) -> None:
         passes.total += args[0].shape[:-3].numel()
 
-    handle = network.register_forward_pre_hook(count)
+    entrance = network.x_embedder if isinstance(network, Trunk) else network  # some ask a network for its blocks alone
+    handle = entrance.register_forward_pre_hook(count)
     try:
         yield passes
     finally:

@@ -30,6 +30,12 @@ class RunFailed(HarnessError):
     exit_code = 3
 
 
+class Busy(HarnessError):
+    """Another process is at the same run."""
+
+    exit_code = 2
+
+
 class NotComparable(HarnessError):
     """Two metrics with different identities were asked to share a column."""
 

@@ -6,10 +6,11 @@ to 8 bits; all of that is a metric's identity.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,13 @@ from harness.conditions import Condition
 from harness.data.images import to_uint8
 from harness.denoiser import count_passes
 from harness.errors import UsageError
+from harness.metrics import METRICS, Judged
+from harness.metrics.base import Direction
 from harness.metrics.compute import count_macs
 from harness.metrics.exact import kl_of_map
 from harness.metrics.extractors import Extractor
 from harness.metrics.features import classify
-from harness.metrics.fidelity import distance_to_reference, fid, frechet_distance, kid, label_agreement, sample_moments
-from harness.metrics.manifold import class_diversity, density_coverage, inception_style_score, memorised_share, precision_recall
+from harness.metrics.fidelity import distance_to_reference, fid, frechet_distance, label_agreement, sample_moments
 from harness.records import Metric
 from harness.solvers import Noise
 from harness.tasks import MixtureTask, Task
@@ -47,12 +49,16 @@ def sample_set(sampler: Sampler, task: Task, noise_set: int, device: torch.devic
     return torch.cat(done)
 
 
-DIRECTIONS: dict[str, Literal["lower", "higher", "none"]] = {
-    "fid": "lower", "kid": "lower", "precision": "higher", "recall": "higher", "density": "higher", "coverage": "higher",
-    "inception_style_score": "higher", "class_diversity": "none", "label_agreement": "higher", "memorised_share": "lower",
+DIRECTIONS: dict[str, Direction] = {
     "distance_to_teacher": "lower", "fid_inception": "lower", "fid_clean": "lower", "fd_dinov2": "lower",
     "frechet_distance": "lower", "kl": "lower", "map_error": "lower", "solver_error": "lower",
 }  # fmt: skip
+"""Of the metrics that need more than samples."""
+
+
+def directions() -> dict[str, Direction]:
+    """Which way is better, for every metric that there is."""
+    return {**{name: METRICS[name].direction for name in METRICS.names()}, **DIRECTIONS}
 
 
 class Evaluator(ABC):
@@ -95,14 +101,14 @@ class Evaluator(ABC):
         n, held_out = len(next(iter(samples.values()))), self.task.split.held_out
         found = {
             name: self._metric(name, {k: measured[name] for k, measured in by_set.items()}, self.count(name, n))
-            for name in next(iter(by_set.values()))
+            for name in sorted(set.intersection(*map(set, by_set.values())))
         }
         for name, value in self.of_samples(held_out.images, held_out.labels).items():
             found[f"{name}_floor"] = self._metric(f"{name}_floor", {0: value}, len(held_out))
         return found
 
     def _metric(self, name: str, values: dict[int, float], n: int) -> Metric:
-        return Metric(values=values, n=n, direction=DIRECTIONS[name.removesuffix("_floor")], identity=self.identity(name, n))
+        return Metric(values=values, n=n, direction=directions()[name.removesuffix("_floor")], identity=self.identity(name, n))
 
     def count(self, name: str, n: int) -> int:
         """How many of n samples a metric is made of."""
@@ -142,20 +148,11 @@ class ImageEvaluator(Evaluator):
         self.extra = [(extractor, extractor(task.split.train.images)) for extractor in extra]
 
     def of_samples(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        train = self.task.split.train
         features, logits = classify(self.classifier, images)
-        precision, recall = precision_recall(features, self.reference)
-        density, coverage = density_coverage(features, self.reference)
-        return {
-            "fid": fid(features, self.reference),
-            "kid": kid(features, self.reference, self.task.spec.evaluation.kid_subset_size),
-            "precision": precision, "recall": recall, "density": density, "coverage": coverage,
-            "inception_style_score": inception_style_score(logits),
-            "class_diversity": class_diversity(features, labels, self.reference, train.labels),
-            "label_agreement": label_agreement(logits, labels),
-            "memorised_share": memorised_share(images, train.images),
-            **{extractor.metric: fid(extractor(images), reference) for extractor, reference in self.extra},
-        }  # fmt: skip
+        real, size = self.task.split.train, self.task.spec.evaluation.kid_subset_size
+        judged = Judged(images, labels, features, logits, real, self.reference, size)
+        found = {name: float(METRICS[name]()(judged)) for name in METRICS.names()}
+        return found | {extractor.metric: fid(extractor(images), reference) for extractor, reference in self.extra}
 
     def identity(self, name: str, n: int) -> dict[str, Any]:
         whole = super().identity(name, n)
@@ -201,10 +198,12 @@ class MixtureEvaluator(Evaluator):
         if sampler is not None:
             x_T, cond = self.task.evaluation_inputs(noise_set)
             part, device = slice(0, self.KL_SAMPLES), self.device
-            found["kl"] = kl_of_map(
+            kl = kl_of_map(
                 lambda x: sampler(x, cond[part].to(device), lambda name: x), x_T[part].to(device),
                 lambda x_0: self.mixture.log_density(x_0, cond[part].labels.to(device)),
             )  # fmt: skip
+            if math.isfinite(kl):  # a student that ignores its noise has no density
+                found["kl"] = kl
         return found
 
 

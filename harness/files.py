@@ -117,6 +117,19 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
     return whole.hexdigest()
 
 
+@contextmanager
+def patched_cache(folder: Path) -> Iterator[None]:
+    """Inside, `cache_folder()` is another folder."""
+    before = os.environ.get("HARNESS_CACHE")
+    os.environ["HARNESS_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("HARNESS_CACHE")
+        if before is not None:
+            os.environ["HARNESS_CACHE"] = before
+
+
 def cache_folder() -> Path:
     """Where trajectories and reference samples are kept: `HARNESS_CACHE`, or the platform's cache folder."""
     return Path(os.environ.get("HARNESS_CACHE") or platformdirs.user_cache_path("distillation-harness"))

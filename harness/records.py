@@ -19,7 +19,9 @@ from harness.files import digest, write_text
 
 SCHEMA_VERSION: Literal[1] = 1
 PACKAGES = ("torch", "timm", "torch-fidelity", "numpy", "scikit-learn", "safetensors")
-_PRESENTATION = ("cli.py", "report", "__main__.py", "console.py")
+SOURCES_OUTSIDE: list[Path] = []
+"""Plug-ins that were loaded: they decide numbers too."""
+_PRESENTATION = ("cli.py", "options.py", "report", "__main__.py", "console.py")
 
 
 class _Part(BaseModel):
@@ -108,7 +110,9 @@ class TrainingBill(_Part):
     seconds: float
     peak_memory_bytes: int
     inherited_flops: float = 0.0
-    """FLOPs of the run that this one started from, with what that one inherited."""
+    """FLOPs of the run that this one started from, with what that one inherited; the next two likewise."""
+    inherited_images: int = 0
+    inherited_seconds: float = 0.0
     ema_initial_weight: float
     """Largest share of the initial parameters in an evaluated average; above 0.01 it is flagged."""
 
@@ -153,6 +157,8 @@ class Record(_Part):
     """The rest of the resolved run config."""
     target: str
     """The distribution that the method aims at."""
+    init: Literal["teacher", "random"] = "teacher"
+    """From which weights the student starts, if no other run is named."""
     hashes: dict[str, str]
     status: Literal["finished", "failed"]
     reason: str = ""
@@ -190,12 +196,17 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def code_digest(rooms: Collection[str] | None = None) -> str:
-    """SHA-256 of the package's sources that decide numbers, or of some rooms ("solvers", "denoiser.py"); 16 hexadecimal digits."""
+    """SHA-256 of the sources that decide numbers, of all or of some rooms and files ("solvers", "data/mixture.py").
+
+    Returns 16 hexadecimal digits.
+    """
     folder, whole = Path(__file__).parent, hashlib.sha256()
     for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.yaml")]):
         inside = path.relative_to(folder)
-        if inside.parts[0] in rooms if rooms is not None else inside.parts[0] not in _PRESENTATION:
+        if {inside.parts[0], inside.as_posix()} & set(rooms) if rooms is not None else inside.parts[0] not in _PRESENTATION:
             whole.update(f"{inside.as_posix()}\0".encode() + path.read_bytes())
+    for path in sorted(SOURCES_OUTSIDE):
+        whole.update(path.read_bytes())
     return whole.hexdigest()[:16]
 
 

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
 from harness.conditions import Condition
 from harness.config import Resolved, RunConfig, reference_of, resolve
-from harness.data.trajectories import TRAJECTORY_ROOMS, Progress, cached_samples, open_store
+from harness.data.trajectories import TRAJECTORY_ROOMS, Progress, cached_samples, open_store, samples_folder
 from harness.denoiser import Guided, count_passes
-from harness.errors import RunFailed
+from harness.errors import Busy, RunFailed, UsageError
 from harness.evaluator import Sampler, evaluator_of, sample_grid, sample_set, sampling_cost
 from harness.files import digest, read_tensors, write_aside, write_tensors
 from harness.methods import METHODS, Method
@@ -41,7 +42,7 @@ from harness.records import (
 from harness.schedules import few_step_levels
 from harness.solvers import SOLVERS, Noise, Trajectory, integrate
 from harness.tasks import Task
-from harness.trainer import Trainer
+from harness.trainer import Bill, Trainer
 
 Report = Callable[[str], Progress]
 """From the name of a stage to a callback that is told how far it is."""
@@ -70,6 +71,11 @@ class Run:
     def folder(self) -> Path:
         return self.results / "runs" / self.resolved.run_id
 
+    @property
+    def lock(self) -> Path:
+        """Held while this run is made."""
+        return self.folder.parent / ".locks" / self.resolved.run_id
+
     def finished_record(self, any_code: bool = False) -> Record | None:
         """The record of this run if it finished on this kind of device, made by the same code (or by any)."""
         path = self.folder / "record.json"
@@ -83,10 +89,25 @@ class Run:
     def execute(self, reuse: bool = False) -> Record:
         """The record of this run: the finished one, or trained (resuming an interrupted run) and evaluated now.
 
-        A run that fails writes a record with its reason, then raises RunFailed.
+        A run that fails writes a record with its reason, then raises RunFailed; one that another process is at raises Busy.
         """
         if (record := self.finished_record(reuse)) is not None:
             return record
+        try:
+            self.lock.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write {self.lock.parent}: {error.strerror}; give another --results") from error
+        lock = FileLock(self.lock, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise Busy(f"run {self.resolved.run_id} is being made by another process; ask again when it is done") from None
+        try:
+            return self._execute()
+        finally:
+            lock.release()
+
+    def _execute(self) -> Record:
         self.environment = capture_environment(self.device)  # now: sources may be edited while it runs
         try:
             record = self._train_and_evaluate()
@@ -106,8 +127,15 @@ class Run:
 
         if self.resolved.settings.total_steps:
             return compute()
-        identity = {k: v for k, v in self.resolved.identity.items() if k != "noise_sets"}
-        return cached_samples({**identity, "set": noise_set, "code": code_digest(SAMPLING_ROOMS)}, compute)
+        return cached_samples(self._samples_key(noise_set), compute)
+
+    def samples_folder(self, noise_set: int) -> Path:
+        """Where a training-free run's samples of a noise set are cached."""
+        return samples_folder(self._samples_key(noise_set))
+
+    def _samples_key(self, noise_set: int) -> dict[str, Any]:
+        identity = {k: v for k, v in self.resolved.identity.items() if k not in ("noise_sets", "extra_features")}
+        return {**identity, "set": noise_set, "code": code_digest(SAMPLING_ROOMS)}
 
     def _train_and_evaluate(self) -> Record:
         r, task = self.resolved, self.resolved.task
@@ -116,7 +144,7 @@ class Run:
         sampler = self.sampler(method)
         reference = Run(reference_of(task), self.results, self.device, self.report)
         reference_sampler = reference.sampler(reference.build(teacher))
-        extra = [EXTRACTORS[name](path, self.device) for name, path in r.extra_features]
+        extra = [EXTRACTORS[wanted.name](wanted.path, self.device) for wanted in r.extra_features]
         evaluator = evaluator_of(task, lambda k: reference.samples(reference_sampler, k), self.device, extra)
         trainer = self._trainer(method, teacher) if r.settings.total_steps else None
         if trainer:
@@ -124,8 +152,8 @@ class Run:
             trainer.train(progress=lambda done, total, means: progress(done, total),
                           measure=lambda: evaluator.quality(sample_set(sampler, task, 0, self.device)))  # fmt: skip
         samples = {k: self.samples(sampler, k) for k in range(r.noise_sets)}
-        metrics = evaluator.evaluate(samples, None if method.solver.stochastic else self.sampler(method, grad=True))
-        bill = self._bill(trainer, teacher) if trainer else None
+        metrics = evaluator.evaluate(samples, None if method.solver.stochastic and r.num_steps > 1 else self.sampler(method, grad=True))
+        bill = self._bill(trainer, method, teacher) if trainer or r.parent else None
         if trainer:
             trainer.note_quality({name: metrics[name].values[0] for name in evaluator.milestone_metrics})
             trainer.write_curves()
@@ -134,9 +162,9 @@ class Run:
         self._keep(method, samples[0], reference.samples(reference_sampler, 0))
         exposure = self._exposure(method, teacher)
         flags = []
-        if bill and bill.ema_initial_weight > EMA_WEIGHT_FLAG:
+        if trainer and bill and bill.ema_initial_weight > EMA_WEIGHT_FLAG:
             flags.append(f"the evaluated average still holds {bill.ema_initial_weight:.1%} of the initial weights")
-        if method.players and not trainer:
+        if method.players and not trainer and not r.parent:
             flags.append("untrained: the student as it starts")
         cost = Cost(parameters=parameters(method.passes_through), nfe=nfe, macs_per_sample=macs,
                     latency=latency, training=bill)  # fmt: skip
@@ -175,16 +203,26 @@ class Run:
         identity = digest([self.resolved.identity, self.environment.code])
         return Trainer(method, sources, self.resolved.settings, self.folder, self.device, teacher.denoiser.network, identity)
 
-    def _bill(self, trainer: Trainer, teacher: Guided) -> TrainingBill:
-        bill, method, parent = trainer.bill, trainer.method, self.resolved.parent
+    def _bill(self, trainer: Trainer | None, method: Method, teacher: Guided) -> TrainingBill:
+        bill, parent = trainer.bill if trainer else Bill(), self.resolved.parent
+        before = parent.bill if parent else None
         evaluations, trajectory_flops = 0, 0.0
-        if "trajectory" in method.sources:
+        if trainer and "trajectory" in method.sources:
             evaluations, trajectory_flops = trajectory_bill(teacher, self.resolved.task, self.device)
-        initial = max((p.ema.initial_weight for p in method.players.values() if p.ema), default=0.0)
-        return TrainingBill(steps=trainer.step, images=bill.images, flops=bill.flops, trajectory_flops=trajectory_flops,
-                            teacher_evaluations=evaluations + bill.teacher_evaluations, seconds=bill.seconds,
-                            peak_memory_bytes=bill.peak_memory_bytes, inherited_flops=parent.flops if parent else 0.0,
-                            ema_initial_weight=initial)  # fmt: skip
+        initial = max((p.ema.initial_weight for p in method.players.values() if p.ema), default=0.0) if trainer else 1.0
+        return TrainingBill(
+            steps=trainer.step if trainer else 0,
+            images=bill.images,
+            flops=bill.flops,
+            trajectory_flops=max(trajectory_flops, before.trajectory_flops if before else 0.0),  # the same store serves both
+            teacher_evaluations=evaluations + bill.teacher_evaluations,
+            seconds=bill.seconds,
+            peak_memory_bytes=bill.peak_memory_bytes,
+            inherited_flops=before.flops + before.inherited_flops if before else 0.0,
+            inherited_images=before.images + before.inherited_images if before else 0,
+            inherited_seconds=before.seconds + before.inherited_seconds if before else 0.0,
+            ema_initial_weight=initial,
+        )
 
     def _exposure(self, method: Method, teacher: Guided) -> Exposure | None:
         """Exposure bias on the first batch of evaluation noise, whose teacher trajectories are made now."""
@@ -225,7 +263,8 @@ class Run:
         r = self.resolved
         return Record(run_id=r.run_id, task=r.task.spec.name, task_version=r.task.spec.version, method=r.method,
                       options=r.config.model_dump(mode="json"), config=r.run_settings, hashes=r.task.hashes,
-                      environment=self.environment, **{"target": METHODS[r.method].target, **more})  # fmt: skip
+                      init=METHODS[r.method].init if r.task.network_teacher else "random", environment=self.environment,
+                      **{"target": METHODS[r.method].target, **more})  # fmt: skip
 
 
 def trajectory_bill(teacher: Guided, task: Task, device: torch.device) -> tuple[int, float]:
@@ -247,7 +286,7 @@ def run(config: RunConfig, results: Path, device: torch.device, report: Report =
     Raises:
         UsageError, RunFailed, Interrupted.
     """
-    resolved = resolve(config, results=results)
+    resolved = resolve(config, results=results, device=device)
     beside = replace(reference_of(resolved.task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features)
     reference = Run(beside, results, device, report).execute(reuse)
     return Run(resolved, results, device, report).execute(reuse), reference

@@ -1,8 +1,8 @@
 """Many runs from one file: expanded and checked before the first starts, and resumable at any time. Floor 8.
 
-A file holds `base` (fields of a run), `cells` (what each differs in, over `base`), `axes` (name: values, for every cell or in
-one), and `seeds`. Options of the method stand under `options`, in an axis as `options.NAME`. Two processes may work on one
-results folder: each run is locked while it is made, and whoever finds it locked goes on to the next.
+A file holds `base` (fields of a run), `cells` (what each differs in, over `base`), `axes` (name: values, for every cell that
+does not say it, or in one), and `seeds`. Options of the method stand under `options`, in an axis as `options.NAME`. Two
+processes may work on one results folder: a run is locked while it is made, and whoever finds it locked goes on to the next.
 """
 
 from __future__ import annotations
@@ -14,13 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.config import Resolved, RunConfig, explain, key_of_record, parse_config, resolve
-from harness.errors import RunFailed
+from harness.errors import Busy, RunFailed, UsageError
 from harness.records import Record, read_record
 from harness.run import Report, Run, silent
+
+
+class SweepCell(BaseModel):
+    """What a cell may say; other keys are fields of a run."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    axes: dict[str, list[Any]] = {}
+    seeds: list[int] | None = None
+    options: dict[str, Any] = {}
 
 
 class SweepFile(BaseModel):
@@ -31,7 +40,7 @@ class SweepFile(BaseModel):
     base: dict[str, Any] = {}
     axes: dict[str, list[Any]] = {}
     seeds: list[int] = [0]
-    cells: list[dict[str, Any]] = [{}]
+    cells: list[SweepCell] = [SweepCell()]
 
 
 @dataclass(frozen=True)
@@ -54,17 +63,21 @@ def expand(content: dict[str, Any], where: str) -> list[RunConfig]:
         raise explain(error, where, list(SweepFile.model_fields)) from error
     found: dict[str, RunConfig] = {}
     for cell in file.cells:
-        own = {**file.axes, **cell.get("axes", {}), "seed": cell.get("seeds", file.seeds)}
-        plain = {name: value for name, value in cell.items() if name not in ("axes", "seeds")}
-        for values in itertools.product(*own.values()):
-            config = _merged(file.base, plain, dict(zip(own, values, strict=True)))
+        own = {**cell.model_extra, "options": cell.options} if cell.model_extra is not None else {"options": cell.options}
+        if "seed" in {*file.base, *file.axes, *own, *cell.axes}:
+            raise UsageError(f"{where}: seed is given by itself; list the seeds under seeds")
+        told = {*own, *(f"options.{name}" for name in cell.options)}
+        axes = {name: values for name, values in file.axes.items() if name not in told} | cell.axes
+        axes["seed"] = cell.seeds if cell.seeds is not None else file.seeds
+        for values in itertools.product(*axes.values()):
+            config = _merged(file.base, own, dict(zip(axes, values, strict=True)))
             found.setdefault(config.model_dump_json(), config)
     return list(found.values())
 
 
 def _merged(base: dict[str, Any], cell: dict[str, Any], point: dict[str, Any]) -> RunConfig:
-    """One run's config; options are merged, everything else is replaced."""
-    options = {**base.get("options", {}), **cell.get("options", {})}
+    """One run's config: options are merged, of everything else the more specific one counts."""
+    options = {**base.get("options", {}), **cell["options"]}
     options |= {name.removeprefix("options."): value for name, value in point.items() if name.startswith("options.")}
     fields = {name: value for name, value in point.items() if not name.startswith("options.")}
     return parse_config({**base, **cell, **fields, "options": options})
@@ -80,7 +93,7 @@ def plan(configs: Sequence[RunConfig], results: Path, device: torch.device, reus
     published = {key_of_record(record): record for record in map(read_record, paths) if record.status == "finished"}
     cells: dict[str, Cell] = {}
     for config in configs:
-        resolved = resolve(config, results=results)
+        resolved = resolve(config, results=results, device=device)
         record = Run(resolved, results, device).finished_record(reuse) or published.get(resolved.key)
         cells.setdefault(resolved.run_id, Cell(config, resolved, record))
     return list(cells.values())
@@ -90,7 +103,8 @@ def run_sweep(cells: Sequence[Cell], results: Path, device: torch.device, report
               said: Callable[[str], None] = lambda text: None) -> list[Record]:  # fmt: skip
     """Makes what is missing, one run after the other; what another process is at is left to it.
 
-    A run that fails is a record too, and the sweep goes on.
+    A run that fails is a record too, and the sweep goes on. What only shows when a run is under way (weights that do not fit,
+    a download that fails) raises UsageError; what is made by then stays.
 
     Returns:
         The records that are there at the end, in the order of the cells.
@@ -101,20 +115,12 @@ def run_sweep(cells: Sequence[Cell], results: Path, device: torch.device, report
         if cell.record is not None:
             records.append(cell.record)
             continue
-        run = Run(cell.resolved, results, device, report)
-        run.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run.folder.with_suffix(".lock"))
+        said(f"{place}: starts")
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            records.append(Run(cell.resolved, results, device, report).execute(reuse))
+        except Busy:
             said(f"{place}: another process is at it")
-            continue
-        try:
-            said(f"{place}: starts")
-            records.append(run.execute(reuse))
         except RunFailed as error:
             said(f"{place}: {error}")
-            records.append(read_record(run.folder / "record.json"))
-        finally:
-            lock.release()
+            records.append(read_record(results / "runs" / cell.resolved.run_id / "record.json"))
     return records

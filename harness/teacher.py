@@ -86,7 +86,7 @@ def _weights(weights: Weights, path: Path) -> Weights:
 
 def _with(task: Task, **changes: Any) -> Task:
     """The task with parts of its spec replaced."""
-    return Task(task.spec.model_copy(update=changes))
+    return Task(task.spec.model_copy(update=changes), task.folder)
 
 
 def _finish(path: Path, weights: Weights, task: Task, quality: dict[str, Any]) -> Made:
@@ -142,6 +142,8 @@ def verify(task: Task, device: torch.device, report: Report = silent) -> list[st
     Raises:
         CheckFailed: if one is off by more than 2 %, or the task does not use the scale with the best FID.
     """
+    if task.spec.like:
+        raise UsageError(f"task {task.spec.name} has the networks of {task.spec.like}: verify that one")
     lines = []
     quality = teacher_quality(task, device, report)
     for weights, measured in ((task.trained("features"), features_quality(task, device)), (task.trained("teacher"), quality)):

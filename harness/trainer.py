@@ -29,6 +29,8 @@ from harness.methods.base import Batch, Method, Player, Update
 from harness.metrics.compute import count_flops
 from harness.randomness import Keyed
 
+FEW = 8
+"""Samples on which FLOPs are counted."""
 MILESTONES = (1 / 8, 1 / 4, 1 / 2)
 """Parts of the budget at which quality is measured; the whole of it is the evaluation itself."""
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -54,6 +56,7 @@ class TrainSettings:
         precision: "bf16" runs the losses under autocast.
         checkpoint_seconds: how often a checkpoint is written.
         log_every: steps between two points of the curve.
+        sample_group: how many consecutive samples a loss treats together.
     """
 
     total_steps: int
@@ -63,6 +66,7 @@ class TrainSettings:
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_seconds: float = 60.0
     log_every: int = 10
+    sample_group: int = 1
 
 
 @dataclass
@@ -172,7 +176,7 @@ class Trainer:
             for group in player.optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
         self._parameters = {name: list(player.module.parameters()) for name, player in method.players.items()}
-        self._flops: dict[str, float] = {}
+        self.known_flops: dict[str, float] = {}
 
     def train(self, until: int | None = None, progress: Progress | None = None,
               measure: Callable[[], dict[str, float]] | None = None) -> None:  # fmt: skip
@@ -204,6 +208,8 @@ class Trainer:
                 if measure and self.step in milestones:
                     self.note_quality(measure())
                     started += time.perf_counter() - now  # what measuring takes is not training
+                    if self.device.type == "cuda":
+                        torch.cuda.reset_peak_memory_stats(self.device)
                 if caught or self.step == until or now - saved > self.settings.checkpoint_seconds:
                     self._save()
                     saved = now
@@ -217,7 +223,7 @@ class Trainer:
     def _one_step(self) -> dict[str, float]:
         means: dict[str, float] = {}
         batches, updates = self.batches.of_step(self.step), list(self.method.updates(self.step))
-        self._count_flops(updates)
+        self.bill.flops += self.flops_of(updates)
         for update in updates:
             player = self.method.players[update.player]
             self._only(update.player)
@@ -229,7 +235,6 @@ class Trainer:
             self._apply(update.player, player, found[prefix + "loss"])
             means |= found
             self.bill.updates[update.player] = self.bill.updates.get(update.player, 0) + 1
-            self.bill.flops += self._flops[f"{update.player}/{update.phase}"] * self.settings.batch_size
         self.bill.images += self.settings.batch_size
         self.bill.peak_memory_bytes = max(self.bill.peak_memory_bytes, peak_memory(self.device))
         for name in self.method.end_step(self.step, means):
@@ -266,17 +271,22 @@ class Trainer:
         if player.ema is not None:
             player.ema.update(player.module)
 
-    def _count_flops(self, updates: Sequence[Update]) -> None:
-        """FLOPs a sample of each new loss and its backward, counted on a few samples without an optimizer step."""
+    def flops_of(self, updates: Sequence[Update]) -> float:
+        """FLOPs of a step with these updates: their losses and backward passes on a whole batch."""
         keys = [f"{update.player}/{update.phase}" for update in updates]
-        if self._flops.keys() >= set(keys):
-            return
-        few = min(8, self.settings.micro_batch_size or self.settings.batch_size)
+        if not self.known_flops.keys() >= set(keys):
+            self._count_flops(updates, keys)
+        return sum(self.known_flops[key] for key in keys) * self.settings.batch_size
+
+    def _count_flops(self, updates: Sequence[Update], keys: Sequence[str]) -> None:
+        """Counts each new loss and its backward on a few samples, without an optimizer step."""
+        group = self.settings.sample_group
+        few = min(-(-FEW // group) * group, self.settings.micro_batch_size or self.settings.batch_size)
         batch, state = self.batches.of_samples(self.step, torch.arange(few)), copy.deepcopy(self.method.state_dict())
         for key, update in zip(keys, updates, strict=True):  # all of them, in order: one may use what another left in the carry
             self._only(update.player)
             flops = count_flops(lambda update=update: update.loss(batch)[0].backward())  # type: ignore[misc]
-            self._flops.setdefault(key, flops / few)
+            self.known_flops.setdefault(key, flops / few)
             self.method.players[update.player].optimizer.zero_grad(set_to_none=True)
         self.method.load_state_dict(state)
 
@@ -297,7 +307,7 @@ class Trainer:
             "players": players,
             "method": self.method.state_dict(),
             "bill": vars(self.bill).copy(),
-            "flops": self._flops,
+            "flops": self.known_flops,
             "curve": self.curve,
             "milestones": self.milestones,
         }
@@ -328,7 +338,7 @@ class Trainer:
                 if player.ema:
                     player.ema.module.load_state_dict(saved["ema"])
             self.method.load_state_dict(state["method"])
-            self.step, self.bill, self._flops = state["step"], Bill(**state["bill"]), state["flops"]
+            self.step, self.bill, self.known_flops = state["step"], Bill(**state["bill"]), state["flops"]
             self.curve, self.milestones = state["curve"], state["milestones"]
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
             raise UsageError(f"checkpoint {path} cannot be read ({type(error).__name__}); delete its folder to start anew") from error

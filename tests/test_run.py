@@ -129,7 +129,11 @@ def test_a_run_starts_from_another_ones_student(tiny: Task, tmp_path: Path) -> N
     assert untouched.run_id != record.run_id
     assert untouched.metrics["fid"].values == record.metrics["fid"].values
     third = Run(resolve(config(budget="steps=2", init_from=record.run_id), results=tmp_path), tmp_path, CPU).execute()
-    assert third.cost.training.inherited_flops == record.cost.training.flops
+    assert third.cost.training.inherited_flops == untouched.cost.training.inherited_flops == record.cost.training.flops
+    assert (untouched.cost.training.flops, untouched.cost.training.inherited_images) == (0, 32)
+    assert not any("untrained" in flag for flag in untouched.flags)
+    grandchild = Run(resolve(config(budget="steps=1", init_from=third.run_id), results=tmp_path), tmp_path, CPU).execute()
+    assert grandchild.cost.training.inherited_flops == record.cost.training.flops + third.cost.training.flops
     assert third.config["init_from"]["run_id"] == record.run_id
     other_seed = new_run(tmp_path, budget="steps=4", seed=1).execute()
     fourth = resolve(config(budget="steps=2", seed=1, init_from=other_seed.run_id), results=tmp_path)
@@ -181,7 +185,7 @@ def test_run_returns_the_references_record_beside_it(tiny: Task, tmp_path: Path)
     record, reference = run.run(config(budget="table"), tmp_path, CPU)
     assert (reference.method, reference.config["num_steps"]) == ("teacher", 4)
     assert reference.metrics["fid"].values.keys() == record.metrics["fid"].values.keys() == {0, 1}
-    folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    folders = sorted(path.name for path in (tmp_path / "runs").glob("[!.]*"))
     assert folders == sorted([record.run_id, reference.run_id])
 
 
@@ -323,7 +327,8 @@ def test_budgets(budget: str, steps: int, noise_sets: int, tiny: Task) -> None:
     assert (resolved.settings.total_steps, resolved.noise_sets) == (steps, noise_sets)
 
 
-NONSENSE = ["much", "steps", "steps=", "steps=-3", "steps=1.5", "steps=x", "images=7", "flops=1e9", "", "=3", "steps=²"]
+NONSENSE = ["much", "steps", "steps=", "steps=-3", "steps=1.5", "steps=x", "steps=1e3", "steps=99999999999", "steps=²", "=3", ""]
+NONSENSE += ["flops=inf", "flops=nan", "flops=-1", "seconds=1e99", "tokens=5"]
 
 
 @pytest.mark.parametrize("budget", NONSENSE)

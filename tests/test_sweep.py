@@ -44,6 +44,12 @@ def test_a_cell_counts_more_than_the_base_and_options_are_merged() -> None:
     assert (config.num_steps, config.options) == (4, {"lr": 0.2, "heads": "shared"})
 
 
+def test_what_a_cell_says_counts_more_than_an_axis_of_the_file() -> None:
+    cells = [{"method": "ard", "num_steps": 8}, {"method": "ard", "options": {"heads": "shared"}}]
+    configs = expand(content(cells=cells, axes={"num_steps": [1, 2], "options.heads": ["per_step"]}), "here")
+    assert [(c.num_steps, c.options["heads"]) for c in configs] == [(8, "per_step"), (1, "shared"), (2, "shared")]
+
+
 def test_repeated_runs_are_one() -> None:
     assert len(expand(content(cells=[{"method": "ard"}, {"method": "ard"}], seeds=[0, 0]), "here")) == 1
 
@@ -53,6 +59,10 @@ def test_repeated_runs_are_one() -> None:
     ({"seeds": "many"}, "here: seeds is 'many'"),
     ({"cells": [{"method": "ard", "num_step": 4}]}, "unknown option 'num_step' in run config; did you mean num_steps"),
     ({"cells": [{}]}, "method is missing"),
+    ({"cells": [{"method": "ard", "seeds": 3}]}, "seeds is 3"),
+    ({"cells": [{"method": "ard", "axes": {"options.heads": "shared"}}]}, "heads is 'shared'"),
+    ({"base": {**BASE, "seed": 5}}, "list the seeds under seeds"),
+    ({"axes": {"seed": [1, 2]}}, "list the seeds under seeds"),
 ])  # fmt: skip
 def test_what_a_file_may_not_say(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
@@ -96,13 +106,13 @@ def test_published_records_of_other_code_count_when_asked(tiny: Task, tmp_path: 
 
 def test_a_run_that_another_process_makes_is_left_to_it(tiny: Task, tmp_path: Path) -> None:
     cells = plan(expand(content(seeds=[0, 1]), "here"), tmp_path, CPU)
-    folder = Run(cells[0].resolved, tmp_path, CPU).folder
-    folder.parent.mkdir(parents=True)
+    lock = Run(cells[0].resolved, tmp_path, CPU).lock
+    lock.parent.mkdir(parents=True)
     said: list[str] = []
-    with FileLock(folder.with_suffix(".lock")):
+    with FileLock(lock):
         records = run_sweep(cells, tmp_path, CPU, said=said.append)
     assert [record.config["seed"] for record in records] == [1]
-    assert "another process" in said[0]
+    assert "another process" in said[1]
     assert [record.config["seed"] for record in run_sweep(plan([c.config for c in cells], tmp_path, CPU), tmp_path, CPU)] == [0, 1]
 
 

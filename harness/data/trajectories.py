@@ -23,7 +23,7 @@ from harness.records import code_digest
 from harness.schedules import few_step_levels
 from harness.solvers import SOLVERS, Trajectory, integrate
 
-TRAJECTORY_ROOMS = ("schedules.py", "conditions.py", "randomness.py", "denoiser.py", "networks", "solvers")
+TRAJECTORY_ROOMS = ("schedules.py", "conditions.py", "randomness.py", "denoiser.py", "networks", "solvers", "data/mixture.py")
 """The rooms whose sources decide a trajectory."""
 
 Progress = Callable[[int, int], None]
@@ -93,6 +93,11 @@ def _compute(recipe: Recipe, teacher: Model, items: Tensor, device: torch.device
     return {"states": path.states, "predictions": path.predictions}
 
 
+def store_folder(recipe: Recipe) -> Path:
+    """Where the store of a recipe is, or will be; it is complete once it holds `manifest.json`."""
+    return cache_folder() / "trajectories" / digest(asdict(recipe))[:32]
+
+
 def open_store(recipe: Recipe, teacher: Model, device: torch.device, *, shard_size: int = 1024, batch_size: int = 256,
                progress: Progress | None = None) -> TrajectoryStore:  # fmt: skip
     """The store of a recipe; what is missing of it is computed first.
@@ -104,7 +109,7 @@ def open_store(recipe: Recipe, teacher: Model, device: torch.device, *, shard_si
     Raises:
         UsageError: if a shard was damaged or the cache folder cannot be written.
     """
-    folder = cache_folder() / "trajectories" / digest(asdict(recipe))[:32]
+    folder = store_folder(recipe)
     if not (folder / "manifest.json").exists():
         with locked_folder(folder):
             if not (folder / "manifest.json").exists():
@@ -132,12 +137,17 @@ def _build(folder: Path, recipe: Recipe, teacher: Model, device: torch.device, s
     write_text(folder / "manifest.json", json.dumps({"recipe": asdict(recipe), "shard_size": shard_size, "shards": names}, indent=1))
 
 
+def samples_folder(key: dict) -> Path:
+    """Where the samples of a key are kept, once they are made."""
+    return cache_folder() / "samples" / digest(key)[:32]
+
+
 def cached_samples(key: dict, compute: Callable[[], Tensor]) -> Tensor:
     """Samples [n, C, H, W] that are determined by a JSON-like key, from the cache or computed and kept there.
 
     Raises UsageError if the cached file was damaged or the cache folder cannot be written.
     """
-    folder = cache_folder() / "samples" / digest(key)[:32]
+    folder = samples_folder(key)
     path = folder / "samples.safetensors"
     if not path.exists():
         with locked_folder(folder):

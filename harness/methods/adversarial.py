@@ -5,9 +5,10 @@ both noised, through the blocks of the teacher with one head on each (`networks/
 `lambda = gan_weight clamp(|grad MSE| / (|grad GAN| + 1e-4), 0, 1e4)` with gradients of the last layer's weight (VQGAN, arXiv
 2012.09841, eq. 7), and 0 while the heads warm up.
 
-The released code lacks its GAN losses; ours are: the timestep at the discriminator's input is uniform in (0, `gan_max_time`],
-logits are averaged over heads and tokens, only the last x_0 is judged, and lambda comes from the step before, whose gradients
-are averaged over the whole batch (`gan_lag` 1), so that micro-batches equal a large batch; 0 is the paper's own.
+The released code lacks its GAN losses; ours are: the timestep at the discriminator's input is uniform up to `gan_max_time`,
+logits are averaged over heads and tokens, the student's samples are normalised by their own virtual batches in both losses,
+only the last x_0 is judged, and lambda comes from the step before, whose gradients are averaged over the whole batch
+(`gan_lag` 1), so that micro-batches equal a large batch; 0 is the paper's own, and needs the whole batch at once.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from harness.errors import UsageError
 from harness.methods.base import Batch, OptimizerConfig, Player, Problem
 from harness.networks.discriminator import Heads
 from harness.networks.dit import DiT
+from harness.schedules import NUM_LEVELS
 
 
 class GANOptions(OptimizerConfig):
@@ -52,6 +54,11 @@ class GANOptions(OptimizerConfig):
     def sample_group(self) -> int:
         """Samples that a loss treats together."""
         return 1 if self.gan_from is None else self.gan_virtual_batch
+
+    @property
+    def whole_batch(self) -> bool:
+        """The weight from the same batch is a ratio of norms, which does not average over micro-batches."""
+        return self.gan_from is not None and self.gan_lag == 0
 
     def without_idle_gan(self) -> GANOptions:
         """The same; without a GAN stage its options are the defaults, so that equal models are equal configs."""
@@ -117,7 +124,7 @@ class Adversary:
 
     def logits(self, x_0: Tensor, cond: Condition, batch: Batch, name: str) -> Tensor:
         """The heads' logits [heads, B, T] for images x_0 [B, C, H, W], noised by keyed noise."""
-        t = batch.uniform(f"{name} t") * self.config.gan_max_time
+        t = (batch.uniform(f"{name} t") * self.config.gan_max_time).clamp(min=1 / NUM_LEVELS)
         alpha, sigma = (like(c, x_0) for c in self.schedule.alpha_sigma(t))
         x_t = alpha * x_0 + sigma * batch.normal(f"{name} eps", x_0.shape[1:])
         c = self.network.conditioning(self.schedule.network_time(t), cond.labels)

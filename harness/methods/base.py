@@ -158,6 +158,11 @@ class MethodConfig(BaseModel):
         """How many consecutive samples a loss treats together; batches and micro-batches must be multiples of it."""
         return 1
 
+    @property
+    def whole_batch(self) -> bool:
+        """Whether a loss must see the whole batch at once, so that there can be no micro-batches."""
+        return False
+
 
 class OptimizerConfig(MethodConfig):
     """Options that every method which trains by AdamW has. The defaults suit runs of about 1,000 steps on a small task."""
@@ -200,6 +205,8 @@ class Method(ABC):
     """What it learns from: a subset of {"data", "trajectory"}; empty for a class that never trains."""
     target: ClassVar[str] = "guided teacher"
     """The distribution it aims at: "guided teacher" or "data"."""
+    init: ClassVar[Literal["teacher", "random"]] = "teacher"
+    """From which weights the student starts."""
     reference: ClassVar[str] = ""
     """The paper, for `harness describe`."""
 

@@ -7,7 +7,8 @@ from `x_t = alpha_t x_0 + sigma_t eps`, and `f^-` the moving target:
 
 The network predicts eps or v, so f is its x_0-prediction, `x_hat - sigma_ve eps` in sigma_ve = sigma / alpha: it is the
 identity at t = 0 by itself, hence the paper's smin is 0. The grid is by default that of the task's trajectories and the solver
-DDIM, so that a perfect student ends where the teacher's stored trajectory ends; the paper's is Karras' with Heun.
+DDIM, so that a perfect student ends where the teacher's stored trajectory ends; the paper's is Karras' with Heun. The
+optimizer is the AdamW that every method here has; the paper's is RAdam.
 
 Untrained, the student's first step is the unguided teacher's x_0-prediction. Exact: at the map that takes the teacher's
 remaining steps on the grid the loss is 0. Sampling in several steps alternates f and fresh noise (alg. 1).
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from harness.conditions import Condition
 from harness.denoiser import Denoiser, Guided, Model, like
+from harness.errors import UsageError
 from harness.methods.base import EMA, METHODS, Batch, Method, OptimizerConfig, Problem, Update
 from harness.networks.dit import DiT
 from harness.schedules import Schedule, few_step_levels
@@ -49,7 +51,10 @@ class ConsistencySteps(Solver):
 
 
 def karras_levels(count: int, schedule: Schedule, rho: float = 7.0, smallest: float = 0.002) -> Tensor:
-    """`count` timesteps from 1, evenly spaced in sigma_ve^(1/rho) down to `smallest`, then 0 (Karras et al. 2022, eq. 5)."""
+    """`count` timesteps from 1, evenly spaced in sigma_ve^(1/rho) down to `smallest` (Karras et al. 2022, eq. 5), and then 0.
+
+    So there is one interval more than in the paper, whose map ends at `smallest`.
+    """
     alpha, sigma = schedule.alpha_sigma(torch.tensor(1.0, dtype=torch.float64))
     largest = float(sigma / alpha.clamp(min=1e-4))
     ends = torch.tensor([largest, smallest], dtype=torch.float64) ** (1 / rho)
@@ -108,6 +113,18 @@ class ConsistencyDistillation(Method):
         if len(self.levels) > 2 or not self.task.network_teacher:
             return None
         return lambda x_T, cond: self.as_map(self.teacher.denoiser.network)(x_T, self.levels[0], cond).x_0
+
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        super().start_from(state)
+        self.moving.module.load_state_dict(state)
+
+    @classmethod
+    def check(cls, config: Any, task: Problem, num_steps: int) -> None:
+        if config.grid == "task" and task.trajectory_steps % num_steps:
+            raise UsageError(
+                f"num_steps is {num_steps}, but must divide the {task.trajectory_steps} levels of the task's grid, or the student is "
+                f"asked at levels where it was not trained; or give grid 'karras'"
+            )
 
     def to(self, device: torch.device) -> None:
         super().to(device)

@@ -29,6 +29,7 @@ class Denoising(Method):
 
     sources = frozenset({"data"})
     target: ClassVar = "data"
+    init: ClassVar = "random"
     reference: ClassVar = "Ho et al. 2020, arXiv 2006.11239, eq. 14; Peebles & Xie 2023, arXiv 2212.09748"
 
     def __init__(self, config: Config, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):

@@ -3,7 +3,9 @@
 - `inception`: torch-fidelity's network and resizing, the TensorFlow protocol of most published FIDs.
 - `inception-clean`: the same network after clean-fid's resizing (Parmar et al. 2022, arXiv 2104.11222): bicubic with
   antialiasing by PIL, not rounded again.
-- `dinov2`: the class token of a DINOv2 vision transformer, for FD-DINOv2 (Stein et al. 2023, arXiv 2306.04675).
+- `dinov2`: the class token of a DINOv2 vision transformer, for FD-DINOv2 (Stein et al. 2023, arXiv 2306.04675). The network is
+  timm's, whose position embedding is resampled to 224 pixels with antialiasing, unlike the original's: compare its numbers with
+  one another, not with published ones.
 
 Images of one channel are repeated to three.
 """
@@ -60,7 +62,7 @@ class Extractor(ABC):
             raise UsageError(f"{self.path} is no file of weights, or one that cannot be read safely") from error
 
     def download(self, url: str) -> Path:
-        """The file of that address in torch's hub folder, fetched if it is not there; its name holds its hash."""
+        """The file of that address in torch's hub folder, fetched if it is not there; a hash in its name is checked."""
         try:
             with redirect_stdout(stderr):
                 torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)

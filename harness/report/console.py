@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.records import Record
-from harness.report.tables import DIVERSITY, notes, results_table, rows_of
+from harness.report.tables import diversity, notes, results_table, rows_of
 
 
 def print_results(records: Sequence[Record], console: Console) -> None:
     """Prints rows and notes; at a narrow terminal one line for each number instead of a squeezed table."""
     rows = rows_of(records)
     frame = results_table(rows)
-    frame = frame.drop(columns=[heading for heading, _ in DIVERSITY.values() if heading in frame])
+    frame = frame.drop(columns=[heading for heading, _ in diversity().values() if heading in frame])
     table = Table(show_lines=False, header_style="bold")
     if console.width >= 150:
         for column in frame.columns:

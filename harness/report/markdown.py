@@ -12,10 +12,10 @@ from harness.files import write_aside, write_text
 from harness.records import Record, write_record
 from harness.report.plots import write_plots
 from harness.report.tables import (
-    DIVERSITY,
     KEYS,
     QUALITY,
     differences_table,
+    diversity,
     error_split_table,
     exposure_table,
     floor_table,
@@ -40,14 +40,14 @@ def task_section(records: Sequence[Record]) -> str:
     """Results, differences and notes of one task. Raises NotComparable for mixed identities."""
     rows = rows_of(records)
     table = results_table(rows)
-    quality, diversity = ([heading for heading, _ in columns.values() if heading in table] for columns in (QUALITY, DIVERSITY))
+    quality, spread = ([heading for heading, _ in columns.values() if heading in table] for columns in (QUALITY, diversity()))
     quality += [column for column in ("status",) if column in table]
-    cost = [column for column in table.columns if column not in (*KEYS, *quality, *diversity)]
+    cost = [column for column in table.columns if column not in (*KEYS, *quality, *spread)]
     parts = [markdown_table(table[[*KEYS, *quality]])]
     if any(row.finished for row in rows):
         parts += ["The floor, which compares with nothing above: these numbers depend on N.", markdown_table(floor_table(rows))]
-    if diversity:
-        parts += ["Fidelity and diversity apart:", markdown_table(table[[*KEYS[:3], *diversity]])]
+    if spread:
+        parts += ["Fidelity and diversity apart:", markdown_table(table[[*KEYS[:3], *spread]])]
     parts += ["What it costs:", markdown_table(table[[*KEYS[:3], *cost]])]
     exposure = exposure_table(rows)
     if len(exposure):

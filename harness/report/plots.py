@@ -6,12 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib.figure import Figure
-
 from harness.files import write_aside
 from harness.report.statistics import t_interval
 from harness.report.tables import QUALITY, Row, headline
@@ -51,14 +45,16 @@ def budget_lines(rows: Sequence[Row]) -> dict[str, list[Line]]:
             continue
         name = headline([row])
         intervals = [t_interval([point.quality[name] for point in points]) for points in zip(*curves, strict=True)]
-        line = Line(row.label, [float(point.images) for point in curves[0]], [i.mean for i in intervals],
-                    [i.half_width for i in intervals])  # fmt: skip
+        name, images = f"{row.label} ({row.training[0]} × {row.training[1]})", [float(point.images) for point in curves[0]]
+        line = Line(name, images, [i.mean for i in intervals], [i.half_width for i in intervals])
         panels.setdefault(f"{row.num_steps} steps", []).append(line)
     return panels
 
 
 def write_plot(path: Path, panels: dict[str, list[Line]], x_label: str, y_label: str, log: bool = False) -> None:
     """One panel below the other, each with its legend beside it; half-transparent bands are 95 % t intervals over seeds."""
+    from matplotlib.figure import Figure  # here: it takes a second to import
+
     heights = [max(2.6, 0.21 * len(lines) + 0.8) for lines in panels.values()]
     figure = Figure(figsize=(14, sum(heights) + 0.4), layout="constrained", dpi=100)
     grid = figure.subplots(len(panels), 2, squeeze=False, gridspec_kw={"height_ratios": heights})

@@ -13,13 +13,11 @@ import pandas as pd
 from harness.config import PLAIN_CONFIG, all_options, settings
 from harness.errors import NotComparable, UsageError
 from harness.methods import METHODS
+from harness.metrics import METRICS
 from harness.records import Record, read_record
 from harness.report.statistics import Difference, holm, metric_interval, paired_difference, t_interval
 
-QUALITY = {  # metric: (heading, digits)
-    "fid": ("FID ↓", 2),
-    "kid": ("KID ↓", 1),
-    "label_agreement": ("label agreement ↑", 3),
+ELSEWHERE = {  # metrics that need more than samples: (heading, digits)
     "fid_inception": ("FID, Inception ↓", 2),
     "fid_clean": ("FID, clean-fid's protocol ↓", 2),
     "fd_dinov2": ("FD-DINOv2 ↓", 1),
@@ -28,6 +26,16 @@ QUALITY = {  # metric: (heading, digits)
     "map_error": ("error of the ODE map ↓", 4),
     "distance_to_teacher": ("distance to teacher ↓", 3),
 }
+QUALITY = {name: (METRICS[name].heading, METRICS[name].digits) for name in ("fid", "kid", "label_agreement")} | ELSEWHERE
+
+
+def diversity() -> dict[str, tuple[str, int]]:
+    """Heading and digits of every other registered metric, plug-ins' last."""
+    first = ("precision", "recall", "density", "coverage", "inception_style_score", "class_diversity", "memorised_share")
+    names = [*first, *(name for name in METRICS.names() if name not in first and name not in QUALITY)]
+    return {name: (METRICS[name].heading, METRICS[name].digits) for name in names}
+
+
 HEADLINES = ("fid", "frechet_distance")
 """The metric of differences and curves: the first that a task has."""
 DIVERSITY = {
@@ -104,13 +112,18 @@ def _in_label(extra: object) -> bool:
 def rows_of(records: Sequence[Record]) -> list[Row]:
     """Groups records that differ in the seed alone; training-free rows first, then by training and steps.
 
+    Of two records with one seed the one with more metrics counts.
+
     Raises NotComparable if two records' metrics of one name have different identities.
     """
     refuse_mixed_identities(records)
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(json.dumps([record.method, all_options(record), settings(record)], sort_keys=True), []).append(record)
-    rows = [Row(label(group[0]), tuple(sorted(group, key=lambda r: r.config["seed"]))) for group in groups.values()]
+    rows = []
+    for group in groups.values():
+        by_seed = {record.config["seed"]: record for record in sorted(group, key=lambda r: (r.status == "finished", len(r.metrics)))}
+        rows.append(Row(label(group[0]), tuple(by_seed[seed] for seed in sorted(by_seed))))
     return sorted(rows, key=lambda row: (row.training, -row.num_steps if not row.training[0] else row.num_steps, row.label))
 
 
@@ -144,7 +157,7 @@ def _line(row: Row) -> dict[str, str]:
     }
     if not row.finished:
         return {**line, "status": f"failed: {row.records[0].reason}"}
-    for name, (heading, digits) in {**QUALITY, **DIVERSITY}.items():
+    for name, (heading, digits) in {**QUALITY, **diversity()}.items():
         if all(name in record.metrics for record in row.finished):
             line[heading] = metric_interval(row.finished, name).text(digits)
     costs = [record.cost for record in row.finished if record.cost]
@@ -157,7 +170,7 @@ def _line(row: Row) -> dict[str, str]:
     if bills:
         trained = bills[0].flops + bills[0].inherited_flops
         line["training TFLOPs + trajectories"] = f"{trained / 1e12:.1f} + {bills[0].trajectory_flops / 1e12:.1f}"
-        line["training seconds"] = f"{t_interval([bill.seconds for bill in bills]).mean:.0f}"
+        line["training seconds"] = f"{t_interval([bill.seconds + bill.inherited_seconds for bill in bills]).mean:.0f}"
     failed = len(row.records) - len(row.finished)
     if failed:
         line["method"] += f" ({failed} of {len(row.records)} seeds failed)"
@@ -166,12 +179,12 @@ def _line(row: Row) -> dict[str, str]:
 
 def floor_table(rows: Sequence[Row]) -> pd.DataFrame:
     """The held-out real images against the same reference, at their own N: a table apart, because FID depends on N."""
-    record = next(record for row in rows for record in row.finished)
-    floors = [metric.n for name, metric in record.metrics.items() if name.endswith("_floor")]
+    metrics = {name: metric for row in rows for record in row.finished for name, metric in record.metrics.items()}
+    floors = [metric.n for name, metric in metrics.items() if name.endswith("_floor")]
     line = {"held-out real samples": f"N = {floors[0]}"}
-    for name, (heading, digits) in {**QUALITY, **DIVERSITY}.items():
-        if f"{name}_floor" in record.metrics:
-            line[heading] = f"{record.metrics[f'{name}_floor'].mean:.{digits}f}"
+    for name, (heading, digits) in {**QUALITY, **diversity()}.items():
+        if f"{name}_floor" in metrics:
+            line[heading] = f"{metrics[f'{name}_floor'].mean:.{digits}f}"
     return pd.DataFrame([line])
 
 
@@ -229,7 +242,7 @@ def differences_table(rows: Sequence[Row]) -> pd.DataFrame:
             difference = paired_difference(a.finished, b.finished, name)
             if difference:
                 pairs.append((a, b, difference))
-    heading = {**QUALITY, **DIVERSITY}[name][0].rstrip(" ↓↑") + " first − second"
+    heading = {**QUALITY, **diversity()}[name][0].rstrip(" ↓↑") + " first − second"
     significant = holm([difference.p_value for _, _, difference in pairs])
     lines = []
     for (a, b, difference), sure in zip(pairs, significant, strict=True):
@@ -270,6 +283,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
             for entry in protocols.values()
         )
     said.append("Trajectory FLOPs are those of the whole store, charged in full to each run.")
+    random = sorted({row.label for row in rows if row.finished and row.records[0].init == "random" and row.training[0]})
+    if random:
+        said.append(f"Students start from random weights in: {'; '.join(random)}.")
     targets = sorted({f"{row.label}: {row.records[0].target}" for row in rows if row.records[0].target != "guided teacher"})
     said.extend(f"Target is not the guided teacher in {target}." for target in targets)
     said.extend(sorted({f"{record.run_id}: {flag}." for record in records for flag in record.flags}))

@@ -29,5 +29,6 @@ class Heun(Solver):
         if bool(plain.all()):
             return x_s, first.x_0, None
         second = model(x_s, s, cond)
-        half_step = torch.where(plain, 0.0, (sigma_s - alpha_s * sigma_t / alpha_t.clamp(min=1e-12)) / 2)
-        return x_s + like(half_step, x_t) * (second.eps - first.eps), first.x_0, None
+        half_step = (sigma_s - alpha_s * sigma_t / alpha_t.clamp(min=1e-12)) / 2
+        correction = like(half_step, x_t) * (second.eps - first.eps)
+        return x_s + torch.where(like(plain, x_t) > 0, 0.0, correction), first.x_0, None

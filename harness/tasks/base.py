@@ -126,6 +126,8 @@ class TaskSpec(_Spec):
     name: str
     version: int
     """Raised whenever a number of the task would change."""
+    like: str | None = None
+    """The task of ours from which all is taken that this file does not say."""
     summary: str
     data: DataSpec
     network: dict[str, int]
@@ -149,10 +151,14 @@ class TaskSpec(_Spec):
 
 
 class Task:
-    """A task with its data and networks (see `harness.methods.Problem` for what methods use of it)."""
+    """A task with its data and networks (see `harness.methods.Problem` for what methods use of it).
 
-    def __init__(self, spec: TaskSpec):
-        self.spec = spec
+    Args:
+        folder: where files of weights are looked for first; then among ours.
+    """
+
+    def __init__(self, spec: TaskSpec, folder: Path | None = None):
+        self.spec, self.folder = spec, folder
         self.shape, self.num_classes = spec.data.shape, spec.data.num_classes
         self.network_options: dict[str, Any] = dict(spec.network)
         self.schedule: Schedule = SCHEDULES[spec.schedule]()
@@ -204,7 +210,8 @@ class Task:
 
     def path(self, weights: Weights) -> Path:
         """Where a shipped file of weights is; its card has the same name with `.yaml`."""
-        return FOLDER / weights.file
+        own = (self.folder or FOLDER) / weights.file
+        return own if own.is_file() else FOLDER / weights.file
 
     def _weights(self, weights: Weights) -> dict[str, Tensor]:
         state = read_tensors(self.path(weights), weights.sha256)
@@ -235,7 +242,7 @@ class Task:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that the task fixes; its summary and the names of budgets do not count."""
-        without = {"summary", "budgets"} | (set() if self.spec.mixture else {"mixture"})
+        without = {"summary", "budgets", "like"} | (set() if self.spec.mixture else {"mixture"})
         return digest(self.spec.model_dump(mode="json", exclude=without))
 
     @property
@@ -273,8 +280,9 @@ class MixtureTask(Task):
 
     @cached_property
     def teacher_hash(self) -> str:
-        """SHA-256 of the mixture's means and standard deviations."""
-        return tensors_digest({"means": self.mixture.means, "stds": self.mixture.stds})
+        """SHA-256 of all that the exact denoiser is made of."""
+        numbers = tensors_digest({"means": self.mixture.means, "stds": self.mixture.stds})
+        return digest([numbers, self.spec.schedule, self.spec.prediction_type])
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -292,17 +300,20 @@ def task_names() -> list[str]:
 
 
 def load_task(name: str) -> Task:
-    """A task by name. Raises UsageError for an unknown one or a broken file."""
-    if name not in task_names():
-        raise unknown("task", name, task_names())
+    """A task by its name, or by the path of a YAML file. Raises UsageError for an unknown one or a broken file."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        if path.parent == FOLDER:
+            raise unknown("task", name, task_names())
+        raise UsageError(f"there is no task file {path}")
     try:
-        spec = TaskSpec.model_validate(_read(name))
-        return MixtureTask(spec) if spec.mixture else Task(spec)
-    except (ValidationError, yaml.YAMLError, TypeError) as error:
-        raise UsageError(f"task file {FOLDER / name}.yaml is broken: {error}") from error
+        spec = TaskSpec.model_validate(_read(path))
+    except (ValidationError, yaml.YAMLError, TypeError, OSError) as error:
+        raise UsageError(f"task file {path} is broken: {' '.join(str(error).split())}") from error
+    return MixtureTask(spec, path.parent) if spec.mixture else Task(spec, path.parent)
 
 
-def _read(name: str) -> dict[str, Any]:
-    """A task's file; where it says `like: other`, what it does not say is as in that one."""
-    content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    return {**_read(content.pop("like")), **content} if "like" in content else content
+def _read(path: Path) -> dict[str, Any]:
+    """A task's file; where it says `like: other`, what it does not say is as in that one of ours."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {**_read(FOLDER / f"{content['like']}.yaml"), **content} if "like" in content else content

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from harness.conditions import Condition
 from harness.denoiser import Denoiser, like
+from harness.errors import UsageError
 from harness.methods import METHODS, Batch
 from harness.methods.consistency import ConsistencySteps, karras_levels
 from harness.randomness import Keyed, keyed_initialisation
 from harness.schedules import SCHEDULES, VPSchedule
 from harness.solvers import SOLVERS, integrate
-from harness.tasks import Task
+from harness.tasks import Task, load_task
 
 CPU = torch.device("cpu")
 EVERYONE = Condition(torch.zeros(1, dtype=torch.long))
@@ -124,6 +125,30 @@ def test_the_target_follows_the_student(tiny: Task) -> None:
     method.end_step(0, {})
     for name, value in method.moving.module.named_parameters():
         torch.testing.assert_close(value, before[name] + 0.5, msg=name)
+
+
+def test_the_target_starts_where_the_student_does(tiny: Task) -> None:
+    method, other = method_of(tiny), method_of(tiny)
+    other.start_from({key: value + 1 for key, value in method.moving.module.state_dict().items()})
+    for key, value in other.moving.module.state_dict().items():
+        assert torch.equal(value, method.moving.module.state_dict()[key] + 1)
+
+
+def test_levels_off_the_grid_are_refused(tiny: Task) -> None:
+    cls = METHODS["consistency-distillation"]
+    with pytest.raises(UsageError, match="must divide the 4 levels"):
+        cls.check(cls.Config(), tiny, 3)
+    cls.check(cls.Config(grid="karras"), tiny, 3)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun"])
+def test_an_exact_teacher_has_a_finite_loss(solver: str) -> None:
+    """It has no noise to predict at t = 0, where a second evaluation would ask it."""
+    task = load_task("mixture")
+    method = method_of(task, solver=solver)
+    index = torch.arange(200)
+    batch = Batch(index, task.split.train.batch(index), None, Keyed("train", 0, 0))
+    assert bool(method.loss(batch)[0].isfinite())
 
 
 def test_heun_takes_a_time_for_each_sample(tiny: Task) -> None:

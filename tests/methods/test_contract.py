@@ -22,7 +22,7 @@ from harness.trainer import Items
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS.names()} | {
     "ard": ("ard", {"history_layers": 2}),  # the default suits a deeper teacher
-    "ard with a GAN stage": ("ard", {"history_layers": 2, "gan_from": 0.2, "gan_virtual_batch": 2}),
+    "ard with a GAN stage": ("ard", {"history_layers": 2, "gan_from": 0.0, "gan_warmup": 0.1, "gan_virtual_batch": 2}),
     "consistency-distillation, karras": ("consistency-distillation", {"grid": "karras", "solver": "heun", "loss": "l2"}),
     "step-distillation of the teacher": (
         "step-distillation", {"trajectory": "states", "heads": "shared", "parametrization": "teacher", "noise_channels": True}

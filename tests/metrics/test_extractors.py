@@ -144,7 +144,9 @@ def test_their_weights_are_in_the_run_id(tiny: Task, dinov2_file: Path) -> None:
     def asked(**more: object) -> str:
         return resolve(parse_config({"method": "teacher", "task": "tiny", **more})).run_id
 
-    assert asked() != asked(extra_features=f"dinov2={dinov2_file}")
+    other = dinov2_file.with_name("other.pth")
+    other.write_bytes(dinov2_file.read_bytes() + b"x")
+    assert len({asked(), *(asked(extra_features=f"dinov2={file}") for file in (dinov2_file, other))}) == 3
     assert parse_config({"method": "teacher", "extra_features": "inception,dinov2=a.pth"}).extra_features == ["inception", "dinov2=a.pth"]
 
 

@@ -15,9 +15,9 @@ from harness.records import Cost, Environment, Exposure, LatencyEntry, Metric, R
 from harness.report.console import print_results
 from harness.report.markdown import page, publish
 from harness.report.tables import (
-    DIVERSITY,
     QUALITY,
     differences_table,
+    diversity,
     exposure_table,
     floor_table,
     load_records,
@@ -32,8 +32,8 @@ LATENCY = LatencyEntry(seconds=0.1, reference_seconds=0.4, ratio=0.25, reference
                        device="cpu", threads=2, warmup=2, repeats=9)  # fmt: skip
 FIRST = "FID first − second"
 BETTER = "better (Holm, 95 %)"
-EXACT = ("frechet_distance", "kl", "map_error")
-"""What a task of images does not have."""
+RARE = ("frechet_distance", "kl", "map_error", "fid_inception", "fid_clean", "fd_dinov2")
+"""What a run on images does not have of itself."""
 
 
 def metric(name: str, values: dict[int, float], **identity: Any) -> Metric:
@@ -43,7 +43,7 @@ def metric(name: str, values: dict[int, float], **identity: Any) -> Metric:
 def record(method: str = "ard", seed: int = 0, fid: float = 5.0, steps: int = 100, num_steps: int = 4, **changes: Any) -> Record:
     """A finished record; FID is `fid` and `fid + 1` on two noise sets."""
     identity = changes.pop("identity", {})
-    names = [name for name in (*QUALITY, *DIVERSITY) if name not in EXACT]
+    names = [name for name in (*QUALITY, *diversity()) if name not in RARE]
     metrics = {name: metric(name, {0: 0.5, 1: 0.5}, **identity) for name in names}
     metrics |= {f"{name}_floor": metric(f"{name}_floor", {0: 0.25}) for name in names}
     metrics["fid"] = metric("fid", {0: fid, 1: fid + 1}, **identity)
@@ -186,6 +186,15 @@ def test_a_page_of_failures_alone() -> None:
 def test_failures_have_no_differences() -> None:
     rows = rows_of([failed("ard", 0), failed("ard", 1), record("step-distillation", 0), record("step-distillation", 1)])
     assert differences_table(rows).empty
+
+
+def test_one_seed_measured_twice_is_one_record() -> None:
+    more = record(run_id="more", config={**record().config, "extra_features": "dinov2 0123"})
+    more.metrics["fd_dinov2"] = metric("fd_dinov2", {0: 3.0, 1: 3.0})
+    more.metrics["fd_dinov2_floor"] = metric("fd_dinov2_floor", {0: 1.5})
+    rows = rows_of([more, record(), record(seed=1)])
+    assert [[r.run_id for r in row.records] for row in rows] == [["more", record(seed=1).run_id]]
+    assert floor_table(rows).iloc[0]["FD-DINOv2 ↓"] == "1.5"
 
 
 # differences

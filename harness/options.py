@@ -1,0 +1,137 @@
+"""How the command line is built: options made of typed configs, errors in one sentence, files of YAML. Floor 9."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import torch
+import yaml
+from pydantic import BaseModel
+
+from harness.config import RunConfig
+from harness.errors import HarnessError, UsageError
+from harness.methods import METHODS
+from harness.plugins import load_plugin
+
+RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", "options")]
+
+
+def field_options(model: type[BaseModel], names: list[str]) -> list[click.Parameter]:
+    """A command-line option for each field; values stay text, pydantic judges them."""
+    options: list[click.Parameter] = []
+    for name in names:
+        field = model.model_fields[name]
+        default = "the task's" if field.default is None else field.default
+        help_text = f"{field.description} [default: {default}]"
+        options.append(click.Option([f"--{name.replace('_', '-')}", name], help=help_text, metavar="VALUE"))
+    return options
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises UsageError if it does not."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"config {path} must hold a mapping from names to values")
+    return content
+
+
+def values_after(args: list[str], flag: str) -> list[str]:
+    """The values given to a flag, before click parses."""
+    found = []
+    for position, word in enumerate(args):
+        if word == flag and position + 1 < len(args):
+            found.append(args[position + 1])
+        elif word.startswith(f"{flag}="):
+            found.append(word.partition("=")[2])
+    return found
+
+
+def value_after(args: list[str], flag: str) -> str | None:
+    """The first of `values_after`, if any."""
+    return next(iter(values_after(args, flag)), None)
+
+
+class MethodCommand(click.Command):
+    """A command whose options are its own, plus those of the method that is asked for."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        path, name = value_after(args, "--config"), value_after(args, "--method")
+        ctx.meta["file"] = read_yaml(path) if path else {}
+        name = name or ctx.meta["file"].get("method")
+        if name is not None and not isinstance(name, str):
+            raise UsageError(f"config {path}: method is {name!r}, but it should be a name, one of: {', '.join(METHODS.names())}")
+        ctx.meta["method_options"] = list(METHODS[name].Config.model_fields) if name else []
+        extra = field_options(METHODS[name].Config, ctx.meta["method_options"]) if name else []
+        own = self.params
+        self.params = [*own, *extra]
+        try:
+            return super().parse_args(ctx, args)
+        finally:
+            self.params = own
+
+
+class Group(click.Group):
+    """Turns errors into one sentence and their exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        words = list(kwargs.get("args") or (args[0] if args else None) or sys.argv[1:])
+        try:
+            for path in values_after(words, "--plugin"):  # before parsing: options are made of what is registered
+                load_plugin(Path(path))
+            super().main(*args, **{**kwargs, "standalone_mode": False})
+            sys.exit(0)
+        except HarnessError as error:
+            if "--debug" in sys.argv:
+                raise
+            click.echo(f"harness: {error}", err=True)
+            sys.exit(error.exit_code)
+        except click.exceptions.Exit as error:
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(2)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("harness: interrupted; the same command resumes a run", err=True)
+            sys.exit(130)
+
+
+def common(*, results: bool = False, device: bool = False) -> Callable:
+    """Options that many commands share."""
+
+    def add(command: Callable) -> Callable:
+        command = click.option("--debug", is_flag=True, help="Show a traceback on errors.", expose_value=False)(command)
+        command = click.option("--plugin", multiple=True, expose_value=False, metavar="FILE", help="Python file that registers more.")(
+            command
+        )
+        command = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(command)
+        if results:
+            folder = click.Path(file_okay=False, path_type=Path)
+            command = click.option("--results", default=Path("results"), type=folder, show_default=True, help="Results folder.")(command)
+        if device:
+            command = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")(command)
+        return command
+
+    return add
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of that name; auto is CUDA where there is one. Raises UsageError for one that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise NotImplementedError(name)
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"device {name!r} is not to be had here; give cpu, or cuda where there is one") from error
+    return device

@@ -1,0 +1,37 @@
+"""Files from outside the package: a Python file registers methods, solvers and metrics when it is loaded. Floor 1.
+
+The same classes can come from an installed package by an entry point (see `registry.py`). A task is a YAML file, which
+`--task FILE.yaml` reads.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from harness.errors import HarnessError, UsageError
+from harness.records import SOURCES_OUTSIDE
+
+
+def load_plugin(path: Path) -> None:
+    """Loads a file once. Its content counts in the code digest of records. Raises UsageError if it cannot be loaded."""
+    path = path.resolve()
+    if path in SOURCES_OUTSIDE:
+        return
+    if path.suffix != ".py" or not path.is_file():
+        raise UsageError(f"plug-in {path} is not a Python file; a task is a YAML file: give it as --task {path}")
+    name = f"harness_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pydantic and dataclasses look annotations up there
+    try:
+        spec.loader.exec_module(module)
+    except HarnessError:
+        raise
+    except Exception as error:  # whatever a stranger's file does at import
+        del sys.modules[name]
+        raise UsageError(f"plug-in {path} cannot be loaded ({type(error).__name__}: {error})") from error
+    SOURCES_OUTSIDE.append(path)

@@ -1,0 +1,89 @@
+"""What a run would do, without doing it: its settled config, what is there already, MACs, and an estimate of the time. Floor 8."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.config import Resolved, reference_of
+from harness.data.trajectories import store_folder
+from harness.estimate import rehearsal, seconds_a_step
+from harness.evaluator import Sampler, sampling_cost
+from harness.methods import METHODS
+from harness.run import Run
+from harness.tasks import Task
+from harness.trainer import MILESTONES
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do.
+
+    Attributes:
+        state: "finished", "interrupted" (it would resume) or "new".
+        cached: for each part that is shared between runs, whether it is there.
+        seconds: an estimate for each part that is to be made, from small pieces timed now.
+    """
+
+    run_id: str
+    state: str
+    method: str
+    options: dict[str, Any]
+    config: dict[str, Any]
+    nfe: float
+    macs_per_sample: int
+    cached: dict[str, bool] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def preview(resolved: Resolved, results: Path, device: torch.device) -> Preview:
+    """Looks and times; nothing is written."""
+    task, steps = resolved.task, resolved.settings.total_steps
+    run, reference = Run(resolved, results, device), Run(reference_of(task), results, device)
+    teacher = task.teacher(device)
+    method = run.build(teacher)
+    sampler = run.sampler(method)
+    nfe, macs = sampling_cost(sampler, method.passes_through, task, device)
+    finished = run.finished_record() is not None
+    state = "finished" if finished else "interrupted" if (run.folder / "checkpoint").exists() else "new"
+    cached, seconds = {"reference record": reference.finished_record() is not None}, {}
+    n = task.spec.evaluation.samples
+    if not finished:
+        whole = timed(reference.sampler(reference.build(teacher)), task, device) * n
+        cached["reference samples"] = all(reference.samples_folder(k).exists() for k in range(resolved.noise_sets))
+        if not cached["reference samples"]:
+            seconds["reference samples"] = whole * resolved.noise_sets
+        if steps and "trajectory" in METHODS[resolved.method].sources:
+            cached["trajectories"] = (store_folder(task.recipe) / "manifest.json").exists()
+            if not cached["trajectories"]:
+                seconds["trajectories"] = whole / n * task.recipe.count
+        one = timed(sampler, task, device) * n
+        if steps:
+            trainer = rehearsal(resolved.method, resolved.config, task, resolved.num_steps, resolved.settings, device)
+            seconds["training"] = seconds_a_step(trainer) * steps
+            seconds["milestones"] = len(MILESTONES) * one
+        seconds["samples"] = one * resolved.noise_sets
+    return Preview(resolved.run_id, state, resolved.method, resolved.config.model_dump(mode="json"), resolved.run_settings, nfe, macs,
+                   cached, seconds)  # fmt: skip
+
+
+def timed(sampler: Sampler, task: Task, device: torch.device) -> float:
+    """Seconds a sample, on one batch after a small one."""
+    x_T, cond = task.evaluation_inputs(0)
+    size = min(task.spec.evaluation.batch_size, 100)
+
+    def call(count: int) -> Callable[[], object]:
+        part = slice(0, count)
+        return lambda: sampler(x_T[part].to(device), cond[part].to(device), lambda name: x_T[part].to(device))
+
+    call(2)()
+    start = time.perf_counter()
+    call(size)()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - start) / size

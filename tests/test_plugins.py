@@ -1,0 +1,168 @@
+"""Files from outside: the page on adding a method as it stands, metrics, solvers, tasks, and what cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from harness import records
+from harness.cli import main
+from harness.errors import UsageError
+from harness.methods import METHODS
+from harness.metrics import METRICS
+from harness.plugins import load_plugin
+from harness.solvers import SOLVERS
+from harness.tasks import Task, load_task
+
+PAGE = Path(__file__).parent.parent / "docs" / "adding-a-method.md"
+METRIC = '''
+from harness.metrics import METRICS, SampleMetric
+
+@METRICS.register("brightness")
+class Brightness(SampleMetric):
+    """Mean pixel."""
+    direction, heading = "none", "brightness"
+    def __call__(self, judged):
+        return judged.images.double().mean()
+'''
+SOLVER = '''
+from harness.solvers import SOLVERS, DDIM
+
+@SOLVERS.register("twin")
+class Twin(DDIM):
+    """DDIM by another name."""
+'''
+
+
+@pytest.fixture(autouse=True)
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(records, "SOURCES_OUTSIDE", [])
+    monkeypatch.setattr("harness.plugins.SOURCES_OUTSIDE", records.SOURCES_OUTSIDE)
+    before = [(registry, dict(registry._classes)) for registry in (METHODS, METRICS, SOLVERS)]
+    yield
+    for registry, classes in before:
+        registry._classes = classes
+
+
+@pytest.fixture
+def method_file(tmp_path: Path) -> Path:
+    """The example of the page, as a reader would save it."""
+    file = tmp_path / "my_method.py"
+    code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert code is not None
+    file.write_text(code[1])
+    return file
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def test_the_pages_example_keeps_the_contract(method_file: Path) -> None:
+    done = call("test-method", method_file, "--json")
+    assert done.exit_code == 0, done.output
+    outcomes = json.loads(done.output)["penalised"]
+    assert len(outcomes) >= 14
+    assert not any(outcome["problem"] for outcome in outcomes)
+
+
+def test_the_pages_example_runs_sweeps_and_reports_like_ours(method_file: Path, tiny: Task, tmp_path: Path) -> None:
+    results = ["--results", tmp_path / "results", "--device", "cpu"]
+    asked = ["--plugin", method_file, "--method", "penalised", "--task", "tiny", "--num-steps", 1, "--weight", 0.5]
+    done = call("run", *asked, *results, "--json")
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert (record["status"], record["method"], record["options"]["weight"]) == ("finished", "penalised", 0.5)
+    sweep = tmp_path / "sweep.yaml"
+    cells = [{"method": "penalised", "axes": {"options.weight": [0.5, 0.6]}}]
+    sweep.write_text(yaml.safe_dump({"base": {"task": "tiny", "num_steps": 1}, "cells": cells}))
+    dry = call("sweep", "--plugin", method_file, sweep, "--dry-run", *results)
+    assert "1 of 2 runs to make" in dry.output
+    table = call("report", "--plugin", method_file, tmp_path / "results").output
+    assert "penalised, weight 0.5" in table
+    assert "Weight of the penalty" in call("describe", "--plugin", method_file, "penalised").output
+    assert "penalised" in call("list", "--plugin", method_file, "methods").output
+    assert "--weight" in call("run", *asked[:4], "--help").output
+
+
+def test_a_records_code_is_the_plugins_too(method_file: Path) -> None:
+    before = records.code_digest()
+    load_plugin(method_file)
+    once = records.code_digest()
+    load_plugin(method_file)
+    assert records.code_digest() == once != before
+
+
+def test_a_faulty_method_is_told_what_is_wrong(method_file: Path) -> None:
+    method_file.write_text(method_file.read_text().replace("return error +", "return torch.rand(()) * error +"))
+    done = call("test-method", method_file)
+    assert done.exit_code == 1
+    assert "generator     AssertionError: torch's generator moved" in done.output
+    assert "checks failed: penalised" in done.output
+
+
+def test_a_metric_has_a_column(tiny: Task, tmp_path: Path) -> None:
+    file = tmp_path / "metric.py"
+    file.write_text(METRIC)
+    results = ["--results", tmp_path / "results", "--device", "cpu"]
+    done = call("run", "--plugin", file, "--method", "teacher", "--num-steps", 4, "--task", "tiny", *results, "--json")
+    assert done.exit_code == 0, done.output
+    values = json.loads(done.stdout)["metrics"]
+    assert values["brightness"]["values"].keys() == {"0"}
+    assert values["brightness_floor"]["direction"] == "none"
+    assert "brightness" in call("report", tmp_path / "results").output
+    assert "brightness" in call("list", "metrics").output
+
+
+def test_a_solver_is_asked_for_by_name(tiny: Task, tmp_path: Path) -> None:
+    file = tmp_path / "solver.py"
+    file.write_text(SOLVER)
+    results = ["--results", tmp_path / "results", "--device", "cpu", "--json"]
+    asked = ["run", "--plugin", file, "--method", "teacher", "--num-steps", 4, "--task", "tiny", *results]
+    ours, theirs = (json.loads(call(*asked, "--solver", name).stdout) for name in ("ddim", "twin"))
+    assert ours["metrics"]["fid"]["values"] == theirs["metrics"]["fid"]["values"]
+    assert ours["run_id"] != theirs["run_id"]
+
+
+def test_a_task_is_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\nlike: digits\nguidance: {scale: 1.25}\n")
+    task = load_task(str(file))
+    assert (task.spec.name, task.spec.guidance.scale) == ("mine", 1.25)
+    assert task.spec.data == load_task("digits").spec.data
+    assert task.path(task.trained("teacher")).is_file()
+    with pytest.raises(UsageError, match="there is no task file"):
+        load_task(str(tmp_path / "other.yaml"))
+    file.write_text("name: mine\nlike: digits\nguidanse: 1\n")
+    with pytest.raises(UsageError, match="is broken"):
+        load_task(str(file))
+
+
+@pytest.mark.parametrize(("name", "content", "complaint"), [
+    ("task.yaml", "", "a task is a YAML file: give it as --task"),
+    ("missing.py", None, "is not a Python file"),
+    ("broken.py", "def", "cannot be loaded (SyntaxError"),
+    ("failing.py", "import nothing_like_it", "cannot be loaded (ModuleNotFoundError: No module named 'nothing_like_it')"),
+    ("taken.py", SOLVER.replace("twin", "ddim"), "cannot be loaded (ValueError: solver 'ddim' is registered twice"),
+])  # fmt: skip
+def test_what_cannot_be_loaded(name: str, content: str | None, complaint: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    done = call("list", "--plugin", tmp_path / name, "methods")
+    assert done.exit_code == 2
+    assert complaint in done.output
+    assert done.output.count("\n") == 1
+
+
+def test_a_file_without_a_method(tmp_path: Path) -> None:
+    (tmp_path / "empty.py").write_text("")
+    done = call("test-method", tmp_path / "empty.py")
+    assert done.exit_code == 2
+    assert "registers no method" in done.output
