@@ -19,6 +19,7 @@ from harness.contract import Outcome, run_checks
 from harness.cost import paper_problem, sampling_cost_on_meta
 from harness.errors import CheckFailed, RunFailed, UsageError
 from harness.evaluator import directions
+from harness.external import Outside, evaluate_callable, evaluate_samples, evaluate_student
 from harness.files import patched_cache
 from harness.methods import METHODS
 from harness.options import RUN_FIELDS, Group, MethodCommand, chosen_device, common, field_options, read_yaml
@@ -214,6 +215,42 @@ def describe_command(method: str, as_json: bool) -> None:
     for name, field in fields.items():
         kind = field["type"] if "Literal" in str(field["type"]) else str(field["type"]).removeprefix("<class '").removesuffix("'>")
         click.echo(f"  --{name.replace('_', '-'):18} {field['doc']} [{kind}, default {field['default']}]")
+
+
+@main.command("evaluate", cls=MethodCommand)
+@click.option("--samples", type=click.Path(path_type=Path), help="File .npz with arr_0, uint8 [n, H, W, C], and arr_1, labels, if known.")
+@click.option("--student", type=click.Path(path_type=Path), help="Safetensors of a student; --method says how it is sampled.")
+@click.option("--callable", "function", metavar="MODULE:FUNCTION", help="From noise [B, C, H, W] and labels [B] to samples.")
+@click.option("--method", metavar="NAME", help="Method whose sampler a student uses.")
+@click.option("--task", default="digits", show_default=True)
+@click.option("--num-steps", default=1, show_default=True, type=click.IntRange(1, 1000), help="Sampling steps, measured or as stated.")
+@click.option("--name", help="What the table calls it [default: the file's or function's name].")
+@click.option("--stated", default="", help="What its training cost, in its author's words.")
+@common(results=True, device=True)
+def evaluate_command(samples: Path | None, student: Path | None, function: str | None, method: str | None, task: str, num_steps: int,
+                     name: str | None, stated: str, as_json: bool, results: Path, device: str, **options: str | None) -> None:  # fmt: skip
+    """Evaluate work that was not trained here: same metrics, same record, bill as stated."""
+    given = [thing for thing in (samples, student, function) if thing is not None]
+    if len(given) != 1:
+        raise UsageError("give one of --samples, --student and --callable")
+    outside = Outside(name or Path(str(given[0]).replace(":", ".")).stem, num_steps, stated)
+    where = chosen_device(device)
+    with Display(Console(stderr=True)) as display:
+        if samples is not None:
+            record = evaluate_samples(samples, outside, load_task(task), results, where, display)
+        elif function is not None:
+            record = evaluate_callable(function, outside, load_task(task), results, where, display)
+        else:
+            if method is None:
+                raise UsageError("--student needs --method, which says how it is sampled")
+            chosen = {key: value for key, value in options.items() if value is not None}
+            config = parse_config({"method": method, "task": task, "num_steps": num_steps, "options": chosen})
+            record = evaluate_student(student, config, outside, results, where, display)  # type: ignore[arg-type]
+    if as_json:
+        click.echo(record.model_dump_json(indent=1))
+        return
+    print_results([record], Console())
+    click.echo(f"record: {results / 'runs' / record.run_id / 'record.json'}")
 
 
 @main.command("test-method")

@@ -77,8 +77,8 @@ class Evaluator(ABC):
         self.task, self.reference_samples = task, reference_samples
 
     @abstractmethod
-    def of_samples(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Every metric that needs the images [n, C, H, W] and the labels asked for [n] alone."""
+    def of_samples(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
+        """Every metric that needs the images [n, C, H, W] and the labels asked for [n], if they are known, alone."""
 
     @abstractmethod
     def of_noise_set(self, images: Tensor, noise_set: int, sampler: Sampler | None) -> dict[str, float]:
@@ -98,14 +98,23 @@ class Evaluator(ABC):
                 raise ValueError(f"samples of noise set {noise_set} are not finite")
             by_set[noise_set] = self.of_samples(images, self.task.evaluation_inputs(noise_set)[1].labels)
             by_set[noise_set] |= self.of_noise_set(images, noise_set, sampler)
-        n, held_out = len(next(iter(samples.values()))), self.task.split.held_out
+        n = len(next(iter(samples.values())))
         found = {
             name: self._metric(name, {k: measured[name] for k, measured in by_set.items()}, self.count(name, n))
             for name in sorted(set.intersection(*map(set, by_set.values())))
         }
-        for name, value in self.of_samples(held_out.images, held_out.labels).items():
-            found[f"{name}_floor"] = self._metric(f"{name}_floor", {0: value}, len(held_out))
-        return found
+        return found | self.floors()
+
+    def of_file(self, images: Tensor, labels: Tensor | None) -> dict[str, Metric]:
+        """The metrics of samples [n, C, H, W] from unknown noise; those that need labels [n] only where these are known."""
+        measured = self.of_samples(images, labels)
+        return {name: self._metric(name, {0: value}, len(images)) for name, value in measured.items()} | self.floors()
+
+    def floors(self) -> dict[str, Metric]:
+        """What the metrics of samples say of held-out real images."""
+        held_out = self.task.split.held_out
+        measured = self.of_samples(held_out.images, held_out.labels)
+        return {f"{name}_floor": self._metric(f"{name}_floor", {0: value}, len(held_out)) for name, value in measured.items()}
 
     def _metric(self, name: str, values: dict[int, float], n: int) -> Metric:
         return Metric(values=values, n=n, direction=directions()[name.removesuffix("_floor")], identity=self.identity(name, n))
@@ -147,11 +156,12 @@ class ImageEvaluator(Evaluator):
         self.reference = classify(self.classifier, task.split.train.images)[0]
         self.extra = [(extractor, extractor(task.split.train.images)) for extractor in extra]
 
-    def of_samples(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+    def of_samples(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         features, logits = classify(self.classifier, images)
         real, size = self.task.split.train, self.task.spec.evaluation.kid_subset_size
-        judged = Judged(images, labels, features, logits, real, self.reference, size)
-        found = {name: float(METRICS[name]()(judged)) for name in METRICS.names()}
+        judged = Judged(images, labels if labels is not None else logits.argmax(1), features, logits, real, self.reference, size)
+        metrics = {name: METRICS[name] for name in METRICS.names() if labels is not None or not METRICS[name].needs_labels}
+        found = {name: float(metric()(judged)) for name, metric in metrics.items()}
         return found | {extractor.metric: fid(extractor(images), reference) for extractor, reference in self.extra}
 
     def identity(self, name: str, n: int) -> dict[str, Any]:
@@ -185,7 +195,7 @@ class MixtureEvaluator(Evaluator):
     def count(self, name: str, n: int) -> int:
         return min(n, self.KL_SAMPLES) if name == "kl" else n
 
-    def of_samples(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+    def of_samples(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         return {"frechet_distance": frechet_distance(sample_moments(images.flatten(1)), self.mixture.moments())}
 
     def of_noise_set(self, images: Tensor, noise_set: int, sampler: Sampler | None) -> dict[str, float]:

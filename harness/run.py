@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,41 @@ def silent(stage: str) -> Progress:
     return lambda done, total: None
 
 
+@contextmanager
+def logged(path: Path, what: str) -> Iterator[Callable[[str], None]]:
+    """Appends to a log: that something starts, what is said inside, and how it ends, with the traceback of an error."""
+    with path.open("a", encoding="utf-8") as file:
+
+        def log(text: str) -> None:
+            file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
+            file.flush()
+
+        log(f"{what} starts: code {code_digest()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+        try:
+            yield log
+        except BaseException as error:
+            log("".join(traceback.format_exception(error)).rstrip())
+            raise
+        log(f"{what} is finished")
+
+
+def logging_report(report: Report, log: Callable[[str], None]) -> Report:
+    """A report of progress that also notes in a log when a stage starts and when it is done."""
+
+    def stage(name: str) -> Progress:
+        show = report(name)
+        log(f"{name} starts")
+
+        def progress(done: int, total: int) -> None:
+            show(done, total)
+            if done == total:
+                log(f"{name} is done: {total}")
+
+        return progress
+
+    return stage
+
+
 @dataclass
 class Run:
     """A resolved run and the folder `results/runs/<run_id>/` it lives in."""
@@ -103,7 +141,9 @@ class Run:
         except Timeout:
             raise Busy(f"run {self.resolved.run_id} is being made by another process; ask again when it is done") from None
         try:
-            return self._execute()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with logged(self.folder / "run.log", f"run {self.resolved.run_id}") as log:
+                return replace(self, report=logging_report(self.report, log))._execute()
         finally:
             lock.release()
 

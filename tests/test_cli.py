@@ -318,3 +318,37 @@ def test_without_arguments_help_is_shown(harness: Harness) -> None:
     assert done.code == 0
     for command in ("run", "report", "list", "describe", "env", "teacher"):
         assert command in done.out
+
+
+def test_shells_can_complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("_HARNESS_COMPLETE", "bash_source")
+    with pytest.raises(SystemExit):
+        cli.main([], prog_name="harness")
+    assert "_harness_completion" in capsys.readouterr().out
+
+
+def test_a_dry_run_shows_and_makes_nothing(tiny: Task, tmp_path: Path, harness: Harness) -> None:
+    words = [
+        "run",
+        "--task",
+        "tiny",
+        "--method",
+        "ard",
+        "--num-steps",
+        "2",
+        "--history-layers",
+        "2",
+        "--results",
+        str(tmp_path / "results"),
+    ]
+    words += ["--device", "cpu", "--dry-run"]
+    first = harness(*words)
+    assert first.code == 0
+    for part in (": new", "total_steps: 3", "history_layers: 2", "trajectories: to be made", "training", "network passes"):
+        assert part in first.out
+    assert not (tmp_path / "results").exists()
+    harness(*words[:-1])
+    again = harness(*words)
+    assert ": finished" in again.out
+    assert "about" not in again.out
+    assert json.loads(harness(*words, "--json").out)["state"] == "finished"

@@ -80,6 +80,19 @@ def test_a_run_leaves_its_record_curve_grid_and_student(tiny: Task, tmp_path: Pa
     assert weights.keys() == one.build(tiny.teacher(CPU)).student.state_dict().keys()
 
 
+def test_the_log_tells_what_happened(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = new_run(tmp_path)
+    one.execute()
+    text = (one.folder / "run.log").read_text()
+    for part in ("starts: code", "trajectories is done: 12", "training is done: 3", f"run {one.resolved.run_id} is finished"):
+        assert part in text
+    broken = new_run(tmp_path, seed=1)
+    monkeypatch.setattr(Run, "sampler", lambda self, method, grad=False: lambda x_T, cond, noise: x_T * float("nan"))
+    with pytest.raises(RunFailed):
+        broken.execute()
+    assert "Traceback" in (broken.folder / "run.log").read_text()
+
+
 def test_quality_along_the_budget(tiny: Task, tmp_path: Path) -> None:
     one = new_run(tmp_path, budget="steps=16")
     record = one.execute()
@@ -175,7 +188,7 @@ def test_what_a_record_says(tiny: Task, tmp_path: Path) -> None:
 def test_a_training_free_run_has_no_student_and_no_bill(tiny: Task, tmp_path: Path) -> None:
     one = new_run(tmp_path, method="teacher", options={}, num_steps=4)
     record = one.execute()
-    assert files(one.folder) == {"record.json", "samples.png"}
+    assert files(one.folder) == {"record.json", "run.log", "samples.png"}
     assert record.cost.training is None
     assert record.cost.nfe == 8
     assert record.metrics["distance_to_teacher"].mean == 0  # it is the task's reference

@@ -56,6 +56,8 @@ class SampleMetric(ABC):
     """Of its column in tables."""
     digits: ClassVar[int] = 3
     """After the point, in tables."""
+    needs_labels: ClassVar[bool] = False
+    """Whether it asks which labels the samples were made for."""
 
     @abstractmethod
     def __call__(self, judged: Judged) -> float: ...

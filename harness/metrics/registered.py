@@ -37,6 +37,7 @@ class LabelAgreement(SampleMetric):
 
     direction: ClassVar[Direction] = "higher"
     heading = "label agreement ↑"
+    needs_labels = True
 
     def __call__(self, judged: Judged) -> float:
         return label_agreement(judged.logits, judged.labels)
@@ -103,6 +104,7 @@ class ClassDiversity(SampleMetric):
 
     direction: ClassVar[Direction] = "none"
     heading = "diversity in a class (real = 1)"
+    needs_labels = True
 
     def __call__(self, judged: Judged) -> float:
         return class_diversity(judged.features, judged.labels, judged.real_features, judged.real.labels)

@@ -161,9 +161,10 @@ def _line(row: Row) -> dict[str, str]:
         if all(name in record.metrics for record in row.finished):
             line[heading] = metric_interval(row.finished, name).text(digits)
     costs = [record.cost for record in row.finished if record.cost]
-    line["NFE"] = f"{costs[0].nfe:g}"
-    line["MMACs / sample"] = f"{costs[0].macs_per_sample / 1e6:.1f}"
-    line["parameters"] = f"{costs[0].parameters / 1e6:.3f} M"
+    if costs:
+        line["NFE"] = f"{costs[0].nfe:g}"
+        line["MMACs / sample"] = f"{costs[0].macs_per_sample / 1e6:.1f}"
+        line["parameters"] = f"{costs[0].parameters / 1e6:.3f} M"
     ratios = [cost.latency.ratio for cost in costs if cost.latency]
     line["latency / teacher"] = f"{t_interval(ratios).mean:.3f}" if ratios else ""
     bills = [cost.training for cost in costs if cost.training]
