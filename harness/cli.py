@@ -20,9 +20,9 @@ from harness.cost import paper_problem, sampling_cost_on_meta
 from harness.errors import CheckFailed, RunFailed, UsageError
 from harness.evaluator import directions
 from harness.external import Outside, evaluate_callable, evaluate_samples, evaluate_student
-from harness.files import patched_cache
+from harness.files import patched_cache, read_yaml
 from harness.methods import METHODS
-from harness.options import RUN_FIELDS, Group, MethodCommand, chosen_device, common, field_options, read_yaml
+from harness.options import RUN_FIELDS, Group, MethodCommand, chosen_device, common, field_options
 from harness.plugins import load_plugin
 from harness.preview import Preview, preview
 from harness.records import PACKAGES, capture_environment, package_version
@@ -102,7 +102,7 @@ def sweep_command(file: str, dry_run: bool, reuse: bool, as_json: bool, results:
     The same command in a second terminal shares the work.
     """
     where = chosen_device(device)
-    cells = plan(expand(read_yaml(file), f"sweep file {file}"), results, where, reuse)
+    cells = plan(expand(read_yaml(Path(file)), f"sweep file {file}"), results, where, reuse)
     missing = sum(cell.record is None for cell in cells)
     if dry_run:
         lines = [{"run_id": c.resolved.run_id, "seed": c.resolved.settings.seed, "steps": c.resolved.settings.total_steps,

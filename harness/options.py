@@ -9,11 +9,11 @@ from typing import Any, NoReturn
 
 import click
 import torch
-import yaml
 from pydantic import BaseModel
 
 from harness.config import RunConfig
 from harness.errors import HarnessError, UsageError
+from harness.files import read_yaml
 from harness.methods import METHODS
 from harness.plugins import load_plugin
 
@@ -29,19 +29,6 @@ def field_options(model: type[BaseModel], names: list[str]) -> list[click.Parame
         help_text = f"{field.description} [default: {default}]"
         options.append(click.Option([f"--{name.replace('_', '-')}", name], help=help_text, metavar="VALUE"))
     return options
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """A YAML file that holds a mapping. Raises UsageError if it does not."""
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"config {path} must hold a mapping from names to values")
-    return content
 
 
 def values_after(args: list[str], flag: str) -> list[str]:
@@ -65,7 +52,7 @@ class MethodCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         path, name = value_after(args, "--config"), value_after(args, "--method")
-        ctx.meta["file"] = read_yaml(path) if path else {}
+        ctx.meta["file"] = read_yaml(Path(path)) if path else {}
         name = name or ctx.meta["file"].get("method")
         if name is not None and not isinstance(name, str):
             raise UsageError(f"config {path}: method is {name!r}, but it should be a name, one of: {', '.join(METHODS.names())}")

@@ -81,7 +81,7 @@ def results(tiny: Task, harness: Harness, tmp_path: Path) -> Path:
         ([*ARD, "--history-layers", "2", "--budget", "much"], "budget is 'much', but must be one of: quick, table, steps=NUMBER"),
         ([*ARD, "--device", "abacus"], "device 'abacus' is not to be had here; give cpu"),
         ([*ARD, "--device", "meta"], "device 'meta' is not to be had here; give cpu"),
-        ([*ARD, "--config", "/nowhere.yaml"], "cannot read config /nowhere.yaml: No such file or directory"),
+        ([*ARD, "--config", "/nowhere.yaml"], "cannot read /nowhere.yaml: No such file or directory"),
         (["run", "--task", "tiny", "--method", "teacher", "--solver", "ddimm"], "unknown solver 'ddimm'; did you mean ddim?"),
         (["describe", "ad"], "unknown method 'ad'; did you mean ard?"),
         (["teacher", "verify", "--task", "tinny"], "unknown task 'tinny'; did you mean tiny?"),
@@ -116,6 +116,8 @@ def test_clicks_own_complaints_exit_with_2_too(args: list[str], near: str, tiny:
     ("text", "said"),
     [
         ("a: b: c", "is not YAML"),
+        ("method: ard\nseed: 1\nseed: 2", "key 'seed' stands there twice"),
+        ("method: ard\noptions: {lr: 1, lr: 2}", "key 'lr' stands there twice"),
         ("- ard", "must hold a mapping from names to values"),
         ("", "must hold a mapping from names to values"),
         ("method: ard\nnum_step: 2", "unknown option 'num_step' in run config; did you mean num_steps"),

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from harness.data.mixture import ExactNetwork, GaussianMixture
 from harness.data.trajectories import Recipe
 from harness.denoiser import Denoiser, Guided, PredictionType
 from harness.errors import UsageError, unknown
-from harness.files import digest, read_tensors, tensors_digest
+from harness.files import digest, read_tensors, read_yaml, tensors_digest
 from harness.networks.classifier import Classifier
 from harness.networks.dit import DiT
 from harness.randomness import Keyed, keyed_initialisation
@@ -308,12 +307,12 @@ def load_task(name: str) -> Task:
         raise UsageError(f"there is no task file {path}")
     try:
         spec = TaskSpec.model_validate(_read(path))
-    except (ValidationError, yaml.YAMLError, TypeError, OSError) as error:
+    except ValidationError as error:
         raise UsageError(f"task file {path} is broken: {' '.join(str(error).split())}") from error
     return MixtureTask(spec, path.parent) if spec.mixture else Task(spec, path.parent)
 
 
 def _read(path: Path) -> dict[str, Any]:
     """A task's file; where it says `like: other`, what it does not say is as in that one of ours."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path)
     return {**_read(FOLDER / f"{content['like']}.yaml"), **content} if "like" in content else content
