@@ -71,6 +71,22 @@ def paired_difference(first: Sequence[Record], second: Sequence[Record], name: s
     return Difference(t_interval(pairs), p_value, len(pairs))
 
 
+def degradation_ratio(first: Sequence[Record], second: Sequence[Record], reference: Record, name: str) -> Interval | None:
+    """How much a metric of one row exceeds the reference's, over how much another row's does, paired within seed and noise set.
+
+    Returns the mean and 95 % t interval over the seeds that both have, or None if one of them does not exceed the reference.
+    """
+    excesses = []
+    for row in (first, second):
+        sets = reference.metrics[name].values
+        over = {r.config["seed"]: [v - sets[k] for k, v in r.metrics[name].values.items() if k in sets] for r in row}
+        excesses.append({seed: sum(values) / len(values) for seed, values in over.items() if values})
+    seeds = sorted(excesses[0].keys() & excesses[1].keys())
+    if not seeds or min(min(excess[seed] for seed in seeds) for excess in excesses) <= 0:
+        return None
+    return t_interval([excesses[0][seed] / excesses[1][seed] for seed in seeds])
+
+
 def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
     """Which hypotheses are rejected by Holm's step-down procedure at a family-wise level."""
     rejected = [False] * len(p_values)

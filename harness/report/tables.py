@@ -15,7 +15,7 @@ from harness.errors import NotComparable, UsageError
 from harness.methods import METHODS
 from harness.metrics import METRICS
 from harness.records import Record, read_record
-from harness.report.statistics import Difference, holm, metric_interval, paired_difference, t_interval
+from harness.report.statistics import Difference, degradation_ratio, holm, metric_interval, paired_difference, t_interval
 
 ELSEWHERE = {  # metrics that need more than samples: (heading, digits)
     "fid_inception": ("FID, Inception ↓", 2),
@@ -206,6 +206,12 @@ def exposure_table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def reference_record(rows: Sequence[Row]) -> Record | None:
+    """The record of the teacher's own output, from which others' distance is measured, if it is there."""
+    free = [record for row in rows if not row.training[0] for record in row.finished]
+    return next((r for r in free if "distance_to_teacher" in r.metrics and r.metrics["distance_to_teacher"].mean == 0), None)
+
+
 def headline(rows: Sequence[Row]) -> str:
     """The metric by which a task's rows are compared."""
     metrics = next(record for row in rows for record in row.finished).metrics
@@ -244,14 +250,17 @@ def differences_table(rows: Sequence[Row]) -> pd.DataFrame:
             if difference:
                 pairs.append((a, b, difference))
     heading = {**QUALITY, **diversity()}[name][0].rstrip(" ↓↑") + " first − second"
+    reference = reference_record(rows)
     significant = holm([difference.p_value for _, _, difference in pairs])
     lines = []
     for (a, b, difference), sure in zip(pairs, significant, strict=True):
         lower = a.label if difference.interval.mean < 0 else b.label
+        ratio = degradation_ratio(a.finished, b.finished, reference, name) if reference else None
         lines.append({
             "first": a.label, "second": b.label, "steps": str(a.num_steps), "training": f"{a.training[0]} × {a.training[1]}",
             "seeds": str(difference.seeds), heading: difference.interval.text(2), "p": f"{difference.p_value:.3g}",
             "better (Holm, 95 %)": lower if sure else "not shown",
+            "over the teacher's, first / second": ratio.text(2) if ratio else "",
         })  # fmt: skip
     return pd.DataFrame(lines)
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from harness.records import Environment, Metric, Record
-from harness.report.statistics import Interval, holm, metric_interval, paired_difference, t_interval
+from harness.report.statistics import Interval, degradation_ratio, holm, metric_interval, paired_difference, t_interval
 
 ENVIRONMENT = Environment(commit=None, dirty=None, code="c", python="3", packages={}, device="cpu", cpu="cpu", threads=1)
 
@@ -94,6 +94,23 @@ def test_equal_rows_do_not_differ() -> None:
     found = paired_difference(row, row, "fid")
     assert found is not None
     assert (found.interval.mean, found.interval.half_width, found.p_value) == (0, 0, 1)
+
+
+def test_how_much_worse_than_the_reference() -> None:
+    """Seed 0: 8 and 12 over 2 and 2, that is 8 on average, over 2; seed 1: 6 over 3. The reference's own sets are subtracted."""
+    reference = record(0, {0: 2.0, 1: 4.0}, total_steps=0)
+    first = [record(0, {0: 10.0, 1: 12.0}), record(1, {0: 8.0, 1: 10.0}), record(2, {0: 99.0})]
+    second = [record(0, {0: 4.0, 1: 6.0}), record(1, {0: 5.0, 1: 7.0})]
+    found = degradation_ratio(first, second, reference, "fid")
+    assert found is not None
+    assert found.mean == pytest.approx((8 / 2 + 6 / 3) / 2)
+    assert found.half_width == pytest.approx(t_interval([4.0, 2.0]).half_width)
+
+
+def test_no_ratio_for_what_is_better_than_the_reference() -> None:
+    reference = record(0, {0: 2.0}, total_steps=0)
+    assert degradation_ratio([record(0, {0: 10.0})], [record(0, {0: 1.5})], reference, "fid") is None
+    assert degradation_ratio([record(0, {0: 10.0})], [record(1, {0: 3.0})], reference, "fid") is None
 
 
 def test_holm_on_a_textbook_example() -> None:
