@@ -142,6 +142,11 @@ def refuse_mixed_identities(records: Sequence[Record]) -> None:
                 )
 
 
+def trains(record: Record) -> bool:
+    """Whether a record's method is one that trains."""
+    return record.method in METHODS.names() and bool(METHODS[record.method].sources)
+
+
 def results_table(rows: Sequence[Row]) -> pd.DataFrame:
     """One line a row: quality with 95 % t intervals, and cost. All cells are text."""
     return pd.DataFrame([_line(row) for row in rows]).fillna("")
@@ -152,7 +157,7 @@ def _line(row: Row) -> dict[str, str]:
     line = {
         "method": row.label,
         "steps": str(row.num_steps),
-        "training": f"{steps} × {batch}" if steps else "none",
+        "training": f"{steps} × {batch}" if steps else "none" if not trains(row.records[0]) else "untrained",
         "seeds × noise sets": f"{len(row.finished) if steps else '-'} × {row.records[0].config['noise_sets']}",
     }
     if not row.finished:
@@ -260,7 +265,7 @@ def differences_table(rows: Sequence[Row]) -> pd.DataFrame:
             "first": a.label, "second": b.label, "steps": str(a.num_steps), "training": f"{a.training[0]} × {a.training[1]}",
             "seeds": str(difference.seeds), heading: difference.interval.text(2), "p": f"{difference.p_value:.3g}",
             "better (Holm, 95 %)": lower if sure else "not shown",
-            "over the teacher's, first / second": ratio.text(2) if ratio else "",
+            "over the teacher's, first / second": ratio.text(3) if ratio else "",
         })  # fmt: skip
     return pd.DataFrame(lines)
 

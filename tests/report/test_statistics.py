@@ -97,7 +97,7 @@ def test_equal_rows_do_not_differ() -> None:
 
 
 def test_how_much_worse_than_the_reference() -> None:
-    """Seed 0: 8 and 12 over 2 and 2, that is 8 on average, over 2; seed 1: 6 over 3. The reference's own sets are subtracted."""
+    """Seed 0: 8 over 2, seed 1: 6 over 3, after subtracting the reference within each noise set."""
     reference = record(0, {0: 2.0, 1: 4.0}, total_steps=0)
     first = [record(0, {0: 10.0, 1: 12.0}), record(1, {0: 8.0, 1: 10.0}), record(2, {0: 99.0})]
     second = [record(0, {0: 4.0, 1: 6.0}), record(1, {0: 5.0, 1: 7.0})]

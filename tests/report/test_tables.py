@@ -152,6 +152,11 @@ def test_a_row_without_training_has_an_interval_over_noise_sets() -> None:
     assert line.get("training seconds", "") == ""
 
 
+def test_an_untrained_student_is_told_from_what_never_trains() -> None:
+    rows = rows_of([teacher(), record("step-distillation", steps=0)])
+    assert {row.label: line_of(list(row.records))["training"] for row in rows} == {"teacher": "none", "step-distillation": "untrained"}
+
+
 def test_the_floor_is_a_table_apart_with_its_own_number_of_samples() -> None:
     rows = rows_of([record(), teacher()])
     assert len(results_table(rows)) == 2
