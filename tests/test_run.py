@@ -122,6 +122,49 @@ def test_milestones_survive_an_interruption(tiny: Task, tmp_path: Path, monkeypa
     assert resumed.milestones == straight.milestones
 
 
+def test_an_evaluation_that_is_cut_off_is_taken_up_without_training_again(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = new_run(tmp_path / "a").execute()
+    with monkeypatch.context() as patch:
+
+        def cut_off(*args: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("harness.evaluator.Evaluator.evaluate", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            new_run(tmp_path / "b").execute()
+    monkeypatch.setattr(Trainer, "_one_step", lambda self: pytest.fail("trained again"))
+    resumed = new_run(tmp_path / "b").execute()
+    assert resumed.milestones == straight.milestones
+    assert {name: metric.values for name, metric in resumed.metrics.items()} == {n: m.values for n, m in straight.metrics.items()}
+
+
+def test_a_signal_in_the_middle_of_accumulation_waits_for_the_step(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(folder: str) -> Run:
+        return new_run(tmp_path / folder, budget="steps=6", micro_batch_size=2)
+
+    straight, calls = asked("a").execute(), []
+    loss = METHODS["ard"].loss
+
+    def interrupted(self: Any, batch: Any) -> Any:
+        calls.append(batch)
+        if len(calls) == 11:  # the second of four micro-batches of a step; some calls only count FLOPs
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS["ard"], "loss", interrupted)
+        with pytest.raises(Interrupted):
+            asked("b").execute()
+    assert len(calls) % 4 == 1  # one call to count, whole steps after it
+    resumed = asked("b").execute()
+    assert {name: metric.values for name, metric in resumed.metrics.items()} == {n: m.values for n, m in straight.metrics.items()}
+    assert (tmp_path / "b" / "runs" / resumed.run_id / "curves.jsonl").read_bytes() == (
+        tmp_path / "a" / "runs" / straight.run_id / "curves.jsonl"
+    ).read_bytes()
+
+
 def test_the_untrained_student_is_a_row(tiny: Task, tmp_path: Path) -> None:
     options = {"trajectory": "states", "parametrization": "teacher", "heads": "shared"}
     record = new_run(tmp_path, method="step-distillation", options=options, num_steps=4, budget="steps=0").execute()
