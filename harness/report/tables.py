@@ -254,7 +254,8 @@ def differences_table(rows: Sequence[Row]) -> pd.DataFrame:
             difference = paired_difference(a.finished, b.finished, name)
             if difference:
                 pairs.append((a, b, difference))
-    heading = {**QUALITY, **diversity()}[name][0].rstrip(" ↓↑") + " first − second"
+    heading, digits = QUALITY[name]
+    heading = heading.rstrip(" ↓↑") + " first − second"
     reference = reference_record(rows)
     significant = holm([difference.p_value for _, _, difference in pairs])
     lines = []
@@ -263,7 +264,7 @@ def differences_table(rows: Sequence[Row]) -> pd.DataFrame:
         ratio = degradation_ratio(a.finished, b.finished, reference, name) if reference else None
         lines.append({
             "first": a.label, "second": b.label, "steps": str(a.num_steps), "training": f"{a.training[0]} × {a.training[1]}",
-            "seeds": str(difference.seeds), heading: difference.interval.text(2), "p": f"{difference.p_value:.3g}",
+            "seeds": str(difference.seeds), heading: difference.interval.text(digits), "p": f"{difference.p_value:.3g}",
             "better (Holm, 95 %)": lower if sure else "not shown",
             "over the teacher's, first / second": ratio.text(3) if ratio else "",
         })  # fmt: skip
