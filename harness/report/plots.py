@@ -32,7 +32,7 @@ def exposure_lines(rows: Sequence[Row]) -> dict[str, list[Line]]:
         intervals = [t_interval(step) for step in zip(*gaps, strict=True)]
         line = Line(f"{row.label} ({row.training[0]} × {row.training[1]})", [float(i + 1) for i in range(len(intervals))],
                     [i.mean for i in intervals], [i.half_width for i in intervals])  # fmt: skip
-        panels.setdefault(f"{row.num_steps} steps", []).append(line)
+        panels.setdefault(f"{row.num_steps} step{'s' if row.num_steps > 1 else ''}", []).append(line)
     return panels
 
 
@@ -47,7 +47,7 @@ def budget_lines(rows: Sequence[Row]) -> dict[str, list[Line]]:
         intervals = [t_interval([point.quality[name] for point in points]) for points in zip(*curves, strict=True)]
         name, images = f"{row.label} ({row.training[0]} × {row.training[1]})", [float(point.images) for point in curves[0]]
         line = Line(name, images, [i.mean for i in intervals], [i.half_width for i in intervals])
-        panels.setdefault(f"{row.num_steps} steps", []).append(line)
+        panels.setdefault(f"{row.num_steps} step{'s' if row.num_steps > 1 else ''}", []).append(line)
     return panels
 
 
@@ -67,6 +67,8 @@ def write_plot(path: Path, panels: dict[str, list[Line]], x_label: str, y_label:
         if log:
             axes.set_xscale("log")
             axes.set_yscale("log")
+            values = [y for line in lines for y in line.y]
+            axes.set_ylim(min(values) / 1.5, max(values) * 1.5)  # an interval of two seeds may reach below 0
         ticks = sorted({x for line in lines for x in line.x})
         axes.set_xticks(ticks, [f"{x:,.0f}" for x in ticks])
         axes.minorticks_off()
