@@ -62,6 +62,8 @@ def read_samples(path: Path, task: Task) -> tuple[Tensor, Tensor | None]:
         raise UsageError(f"{path}: arr_0 is {images.dtype} {list(images.shape)}, but task {task.spec.name} needs {wanted}")
     if labels is not None and (labels.shape != (len(images),) or not 0 <= labels.min() <= labels.max() < task.num_classes):
         raise UsageError(f"{path}: arr_1 should hold {len(images)} labels from 0 to {task.num_classes - 1}")
+    if len(images) < (least := task.spec.evaluation.kid_subset_size):
+        raise UsageError(f"{path} holds {len(images)} samples, but task {task.spec.name} needs at least {least}")
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     return pixels, None if labels is None else torch.from_numpy(labels).long()
 

@@ -25,7 +25,7 @@ def field_options(model: type[BaseModel], names: list[str]) -> list[click.Parame
     options: list[click.Parameter] = []
     for name in names:
         field = model.model_fields[name]
-        default = "the task's" if field.default is None else field.default
+        default = "none" if field.default is None else field.default
         help_text = f"{field.description} [default: {default}]"
         options.append(click.Option([f"--{name.replace('_', '-')}", name], help=help_text, metavar="VALUE"))
     return options

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -45,7 +45,7 @@ class GANOptions(OptimizerConfig):
     """What the ratio of gradient norms is multiplied by (the paper's is 10, which diverges in runs of 1,000 steps)."""
     gan_max_time: float = Field(0.25, gt=0, le=1)
     """Largest timestep to which the discriminator's input is noised."""
-    gan_lag: Literal[0, 1] = 1
+    gan_lag: int = Field(1, ge=0, le=1)
     """Whether the weight comes from the step before, or from the same micro-batch."""
     gan_virtual_batch: int = Field(8, ge=1, le=4096)
     """Samples that the heads normalise together."""

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from harness.conditions import Condition
-from harness.denoiser import Guided, PredictionType
+from harness.denoiser import Denoiser, Guided, PredictionType
 from harness.errors import UsageError
 from harness.randomness import Keyed
 from harness.registry import Registry
@@ -275,7 +275,7 @@ class Method(ABC):
     @property
     def passes_through(self) -> nn.Module:
         """The network whose passes are the NFE."""
-        return self.student
+        return self.student.network if isinstance(self.student, Denoiser) else self.student
 
 
 METHODS: Registry[Method] = Registry("method")
