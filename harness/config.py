@@ -187,17 +187,17 @@ def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("r
     if not cls.sources and config.init_from is not None:
         raise UsageError(f"init_from is given, but {config.method} trains nothing: leave it out")
 
-    def settings(total_steps: int) -> TrainSettings:
+    def training(total_steps: int) -> TrainSettings:
         return TrainSettings(total_steps, batch_size, config.seed, micro, config.precision, sample_group=options.sample_group)
 
     def rehearse(total_steps: int) -> Trainer:
-        return rehearsal(method, options, task, config.num_steps, settings(total_steps), device)
+        return rehearsal(method, options, task, config.num_steps, training(total_steps), device)
 
     total_steps, noise_sets = resolve_budget(config.budget, task, batch_size, rehearse if cls.sources else None)
     if not cls.sources:  # nothing of the training's settings matters
         return Resolved(task, method, options, TrainSettings(0, 0, 0), config.num_steps, noise_sets, None, extra_features(config))
     parent = find_parent(config.init_from, results, task) if config.init_from is not None else None
-    return Resolved(task, method, options, settings(total_steps), config.num_steps, noise_sets, parent, extra_features(config))
+    return Resolved(task, method, options, training(total_steps), config.num_steps, noise_sets, parent, extra_features(config))
 
 
 def extra_features(config: RunConfig) -> tuple[ExtraFeatures, ...]:

@@ -79,6 +79,8 @@ def results(tiny: Task, harness: Harness, tmp_path: Path) -> Path:
         ([*ARD, "--history-layers", "2", "--num-steps", "3"], "num_steps is 3, but must divide the 4 evaluations"),
         ([*ARD, "--seed", "-1"], "run config: seed is '-1', but it should be greater than or equal to 0"),
         ([*ARD, "--history-layers", "2", "--budget", "much"], "budget is 'much', but must be one of: quick, table, steps=NUMBER"),
+        ([*ARD, "--gan-lag", "2"], "options of ard: gan_lag is '2', but it should be less than or equal to 1"),
+        ([*ARD, "--history-layers", "2", "--gan-from", "0.5", "--gan-lag", "0", "--micro-batch-size", "4"], "micro_batch_size is 4"),
         ([*ARD, "--device", "abacus"], "device 'abacus' is not to be had here; give cpu"),
         ([*ARD, "--device", "meta"], "device 'meta' is not to be had here; give cpu"),
         ([*ARD, "--config", "/nowhere.yaml"], "cannot read /nowhere.yaml: No such file or directory"),

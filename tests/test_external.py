@@ -127,6 +127,11 @@ def test_sample_files_that_do_not_fit(changes: dict[str, Any], complaint: str, t
     assert (done.exit_code, complaint in done.output) == (2, True), done.output
 
 
+def test_too_few_samples(tiny: Task, tmp_path: Path) -> None:
+    done = call("evaluate", "--samples", save(tmp_path / "few.npz", torch.zeros(10, 1, 8, 8)), "--task", "tiny", "--results", tmp_path)
+    assert (done.exit_code, "holds 10 samples, but task tiny needs at least 20" in done.output) == (2, True)
+
+
 def test_a_function_of_another_shape(tiny: Task, tmp_path: Path) -> None:
     module = types.ModuleType("other_shape")
     module.sample = lambda x_T, labels: x_T[:, :, :4]  # type: ignore[attr-defined]

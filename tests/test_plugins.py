@@ -80,6 +80,7 @@ def test_the_pages_example_runs_sweeps_and_reports_like_ours(method_file: Path, 
     assert done.exit_code == 0, done.output
     record = json.loads(done.stdout)
     assert (record["status"], record["method"], record["options"]["weight"]) == ("finished", "penalised", 0.5)
+    assert record["cost"]["nfe"] == 1
     sweep = tmp_path / "sweep.yaml"
     cells = [{"method": "penalised", "axes": {"options.weight": [0.5, 0.6]}}]
     sweep.write_text(yaml.safe_dump({"base": {"task": "tiny", "num_steps": 1}, "cells": cells}))
@@ -90,6 +91,11 @@ def test_the_pages_example_runs_sweeps_and_reports_like_ours(method_file: Path, 
     assert "Weight of the penalty" in call("describe", "--plugin", method_file, "penalised").output
     assert "penalised" in call("list", "--plugin", method_file, "methods").output
     assert "--weight" in call("run", *asked[:4], "--help").output
+
+
+def test_the_pages_example_refuses_a_teacher_without_weights(method_file: Path) -> None:
+    refused = call("run", "--plugin", method_file, "--method", "penalised", "--task", "mixture", "--num-steps", 1)
+    assert (refused.exit_code, "closed formula" in refused.output) == (2, True), refused.output
 
 
 def test_a_records_code_is_the_plugins_too(method_file: Path) -> None:
