@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.conditions import Condition
 from harness.networks.dit import Block, modulate
 from harness.networks.history import HistoryDiT
 
@@ -37,12 +38,12 @@ class NaiveHistory(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """[B, S, C, H, W] at times [B, S] under labels [B] -> [B, S, C', H, W]; shared heads."""
+    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """[B, S, C, H, W] at times [B, S] under conditions -> [B, S, C', H, W]; shared heads."""
         network, states = self.network, t.shape[1]
         h = network.tokens(x)
         tokens = h.shape[2]
-        c = network.t_embedder(t) + network.y_embedder(labels).unsqueeze(1)
+        c = network.conditioning(t, cond)
         c = c.repeat_interleave(tokens, 1)
         masks = [dense_mask(network, states, tokens, history) for history in (True, False)]
         h = h.flatten(1, 2)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.ab import compare
 from benchmarks.naive import NaiveHistory
+from harness.conditions import Condition
 from harness.data.trajectories import open_store
 from harness.methods import METHODS
 from harness.methods.base import Player
@@ -38,23 +39,23 @@ def history_network(size: str, history_layers: int) -> HistoryDiT:
     return network
 
 
-def inputs(batch: int) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(batch: int) -> tuple[Tensor, Tensor, Condition]:
     x = Keyed("benchmark", 0).normal("x", torch.arange(batch), (STATES, 4, 32, 32))
-    return x, torch.tensor([999.0, 749.0, 499.0, 249.0]).expand(batch, -1), torch.arange(batch)
+    return x, torch.tensor([999.0, 749.0, 499.0, 249.0]).expand(batch, -1), Condition(torch.arange(batch))
 
 
 def test_training_step_against_a_naive_one(found: Callable[..., None]) -> None:
     """DiT-S/2, N = 3 of 12 layers, 4 states of 256 tokens: forward, backward."""
     network = history_network("DiT-S/2", 3)
-    naive, (x, t, labels) = NaiveHistory(network), inputs(1)
+    naive, (x, t, cond) = NaiveHistory(network), inputs(1)
     with torch.no_grad():
-        torch.testing.assert_close(naive(x, t, labels), network(x, t, labels)[0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(naive(x, t, cond), network(x, t, cond)[0], rtol=1e-3, atol=1e-4)
 
     def step(forward: Callable[[], Tensor]) -> None:
         network.zero_grad(set_to_none=True)
         forward().square().mean().backward()
 
-    ours, theirs = (lambda: step(lambda: network(x, t, labels)[0])), (lambda: step(lambda: naive(x, t, labels)))
+    ours, theirs = (lambda: step(lambda: network(x, t, cond)[0])), (lambda: step(lambda: naive(x, t, cond)))
     ratio = compare(ours, theirs, pairs=9)
     found("ARD training step, DiT-S/2, N = 3: naive over ours", ratio, ">= 1.7", (count_macs(ours), count_macs(theirs)))
     assert ratio.high >= 1.7
@@ -64,12 +65,12 @@ def test_training_step_against_a_naive_one(found: Callable[..., None]) -> None:
 def test_cached_sampling_against_step_distillation(found: Callable[..., None]) -> None:
     """DiT-XL/2, N = 6 of 28 layers, 4 steps, one sample."""
     network = history_network("DiT-XL/2", 6).eval()
-    x, t, labels = inputs(1)
+    x, t, cond = inputs(1)
 
     def sample(history_layers: int) -> None:
         network.history_layers, cache = history_layers, EMPTY
         for state in range(STATES):
-            _, cache = network(x[:, state : state + 1], t[:, state : state + 1], labels, cache)
+            _, cache = network(x[:, state : state + 1], t[:, state : state + 1], cond, cache)
 
     plain, history = (lambda: sample(0)), (lambda: sample(6))
     ratio = compare(plain, history, pairs=7)

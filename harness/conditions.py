@@ -1,8 +1,9 @@
-"""What a sample is conditioned on. Floor 0."""
+"""What a sample is conditioned on: class labels, text, both or nothing, and named numbers. Floor 0."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,28 +11,60 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """Class labels of a batch.
+    """The conditions of a batch; every tensor in it has the batch as its first axis.
 
     Attributes:
-        labels: [B], int64; the number of classes itself is the null label of guidance and label dropout.
+        labels: class labels [B], int64, where there are classes.
+        text: outputs of a text encoder [B, length, width], where there is text.
+        scalars: further numbers by name, float32 [B] each, which a student is told: where to jump to, a guidance scale. A network
+            takes those that it was built with (`Trunk`, `scalars`).
     """
 
-    labels: Tensor
+    labels: Tensor | None = None
+    text: Tensor | None = None
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def classes(self) -> Tensor:
+        """The labels [B], where they must be there; ValueError if there are none."""
+        if self.labels is None:
+            raise ValueError("class labels are needed here, but the conditions have none")
+        return self.labels
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        labels, text = (None if x is None else change(x) for x in (self.labels, self.text))
+        return Condition(labels, text, {name: change(value) for name, value in self.scalars.items()})
 
     def __getitem__(self, index: slice | Tensor) -> Condition:
-        return Condition(self.labels[index])
+        return self._each(lambda x: x[index])
 
     def to(self, device: torch.device | str) -> Condition:
-        return Condition(self.labels.to(device))
+        return self._each(lambda x: x.to(device))
 
-    def replaced(self, where: Tensor, label: int) -> Condition:
-        """The same with `label` wherever the boolean mask [B] is true (label dropout; all true is the null condition)."""
-        return Condition(torch.where(where, label, self.labels))
+    def repeat(self, times: int) -> Condition:
+        """The whole batch `times` times, one after the other."""
+        return self._each(lambda x: x.repeat(times, *[1] * (x.dim() - 1)))
+
+    def told(self, **scalars: Tensor) -> Condition:
+        """The same with these numbers [B] beside, or in the place of those with their names."""
+        return Condition(self.labels, self.text, {**self.scalars, **{name: value.float() for name, value in scalars.items()}})
+
+    def replaced(self, where: Tensor, null: Condition) -> Condition:
+        """The same with the labels and text of `null`, a batch of one, wherever the mask [B] is true (label dropout)."""
+
+        def one(mine: Tensor | None, other: Tensor | None) -> Tensor | None:
+            if mine is None or other is None:
+                return mine
+            return torch.where(where.reshape(-1, *[1] * (mine.dim() - 1)), other.to(mine.device), mine)
+
+        return Condition(one(self.labels, null.labels), one(self.text, null.text), self.scalars)
 
 
 def balanced_labels(index: Tensor, num_classes: int) -> Condition:
     """Labels in turn: sample i has class i mod `num_classes`, so that any multiple of it is exactly balanced."""
     return Condition(index % num_classes)
+
+
+def null_label(num_classes: int) -> Condition:
+    """The null condition of guidance and label dropout among classes 0 .. `num_classes` - 1: one label more, a batch of one."""
+    return Condition(torch.tensor([num_classes], device="cpu"))

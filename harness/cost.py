@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from harness.conditions import Condition
+from harness.conditions import Condition, null_label
 from harness.denoiser import Denoiser, Guided, count_passes
 from harness.errors import UsageError, unknown
 from harness.methods import METHODS, MethodConfig
@@ -30,6 +30,10 @@ class PaperProblem:
     trajectory_steps: int
     prediction_type: Any = "eps"
     network_teacher: bool = True
+
+    @property
+    def null(self) -> Condition:
+        return null_label(self.num_classes)
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,9 @@ def sampling_cost_on_meta(method: str, config: MethodConfig, problem: PaperProbl
     METHODS[method].check(config, problem, num_steps)
     with torch.device("meta"), torch.no_grad():
         network = DiT(**problem.network_options)
-        teacher = Guided(Denoiser(network, problem.schedule), 1.0, problem.num_classes)
+        teacher = Guided(Denoiser(network, problem.schedule), 1.0, problem.null)
         x, cond = torch.empty(1, *problem.shape), Condition(torch.empty(1, dtype=torch.long))
-        plain = count_macs(lambda: network(x, torch.empty(1), cond.labels))
+        plain = count_macs(lambda: network(x, torch.empty(1), cond))
         built = METHODS[method](config, teacher, problem, num_steps, total_steps=1)
     sampled = built.passes_through
     with torch.no_grad(), count_passes(sampled) as passes:

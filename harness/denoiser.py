@@ -22,7 +22,7 @@ PredictionType = Literal["eps", "x_0", "v"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a denoiser says of x_t, float32 [B, C, H, W] each: clean image, noise, and `v = alpha eps - sigma x_0`."""
+    """What a denoiser says of x_t, float32 [B, C, H, W] each: clean image, noise, and velocity (`Schedule.v_weights`)."""
 
     x_0: Tensor
     eps: Tensor
@@ -52,21 +52,21 @@ def predict(output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, predicti
     """
     x, out = x_t.float(), output.float()
     alpha, sigma = (like(c, x) for c in schedule.alpha_sigma(t))
+    a, b = (like(c, x) for c in schedule.v_weights(t))
     if prediction_type == "eps":
         x_0 = (x - sigma * out) / alpha
-        return Prediction(x_0, out, alpha * out - sigma * x_0)
+        return Prediction(x_0, out, a * x_0 + b * out)
     if prediction_type == "x_0":
         eps = torch.where(sigma > 0, (x - alpha * out) / sigma.clamp(min=1e-12), torch.zeros_like(x))
-        return Prediction(out, eps, alpha * eps - sigma * out)
-    norm = alpha**2 + sigma**2  # 1 under a variance-preserving schedule
-    return Prediction((alpha * x - sigma * out) / norm, (sigma * x + alpha * out) / norm, out)
+        return Prediction(out, eps, a * out + b * eps)
+    return Prediction(b * x - sigma * out, alpha * out - a * x, out)
 
 
 class Denoiser(nn.Module):
     """A network and the schedule it was trained under.
 
     Args:
-        network: called as network(x [B, C, H, W], network time [B], labels [B]); of its output the first C channels count.
+        network: called as network(x [B, C, H, W], network time [B], conditions); of its output the first C channels count.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, prediction_type: PredictionType = "eps"):
@@ -75,7 +75,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         time = self.schedule.network_time(t).to(x_t.device).expand(len(x_t))
-        output = self.network(x_t, time, cond.labels)[:, : x_t.shape[1]]
+        output = self.network(x_t, time, cond)[:, : x_t.shape[1]]
         return predict(output, x_t, t, self.schedule, self.prediction_type)
 
 
@@ -85,28 +85,28 @@ class Guided(nn.Module):
     Both evaluations run as one batch; at scale 1 there is only the conditional one.
 
     Args:
-        denoiser: what is guided, of prediction type eps.
+        denoiser: what is guided, in the terms of its own output, which are linear in eps.
         scale: w.
-        null_label: the label of the null condition.
+        null: the null condition, a batch of one.
         channels: how many leading channels are guided; None is all, 3 is what DiT's published numbers used.
     """
 
-    def __init__(self, denoiser: Denoiser, scale: float, null_label: int, channels: int | None = None):
+    def __init__(self, denoiser: Denoiser, scale: float, null: Condition, channels: int | None = None):
         super().__init__()
-        self.denoiser, self.scale, self.null_label, self.channels = denoiser, scale, null_label, channels
+        self.denoiser, self.scale, self.null, self.channels = denoiser, scale, null, channels
         self.schedule = denoiser.schedule
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         if self.scale == 1.0:
             return self.denoiser(x_t, t, cond)
-        null = cond.replaced(torch.ones_like(cond.labels, dtype=torch.bool), self.null_label)
-        both = Condition(torch.cat([cond.labels, null.labels]))
+        both = cond.repeat(2).replaced(torch.arange(2 * len(x_t), device=x_t.device) >= len(x_t), self.null)
         t_both = t if t.dim() == 0 else t.repeat(2)
-        with_cond, without = self.denoiser(x_t.repeat(2, 1, 1, 1), t_both, both).eps.chunk(2)
+        kind = self.denoiser.prediction_type
+        with_cond, without = getattr(self.denoiser(x_t.repeat(2, 1, 1, 1), t_both, both), kind).chunk(2)
         guided = without + self.scale * (with_cond - without)
         if self.channels is not None:
             guided = torch.cat([guided[:, : self.channels], with_cond[:, self.channels :]], 1)
-        return predict(guided, x_t, t, self.schedule, "eps")
+        return predict(guided, x_t, t, self.schedule, kind)
 
 
 @dataclass

@@ -176,7 +176,7 @@ class ImageEvaluator(Evaluator):
 
     def quality(self, images: Tensor) -> dict[str, float]:
         features, logits = classify(self.classifier, images)
-        labels = self.task.evaluation_inputs(0)[1].labels
+        labels = self.task.evaluation_inputs(0)[1].classes
         found = (fid(features, self.reference), label_agreement(logits, labels), *self.of_noise_set(images, 0, None).values())
         return dict(zip(self.milestone_metrics, found, strict=True))
 
@@ -210,7 +210,7 @@ class MixtureEvaluator(Evaluator):
             part, device = slice(0, self.KL_SAMPLES), self.device
             kl = kl_of_map(
                 lambda x: sampler(x, cond[part].to(device), lambda name: x), x_T[part].to(device),
-                lambda x_0: self.mixture.log_density(x_0, cond[part].labels.to(device)),
+                lambda x_0: self.mixture.log_density(x_0, cond[part].classes.to(device)),
             )  # fmt: skip
             if math.isfinite(kl):  # a student that ignores its noise has no density
                 found["kl"] = kl

@@ -26,6 +26,10 @@ class Schedule(ABC):
         """d alpha / dt and d sigma / dt at timesteps `t` in (0, 1], each float64 of the same shape."""
 
     @abstractmethod
+    def v_weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the velocity holds of x_0 and of eps, `v = a x_0 + b eps` with `alpha b - sigma a = 1`, each float64 of t's shape."""
+
+    @abstractmethod
     def time_of(self, sigma_ve: Tensor) -> Tensor:
         """The timesteps t at which sigma / alpha is `sigma_ve` (any shape, >= 0), float64 of the same shape; at most 1."""
 
@@ -71,6 +75,11 @@ class VPSchedule(Schedule):
         slope = (above - below) * NUM_LEVELS
         return slope * alpha * sigma**2 / 2, -slope * sigma * alpha**2 / 2
 
+    def v_weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`v = alpha eps - sigma x_0` (Salimans & Ho 2022, arXiv 2202.00512, appendix D)."""
+        alpha, sigma = self.alpha_sigma(t)
+        return -sigma, alpha
+
     def time_of(self, sigma_ve: Tensor) -> Tensor:
         sigma_ve = sigma_ve.double()
         falling = -self._log_snr.to(sigma_ve.device)
@@ -101,6 +110,10 @@ class FlowSchedule(Schedule):
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         one = torch.ones_like(t, dtype=torch.float64)
         return -one, one
+
+    def v_weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`v = eps - x_0`, the path's own speed (arXiv 2401.08740, eq. 6)."""
+        return self.derivatives(t)
 
     def time_of(self, sigma_ve: Tensor) -> Tensor:
         return sigma_ve.double() / (1 + sigma_ve.double())

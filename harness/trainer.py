@@ -263,7 +263,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(parameters, player.clip if player.clip is not None else math.inf)
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
             raise RunFailed(f"{name}: loss {loss}, gradient norm {float(norm)} at step {self.step}: not finite")
-        factor = learning_rate_factor(player, (self.step + 1) / self.settings.total_steps)
+        factor = player.rate((self.step + 1) / self.settings.total_steps)
         for group in player.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         player.optimizer.step()
@@ -342,15 +342,6 @@ class Trainer:
             self.curve, self.milestones = state["curve"], state["milestones"]
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
             raise UsageError(f"checkpoint {path} cannot be read ({type(error).__name__}); delete its folder to start anew") from error
-
-
-def learning_rate_factor(player: Player, progress: float) -> float:
-    """What the peak learning rate is multiplied by when a fraction `progress` of the run, 0 < progress <= 1, is reached."""
-    if progress < player.warmup:
-        return progress / player.warmup
-    if player.decay == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (progress - player.warmup) / (1 - player.warmup)))
 
 
 def restart(player: Player) -> None:

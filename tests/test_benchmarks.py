@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.ab import compare
 from benchmarks.naive import NaiveHistory, dense_mask
+from harness.conditions import Condition
 from harness.networks.history import HistoryDiT, causal, keep_first, window
 from harness.randomness import Keyed, keyed_initialisation
 
@@ -23,8 +24,8 @@ def test_the_naive_pass_is_the_same_function(visible: object, history_layers: in
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     x = Keyed("test", 0).normal("x", torch.arange(2), (4, 1, 8, 8))
-    t, labels = torch.tensor([[999.0, 749.0, 499.0, 249.0]]).expand(2, -1), torch.tensor([1, 3])
-    torch.testing.assert_close(NaiveHistory(network)(x, t, labels), network(x, t, labels)[0], rtol=1e-4, atol=1e-5)
+    t, cond = torch.tensor([[999.0, 749.0, 499.0, 249.0]]).expand(2, -1), Condition(torch.tensor([1, 3]))
+    torch.testing.assert_close(NaiveHistory(network)(x, t, cond), network(x, t, cond)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_dense_mask_of_two_blocks() -> None:

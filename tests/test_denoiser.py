@@ -6,20 +6,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.conditions import Condition
+from harness.conditions import Condition, null_label
 from harness.denoiser import Denoiser, Guided, Prediction, count_passes, predict
 from harness.schedules import FlowSchedule, Schedule, VPSchedule
 
 LABELS = Condition(torch.tensor([0, 1, 2]))
-NULL = 5
+NULL = null_label(5)
 
 
 class Network(nn.Module):
     """Says something that depends on image, time and label, in C + 1 channels; remembers its times."""
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         self.time = t
-        out = torch.sin(x) * (1 + labels.reshape(-1, 1, 1, 1)) + t.reshape(-1, 1, 1, 1) / 1000
+        out = torch.sin(x) * (1 + cond.classes.reshape(-1, 1, 1, 1)) + t.reshape(-1, 1, 1, 1) / 1000
         return torch.cat([out, torch.full_like(x[:, :1], 1e9)], 1)
 
 
@@ -28,7 +28,8 @@ def noisy(t: Tensor, schedule: Schedule) -> tuple[Tensor, Prediction]:
     random = torch.Generator().manual_seed(0)
     x_0, eps = (torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=random) for _ in range(2))
     alpha, sigma = (c.reshape(-1, 1, 1, 1) for c in schedule.alpha_sigma(t))
-    return (alpha * x_0 + sigma * eps).float(), Prediction(x_0.float(), eps.float(), (alpha * eps - sigma * x_0).float())
+    v = eps - x_0 if isinstance(schedule, FlowSchedule) else alpha * eps - sigma * x_0
+    return (alpha * x_0 + sigma * eps).float(), Prediction(x_0.float(), eps.float(), v.float())
 
 
 @pytest.mark.parametrize("t", [torch.tensor(0.5), torch.tensor([0.05, 0.4, 0.8])], ids=["one t", "t a sample"])
@@ -64,7 +65,7 @@ def test_a_denoiser_tells_the_level_and_drops_extra_channels(t: Tensor) -> None:
     network, (x_t, _) = Network(), noisy(t, VPSchedule())
     found = Denoiser(network, VPSchedule(), "eps")(x_t, t, LABELS)
     assert torch.equal(network.time, (1000 * t - 1).expand(3))
-    assert torch.equal(found.eps, network(x_t, network.time, LABELS.labels)[:, :2])
+    assert torch.equal(found.eps, network(x_t, network.time, LABELS)[:, :2])
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_guidance_at_scale_one_is_the_condition_in_one_pass(denoiser: Denoiser) 
 def test_guidance_is_the_formula_in_two_passes(denoiser: Denoiser, scale: float, t: Tensor) -> None:
     found, passes = evaluate(Guided(denoiser, scale, NULL), denoiser, t)
     x_t, _ = noisy(t, VPSchedule())
-    with_label, without = denoiser(x_t, t, LABELS).eps, denoiser(x_t, t, Condition(torch.full((3,), NULL))).eps
+    with_label, without = denoiser(x_t, t, LABELS).eps, denoiser(x_t, t, Condition(torch.full((3,), 5))).eps
     assert passes == 2
     torch.testing.assert_close(found.eps, without + scale * (with_label - without))
     alpha, sigma = (c.float().reshape(-1, 1, 1, 1) for c in VPSchedule().alpha_sigma(t))
@@ -119,3 +120,22 @@ def test_passes_count_samples_and_states_inside_the_block_only() -> None:
         network(torch.zeros(2, 4, 1, 8, 8))
     network(torch.zeros(3, 1, 8, 8))
     assert passes.total == 3 + 8
+
+
+@pytest.mark.parametrize("kind", ["eps", "v"])
+def test_guidance_is_the_same_in_the_terms_of_any_network(kind: str) -> None:
+    class Saying(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+            eps = torch.sin(x) * (1 + cond.classes.reshape(-1, 1, 1, 1))
+            return eps if kind == "eps" else predict(eps, x, t, FlowSchedule(), "eps").v
+
+    x_t, _ = noisy(torch.tensor(0.6), FlowSchedule())
+    found = Guided(Denoiser(Saying(), FlowSchedule(), kind), 1.5, NULL)(x_t, torch.tensor(0.6), LABELS)  # type: ignore[arg-type]
+    torch.testing.assert_close(found.eps, torch.sin(x_t) * (6 + 1.5 * (LABELS.classes.reshape(-1, 1, 1, 1) - 5)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_velocity_network_is_asked_at_pure_noise() -> None:
+    x_t, v = torch.randn(2, 1, 2, 2), torch.randn(2, 1, 2, 2)
+    found = predict(v, x_t, torch.tensor(1.0), FlowSchedule(), "v")
+    assert torch.equal(found.eps, x_t)
+    torch.testing.assert_close(found.x_0, x_t - v)

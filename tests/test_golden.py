@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness.conditions import Condition
+from harness.conditions import Condition, null_label
 from harness.denoiser import Denoiser, Guided
 from harness.methods.ard import ARD, ARDConfig
 from harness.methods.base import Batch
@@ -82,12 +82,12 @@ def test_fixed_positions(request: pytest.FixtureRequest, name: str, side: int) -
 
 
 def test_dit_forward(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
-    close(denoiser.network(dit["io.x"], dit["io.t"], dit["io.y"]), dit["io.out"])
+    close(denoiser.network(dit["io.x"], dit["io.t"], Condition(dit["io.y"])), dit["io.out"])
 
 
 def test_dit_guided_forward(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
     level_500 = torch.tensor(501 / 1000, dtype=torch.float64)
-    found = Guided(denoiser, 1.5, 10, channels=3)(dit["io.z"], level_500, Condition(dit["io.labels"]))
+    found = Guided(denoiser, 1.5, null_label(10), channels=3)(dit["io.z"], level_500, Condition(dit["io.labels"]))
     close(found.eps, dit["io.cfg_out_t500_w1.5"][:, :4])
 
 
@@ -97,7 +97,7 @@ def test_dit_respaced_levels(dit: dict[str, Tensor], steps: int) -> None:
 
 
 def test_dit_guided_ddim(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
-    model = Guided(denoiser, 1.5, 10, channels=3)
+    model = Guided(denoiser, 1.5, null_label(10), channels=3)
     found = integrate(DDIM(), model, dit["io.z"], respaced_levels(25), Condition(dit["io.labels"]))
     close(found, dit["io.ddim25_w1.5_first3channels"])
 
@@ -110,7 +110,7 @@ def test_dit_unguided_ddim(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
 @pytest.mark.parametrize("layers", LAYERS)
 def test_ard_predictions_losses_and_gradients(ard: dict[str, Tensor], layers: int) -> None:
     network, states = student(ard, layers), ard["io.states"]
-    output, _ = network(states[:, :-1], ard["io.times"].expand(2, 4), ard["io.labels"])
+    output, _ = network(states[:, :-1], ard["io.times"].expand(2, 4), Condition(ard["io.labels"]))
     error = output[:, :, :4] - states[:, 1:]
     loss = error.square().mean((1, 2, 3, 4))
     loss.mean().backward()
@@ -128,7 +128,7 @@ def test_ard_each_sampling_step_on_a_cache(ard: dict[str, Tensor], layers: int) 
     network, sample, cache = student(ard, layers).requires_grad_(False), ard[f"out.N{layers}.sample"], EMPTY
     states = torch.cat([ard["io.states"][:, :1], sample], 1)
     for step, time in enumerate(ard["io.times"]):
-        output, cache = network(states[:, step : step + 1], time.expand(2, 1), ard["io.labels"], cache)
+        output, cache = network(states[:, step : step + 1], time.expand(2, 1), Condition(ard["io.labels"]), cache)
         close(output[:, 0, :4], sample[:, step])
 
 
@@ -137,7 +137,7 @@ def test_ard_free_running_sampling(ard: dict[str, Tensor], layers: int) -> None:
     network = student(ard, layers).requires_grad_(False)
     x, cache, found = ard["io.states"][:, :1], EMPTY, []
     for time in ard["io.times"]:
-        output, cache = network(x, time.expand(2, 1), ard["io.labels"], cache)
+        output, cache = network(x, time.expand(2, 1), Condition(ard["io.labels"]), cache)
         x = output[:, :, :4]
         found.append(x)
     close(torch.cat(found, 1), ard[f"out.N{layers}.sample"], FREE_RUN)
@@ -152,7 +152,7 @@ class Problem:
 
 @pytest.mark.parametrize("layers", LAYERS)
 def test_the_method_itself_has_their_loss_and_samples(ard: dict[str, Tensor], layers: int) -> None:
-    teacher = Guided(Denoiser(DiT(**Problem.network_options), VPSchedule()), 1.5, 10)
+    teacher = Guided(Denoiser(DiT(**Problem.network_options), VPSchedule()), 1.5, null_label(10))
     method = ARD(ARDConfig(history_layers=layers), teacher, Problem(), 4, 1)
     for network in (method.players["student"].module, method.student):
         network.load_state_dict(part(ard, "ard."))

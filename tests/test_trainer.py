@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from harness.data.images import ImageSet
 from harness.errors import Interrupted, RunFailed, UsageError
 from harness.methods import Batch, Method, Player, Update
-from harness.methods.base import EMA
+from harness.methods.base import EMA, constant, cosine
 from harness.randomness import keyed_initialisation
-from harness.trainer import Batches, Items, Trainer, TrainSettings, learning_rate_factor
+from harness.trainer import Batches, Items, Trainer, TrainSettings
 
 CPU = torch.device("cpu")
 STEPS = 12
@@ -37,7 +37,7 @@ class Toy(Method):
     def __init__(self, total_steps: int = STEPS, lr: float = 0.1, clip: float | None = None, spoil: Callable[[int], float] | None = None):
         with keyed_initialisation(0, "toy"):
             layer = nn.Linear(4, 4)
-        self.players = {"layer": Player(layer, torch.optim.AdamW(layer.parameters(), lr), clip, EMA(layer, 0.1, total_steps))}
+        self.players = {"layer": Player(layer, torch.optim.AdamW(layer.parameters(), lr), clip, EMA(layer, 0.1, total_steps), cosine(0.05))}
         self.spoil, self.seen = spoil or (lambda step: 1.0), list[int]()
 
     def updates(self, step: int) -> Iterable[Update]:
@@ -163,21 +163,16 @@ def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
 # learning rate, clipping, averages
 
 
-def player(warmup: float = 0.2, decay: Any = "cosine") -> Player:
-    layer = nn.Linear(1, 1)
-    return Player(layer, torch.optim.SGD(layer.parameters(), 1.0), warmup=warmup, decay=decay)
-
-
 def test_the_learning_rate_rises_and_falls_along_a_cosine() -> None:
-    factors = [learning_rate_factor(player(), progress) for progress in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)]
+    factors = [cosine(0.2)(progress) for progress in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)]
     falling = [0.5 * (1 + math.cos(math.pi * x)) for x in (0, 0.25, 0.5, 0.75, 1)]
     assert factors == pytest.approx([0.25, 0.5, *falling])
     assert factors[-1] == pytest.approx(0, abs=1e-12)
 
 
 def test_the_learning_rate_may_stay_constant() -> None:
-    assert [learning_rate_factor(player(decay="constant"), p) for p in (0.1, 0.2, 0.5, 1.0)] == pytest.approx([0.5, 1, 1, 1])
-    assert learning_rate_factor(player(warmup=0.0), 0.5) == pytest.approx(0.5)
+    assert [constant(p) for p in (0.1, 0.2, 0.5, 1.0)] == [1, 1, 1, 1]
+    assert cosine(0.0)(0.5) == pytest.approx(0.5)
 
 
 def test_the_optimizer_gets_the_rate_of_its_step() -> None:
@@ -187,7 +182,7 @@ def test_the_optimizer_gets_the_rate_of_its_step() -> None:
     for step in range(STEPS):
         training.train(until=step + 1)
         found.append(method.players["layer"].optimizer.param_groups[0]["lr"])
-    expected = [0.1 * learning_rate_factor(method.players["layer"], (step + 1) / STEPS) for step in range(STEPS)]
+    expected = [0.1 * method.players["layer"].rate((step + 1) / STEPS) for step in range(STEPS)]
     assert found == pytest.approx(expected)
     assert found[-1] == pytest.approx(0, abs=1e-12)
 
@@ -196,7 +191,7 @@ def test_the_optimizer_gets_the_rate_of_its_step() -> None:
 def test_gradients_are_clipped_to_a_norm(clip: float | None) -> None:
     method = Toy(clip=clip, spoil=lambda step: 100.0)
     layer = method.players["layer"]
-    layer.optimizer, layer.decay, layer.warmup = torch.optim.SGD(layer.module.parameters(), 1.0), "constant", 0.0
+    layer.optimizer, layer.rate = torch.optim.SGD(layer.module.parameters(), 1.0), constant
     before = nn.utils.parameters_to_vector(layer.module.parameters()).detach().clone()
     trainer(method).train(until=1)
     moved = float((nn.utils.parameters_to_vector(layer.module.parameters()) - before).norm().detach())

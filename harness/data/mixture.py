@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from harness.conditions import Condition
 from harness.denoiser import like
 from harness.randomness import Keyed
 from harness.schedules import Schedule
@@ -102,9 +103,9 @@ class ExactNetwork(nn.Module):
         super().__init__()
         self.mixture, self.schedule = mixture, schedule
 
-    def forward(self, x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
-        """x_t [B, C, H, W] at network time [B] under labels [B]: eps [B, C, H, W]."""
+    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        """x_t [B, C, H, W] at network time [B] under its conditions: eps [B, C, H, W]."""
         t = self.schedule.time_from_network(time)
         alpha, sigma = self.schedule.alpha_sigma(t)
-        x_0 = self.mixture.posterior_mean(x.flatten(1), alpha, sigma, labels).view_as(x)
+        x_0 = self.mixture.posterior_mean(x.flatten(1), alpha, sigma, cond.classes).view_as(x)
         return (x.double() - like(alpha, x).double() * x_0) / like(sigma, x).double()

@@ -118,7 +118,7 @@ class Adversary:
         self.warm = self.start + math.ceil(config.gan_warmup * (total_steps - self.start))
         self.heads = Heads(network.depth, last_layer[1], config.gan_virtual_batch)
         optimizer = torch.optim.AdamW(self.heads.parameters(), config.gan_lr, betas=(0.9, 0.999), weight_decay=0.0)
-        self.player = Player(self.heads, optimizer, config.clip, None, warmup=0.0, decay="constant")
+        self.player = Player(self.heads, optimizer, config.clip)
         self.weight = 0.0
         self.gradients, self.samples = torch.zeros(2, *last_layer), 0  # summed over a step's micro-batches
 
@@ -127,7 +127,7 @@ class Adversary:
         t = (batch.uniform(f"{name} t") * self.config.gan_max_time).clamp(min=1 / NUM_LEVELS)
         alpha, sigma = (like(c, x_0) for c in self.schedule.alpha_sigma(t))
         x_t = alpha * x_0 + sigma * batch.normal(f"{name} eps", x_0.shape[1:])
-        c = self.network.conditioning(self.schedule.network_time(t), cond.labels)
+        c = self.network.conditioning(self.schedule.network_time(t), cond)
         return torch.stack([head(h, c) for head, h in zip(self.heads, self.network.block_outputs(x_t, c), strict=True)])
 
     def student_loss(self, mse: Tensor, x_0: Tensor, cond: Condition, batch: Batch, seen: Seen) -> tuple[Tensor, dict[str, Tensor]]:

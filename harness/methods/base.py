@@ -7,6 +7,7 @@ loss for each micro-batch, clips, steps and moves the EMA.
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,11 @@ class Problem(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """Labels are 0 .. num_classes - 1; num_classes is the null label."""
+        """Labels are 0 .. num_classes - 1."""
+
+    @property
+    def null(self) -> Condition:
+        """The null condition of guidance and label dropout, a batch of one."""
 
     @property
     def network_options(self) -> dict[str, Any]:
@@ -110,6 +115,26 @@ class EMA:
         return 0.5 ** (1 / self.half_life)
 
 
+Rate = Callable[[float], float]
+"""From the fraction of the run that is reached, in (0, 1], to the factor of the learning rate."""
+
+
+def cosine(warmup: float) -> Rate:
+    """Rises linearly over the first part `warmup` of the run, then falls along a cosine to 0."""
+
+    def factor(progress: float) -> float:
+        if progress < warmup:
+            return progress / warmup
+        return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+    return factor
+
+
+def constant(progress: float) -> float:
+    """Neither rises nor falls."""
+    return 1.0
+
+
 @dataclass
 class Player:
     """A network that is trained.
@@ -118,16 +143,14 @@ class Player:
         module, optimizer: the network and the optimizer of its parameters.
         clip: the norm to which its gradient is clipped, or None.
         ema: its moving average, or None.
-        warmup: the fraction of the run over which the learning rate rises linearly from 0.
-        decay: how the learning rate falls after that: along a cosine to 0, or not.
+        rate: what the learning rate is multiplied by when a fraction of the run, in (0, 1], is reached.
     """
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     clip: float | None = 1.0
     ema: EMA | None = None
-    warmup: float = 0.05
-    decay: Literal["cosine", "constant"] = "cosine"
+    rate: Rate = constant
 
 
 @dataclass(frozen=True)
@@ -181,7 +204,7 @@ class OptimizerConfig(MethodConfig):
     def player(self, module: nn.Module, total_steps: int) -> Player:
         """A player trained as these options say."""
         optimizer = torch.optim.AdamW(module.parameters(), self.lr, betas=(0.9, 0.999), weight_decay=self.weight_decay)
-        return Player(module, optimizer, self.clip, EMA(module, self.ema_half_life, total_steps), self.warmup)
+        return Player(module, optimizer, self.clip, EMA(module, self.ema_half_life, total_steps), cosine(self.warmup))
 
 
 class Method(ABC):

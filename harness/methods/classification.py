@@ -33,5 +33,5 @@ class Classification(Method):
         assert batch.data is not None
         images, cond = batch.data
         logits = self.players["classifier"].module(images)
-        accuracy = (logits.argmax(1) == cond.labels).float().mean()
-        return F.cross_entropy(logits, cond.labels), {"accuracy": accuracy}
+        accuracy = (logits.argmax(1) == cond.classes).float().mean()
+        return F.cross_entropy(logits, cond.classes), {"accuracy": accuracy}

@@ -49,7 +49,7 @@ class Denoising(Method):
         x_0, cond = batch.data
         t = (batch.uniform("t") * NUM_LEVELS).floor().add(1) / NUM_LEVELS
         eps = batch.normal("eps", x_0.shape[1:])
-        cond = cond.replaced(batch.uniform("dropout") < self.config.label_dropout, self.task.num_classes)
+        cond = cond.replaced(batch.uniform("dropout") < self.config.label_dropout, self.task.null)
         alpha, sigma = (like(c, x_0) for c in self.task.schedule.alpha_sigma(t))
         denoiser = Denoiser(self.players["student"].module, self.task.schedule, self.task.prediction_type)
         loss = (denoiser(alpha * x_0 + sigma * eps, t, cond).eps - eps).square().mean()

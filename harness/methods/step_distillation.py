@@ -121,7 +121,7 @@ class CachedSteps(Solver):
     def step(self, model: HistoryDiT, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: Progress,
              noise: Noise | None) -> tuple[Tensor, Tensor, Progress]:  # fmt: skip
         time = self.points.times[state.cache.states].to(x_t.device).expand(len(x_t), 1)
-        output, cache = model(self.points.network_input(x_t.unsqueeze(1), state.x_T), time, cond.labels, state.cache)
+        output, cache = model(self.points.network_input(x_t.unsqueeze(1), state.x_T), time, cond, state.cache)
         answer = self.points.answer(output[:, 0, : x_t.shape[1]], x_t, t, s)
         x_s = self.points.following(answer, state.x_T, s)
         return x_s, self.points.x_0(answer, x_t, t, s), Progress(state.x_T, cache)
@@ -212,7 +212,7 @@ class TrajectoryDistillation(Method):
         x, target = self.points.inputs_and_targets(batch.trajectory)
         times = self.points.times.to(x.device).expand(x.shape[:2])
         seen = self.points.network_input(x, x[:, 0])
-        output, _ = self.players["student"].module(seen, times, batch.trajectory.cond.labels)
+        output, _ = self.players["student"].module(seen, times, batch.trajectory.cond)
         t, s = (grid.repeat(len(x)) for grid in (self.levels[:-1], self.levels[1:]))
         answer = self.points.answer(output[:, :, : x.shape[2]].flatten(0, 1), x.flatten(0, 1), t, s).unflatten(0, x.shape[:2])
         errors = (answer - target).square().mean((0, 2, 3, 4))

@@ -7,13 +7,15 @@ DiT and (batch, state) for the history variant, so adaLN is computed once a stat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.layers import GELUTanh, Mlp, PatchEmbed
 from torch import Tensor, nn
+
+from harness.conditions import Condition
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From queries, keys and values [..., heads, T, width of a head] to the attended values, same shape as the queries."""
@@ -98,10 +100,14 @@ class FinalLayer(nn.Module):
 class TimestepEmbedder(nn.Module):
     """A scalar, as sines and cosines of 128 frequencies, through a two-layer network."""
 
-    def __init__(self, width: int, num_features: int = 256):
+    def __init__(self, width: int, num_features: int = 256, starts_at_zero: bool = False):
         super().__init__()
         self.num_features = num_features
-        self.mlp = nn.Sequential(nn.Linear(num_features, width), nn.SiLU(), nn.Linear(width, width))
+        last = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(num_features, width), nn.SiLU(), last)
+        if starts_at_zero:  # what is added for a further condition, so that a student starts as its teacher
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, t: Tensor) -> Tensor:
         """[...] -> [..., d]."""
@@ -142,10 +148,12 @@ class Trunk(nn.Module):
         num_classes: labels are 0 .. num_classes; the last one is the null class.
         learn_sigma: whether the output carries DiT's learned variance in a second set of channels.
         extra_channels: further channels of the input, which the output does not have.
+        scalars: names of the numbers that it is told beside time and label (`Condition.scalars`).
     """
 
     def __init__(self, image_size: int | tuple[int, int], patch_size: int, in_channels: int, hidden_size: int, depth: int,
-                 num_heads: int, num_classes: int, learn_sigma: bool = False, extra_channels: int = 0):  # fmt: skip
+                 num_heads: int, num_classes: int, learn_sigma: bool = False, extra_channels: int = 0,
+                 scalars: Sequence[str] = ()):  # fmt: skip
         super().__init__()
         self.in_channels, self.depth, self.num_classes = in_channels, depth, num_classes
         self.out_channels = in_channels * (2 if learn_sigma else 1)
@@ -159,6 +167,7 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList([Block(hidden_size, num_heads) for _ in range(depth)])
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self._initialise()
+        self.scalar_embedders = nn.ModuleDict({name: TimestepEmbedder(hidden_size, starts_at_zero=True) for name in scalars})
 
     def _initialise(self) -> None:
         """The paper's: Xavier for linear maps, N(0, 0.02^2) for embeddings, zero for gates and output (adaLN-Zero)."""
@@ -177,6 +186,21 @@ class Trunk(nn.Module):
             if "adaLN_modulation" in name or name.startswith("final_layer.linear"):
                 nn.init.zeros_(parameter)
 
+    def load_teacher(self, state: dict[str, Tensor]) -> None:
+        """Starts from a DiT's weights; what that one lacks, the scalars, keeps its own."""
+        own = {name: value for name, value in self.state_dict().items() if name.startswith("scalar_embedders.")}
+        self.load_state_dict({**own, **state})
+
+    def conditioning(self, t: Tensor, cond: Condition) -> Tensor:
+        """The vector that conditions every block: for network times [B] or, of several states, [B, S], the same with an axis d.
+
+        Raises KeyError if a number that the network was built with is not among the conditions.
+        """
+        c = self.y_embedder(cond.classes)
+        for name, embedder in self.scalar_embedders.items():
+            c = c + embedder(cond.scalars[name])
+        return self.t_embedder(t) + c.reshape(len(c), *[1] * (t.dim() - 1), -1)
+
     def tokens(self, x: Tensor) -> Tensor:
         """Images [..., C, H, W] to embedded tokens [..., T, d]."""
         embedded = self.x_embedder(x.flatten(0, -4)) + self.pos_embed
@@ -194,25 +218,21 @@ class Trunk(nn.Module):
 class DiT(Trunk):
     """The class-conditional diffusion transformer, one state at a time."""
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Raw network output.
 
         Args:
             x: [B, C, H, W].
             t: [B], the number its time embedding receives (DiT: the level index).
-            labels: [B], int64, 0 .. num_classes.
+            cond: labels [B], 0 .. num_classes, and the numbers that the network was built with.
 
         Returns:
             [B, C', H, W] with C' = 2 C under `learn_sigma`, else C.
         """
-        c = self.conditioning(t, labels)
+        c = self.conditioning(t, cond)
         for h in self.block_outputs(x, c):  # noqa: B007
             pass
         return self.image(self.final_layer(h, c))
-
-    def conditioning(self, t: Tensor, labels: Tensor) -> Tensor:
-        """The vector that conditions every block: t [B] and labels [B] to [B, d]."""
-        return self.t_embedder(t) + self.y_embedder(labels)
 
     def block_outputs(self, x: Tensor, c: Tensor) -> Iterator[Tensor]:
         """Tokens after each block, [B, T, d], for x [B, C, H, W] under c [B, d]."""

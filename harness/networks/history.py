@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.conditions import Condition
 from harness.networks.dit import FinalLayer, Trunk, attend_within
 
 Visible = Callable[[int], tuple[int, ...]]
@@ -114,21 +115,21 @@ class HistoryDiT(Trunk):
         patch = "x_embedder.proj.weight"
         widened = torch.zeros_like(self.x_embedder.proj.weight)
         widened[:, : state[patch].shape[1]] = state[patch]
-        self.load_state_dict({**state, **heads, patch: widened})
+        super().load_teacher({**state, **heads, patch: widened})
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor, cache: Cache = EMPTY) -> tuple[Tensor, Cache]:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition, cache: Cache = EMPTY) -> tuple[Tensor, Cache]:
         """Raw network output for consecutive states.
 
         Args:
             x: states [B, S, C, H, W]; the first of them follows the states in `cache`, or is the noise.
             t: [B, S], the number that the time embedding receives for each state.
-            labels: [B], int64.
+            cond: labels [B], and the numbers that the network was built with.
             cache: what the call for the states before returned.
 
         Returns:
             Outputs [B, S, C', H, W], and the cache with these states added. The caller's cache is left as it is.
         """
-        c = self.t_embedder(t) + self.y_embedder(labels).unsqueeze(1)
+        c = self.conditioning(t, cond)
         h = self.tokens(x)
         grown = []
         for index, block in enumerate(self.blocks):

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from harness.conditions import Condition, balanced_labels
+from harness.conditions import Condition, balanced_labels, null_label
 from harness.data.images import ImageSet, Split, load_split, to_uint8
 from harness.data.mixture import ExactNetwork, GaussianMixture
 from harness.data.trajectories import Recipe
@@ -165,6 +165,11 @@ class Task:
         self.trajectory_steps = spec.trajectories.steps
         self.network_teacher = spec.teacher is not None
 
+    @property
+    def null(self) -> Condition:
+        """The null condition."""
+        return null_label(self.num_classes)
+
     @cached_property
     def split(self) -> Split:
         """Training images (also FID's reference) and held-out ones."""
@@ -186,7 +191,7 @@ class Task:
     def guided(self, network: nn.Module) -> Guided:
         """A network as this task's teacher."""
         denoiser = Denoiser(network, self.schedule, self.prediction_type)
-        return Guided(denoiser, self.spec.guidance.scale, self.num_classes, self.spec.guidance.channels)
+        return Guided(denoiser, self.spec.guidance.scale, self.null, self.spec.guidance.channels)
 
     def classifier(self, device: torch.device) -> Classifier:
         """The feature network from its shipped weights. Raises UsageError if they are missing or were changed."""
@@ -268,7 +273,7 @@ class MixtureTask(Task):
 
         def samples(first: int, count: int) -> ImageSet:
             index = torch.arange(first, first + count)
-            labels = balanced_labels(index, self.num_classes).labels
+            labels = balanced_labels(index, self.num_classes).classes
             return ImageSet(self.mixture.sample(Keyed("data", spec.seed), index, labels).view(-1, *self.shape), labels)
 
         return Split(samples(0, spec.train), samples(spec.train, spec.held_out))
@@ -290,7 +295,7 @@ class MixtureTask(Task):
     def ode_map(self, noise_set: int) -> Tensor:
         """Where the exact ODE leads from the noise of `evaluation_inputs`, float64 [N, C, H, W]."""
         x_T, cond = self.evaluation_inputs(noise_set)
-        return self.mixture.ode_map(x_T.flatten(1), cond.labels, self.schedule).view(-1, *self.shape)
+        return self.mixture.ode_map(x_T.flatten(1), cond.classes, self.schedule).view(-1, *self.shape)
 
 
 def task_names() -> list[str]:

@@ -224,7 +224,7 @@ def test_a_masked_pass_equals_sampling_steps_on_the_teachers_points(
     with torch.no_grad():
         _, metrics = method.loss(batch)
         seen = method.points.network_input(points[:, :-1], points[:, 0])
-        masked, _ = method.student(seen, method.points.times.expand(len(points), 4), cond.labels)
+        masked, _ = method.student(seen, method.points.times.expand(len(points), 4), cond)
         state = method.solver.init(method.student, points[:, 0], cond)
         for i, (t, s) in enumerate(zip(method.levels[:-1], method.levels[1:], strict=True)):
             x_s, x_0, state = method.solver.step(method.student, points[:, i], t, s, cond, state, None)
@@ -259,9 +259,9 @@ def test_what_of_the_history_is_seen(options: dict[str, Any], touched: int, chan
     path = store.batch(torch.arange(4))
     x, times = method.teacher_points(path)[:, :-1], method.points.times.expand(4, 4)
     with torch.no_grad():
-        before = method.student(x, times, path.cond.labels)[0]
+        before = method.student(x, times, path.cond)[0]
         x[:, touched] += 1.0
-        after = method.student(x, times, path.cond.labels)[0]
+        after = method.student(x, times, path.cond)[0]
     assert [i for i in range(4) if not torch.equal(before[:, i], after[:, i])] == changed
 
 

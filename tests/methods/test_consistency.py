@@ -35,14 +35,12 @@ class RestOfThePath(nn.Module):
         super().__init__()
         self.method, self.schedule = method, method.task.schedule
 
-    def forward(self, x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         out = torch.empty_like(x)
         for i, level in enumerate(time.double()):
             t = (level + 1) / 1000
             start = int((self.method.grid - t).abs().argmin())
-            end = integrate(
-                self.method.teacher_solver, self.method.teacher, x[i : i + 1], self.method.grid[start:], Condition(labels[i : i + 1])
-            )
+            end = integrate(self.method.teacher_solver, self.method.teacher, x[i : i + 1], self.method.grid[start:], cond[i : i + 1])
             alpha, sigma = (like(c, x[:1]) for c in self.schedule.alpha_sigma(self.method.grid[start]))
             out[i] = ((x[i : i + 1] - alpha * end) / sigma.clamp(min=1e-9))[0]
         return out

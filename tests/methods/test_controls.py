@@ -55,7 +55,7 @@ def test_cached_steps_on_the_teachers_points_give_the_masked_passs_answers(
     path, points = trajectory(tiny), method.points
     x, _ = points.inputs_and_targets(path)
     with torch.no_grad():
-        output, _ = method.student(points.network_input(x, x[:, 0]), points.times.expand(5, 4), path.cond.labels)
+        output, _ = method.student(points.network_input(x, x[:, 0]), points.times.expand(5, 4), path.cond)
         state = method.solver.init(method.student, x[:, 0], path.cond)
         for i in range(4):
             t, s = method.levels[i], method.levels[i + 1]
@@ -87,7 +87,7 @@ def test_noise_on_the_channels_is_seen_by_every_step(tiny: Task) -> None:
     method, path = build(tiny, "step-distillation", {"noise_channels": True}), trajectory(tiny)
     x, _ = method.points.inputs_and_targets(path)
     times = method.points.times.expand(5, 4)
-    seen = [method.student(method.points.network_input(x, noise), times, path.cond.labels)[0] for noise in (x[:, 0], -x[:, 0])]
+    seen = [method.student(method.points.network_input(x, noise), times, path.cond)[0] for noise in (x[:, 0], -x[:, 0])]
     assert bool(((seen[0] - seen[1]).abs().amax((0, 2, 3, 4)) > 1e-4).all())
 
 
@@ -104,7 +104,7 @@ def test_a_mask_decides_which_states_are_seen(tiny: Task) -> None:
         method, path = build(tiny, name, history), trajectory(tiny)
         x, _ = method.points.inputs_and_targets(path)
         x = x.clone().requires_grad_()
-        output, _ = method.student(x, method.points.times.expand(5, 4), path.cond.labels)
+        output, _ = method.student(x, method.points.times.expand(5, 4), path.cond)
         output[:, 3].square().sum().backward()
         assert x.grad is not None
         seen[str(history)] = (x.grad.abs().amax((0, 2, 3, 4)) > 0).tolist()
@@ -117,6 +117,6 @@ def test_a_window_of_one_layer_reaches_one_state_back(tiny: Task) -> None:
     method, path = build(tiny, "ard", {"history_layers": 1, "history_depth": 1}), trajectory(tiny)
     x, _ = method.points.inputs_and_targets(path)
     x = x.clone().requires_grad_()
-    method.student(x, method.points.times.expand(5, 4), path.cond.labels)[0][:, 3].square().sum().backward()
+    method.student(x, method.points.times.expand(5, 4), path.cond)[0][:, 3].square().sum().backward()
     assert x.grad is not None
     assert (x.grad.abs().amax((0, 2, 3, 4)) > 0).tolist() == [False, False, True, True]

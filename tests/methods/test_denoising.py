@@ -41,9 +41,9 @@ def test_the_loss_equals_a_hand_computation(tiny: Task) -> None:
     eps = keys.normal("eps", batch.index, tiny.shape)
     x_0, cond = batch.data
     noisy = (kept.sqrt() * x_0 + (1 - kept).sqrt() * eps).float()
-    labels = torch.where(keys.uniform("dropout", batch.index) < 0.3, 10, cond.labels)
+    cond = Condition(torch.where(keys.uniform("dropout", batch.index) < 0.3, 10, cond.labels))
     with torch.no_grad():
-        expected = (method.players["student"].module(noisy, level.float(), labels) - eps).square().mean()
+        expected = (method.players["student"].module(noisy, level.float(), cond) - eps).square().mean()
         loss, metrics = method.loss(batch)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     assert float(metrics["mse"]) == float(loss)
@@ -54,7 +54,7 @@ def test_the_loss_equals_a_hand_computation(tiny: Task) -> None:
 def test_the_share_of_dropped_labels(share: float, tiny: Task) -> None:
     method, batch = build(tiny, label_dropout=share), batch_of(tiny, 2000)
     seen: list[torch.Tensor] = []
-    method.players["student"].module.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+    method.players["student"].module.register_forward_pre_hook(lambda module, args: seen.append(args[2].classes))
     with torch.no_grad():
         method.loss(batch)
     dropped = seen[0] == 10

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
+from harness.conditions import Condition
 from harness.networks.dit import DiT, attend_within, sincos_position_embedding, size_options
 from harness.randomness import keyed_initialisation
 
@@ -45,7 +46,7 @@ def test_sizes_are_those_of_the_paper() -> None:
 def forward(network: DiT, batch: int = 3) -> Tensor:
     """The network's output for some random images."""
     x = torch.randn(batch, 1, *(p * g for p, g in zip((4, 4), network.grid, strict=True)), generator=torch.Generator().manual_seed(0))
-    return network(x, torch.tensor([0.0, 10.0, 999.0]), torch.tensor([0, 1, 3]))
+    return network(x, torch.tensor([0.0, 10.0, 999.0]), Condition(torch.tensor([0, 1, 3])))
 
 
 def test_an_untrained_network_outputs_zero() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from harness.conditions import Condition
 from harness.networks.dit import DiT, Trunk
 from harness.networks.history import EMPTY, Cache, HistoryDiT, Visible, attend_blocks, causal, keep_first, window
 from harness.randomness import keyed_initialisation
@@ -49,19 +50,19 @@ def history(states: int, layers: int, **options: Any) -> HistoryDiT:
         return speaking(HistoryDiT(states, layers, **{**OPTIONS, **options}))
 
 
-def inputs(network: HistoryDiT, states: int) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(network: HistoryDiT, states: int) -> tuple[Tensor, Tensor, Condition]:
     """Random states [2, S, C, H, W] with their times [2, S], other ones in each sample, and labels."""
     random = torch.Generator().manual_seed(states)
     size = [g * network.patch_size for g in network.grid]
     x = torch.randn(2, states, network.in_channels, *size, generator=random)
-    return x, torch.linspace(999, 250, 2 * states).reshape(2, states), torch.tensor([0, 3])
+    return x, torch.linspace(999, 250, 2 * states).reshape(2, states), Condition(torch.tensor([0, 3]))
 
 
-def in_parts(network: HistoryDiT, x: Tensor, t: Tensor, labels: Tensor, cuts: list[int]) -> tuple[Tensor, Cache]:
+def in_parts(network: HistoryDiT, x: Tensor, t: Tensor, cond: Condition, cuts: list[int]) -> tuple[Tensor, Cache]:
     """Outputs of states that go through in consecutive calls, `cuts` states each."""
     cache, outputs = EMPTY, []
     for part, time in zip(x.split(cuts, 1), t.split(cuts, 1), strict=True):
-        output, cache = network(part, time, labels, cache)
+        output, cache = network(part, time, cond, cache)
         outputs.append(output)
     return torch.cat(outputs, 1), cache
 
@@ -86,9 +87,9 @@ def networks(draw: st.DrawFn) -> HistoryDiT:
 @examples
 @given(networks())
 def test_a_masked_pass_equals_cached_steps(network: HistoryDiT) -> None:
-    x, t, labels = inputs(network, network.num_states)
-    masked, filled = network(x, t, labels)
-    stepped, grown = in_parts(network, x, t, labels, [1] * network.num_states)
+    x, t, cond = inputs(network, network.num_states)
+    masked, filled = network(x, t, cond)
+    stepped, grown = in_parts(network, x, t, cond, [1] * network.num_states)
     assert masked.std() > 0.1
     torch.testing.assert_close(stepped, masked, rtol=1e-4, atol=1e-5)
     assert filled.states == grown.states == network.num_states
@@ -109,17 +110,17 @@ def test_masks_are_the_papers() -> None:
 @pytest.mark.parametrize("cuts", [[2, 2], [1, 3], [3, 1]])
 def test_states_may_come_in_groups(visible: Visible, cuts: list[int]) -> None:
     network = history(4, 1, visible=visible, per_step_heads=True)
-    x, t, labels = inputs(network, 4)
-    torch.testing.assert_close(in_parts(network, x, t, labels, cuts)[0], network(x, t, labels)[0], rtol=1e-4, atol=1e-5)
+    x, t, cond = inputs(network, 4)
+    torch.testing.assert_close(in_parts(network, x, t, cond, cuts)[0], network(x, t, cond)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_callers_cache_is_left_as_it_is() -> None:
     network = history(3, 2)
-    x, t, labels = inputs(network, 3)
-    _, cache = network(x[:, :1], t[:, :1], labels)
+    x, t, cond = inputs(network, 3)
+    _, cache = network(x[:, :1], t[:, :1], cond)
     before = [tensor.clone() for pair in cache.keys_values for tensor in pair]
-    first, _ = network(x[:, 1:2], t[:, 1:2], labels, cache)
-    again, _ = network(x[:, 1:2], t[:, 1:2], labels, cache)
+    first, _ = network(x[:, 1:2], t[:, 1:2], cond, cache)
+    again, _ = network(x[:, 1:2], t[:, 1:2], cond, cache)
     assert cache.states == 1
     assert torch.equal(first, again)
     assert all(torch.equal(a, b) for a, b in zip(before, (tensor for pair in cache.keys_values for tensor in pair), strict=True))
@@ -127,8 +128,8 @@ def test_a_callers_cache_is_left_as_it_is() -> None:
 
 def test_a_cache_holds_the_lowest_layers_alone() -> None:
     network = history(3, 1, depth=3)
-    x, t, labels = inputs(network, 3)
-    _, cache = network(x, t, labels)
+    x, t, cond = inputs(network, 3)
+    _, cache = network(x, t, cond)
     assert [[tuple(tensor.shape) for tensor in pair] for pair in cache.keys_values] == [[(2, 3, 2, 4, 8)] * 2]
 
 
@@ -136,30 +137,30 @@ def test_a_cache_holds_the_lowest_layers_alone() -> None:
 def test_without_history_each_state_goes_through_a_plain_dit(layers: int, visible: Visible) -> None:
     network, plain = history(4, layers, visible=visible), DiT(**OPTIONS)
     plain.load_state_dict(network.state_dict())
-    x, t, labels = inputs(network, 4)
-    output, _ = network(x, t, labels)
+    x, t, cond = inputs(network, 4)
+    output, _ = network(x, t, cond)
     for state in range(4):
-        torch.testing.assert_close(output[:, state], plain(x[:, state], t[:, state], labels), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(output[:, state], plain(x[:, state], t[:, state], cond), rtol=1e-4, atol=1e-5)
 
 
 def test_with_history_the_first_state_alone_is_a_plain_dits() -> None:
     network, plain = history(4, 2), DiT(**OPTIONS)
     plain.load_state_dict(network.state_dict())
-    x, t, labels = inputs(network, 4)
-    output, _ = network(x, t, labels)
-    torch.testing.assert_close(output[:, 0], plain(x[:, 0], t[:, 0], labels), rtol=1e-4, atol=1e-5)
+    x, t, cond = inputs(network, 4)
+    output, _ = network(x, t, cond)
+    torch.testing.assert_close(output[:, 0], plain(x[:, 0], t[:, 0], cond), rtol=1e-4, atol=1e-5)
     for state in (1, 2, 3):
-        assert (output[:, state] - plain(x[:, state], t[:, state], labels)).abs().max() > 1e-3
+        assert (output[:, state] - plain(x[:, state], t[:, state], cond)).abs().max() > 1e-3
 
 
 @masks
 def test_an_output_depends_on_the_states_that_it_may_see_and_no_others(visible: Visible) -> None:
     """One history layer, so that nothing is seen through another state."""
     network = history(4, 1, visible=visible, depth=2)
-    x, t, labels = inputs(network, 4)
+    x, t, cond = inputs(network, 4)
     for state in range(4):
         leaf = x.clone().requires_grad_()
-        output, _ = network(leaf, t, labels)
+        output, _ = network(leaf, t, cond)
         output[:, state].square().sum().backward()
         seen = [key for key in range(4) if leaf.grad[:, key].any()]
         assert seen == list(visible(state))
@@ -168,13 +169,13 @@ def test_an_output_depends_on_the_states_that_it_may_see_and_no_others(visible: 
 @masks
 def test_later_states_never_reach_earlier_outputs(visible: Visible) -> None:
     network = history(4, 2, visible=visible)
-    x, t, labels = inputs(network, 4)
-    output, _ = network(x, t, labels)
+    x, t, cond = inputs(network, 4)
+    output, _ = network(x, t, cond)
     for state in (1, 2, 3):
         changed_x, changed_t = x.clone(), t.clone()
         changed_x[:, state:] += 1
         changed_t[:, state:] /= 2
-        changed, _ = network(changed_x, changed_t, labels)
+        changed, _ = network(changed_x, changed_t, cond)
         assert torch.equal(changed[:, :state], output[:, :state])
         assert not torch.allclose(changed[:, state], output[:, state])
 
@@ -196,12 +197,12 @@ def test_attention_equals_a_dense_mask(visible: Visible, first: int) -> None:
 
 def test_modulation_is_computed_once_a_state() -> None:
     network = history(3, 1, per_step_heads=True)
-    x, t, labels = inputs(network, 3)
+    x, t, cond = inputs(network, 3)
     seen: dict[str, tuple[int, ...]] = {}
     for name, module in network.named_modules():
         if name.endswith("adaLN_modulation"):
             module.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: tuple(args[0].shape)}))
-    network(x, t, labels)
+    network(x, t, cond)
     blocks = {f"blocks.{i}.adaLN_modulation": (2, 3, 16) for i in range(2)}
     heads = {f"final_layer{i}.adaLN_modulation": (2, 16) for i in ("", 2, 3)}
     assert seen == blocks | heads
@@ -210,10 +211,10 @@ def test_modulation_is_computed_once_a_state() -> None:
 @pytest.mark.parametrize("visible", [causal, diagonal])
 def test_every_state_has_its_own_time(visible: Visible) -> None:
     network = history(3, 1, visible=visible)
-    x, t, labels = inputs(network, 3)
-    output, _ = network(x, t, labels)
+    x, t, cond = inputs(network, 3)
+    output, _ = network(x, t, cond)
     t[:, 1] += 100
-    changed, _ = network(x, t, labels)
+    changed, _ = network(x, t, cond)
     assert torch.equal(changed[:, 0], output[:, 0])
     assert not torch.allclose(changed[:, 1], output[:, 1])
     assert torch.equal(changed[:, 2], output[:, 2]) == (visible is diagonal)
@@ -221,10 +222,10 @@ def test_every_state_has_its_own_time(visible: Visible) -> None:
 
 def test_each_state_has_its_own_head() -> None:
     network = history(3, 0, per_step_heads=True)
-    x, t, labels = inputs(network, 3)
-    output, _ = network(x, t, labels)
+    x, t, cond = inputs(network, 3)
+    output, _ = network(x, t, cond)
     torch.nn.init.zeros_(network.final_layer2.linear.weight)
-    changed, _ = network(x, t, labels)
+    changed, _ = network(x, t, cond)
     assert [torch.equal(changed[:, i], output[:, i]) for i in range(3)] == [True, False, True]
 
 
@@ -234,10 +235,10 @@ def test_a_student_starts_from_its_teacher(per_step_heads: bool) -> None:
         teacher = speaking(DiT(**OPTIONS))
     student = HistoryDiT(3, 0, per_step_heads=per_step_heads, **OPTIONS)
     student.load_teacher(teacher.state_dict())
-    x, t, labels = inputs(student, 3)
-    output, _ = student(x, t, labels)
+    x, t, cond = inputs(student, 3)
+    output, _ = student(x, t, cond)
     for state in range(3):
-        torch.testing.assert_close(output[:, state], teacher(x[:, state], t[:, state], labels), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(output[:, state], teacher(x[:, state], t[:, state], cond), rtol=1e-4, atol=1e-5)
 
 
 def test_extra_input_channels_change_nothing_at_the_start() -> None:
@@ -245,10 +246,10 @@ def test_extra_input_channels_change_nothing_at_the_start() -> None:
         teacher = speaking(DiT(**OPTIONS))
     student = HistoryDiT(3, 0, extra_channels=2, **OPTIONS)
     student.load_teacher(teacher.state_dict())
-    x, t, labels = inputs(student, 3)
-    output, _ = student(torch.cat([x, torch.randn(2, 3, 2, 8, 8)], 2), t, labels)
+    x, t, cond = inputs(student, 3)
+    output, _ = student(torch.cat([x, torch.randn(2, 3, 2, 8, 8)], 2), t, cond)
     assert output.shape == x.shape
-    torch.testing.assert_close(output[:, 0], teacher(x[:, 0], t[:, 0], labels), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output[:, 0], teacher(x[:, 0], t[:, 0], cond), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("layers", [-1, 3])

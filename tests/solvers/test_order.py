@@ -28,7 +28,7 @@ class Gaussian:
         alpha, sigma = self.schedule.alpha_sigma(t)
         score = (x_t - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2)
         x_0, eps = MEAN + alpha * DEVIATION**2 * score, sigma * score
-        return Prediction(x_0, eps, alpha * eps - sigma * x_0)
+        return Prediction(x_0, eps, torch.full_like(eps, torch.nan))  # no solver asks for v
 
     def carried(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The exact solution at s from x at t: the standardised x does not change."""
