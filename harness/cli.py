@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -17,11 +19,12 @@ from harness.config import RunConfig, parse_config, parse_options, resolve
 from harness.console import Display
 from harness.contract import Outcome, run_checks
 from harness.cost import paper_problem, sampling_cost_on_meta
-from harness.errors import CheckFailed, RunFailed, UsageError
+from harness.errors import CheckFailed, RunFailed, UsageError, unknown
 from harness.evaluator import directions
 from harness.external import Outside, evaluate_callable, evaluate_samples, evaluate_student
 from harness.files import patched_cache, read_yaml
 from harness.methods import METHODS
+from harness.metrics import METRICS
 from harness.options import RUN_FIELDS, Group, MethodCommand, chosen_device, common, field_options
 from harness.plugins import load_plugin
 from harness.preview import Preview, preview
@@ -32,7 +35,7 @@ from harness.report.tables import load_records, results_table, rows_of
 from harness.run import run
 from harness.solvers import SOLVERS
 from harness.sweep import expand, plan, run_sweep
-from harness.tasks import load_task, task_names
+from harness.tasks import Task, load_task, task_names
 from harness.teacher import train_networks, verify
 
 
@@ -191,15 +194,37 @@ def list_command(kind: str, as_json: bool) -> None:
 
 
 def summary(cls: type) -> str:
-    """First line of a class's docstring."""
-    return (cls.__doc__ or "").strip().partition("\n")[0]
+    """First sentence of a class's docstring."""
+    return " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split()).partition(": `")[0]
 
 
 @main.command("describe")
-@click.argument("method")
+@click.argument("name")
 @common()
-def describe_command(method: str, as_json: bool) -> None:
-    """Say what a method is: its paper, equations, needs and options."""
+def describe_command(name: str, as_json: bool) -> None:
+    """Say what a method is (its paper, equations, needs and options), or a task, a solver or a metric."""
+    if name in METHODS.names():
+        describe_method(name, as_json)
+        return
+    facts: dict[str, Any] = {}
+    cls: type
+    if name in task_names():
+        cls, facts = Task, load_task(name).spec.model_dump(mode="json")
+    elif name in SOLVERS.names():
+        cls = SOLVERS[name]
+    elif name in METRICS.names():
+        cls, facts = METRICS[name], {"direction": METRICS[name].direction}
+    else:
+        raise unknown("name", name, [*METHODS.names(), *task_names(), *SOLVERS.names(), *METRICS.names()])
+    doc = inspect.getdoc(cls) or ""
+    if as_json:
+        click.echo(json.dumps({"name": name, "doc": doc, **facts}, indent=1))
+        return
+    click.echo(f"{name}: {doc}" + (f"\n\n{yaml.safe_dump(facts, sort_keys=False)}" if facts else ""))
+
+
+def describe_method(method: str, as_json: bool) -> None:
+    """Prints a method's paper, equations, needs and options."""
     cls = METHODS[method]
     fields = {
         name: {"default": field.default, "type": str(field.annotation).replace("typing.", ""), "doc": field.description}

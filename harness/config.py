@@ -246,7 +246,7 @@ def resolve_budget(budget: str, task: Task, batch_size: int, rehearse: Callable[
         return named.steps, named.noise_sets
     unit, _, said = budget.partition("=")
     number = float(said) if NUMBER.fullmatch(said) else math.nan
-    if unit in ("steps", "images") and not said.isdigit():
+    if unit in ("steps", "images") and not number.is_integer():
         number = math.nan
     if unit not in UNITS or not 0 <= number <= LARGEST[unit]:
         forms = [*task.spec.budgets, *(f"{unit}=NUMBER" for unit in UNITS)]

@@ -29,6 +29,8 @@ class PaperProblem:
     schedule: Schedule
     trajectory_steps: int
     prediction_type: Any = "eps"
+    data_std: float = 0.5
+    guidance_scale: float = 1.0
     network_teacher: bool = True
 
     @property

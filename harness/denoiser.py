@@ -86,27 +86,32 @@ class Guided(nn.Module):
 
     Args:
         denoiser: what is guided, in the terms of its own output, which are linear in eps.
-        scale: w.
+        scale: w, one number or one for each sample [B].
         null: the null condition, a batch of one.
         channels: how many leading channels are guided; None is all, 3 is what DiT's published numbers used.
     """
 
-    def __init__(self, denoiser: Denoiser, scale: float, null: Condition, channels: int | None = None):
+    def __init__(self, denoiser: Denoiser, scale: float | Tensor, null: Condition, channels: int | None = None):
         super().__init__()
         self.denoiser, self.scale, self.null, self.channels = denoiser, scale, null, channels
         self.schedule = denoiser.schedule
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
-        if self.scale == 1.0:
+        if not isinstance(self.scale, Tensor) and self.scale == 1.0:
             return self.denoiser(x_t, t, cond)
         both = cond.repeat(2).replaced(torch.arange(2 * len(x_t), device=x_t.device) >= len(x_t), self.null)
         t_both = t if t.dim() == 0 else t.repeat(2)
         kind = self.denoiser.prediction_type
         with_cond, without = getattr(self.denoiser(x_t.repeat(2, 1, 1, 1), t_both, both), kind).chunk(2)
-        guided = without + self.scale * (with_cond - without)
+        scale = like(self.scale, without) if isinstance(self.scale, Tensor) else self.scale
+        guided = without + scale * (with_cond - without)
         if self.channels is not None:
             guided = torch.cat([guided[:, : self.channels], with_cond[:, self.channels :]], 1)
         return predict(guided, x_t, t, self.schedule, kind)
+
+    def at(self, scale: float | Tensor) -> Guided:
+        """The same teacher at another scale."""
+        return Guided(self.denoiser, scale, self.null, self.channels)
 
 
 @dataclass

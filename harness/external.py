@@ -54,8 +54,10 @@ def read_samples(path: Path, task: Task) -> tuple[Tensor, Tensor | None]:
     try:
         with np.load(path, allow_pickle=False) as content:
             images, labels = content["arr_0"], content.get("arr_1", None)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is not a file of samples ({error}); it should be .npz with arr_0, uint8 [n, H, W, C]") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} is not a file of samples; it should be .npz with arr_0, uint8 [n, H, W, C]") from error
     channels, height, width = task.shape
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (height, width, channels) or len(images) < 2:
         wanted = f"uint8 [n, {height}, {width}, {channels}]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import click
 import torch
@@ -26,7 +26,9 @@ def field_options(model: type[BaseModel], names: list[str]) -> list[click.Parame
     for name in names:
         field = model.model_fields[name]
         default = "none" if field.default is None else field.default
-        help_text = f"{field.description} [default: {default}]"
+        kinds = [part for part in (field.annotation, *get_args(field.annotation)) if get_origin(part) is Literal]
+        words = ", ".join(str(word) for kind in kinds for word in get_args(kind))
+        help_text = f"{field.description} [{f'one of: {words}; ' if words else ''}default: {default}]"
         options.append(click.Option([f"--{name.replace('_', '-')}", name], help=help_text, metavar="VALUE"))
     return options
 

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from harness.conditions import Condition
 from harness.config import Resolved, RunConfig, reference_of, resolve
+from harness.counting import count_flops
 from harness.data.trajectories import TRAJECTORY_ROOMS, Progress, cached_samples, open_store, samples_folder
 from harness.denoiser import Guided, count_passes
-from harness.errors import Busy, RunFailed, UsageError
+from harness.errors import Busy, Interrupted, RunFailed, UsageError
 from harness.evaluator import Sampler, evaluator_of, sample_grid, sample_set, sampling_cost
 from harness.files import digest, read_tensors, write_aside, write_tensors
 from harness.methods import METHODS, Method
-from harness.metrics.compute import count_flops, parameters
+from harness.metrics.compute import parameters
 from harness.metrics.exposure import exposure_bias
 from harness.metrics.extractors import EXTRACTORS
 from harness.metrics.latency import interleaved_latency
@@ -72,6 +73,9 @@ def logged(path: Path, what: str) -> Iterator[Callable[[str], None]]:
         log(f"{what} starts: code {code_digest()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
         try:
             yield log
+        except Interrupted as error:
+            log(f"{what}: {error}")
+            raise
         except BaseException as error:
             log("".join(traceback.format_exception(error)).rstrip())
             raise
@@ -124,10 +128,14 @@ class Run:
         same = record.environment.device == here.device and (any_code or record.environment.code == here.code)
         return record if record.status == "finished" and same else None
 
-    def execute(self, reuse: bool = False) -> Record:
+    def execute(self, reuse: bool = False, wait: bool = False) -> Record:
         """The record of this run: the finished one, or trained (resuming an interrupted run) and evaluated now.
 
-        A run that fails writes a record with its reason, then raises RunFailed; one that another process is at raises Busy.
+        Args:
+            reuse: take a finished record that other code made.
+            wait: whether to wait for another process that is at this run; otherwise that raises Busy.
+
+        A run that fails writes a record with its reason, then raises RunFailed.
         """
         if (record := self.finished_record(reuse)) is not None:
             return record
@@ -135,12 +143,14 @@ class Run:
             self.lock.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot write {self.lock.parent}: {error.strerror}; give another --results") from error
-        lock = FileLock(self.lock, timeout=0)
+        lock = FileLock(self.lock, timeout=-1 if wait else 0)
         try:
             lock.acquire()
         except Timeout:
             raise Busy(f"run {self.resolved.run_id} is being made by another process; ask again when it is done") from None
         try:
+            if (record := self.finished_record(reuse)) is not None:  # by whoever held the lock before
+                return record
             self.folder.mkdir(parents=True, exist_ok=True)
             with logged(self.folder / "run.log", f"run {self.resolved.run_id}") as log:
                 return replace(self, report=logging_report(self.report, log))._execute()
@@ -211,7 +221,8 @@ class Run:
         levels = [round(float(method_time), 4) for method_time in task.schedule.network_time(method.levels[:-1])]
         milestones = [Milestone(**point) for point in trainer.milestones] if trainer else []
         return self._record(status="finished", levels=levels, metrics=metrics, exposure=exposure, cost=cost, flags=flags,
-                            target=method.target, milestones=milestones)  # fmt: skip
+                            target=method.target, init=method.init if task.network_teacher else "random",
+                            milestones=milestones)  # fmt: skip
 
     def build(self, teacher: Guided) -> Method:
         """The method, its networks initialised by the run's seed."""
@@ -267,7 +278,8 @@ class Run:
     def _exposure(self, method: Method, teacher: Guided) -> Exposure | None:
         """Exposure bias on the first batch of evaluation noise, whose teacher trajectories are made now."""
         task, steps = self.resolved.task, self.resolved.num_steps
-        if steps == 1 or task.trajectory_steps % steps or method.solver.stochastic:
+        on_path = torch.equal(method.levels, few_step_levels(steps))
+        if steps == 1 or task.trajectory_steps % steps or method.solver.stochastic or not on_path:
             return None
         x_T, cond = task.evaluation_inputs(0)
         count = task.spec.evaluation.batch_size
@@ -300,11 +312,10 @@ class Run:
             write_tensors(self.folder / "student.safetensors", average.module.state_dict(), {"run_id": self.resolved.run_id})
 
     def _record(self, **more: Any) -> Record:
-        r = self.resolved
+        r, cls = self.resolved, METHODS[self.resolved.method]
         return Record(run_id=r.run_id, task=r.task.spec.name, task_version=r.task.spec.version, method=r.method,
                       options=r.config.model_dump(mode="json"), config=r.run_settings, hashes=r.task.hashes,
-                      init=METHODS[r.method].init if r.task.network_teacher else "random", environment=self.environment,
-                      **{"target": METHODS[r.method].target, **more})  # fmt: skip
+                      environment=self.environment, **{"target": cls.target, "init": cls.init, **more})  # fmt: skip
 
 
 def trajectory_bill(teacher: Guided, task: Task, device: torch.device) -> tuple[int, float]:
@@ -328,5 +339,5 @@ def run(config: RunConfig, results: Path, device: torch.device, report: Report =
     """
     resolved = resolve(config, results=results, device=device)
     beside = replace(reference_of(resolved.task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features)
-    reference = Run(beside, results, device, report).execute(reuse)
+    reference = Run(beside, results, device, report).execute(reuse, wait=True)  # many runs share it
     return Run(resolved, results, device, report).execute(reuse), reference

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.config import Resolved, RunConfig, explain, key_of_record, parse_config, resolve
 from harness.errors import Busy, RunFailed, UsageError
-from harness.records import Record, read_record
+from harness.records import Record, capture_environment, read_record
 from harness.run import Report, Run, silent
 
 
@@ -87,10 +87,11 @@ def plan(configs: Sequence[RunConfig], results: Path, device: torch.device, reus
     """Every run resolved and looked up, equal ones once, before any is made.
 
     Args:
-        reuse: also take what other code made, be it in `runs/` or among the published records.
+        reuse: also take what other code made.
     """
-    paths = sorted(results.glob("*/records/*.json")) if reuse else []
-    published = {key_of_record(record): record for record in map(read_record, paths) if record.status == "finished"}
+    code = capture_environment(device).code
+    found = [record for record in map(read_record, sorted(results.glob("*/records/*.json"))) if record.status == "finished"]
+    published = {key_of_record(record): record for record in found if reuse or record.environment.code == code}
     cells: dict[str, Cell] = {}
     for config in configs:
         resolved = resolve(config, results=results, device=device)

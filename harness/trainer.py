@@ -22,11 +22,11 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from harness.counting import count_flops
 from harness.denoiser import count_passes
 from harness.errors import Interrupted, RunFailed, UsageError
 from harness.files import write_aside
 from harness.methods.base import Batch, Method, Player, Update
-from harness.metrics.compute import count_flops
 from harness.randomness import Keyed
 
 FEW = 8

@@ -383,7 +383,7 @@ def test_budgets(budget: str, steps: int, noise_sets: int, tiny: Task) -> None:
     assert (resolved.settings.total_steps, resolved.noise_sets) == (steps, noise_sets)
 
 
-NONSENSE = ["much", "steps", "steps=", "steps=-3", "steps=1.5", "steps=x", "steps=1e3", "steps=99999999999", "steps=²", "=3", ""]
+NONSENSE = ["much", "steps", "steps=", "steps=-3", "steps=1.5", "steps=x", "steps=1e-3", "steps=99999999999", "steps=²", "=3", ""]
 NONSENSE += ["flops=inf", "flops=nan", "flops=-1", "seconds=1e99", "tokens=5"]
 
 

@@ -101,8 +101,40 @@ def watch(layer: nn.Linear) -> Iterator[Seen]:
         handle.remove()
 
 
-class Adversary:
-    """The discriminator's player and both losses of the stage.
+class Critic:
+    """A discriminator on the tokens of a frozen teacher's blocks, and its player.
+
+    Args:
+        lr, clip: of its heads.
+        virtual_batch: samples that the heads normalise together.
+        max_time: the largest timestep to which its input is noised.
+    """
+
+    def __init__(self, teacher: Guided, task: Problem, lr: float, clip: float, virtual_batch: int, max_time: float):
+        network = teacher.denoiser.network
+        assert isinstance(network, DiT)
+        self.network, self.schedule, self.max_time = network, task.schedule, max_time
+        self.heads = Heads(network.depth, network.final_layer.linear.in_features, virtual_batch)
+        optimizer = torch.optim.AdamW(self.heads.parameters(), lr, betas=(0.9, 0.999), weight_decay=0.0)
+        self.player = Player(self.heads, optimizer, clip)
+
+    def logits(self, x_0: Tensor, cond: Condition, batch: Batch, name: str) -> Tensor:
+        """The heads' logits [heads, B, T] for images x_0 [B, C, H, W], noised by keyed noise."""
+        t = (batch.uniform(f"{name} t") * self.max_time).clamp(min=1 / NUM_LEVELS)
+        alpha, sigma = (like(c, x_0) for c in self.schedule.alpha_sigma(t))
+        x_t = alpha * x_0 + sigma * batch.normal(f"{name} eps", x_0.shape[1:])
+        c = self.network.conditioning(self.schedule.network_time(t), cond)
+        return torch.stack([head(h, c) for head, h in zip(self.heads, self.network.block_outputs(x_t, c), strict=True)])
+
+    def hinge(self, real: tuple[Tensor, Condition], fake: tuple[Tensor, Condition], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """`max(0, 1 - D(real)) + max(0, 1 + D(fake))` for images and their conditions."""
+        on_real, on_fake = self.logits(*real, batch, "real"), self.logits(*fake, batch, "student")
+        loss = (1 - on_real).relu().mean() + (1 + on_fake).relu().mean()
+        return loss, {"real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
+
+
+class Adversary(Critic):
+    """The discriminator's player and both losses of ARD's stage.
 
     Args:
         last_layer: shape of the weight whose gradients balance the two losses.
@@ -110,25 +142,13 @@ class Adversary:
     """
 
     def __init__(self, config: GANOptions, teacher: Guided, task: Problem, last_layer: torch.Size, total_steps: int):
-        network = teacher.denoiser.network
-        assert isinstance(network, DiT)
         assert config.gan_from is not None
-        self.config, self.schedule, self.network = config, task.schedule, network
+        super().__init__(teacher, task, config.gan_lr, config.clip, config.gan_virtual_batch, config.gan_max_time)
+        self.config = config
         self.start = round(config.gan_from * total_steps)
         self.warm = self.start + math.ceil(config.gan_warmup * (total_steps - self.start))
-        self.heads = Heads(network.depth, last_layer[1], config.gan_virtual_batch)
-        optimizer = torch.optim.AdamW(self.heads.parameters(), config.gan_lr, betas=(0.9, 0.999), weight_decay=0.0)
-        self.player = Player(self.heads, optimizer, config.clip)
         self.weight = 0.0
         self.gradients, self.samples = torch.zeros(2, *last_layer), 0  # summed over a step's micro-batches
-
-    def logits(self, x_0: Tensor, cond: Condition, batch: Batch, name: str) -> Tensor:
-        """The heads' logits [heads, B, T] for images x_0 [B, C, H, W], noised by keyed noise."""
-        t = (batch.uniform(f"{name} t") * self.config.gan_max_time).clamp(min=1 / NUM_LEVELS)
-        alpha, sigma = (like(c, x_0) for c in self.schedule.alpha_sigma(t))
-        x_t = alpha * x_0 + sigma * batch.normal(f"{name} eps", x_0.shape[1:])
-        c = self.network.conditioning(self.schedule.network_time(t), cond)
-        return torch.stack([head(h, c) for head, h in zip(self.heads, self.network.block_outputs(x_t, c), strict=True)])
 
     def student_loss(self, mse: Tensor, x_0: Tensor, cond: Condition, batch: Batch, seen: Seen) -> tuple[Tensor, dict[str, Tensor]]:
         """`MSE + lambda GAN`.
@@ -149,13 +169,10 @@ class Adversary:
         return mse + weight * gan, metrics
 
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hinge: `max(0, 1 - D(real)) + max(0, 1 + D(student))`, on the x_0 that the student's loss left in the carry."""
+        """Hinge, on the x_0 that the student's loss left in the carry."""
         assert batch.data is not None
-        real = self.logits(*batch.data, batch, "real")
         assert batch.trajectory is not None
-        fake = self.logits(batch.carry["x_0"].detach(), batch.trajectory.cond, batch, "student")
-        loss = (1 - real).relu().mean() + (1 + fake).relu().mean()
-        return loss, {"real": real.detach().mean(), "fake": fake.detach().mean()}
+        return self.hinge(batch.data, (batch.carry["x_0"].detach(), batch.trajectory.cond), batch)
 
     def balance(self, gradients: Tensor) -> float:
         """lambda from the two gradients [2, ...] of the last layer's weight."""

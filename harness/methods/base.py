@@ -54,6 +54,14 @@ class Problem(Protocol):
         """What the teacher's network predicts."""
 
     @property
+    def data_std(self) -> float:
+        """Standard deviation of the data, sigma_data of the papers."""
+
+    @property
+    def guidance_scale(self) -> float:
+        """The scale at which the teacher is guided."""
+
+    @property
     def trajectory_steps(self) -> int:
         """K, the number of teacher evaluations in a stored trajectory."""
 
@@ -226,9 +234,9 @@ class Method(ABC):
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     sources: frozenset[str] = frozenset()
     """What it learns from: a subset of {"data", "trajectory"}; empty for a class that never trains."""
-    target: ClassVar[str] = "guided teacher"
+    target: str = "guided teacher"
     """The distribution it aims at: "guided teacher" or "data"."""
-    init: ClassVar[Literal["teacher", "random"]] = "teacher"
+    init: Literal["teacher", "random"] = "teacher"
     """From which weights the student starts."""
     reference: ClassVar[str] = ""
     """The paper, for `harness describe`."""

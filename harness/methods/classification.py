@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +16,7 @@ class Classification(Method):
 
     Config = OptimizerConfig
     sources = frozenset({"data"})
-    target: ClassVar = "data"
+    target = "data"
 
     def __init__(self, config: OptimizerConfig, teacher: None, task: Problem, num_steps: int, total_steps: int):
         network = Classifier(task.shape, task.num_classes)

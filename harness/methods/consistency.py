@@ -16,7 +16,7 @@ remaining steps on the grid the loss is 0. Sampling in several steps alternates 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,30 +24,12 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.conditions import Condition
-from harness.denoiser import Denoiser, Guided, Model, like
+from harness.denoiser import Guided
 from harness.errors import UsageError
-from harness.methods.base import EMA, METHODS, Batch, Method, OptimizerConfig, Problem, Update
-from harness.networks.dit import DiT
+from harness.methods.base import METHODS, Batch, Problem
+from harness.methods.student import DenoisingStudent, HuberConfig, consistency_untrained
 from harness.schedules import Schedule, few_step_levels
-from harness.solvers import SOLVERS, Noise, Solver
-
-
-class ConsistencySteps(Solver):
-    """Multistep consistency sampling: x_0 = f(x_t, t), then fresh noise up to the next level."""
-
-    stochastic: ClassVar = True
-
-    def init(self, model: Model, x_T: Tensor, cond: Condition) -> int:
-        return 0
-
-    def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: int,
-             noise: Noise | None) -> tuple[Tensor, Tensor, int]:  # fmt: skip
-        x_0 = model(x_t, t, cond).x_0
-        if float(s) == 0:
-            return x_0, x_0, state + 1
-        assert noise is not None
-        alpha, sigma = (like(c, x_0) for c in model.schedule.alpha_sigma(s))
-        return alpha * x_0 + sigma * noise(f"step {state + 1}").to(x_0), x_0, state + 1
+from harness.solvers import SOLVERS
 
 
 def karras_levels(count: int, schedule: Schedule, rho: float = 7.0, smallest: float = 0.002) -> Tensor:
@@ -63,45 +45,29 @@ def karras_levels(count: int, schedule: Schedule, rho: float = 7.0, smallest: fl
     return torch.cat([torch.ones(1, dtype=torch.float64), levels[1:], torch.zeros(1, dtype=torch.float64)])
 
 
-class ConsistencyConfig(OptimizerConfig):
+class ConsistencyConfig(HuberConfig):
     grid: Literal["task", "karras"] = "task"
     """Levels between which the teacher steps: those of the task's trajectories, or Karras' with rho 7."""
     grid_levels: int = Field(18, ge=2, le=1000)
     """How many levels Karras' grid has."""
     solver: Literal["ddim", "heun"] = "ddim"
     """The teacher's solver."""
-    loss: Literal["huber", "l2"] = "huber"
-    """Distance d: pseudo-Huber `sqrt(|.|^2 + c^2) - c` with c = 0.00054 sqrt(dimension), or the squared norm."""
     target_half_life: float = Field(0.0135, gt=0, le=1)
     """Half-life of the moving target, as a fraction of the run (the paper's decay of 0.95 in a run of 1,000 steps)."""
 
 
 @METHODS.register("consistency-distillation")
-class ConsistencyDistillation(Method):
+class ConsistencyDistillation(DenoisingStudent):
     """Neighbouring points of an ODE path are mapped to the same end."""
 
     Config = ConsistencyConfig
-    sources = frozenset({"data"})
     reference: ClassVar = "Song et al. 2023, arXiv 2303.01469, alg. 1 and 2; pseudo-Huber: Song & Dhariwal 2023, arXiv 2310.14189, eq. 8"
 
     def __init__(self, config: ConsistencyConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
-        assert teacher is not None
-        self.config, self.task, self.teacher = config, task, teacher
-        network = DiT(**task.network_options)
-        if task.network_teacher:
-            network.load_state_dict(teacher.denoiser.network.state_dict())
-        self.players = {"student": config.player(network, total_steps)}
-        self.moving = EMA(network, config.target_half_life, total_steps)
-        assert self.student_player.ema is not None
-        self.student = self.as_map(self.student_player.ema.module)
-        self.solver, self.levels = ConsistencySteps(), few_step_levels(num_steps)
+        super().__init__(config, teacher, task, num_steps, total_steps, config.target_half_life)
         self.teacher_solver = SOLVERS[config.solver]()
         karras = config.grid == "karras"
         self.grid = karras_levels(config.grid_levels, task.schedule) if karras else few_step_levels(task.trajectory_steps)
-
-    def as_map(self, network: Any) -> Denoiser:
-        """A network as f, which is its x_0-prediction."""
-        return Denoiser(network, self.task.schedule, self.task.prediction_type)
 
     @classmethod
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
@@ -109,14 +75,7 @@ class ConsistencyDistillation(Method):
         return METHODS.name_of(cls), config.model_copy(update=idle)
 
     def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        """In one step the unguided teacher's x_0-prediction."""
-        if len(self.levels) > 2 or not self.task.network_teacher:
-            return None
-        return lambda x_T, cond: self.as_map(self.teacher.denoiser.network)(x_T, self.levels[0], cond).x_0
-
-    def start_from(self, state: dict[str, Tensor]) -> None:
-        super().start_from(state)
-        self.moving.module.load_state_dict(state)
+        return consistency_untrained(self)
 
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
@@ -126,41 +85,15 @@ class ConsistencyDistillation(Method):
                 f"asked at levels where it was not trained; or give grid 'karras'"
             )
 
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.moving.module.to(device)
-
-    def updates(self, step: int) -> Iterable[Update]:
-        return [Update("student", self.loss)]
-
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.data is not None
         x_0, cond = batch.data
         place = (batch.uniform("level") * (len(self.grid) - 1)).long()
         t, s = (self.grid.to(x_0.device)[i] for i in (place, place + 1))
-        alpha, sigma = (like(c, x_0) for c in self.task.schedule.alpha_sigma(t))
-        x_t = alpha * x_0 + sigma * batch.normal("eps", x_0.shape[1:])
+        x_t = self.noised(x_0, batch.normal("eps", x_0.shape[1:]), t)
         with torch.no_grad():
             x_s, _, _ = self.teacher_solver.step(self.teacher, x_t, t, s, cond, None, None)
             clean = (s == 0).reshape(-1, 1, 1, 1)
-            target = torch.where(clean, x_s, self.as_map(self.moving.module)(x_s, s, cond).x_0)
-        off = self.as_map(self.student_player.module)(x_t, t, cond).x_0 - target
-        squared = off.square().flatten(1).sum(1)
-        return self.distance(squared, off[0].numel()).mean(), {"mse": squared.detach().mean() / off[0].numel()}
-
-    def distance(self, squared: Tensor, dimension: int) -> Tensor:
-        """d from squared norms [B] of vectors of that dimension."""
-        if self.config.loss == "l2":
-            return squared / dimension
-        c = 0.00054 * dimension**0.5
-        return (squared + c**2).sqrt() - c
-
-    def end_step(self, step: int, means: dict[str, float]) -> Collection[str]:
-        self.moving.update(self.student_player.module)
-        return ()
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self.moving.module.state_dict())
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.moving.module.load_state_dict(state)
+            target = torch.where(clean, x_s, self.target_model(x_s, s, cond).x_0)
+        off = self.model(x_t, t, cond).x_0 - target
+        return self.config.distance(off).mean(), {"mse": off.detach().square().mean()}

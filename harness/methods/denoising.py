@@ -7,7 +7,7 @@ guidance. It is a method like the others: the student is the teacher to be.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -28,8 +28,8 @@ class Denoising(Method):
         """Share of samples whose label is replaced by the null label."""
 
     sources = frozenset({"data"})
-    target: ClassVar = "data"
-    init: ClassVar = "random"
+    target = "data"
+    init: Literal["teacher", "random"] = "random"
     reference: ClassVar = "Ho et al. 2020, arXiv 2006.11239, eq. 14; Peebles & Xie 2023, arXiv 2212.09748"
 
     def __init__(self, config: Config, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):

@@ -239,6 +239,6 @@ class StepDistillation(TrajectoryDistillation):
     @classmethod
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
         if num_steps == 1:  # from the noise to the data: one head, one time, and all kinds of trajectory are the same pair
-            same = {"heads": "shared", "trajectory": "states", "time_embedding": "per_state"}
-            config = config.model_copy(update=same)
+            kind = {"trajectory": "predictions", "heads": "per_step"} if config.parametrization == "direct" else {"heads": "shared"}
+            config = config.model_copy(update={**kind, "time_embedding": "per_state"})
         return METHODS.name_of(cls), config.without_idle_gan()

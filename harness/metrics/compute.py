@@ -1,4 +1,4 @@
-"""Compute: FLOPs and MACs of whatever runs, and closed formulas that they must equal. 1 MAC = 2 FLOPs."""
+"""Compute: MACs of whatever runs, and closed formulas that they must equal. 1 MAC = 2 FLOPs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-
-def count_flops(run: Callable[[], Any]) -> int:
-    """FLOPs of the matrix products, convolutions and attentions that `run()` executes, backward passes included.
-
-    Attention runs under the MATH backend, because torch 2.13 counts the fused one on the CPU as 0.
-    """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
+from harness.counting import count_flops
 
 
 def count_macs(run: Callable[[], Any]) -> int:

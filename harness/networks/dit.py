@@ -112,8 +112,9 @@ class TimestepEmbedder(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """[...] -> [..., d]."""
         half = self.num_features // 2
-        frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-        angles = t.float().unsqueeze(-1) * frequencies
+        kind = next(self.mlp.parameters()).dtype
+        frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=kind, device=t.device) / half)
+        angles = t.to(kind).unsqueeze(-1) * frequencies
         return self.mlp(torch.cat([angles.cos(), angles.sin()], -1))
 
 

@@ -162,6 +162,7 @@ class Task:
         self.network_options: dict[str, Any] = dict(spec.network)
         self.schedule: Schedule = SCHEDULES[spec.schedule]()
         self.prediction_type: PredictionType = spec.prediction_type
+        self.guidance_scale = spec.guidance.scale
         self.trajectory_steps = spec.trajectories.steps
         self.network_teacher = spec.teacher is not None
 
@@ -169,6 +170,11 @@ class Task:
     def null(self) -> Condition:
         """The null condition."""
         return null_label(self.num_classes)
+
+    @cached_property
+    def data_std(self) -> float:
+        """Standard deviation of all numbers in the training images."""
+        return float(self.split.train.images.double().std())
 
     @cached_property
     def split(self) -> Split:

@@ -12,7 +12,8 @@ from harness.conditions import Condition
 from harness.denoiser import Denoiser, like
 from harness.errors import UsageError
 from harness.methods import METHODS, Batch
-from harness.methods.consistency import ConsistencySteps, karras_levels
+from harness.methods.consistency import karras_levels
+from harness.methods.student import ConsistencySteps
 from harness.randomness import Keyed, keyed_initialisation
 from harness.schedules import SCHEDULES, VPSchedule
 from harness.solvers import SOLVERS, integrate
@@ -53,8 +54,7 @@ def test_at_the_exact_map_the_loss_is_zero(options: dict[str, Any], tiny: Task) 
     batch = Batch(index, tiny.split.train.batch(index), None, Keyed("train", 0, 0))
     untrained = float(method.loss(batch)[0].detach())
     exact = RestOfThePath(method)
-    method.moving.module = exact
-    method.players["student"].module = exact
+    method.target_model.network = method.model.network = exact
     with torch.no_grad():
         found = float(method.loss(batch)[0])
     assert found < 1e-4 * untrained
@@ -160,8 +160,7 @@ def test_heun_takes_a_time_for_each_sample(tiny: Task) -> None:
 
 
 def test_pseudo_huber(tiny: Task) -> None:
-    method = method_of(tiny)
-    c = 0.00054 * 8
-    found = method.distance(torch.tensor([0.0, 4.0]), 64)
-    torch.testing.assert_close(found, torch.tensor([0.0, (4 + c * c) ** 0.5 - c]))
-    torch.testing.assert_close(method_of(tiny, loss="l2").distance(torch.tensor([0.0, 4.0]), 64), torch.tensor([0.0, 1 / 16]))
+    off, c = torch.zeros(2, 1, 8, 8), 0.00054 * 8
+    off[1, 0, 0, :4] = 1.0
+    torch.testing.assert_close(method_of(tiny).config.distance(off), torch.tensor([0.0, (4 + c * c) ** 0.5 - c]))
+    torch.testing.assert_close(method_of(tiny, loss="l2").config.distance(off), torch.tensor([0.0, 1 / 16]))

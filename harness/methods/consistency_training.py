@@ -1,0 +1,179 @@
+"""Consistency training, without a teacher: CT, iCT and ECT.
+
+A consistency function f takes every point of a path to its end. From one x_0 and one eps come two points of neighbouring noise
+levels sigma_t > sigma_s (here always sigma / alpha), and f at the noisier one learns what f says at the other:
+
+    L = w d(f(x_t, t), sg f^-(x_s, s)),    f(x_0, 0) = x_0.
+
+- CT (Song et al. 2023, arXiv 2303.01469, alg. 3): f^- follows slowly; Karras' levels, whose number grows from 2 to 150.
+- iCT (Song & Dhariwal 2023, arXiv 2310.14189): f^- is f itself; pseudo-Huber, `w = 1 / (sigma_t - sigma_s)`, log-normal levels,
+  whose number doubles from 10 to 1,280.
+- ECT (Geng et al. 2024, arXiv 2406.14548): no grid, `r = t (1 - q^-(stage + 1) (1 + 8 sigmoid(-t)))`, `w = 1 / (t - r)`; it starts
+  at r near 0, which is denoising, and closes the gap in stages.
+
+f is the network's x_0-prediction, as in `consistency.py`. All learn the distribution of the data, without guidance. The papers' CT
+and iCT start from random weights. Constants in sigma are the papers' for sigma_data 0.5, scaled to the task's.
+
+Untrained and started from the teacher, the student's first step is the unguided teacher's x_0-prediction. In expectation: with
+f(x_t) = E[f(x_s) | x_t], solved from clean data upwards, the gradient is 0 (mean square; pseudo-Huber where residuals are symmetric).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.conditions import Condition
+from harness.denoiser import Guided
+from harness.methods.base import METHODS, Batch, Problem, Update
+from harness.methods.consistency import karras_levels
+from harness.methods.student import DenoisingStudent, HuberConfig, consistency_untrained, sigma_ve
+
+Pair = tuple[Tensor, Tensor]
+"""Timesteps t and s < t, float64 [B] each."""
+
+
+class ConsistencyTraining(DenoisingStudent):
+    """What the three share; each says which pairs of levels it trains on, and their weight."""
+
+    target = "data"
+
+    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
+        return consistency_untrained(self)
+
+    def pairs(self, batch: Batch, step: int) -> Pair:
+        """The levels of a batch at a step of the run."""
+        raise NotImplementedError
+
+    def weight(self, sigma_t: Tensor, sigma_s: Tensor) -> Tensor:
+        """Of the loss at two noise levels, float64 [B]."""
+        return 1 / (sigma_t - sigma_s)
+
+    def updates(self, step: int) -> Iterable[Update]:
+        return [Update("student", partial(self.loss_at, step=step))]
+
+    def loss_at(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss at a step of the run."""
+        assert batch.data is not None
+        x_0, cond = batch.data
+        t, s = self.pairs(batch, step)
+        eps = batch.normal("eps", x_0.shape[1:])
+        with torch.no_grad():
+            target = self.target_model(self.noised(x_0, eps, s), s, cond).x_0
+            target = torch.where((s == 0).reshape(-1, 1, 1, 1), x_0, target)
+        off = self.model(self.noised(x_0, eps, t), t, cond).x_0 - target
+        weight = self.weight(sigma_ve(self.schedule, t), sigma_ve(self.schedule, s)).float()
+        return (weight * self.config.distance(off)).mean(), {"mse": off.detach().square().mean()}
+
+    def scaled(self, sigma: float) -> float:
+        """A paper's noise level, for sigma_data 0.5, as one of this task."""
+        return sigma * self.task.data_std / 0.5
+
+    def karras(self, count: int) -> Tensor:
+        """Karras' grid of that many levels, and 0."""
+        return karras_levels(count, self.schedule, smallest=self.scaled(0.002))
+
+
+class CTConfig(HuberConfig):
+    levels_from: int = Field(2, ge=2, le=10000)
+    """Number of levels at the start (s_0)."""
+    levels_to: int = Field(150, ge=2, le=10000)
+    """Number of levels at the end (s_1)."""
+    target_half_life: float = Field(0.0135, gt=0, le=1)
+    """Half-life of the moving target, as a fraction of the run. The paper's falls as the number of levels grows."""
+
+
+@METHODS.register("consistency-training")
+class CT(ConsistencyTraining):
+    """Consistency training with a slow target."""
+
+    Config = CTConfig
+    reference: ClassVar = "Song et al. 2023, arXiv 2303.01469, alg. 3 and appendix C"
+
+    def __init__(self, config: CTConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+        super().__init__(config, teacher, task, num_steps, total_steps, config.target_half_life)
+
+    def grid(self, step: int) -> Tensor:
+        """The levels at a step: `N(k) = ceil(sqrt(k / K ((s_1 + 1)^2 - s_0^2) + s_0^2) - 1) + 1` of them, and 0."""
+        first, last = self.config.levels_from, self.config.levels_to
+        done = step / max(self.total_steps, 1)
+        return self.karras(math.ceil(math.sqrt(done * ((last + 1) ** 2 - first**2) + first**2) - 1) + 1)
+
+    def pairs(self, batch: Batch, step: int) -> Pair:
+        grid = self.grid(step).to(batch.index.device)
+        place = (batch.uniform("level") * (len(grid) - 1)).long()
+        return grid[place], grid[place + 1]
+
+    def weight(self, sigma_t: Tensor, sigma_s: Tensor) -> Tensor:
+        return torch.ones_like(sigma_t)
+
+
+class ICTConfig(HuberConfig):
+    levels_from: int = Field(10, ge=2, le=10000)
+    """Number of levels at the start (s_0)."""
+    levels_to: int = Field(1280, ge=2, le=100000)
+    """Number of levels at the end (s_1)."""
+    level_mean: float = Field(-1.1, ge=-10, le=10)
+    """Mean of log sigma, for sigma_data 0.5."""
+    level_std: float = Field(2.0, gt=0, le=10)
+    """Standard deviation of log sigma."""
+
+
+@METHODS.register("ict")
+class ICT(ConsistencyTraining):
+    """Improved consistency training."""
+
+    Config = ICTConfig
+    reference: ClassVar = "Song & Dhariwal 2023, arXiv 2310.14189, table 1 and sec. 3"
+
+    def grid(self, step: int) -> Tensor:
+        """The levels at a step: `N(k) = min(s_0 2^floor(k / K'), s_1) + 1`, `K' = floor(K / (log2(s_1 / s_0) + 1))`; and 0."""
+        first, last = self.config.levels_from, self.config.levels_to
+        stage = max(int(self.total_steps / (math.log2(last / first) + 1)), 1)
+        return self.karras(int(min(first * 2.0 ** (step // stage), last)) + 1)
+
+    def pairs(self, batch: Batch, step: int) -> Pair:
+        """Of neighbours, with probability `erf((log sigma_t - m) / sqrt2 std) - erf((log sigma_s - m) / sqrt2 std)`."""
+        grid = self.grid(step).to(batch.index.device)
+        mean = self.config.level_mean + math.log(self.task.data_std / 0.5)
+        edges = torch.erf((torch.log(sigma_ve(self.schedule, grid).clamp(max=1e6)) - mean) / (math.sqrt(2) * self.config.level_std))
+        share = (edges[:-1] - edges[1:]).cumsum(0)
+        place = torch.searchsorted(share / share[-1], batch.uniform("level")).clamp(max=len(grid) - 2)
+        return grid[place], grid[place + 1]
+
+
+class ECTConfig(HuberConfig):
+    huber_c: float = Field(1e-6, gt=0, le=1e3)
+    """c of pseudo-Huber, for one dimension; the paper's 0 has no derivative where both agree."""
+    q: float = Field(2.0, gt=1, le=1e4)
+    """By how much the gap closes from stage to stage."""
+    stages: int = Field(8, ge=1, le=64)
+    """Stages of equal length."""
+    level_mean: float = Field(-1.1, ge=-10, le=10)
+    """Mean of log sigma, for sigma_data 0.5."""
+    level_std: float = Field(2.0, gt=0, le=10)
+    """Standard deviation of log sigma."""
+
+
+@METHODS.register("ect")
+class ECT(ConsistencyTraining):
+    """Easy consistency tuning."""
+
+    Config = ECTConfig
+    reference: ClassVar = "Geng et al. 2024, arXiv 2406.14548, eq. 13 to 15"
+
+    def pairs(self, batch: Batch, step: int) -> Pair:
+        largest = sigma_ve(self.schedule, torch.ones((), dtype=torch.float64)).clamp(max=1e4)
+        log_sigma = self.config.level_mean + self.config.level_std * batch.normal("level", ()).double()
+        sigma_t = self.scaled(1.0) * log_sigma.exp()
+        sigma_t = sigma_t.clamp(min=self.scaled(1e-4)).minimum(largest.to(sigma_t.device))
+        stage = step * self.config.stages // max(self.total_steps, 1)
+        kept = 1 - self.config.q ** -(stage + 1) * (1 + 8 * torch.sigmoid(-sigma_t / self.scaled(1.0)))
+        sigma_s = sigma_t * kept.clamp(min=0)
+        return self.schedule.time_of(sigma_t), torch.where(sigma_s > 0, self.schedule.time_of(sigma_s), 0.0)

@@ -1,0 +1,94 @@
+"""Consistency trajectory models (Kim et al. 2023, arXiv 2310.02279).
+
+The student G(x_t, t, s) jumps from any t to any s <= t, `G = (s/t) x_t + (1 - s/t) g(x_t, t, s)` (eq. 3), which in sigma / alpha
+is DDIM's step with a prediction g that is told s. For t > u >= s on a grid, a direct jump from t to s must land where a short
+teacher solve from t to u and a jump of the slow copy from u to s land; both ends are compared at t = 0, through the slow copy:
+
+    L = d(G^-(G(x_t, t, s), s, 0), G^-(G^-(solve(x_t, t, u), u, s), s, 0)) + dsm |g(x_t, t, t) - x_0|^2     (eq. 6, 8 and 9)
+
+Without the paper's GAN, whose stage is in `adversarial.py` for students that it suits, and with a fixed weight of denoising.
+
+Untrained, the student is the unguided teacher under S-step DDIM. In expectation: at the exact jumps of the teacher's solver on the
+grid the first part is 0, and denoising, with E[x_0 | x_t], has no mean gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.conditions import Condition
+from harness.denoiser import Denoiser, Guided, Prediction
+from harness.errors import UsageError
+from harness.methods.base import METHODS, Batch, Problem
+from harness.methods.student import DenoisingStudent, HuberConfig, Jumps, jump_untrained
+from harness.schedules import few_step_levels
+from harness.solvers.ddim import ddim_step
+
+
+class CTMConfig(HuberConfig):
+    solver_steps: int = Field(3, ge=1, le=100)
+    """Most steps of the grid that the teacher solves before the slow copy jumps."""
+    dsm: float = Field(1.0, ge=0, le=1e6)
+    """Weight of denoising score matching, which learns from data without guidance."""
+    target_half_life: float = Field(0.0135, gt=0, le=1)
+    """Half-life of the slow copy, as a fraction of the run."""
+
+
+@METHODS.register("ctm")
+class CTM(DenoisingStudent):
+    """A jump equals a short solve and a jump."""
+
+    Config = CTMConfig
+    scalars = ("target",)
+    reference: ClassVar = "Kim et al. 2023, arXiv 2310.02279, eq. 3 to 9"
+
+    def __init__(self, config: CTMConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+        super().__init__(config, teacher, task, num_steps, total_steps, config.target_half_life)
+        self.solver = Jumps(lambda t, s: {"target": self.schedule.network_time(s)})
+        self.grid = few_step_levels(task.trajectory_steps)
+
+    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
+        return jump_untrained(self)
+
+    @classmethod
+    def check(cls, config: Any, task: Problem, num_steps: int) -> None:
+        if task.trajectory_steps % num_steps:
+            raise UsageError(f"num_steps is {num_steps}, but must divide the {task.trajectory_steps} levels of the task's grid")
+
+    def predict(self, model: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition) -> Prediction:
+        """g, as told where to jump."""
+        return model(x_t, t, cond.told(target=self.schedule.network_time(s)))
+
+    def jump(self, model: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition) -> Tensor:
+        """G from t to s, [B] each; where t is s it stays."""
+        there = ddim_step(self.predict(model, x_t, t, s, cond), s, self.schedule)
+        return torch.where((t > s).reshape(-1, 1, 1, 1), there, x_t)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.data is not None
+        x_0, cond = batch.data
+        grid, last = self.grid.to(x_0.device), len(self.grid) - 1
+        at_t = (batch.uniform("t") * last).long()
+        ahead = 1 + (batch.uniform("u") * (last - at_t).clamp(max=self.config.solver_steps)).long()
+        at_s = at_t + ahead + (batch.uniform("s") * (last - at_t - ahead + 1)).long()
+        t, s, u, end = grid[at_t], grid[at_s], grid[at_t + ahead], torch.zeros_like(grid[at_t])
+        x_t = self.noised(x_0, batch.normal("eps", x_0.shape[1:]), t)
+        with torch.no_grad():
+            x_u = x_t
+            for i in range(int(ahead.max())):
+                here, there = (grid[(at_t + i + j).clamp(max=last)] for j in (0, 1))
+                moved = ddim_step(self.teacher(x_u, here.clamp(min=float(grid[-2])), cond), there, self.schedule)
+                x_u = torch.where((i < ahead).reshape(-1, 1, 1, 1), moved, x_u)
+            target = self.jump(self.target_model, self.jump(self.target_model, x_u, u, s, cond), s, end, cond)
+        found = self.jump(self.target_model, self.jump(self.model, x_t, t, s, cond), s, end, cond)
+        consistency = self.config.distance(found - target).mean()
+        metrics = {"consistency": consistency.detach()}
+        if not self.config.dsm:
+            return consistency, metrics
+        denoising = (self.predict(self.model, x_t, t, t, cond).x_0 - x_0).square().mean()
+        return consistency + self.config.dsm * denoising, metrics | {"denoising": denoising.detach()}

@@ -1,0 +1,93 @@
+"""IMM, inductive moment matching (Zhou et al. 2025, arXiv 2503.07565).
+
+Samples jump to s from t and, without gradients, from an r a little nearer to s on the same line between x_0 and eps; the two sets
+of ends must agree in all moments of a kernel, within groups of `group` samples that share (s, r, t):
+
+    L = mean_ij [k(y_t^i, y_t^j) + k(y_r^i, y_r^j) - 2 k(y_t^i, y_r^j)],    y_t = G(x_t, t, s), y_r = sg G(x_r, r, s)    (eq. 12)
+
+with the Laplace kernel `exp(-|y - y'| / (b sqrt(D)))`, zero between samples of different labels, which makes it a kernel of sample
+and label together. r is where sigma / alpha is less by a fixed part of its range. Ours: the weight over times is 1. It learns the
+distribution of the data. G is DDIM's step with a prediction that is told s, as in `ctm.py`.
+
+Untrained and started from the teacher, the student is the unguided teacher under S-step DDIM. Exact: where jumps from t and r end in
+the same points the loss is 0 and minimal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.conditions import Condition
+from harness.denoiser import Guided
+from harness.methods.base import METHODS, Batch, Problem
+from harness.methods.student import DenoisingStudent, Jumps, StudentConfig, flow_time, jump_untrained, sigma_ve, time_of_flow
+from harness.solvers.ddim import ddim_step
+
+
+class IMMConfig(StudentConfig):
+    group: int = Field(4, ge=1, le=4096)
+    """Samples whose moments are matched together (M)."""
+    gap: int = Field(12, ge=1, le=30)
+    """From t to r, sigma / alpha falls by 2^-gap of its range."""
+    bandwidth: float = Field(1.0, gt=0, le=1e6)
+    """b of the kernel."""
+
+    @property
+    def sample_group(self) -> int:
+        return self.group
+
+
+@METHODS.register("imm")
+class IMM(DenoisingStudent):
+    """Jumps from two times have the same moments."""
+
+    Config = IMMConfig
+    scalars = ("target",)
+    target = "data"
+    reference: ClassVar = "Zhou et al. 2025, arXiv 2503.07565, eq. 12 and alg. 1"
+
+    def __init__(self, config: IMMConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+        super().__init__(config, teacher, task, num_steps, total_steps)
+        self.solver = Jumps(lambda t, s: {"target": self.schedule.network_time(s)})
+
+    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
+        return jump_untrained(self)
+
+    def times(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """t > r >= s, float64 [B] each, the same within a group: that of its first sample."""
+        groups = torch.arange(len(batch.index), device=batch.index.device) // self.config.group * self.config.group
+        latest = flow_time(self.schedule, torch.ones((), dtype=torch.float64, device=batch.index.device))
+        tau = (batch.uniform("t")[groups] * latest).clamp(min=1e-2)
+        t, s = time_of_flow(self.schedule, tau), time_of_flow(self.schedule, batch.uniform("s")[groups] * tau)
+        widest = sigma_ve(self.schedule, torch.ones_like(latest)).clamp(max=160)
+        r = self.schedule.time_of((sigma_ve(self.schedule, t) - widest * 2.0**-self.config.gap).clamp(min=1e-6))
+        return t, torch.maximum(r, s), s
+
+    def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition) -> Tensor:
+        """G from t to s, [B] each."""
+        prediction = self.model(x_t, t, cond.told(target=self.schedule.network_time(s)))
+        return ddim_step(prediction, s, self.schedule)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.data is not None
+        x_0, cond = batch.data
+        t, r, s = self.times(batch)
+        eps = batch.normal("eps", x_0.shape[1:])
+        from_t = self.jump(self.noised(x_0, eps, t), t, s, cond)
+        with torch.no_grad():
+            from_r = self.jump(self.noised(x_0, eps, r), r, s, cond)
+        a, b = (y.flatten(1).unflatten(0, (-1, self.config.group)) for y in (from_t, from_r))
+        labels = cond.classes.unflatten(0, (-1, self.config.group))
+        same = labels.unsqueeze(1) == labels.unsqueeze(2)
+
+        def kernel(x: Tensor, y: Tensor) -> Tensor:
+            distance = ((x.unsqueeze(2) - y.unsqueeze(1)).square().sum(-1) + 1e-8).sqrt()
+            return same * torch.exp(-distance / (self.config.bandwidth * x.shape[-1] ** 0.5))
+
+        loss = (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)).mean()
+        return loss, {"mse": (from_t - from_r).detach().square().mean()}

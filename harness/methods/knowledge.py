@@ -1,0 +1,29 @@
+"""Knowledge distillation (Luhman & Luhman 2021, arXiv 2101.02388): one step, `L = |G(x_T) - x_0|^2` on the teacher's pairs.
+
+It is step distillation with one step, and goes under that name in every table.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from harness.errors import UsageError
+from harness.methods.base import METHODS, Problem
+from harness.methods.step_distillation import StepDistillation
+
+
+@METHODS.register("knowledge-distillation")
+class KnowledgeDistillation(StepDistillation):
+    """From the noise to the teacher's sample in one step."""
+
+    reference: ClassVar = "Luhman & Luhman 2021, arXiv 2101.02388, eq. 6"
+
+    @classmethod
+    def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
+        return StepDistillation.canonical(config, num_steps)
+
+    @classmethod
+    def check(cls, config: Any, task: Problem, num_steps: int) -> None:
+        super().check(config, task, num_steps)
+        if num_steps != 1:
+            raise UsageError(f"num_steps is {num_steps}, but knowledge distillation has one step: give --num-steps 1")

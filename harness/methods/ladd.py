@@ -1,0 +1,88 @@
+"""LADD, latent adversarial diffusion distillation (Sauer et al. 2024, arXiv 2403.12015).
+
+The student takes a teacher's sample, noised to one of its own levels, back to x_0 in one step. Heads on a frozen teacher's blocks
+(`networks/discriminator.py`) tell its x_0 from teacher's samples, both noised again; hinge loss, and nothing else:
+
+    L_student = -D(noised x^_0),    L_D = max(0, 1 - D(noised x_0)) + max(0, 1 + D(noised x^_0)).
+
+Ours: the level at the discriminator's input is uniform up to `gan_max_time`, the student's level uniform over its steps, and logits
+are averaged over heads and tokens. Untrained, the student's first step is the unguided teacher's x_0-prediction. Saddle: where the
+student's distribution is the teacher's, the best discriminator says 0 everywhere and the student's gradient is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from harness.conditions import Condition
+from harness.denoiser import Guided
+from harness.errors import UsageError
+from harness.methods.adversarial import Critic
+from harness.methods.base import METHODS, Batch, Problem, Update
+from harness.methods.student import DenoisingStudent, StudentConfig, consistency_untrained
+
+
+class LADDConfig(StudentConfig):
+    lr: float = Field(1e-4, gt=0, le=1)
+    """Peak learning rate of AdamW."""
+    gan_lr: float = Field(1e-3, gt=0, le=1)
+    """Learning rate of the discriminator's heads."""
+    gan_max_time: float = Field(1.0, gt=0, le=1)
+    """Largest timestep to which the discriminator's input is noised."""
+    gan_virtual_batch: int = Field(8, ge=1, le=4096)
+    """Samples that the heads normalise together."""
+
+    @property
+    def sample_group(self) -> int:
+        return self.gan_virtual_batch
+
+
+@METHODS.register("ladd")
+class LADD(DenoisingStudent):
+    """A discriminator on a frozen teacher's features, and nothing else."""
+
+    Config = LADDConfig
+    sources = frozenset({"trajectory"})
+    reference: ClassVar = "Sauer et al. 2024, arXiv 2403.12015, sec. 3; hinge: Sauer et al. 2023, arXiv 2311.17042, eq. 2 and 3"
+
+    def __init__(self, config: LADDConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+        super().__init__(config, teacher, task, num_steps, total_steps)
+        self.critic = Critic(self.teacher, task, config.gan_lr, config.clip, config.gan_virtual_batch, config.gan_max_time)
+        self.players["discriminator"] = self.critic.player
+
+    @classmethod
+    def check(cls, config: Any, task: Problem, num_steps: int) -> None:
+        if not task.network_teacher:
+            raise UsageError("ladd judges by the blocks of a teacher that is a network, but this task's is a closed formula")
+
+    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
+        return consistency_untrained(self)
+
+    def updates(self, step: int) -> Iterable[Update]:
+        return [Update("student", self.loss), Update("discriminator", self.discriminator_loss)]
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        path = batch.trajectory
+        assert path is not None
+        steps = len(self.levels) - 1
+        place = (batch.uniform("level") * steps).long()
+        t = self.levels.to(path.states.device)[place]
+        x_t = self.noised(path.states[:, -1], batch.normal("eps", path.states.shape[2:]), t)
+        x_0 = self.model(x_t, t, path.cond).x_0
+        batch.carry["x_0"] = x_0.detach()
+        loss = -self.critic.logits(x_0, path.cond, batch, "student").mean()
+        return loss, {"distance": (x_0.detach() - path.states[:, -1]).square().mean()}
+
+    def discriminator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Hinge on the teacher's samples and on the x_0 that the student's loss left in the carry."""
+        path = batch.trajectory
+        assert path is not None
+        return self.critic.hinge((path.states[:, -1], path.cond), (batch.carry["x_0"], path.cond), batch)
+
+    def end_step(self, step: int, means: dict[str, float]) -> Collection[str]:
+        self.critic.heads.power_iteration()
+        return super().end_step(step, means)

@@ -1,0 +1,92 @@
+"""MeanFlow (Geng et al. 2025, arXiv 2505.13447): the mean velocity between two times, from one identity.
+
+With the flow's velocity v, the mean velocity u(x_t, r, t) over [r, t] satisfies `u = v - (t - r) du/dt` (eq. 6), du/dt the
+derivative along (v, 0, 1) in (x, r, t), taken by forward mode:
+
+    L = w |u(x_t, r, t) - sg(v - (t - r) du/dt)|^2,    w = 1 / (|.|^2 + c)^p                          (eq. 9 to 11, 22)
+
+For most of a batch r is t, which is flow matching. v is eps - x_0 of data and noise (`source: data`, the paper's) or the guided
+teacher's (`teacher`). A jump is x_r = x_t - (t - r) u; one step from noise gives x_0 = eps - u.
+
+Times here are flow times, and the network is the task's own, told r (`student.py`). Untrained and started from the teacher, the
+student is the unguided teacher under S-step DDIM. In expectation: at the exact mean velocity the error has mean 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.conditions import Condition
+from harness.counting import jvp
+from harness.denoiser import Guided, like
+from harness.methods.base import METHODS, Batch, Problem
+from harness.methods.student import DenoisingStudent, Jumps, StudentConfig, flow_time, jump_untrained, time_of_flow, velocity
+
+
+class MeanFlowConfig(StudentConfig):
+    source: Literal["data", "teacher"] = "data"
+    """Whose velocity: that of data and noise, or the guided teacher's."""
+    distinct: float = Field(0.25, ge=0, le=1)
+    """Share of a batch in which r is not t."""
+    level_mean: float = Field(-0.4, ge=-10, le=10)
+    """Mean of the logit of times."""
+    level_std: float = Field(1.0, gt=0, le=10)
+    """Standard deviation of the logit of times."""
+    power: float = Field(1.0, ge=0, le=2)
+    """p of the adaptive weight; 0 is the plain squared error."""
+    weight_floor: float = Field(1e-3, gt=0, le=1e3)
+    """c of the adaptive weight."""
+
+
+@METHODS.register("meanflow")
+class MeanFlow(DenoisingStudent):
+    """The mean velocity between two times."""
+
+    Config = MeanFlowConfig
+    scalars = ("target",)
+    reference: ClassVar = "Geng et al. 2025, arXiv 2505.13447, eq. 6 to 11 and alg. 1"
+
+    def __init__(self, config: MeanFlowConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+        super().__init__(config, teacher, task, num_steps, total_steps)
+        self.target = "guided teacher" if config.source == "teacher" else "data"
+        self.latest = float(flow_time(self.schedule, torch.ones((), dtype=torch.float64)))
+        self.solver = Jumps(lambda t, s: {"target": self.schedule.network_time(s)})
+
+    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
+        return jump_untrained(self)
+
+    def u(self, y: Tensor, rho: Tensor, tau: Tensor, cond: Condition) -> Tensor:
+        """The student's mean velocity over flow times [rho, tau], at points y [B, C, H, W] of the line."""
+        t, r = time_of_flow(self.schedule, tau), time_of_flow(self.schedule, rho)
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        told = cond.told(target=self.schedule.network_time(r))
+        return velocity(self.model(y * like(alpha + sigma, y), t, told))
+
+    def times(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Flow times rho <= tau, float64 [B] each."""
+        pair = torch.stack([batch.normal(name, ()).double() for name in ("tau", "rho")])
+        pair = torch.sigmoid(self.config.level_mean + self.config.level_std * pair).clamp(1e-3, self.latest)
+        tau, rho = pair.amax(0), pair.amin(0)
+        return torch.where(batch.uniform("distinct") < self.config.distinct, rho, tau), tau
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.data is not None
+        x_0, cond = batch.data
+        rho, tau = self.times(batch)
+        eps = batch.normal("eps", x_0.shape[1:])
+        y = like(1 - tau, x_0) * x_0 + like(tau, x_0) * eps
+        v = eps - x_0
+        if self.config.source == "teacher":
+            t = time_of_flow(self.schedule, tau)
+            with torch.no_grad():
+                v = velocity(self.teacher(self.noised(x_0, eps, t), t, cond))
+        u, change = jvp(lambda y, rho, tau: self.u(y, rho, tau, cond), (y, rho, tau), (v, torch.zeros_like(rho), torch.ones_like(tau)))
+        off = u - (v - like(tau - rho, x_0) * change.detach())
+        error = off.square().flatten(1).sum(1)
+        weight = (error.detach() + self.config.weight_floor) ** -self.config.power
+        return (weight * error).mean(), {"mse": off.detach().square().mean()}

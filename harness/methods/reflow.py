@@ -1,0 +1,72 @@
+"""Reflow and its one-step distillation (Liu et al. 2022, arXiv 2209.03003, sec. 2.2 and 3).
+
+On the teacher's pairs (x_T, x_0) a new flow is trained along the straight lines between them,
+
+    L = |u(x_tau, tau) - (x_T - x_0)|^2,    x_tau = tau x_T + (1 - tau) x_0,
+
+whose paths are straighter than the teacher's, so that few Euler steps follow them. In the last part of a run for one step
+(`distill_from`), tau is 1 throughout: that flow is distilled into its own one-step map.
+
+The network is the task's own: x_tau times a constant is its x_t at the same signal-to-noise ratio, u its eps - x_0, and Euler's
+step is DDIM's (`student.py`). Untrained, the student is the unguided teacher under S-step DDIM. In expectation: the gradient is 0
+at u = E[x_T - x_0 | x_tau].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.conditions import Condition
+from harness.denoiser import Guided
+from harness.methods.base import METHODS, Batch, Problem, Update
+from harness.methods.student import DenoisingStudent, StudentConfig, flow_time, jump_untrained, time_of_flow, velocity
+from harness.solvers import DDIM
+
+
+class ReflowConfig(StudentConfig):
+    distill_from: float = Field(0.5, ge=0, le=1)
+    """Fraction of a one-step run after which the flow is distilled; 1 is never. With more steps there is nothing to distil."""
+
+
+@METHODS.register("reflow")
+class Reflow(DenoisingStudent):
+    """A new flow on the straight lines between the teacher's noise and samples."""
+
+    Config = ReflowConfig
+    sources = frozenset({"trajectory"})
+    reference: ClassVar = "Liu et al. 2022, arXiv 2209.03003, eq. 1 and sec. 2.2; Liu et al. 2023, arXiv 2309.06380, eq. 6"
+
+    def __init__(self, config: ReflowConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+        super().__init__(config, teacher, task, num_steps, total_steps)
+        self.solver = DDIM()
+        self.last_part = round(config.distill_from * total_steps) if num_steps == 1 else total_steps
+
+    @classmethod
+    def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
+        return METHODS.name_of(cls), config if num_steps == 1 else config.model_copy(update={"distill_from": 0.5})
+
+    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
+        return jump_untrained(self)
+
+    def updates(self, step: int) -> Iterable[Update]:
+        return [Update("student", partial(self.loss_at, last=step >= self.last_part))]
+
+    def loss_at(self, batch: Batch, last: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss at random times, or at pure noise alone."""
+        path = batch.trajectory
+        assert path is not None
+        x_T, x_0 = path.states[:, 0], path.states[:, -1]
+        one = torch.ones(len(x_T), dtype=torch.float64, device=x_T.device)
+        if last:
+            off = self.model(x_T, one, path.cond).x_0 - x_0
+        else:
+            t = time_of_flow(self.schedule, (batch.uniform("t") * flow_time(self.schedule, one)).clamp(min=1e-3))
+            off = velocity(self.model(self.noised(x_0, x_T, t), t, path.cond)) - (x_T - x_0)
+        mse = off.square().mean()
+        return mse, {"mse": mse.detach()}

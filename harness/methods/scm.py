@@ -1,0 +1,134 @@
+"""sCM, continuous-time consistency models (Lu & Song 2024, arXiv 2410.11081): sCD from the teacher, sCT from data.
+
+On the circle `x_t = cos(t) x_0 + sin(t) z`, z ~ N(0, sd^2), the consistency function is `f = cos(t) x_t - sin(t) sd F(x_t / sd, t)`
+(eq. 5), and
+
+    g = -cos^2(t) (sd F^- - dx/dt) - r cos(t) sin(t) (x_t + sd dF^-/dt),    g <- g / (|g| + c)
+    L = e^w(t) / D |F - F^- - g|^2 - w(t)                                                            (eq. 7 and 8, alg. 1)
+
+with dF/dt along the path by forward mode, F^- the network itself without gradients, r rising from 0 to 1, and w(t) learned.
+dx/dt is the guided teacher's (`source: teacher`, sCD) or `cos(t) z - sin(t) x_0` (`data`, sCT).
+
+F is the task's network: with its eps and x_0 at the same signal-to-noise ratio, `F = cos(t) eps - sin(t) x_0 / sd`, so f is its
+x_0-prediction. Untrained and started from the teacher, the student's first step is the unguided teacher's x_0-prediction. Exact
+(sCD): at the end of the teacher's ODE g is 0. In expectation (sCT): there its mean is 0, before normalisation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from harness.conditions import Condition
+from harness.counting import jvp
+from harness.denoiser import Denoiser, Guided, like
+from harness.methods.base import METHODS, Batch, Player, Problem, Update
+from harness.methods.student import DenoisingStudent, StudentConfig, consistency_untrained, sigma_ve
+from harness.networks.dit import TimestepEmbedder
+
+
+class SCMConfig(StudentConfig):
+    source: Literal["teacher", "data"] = "teacher"
+    """Whose velocity is followed: the guided teacher's (sCD), or that of data and noise (sCT)."""
+    level_mean: float = Field(-1.0, ge=-10, le=10)
+    """Mean of log sigma, for sigma_data 0.5."""
+    level_std: float = Field(1.4, gt=0, le=10)
+    """Standard deviation of log sigma."""
+    prior_weight: Literal["none", "sigma"] = "sigma"
+    """Whether the loss is divided by sigma."""
+    normalisation: float = Field(0.1, ge=0, le=1e6)
+    """c in g / (|g| + c)."""
+    ramp: float = Field(0.1, ge=0, le=1)
+    """Fraction of the run in which r rises (10,000 steps in the paper)."""
+    weight_lr: float = Field(1e-3, gt=0, le=1)
+    """Learning rate of w(t)."""
+
+
+class LearnedWeight(nn.Module):
+    """w(t) of an uncertainty-weighted loss, 0 at the start."""
+
+    def __init__(self, width: int = 64):
+        super().__init__()
+        self.embed, self.out = TimestepEmbedder(width), nn.Linear(width, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Network times [B] to [B]."""
+        return self.out(self.embed(time)).squeeze(-1).float()
+
+
+@METHODS.register("scm")
+class SCM(DenoisingStudent):
+    """The derivative along a path of where it ends is 0."""
+
+    Config = SCMConfig
+    reference: ClassVar = "Lu & Song 2024, arXiv 2410.11081, eq. 5 to 8 and alg. 1"
+
+    def __init__(self, config: SCMConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+        super().__init__(config, teacher, task, num_steps, total_steps)
+        self.target = "guided teacher" if config.source == "teacher" else "data"
+        self.sd = task.data_std
+        self.largest = float(sigma_ve(self.schedule, torch.ones((), dtype=torch.float64)).clamp(max=1e4))
+        weight = LearnedWeight()
+        optimizer = torch.optim.AdamW(weight.parameters(), config.weight_lr, weight_decay=0.0)
+        self.players["weight"] = Player(weight, optimizer, config.clip)
+
+    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
+        return consistency_untrained(self)
+
+    def F(self, model: Denoiser | Guided, x: Tensor, angle: Tensor, cond: Condition) -> Tensor:
+        """F at points x [B, C, H, W] of the circle, float32."""
+        cos, sin = (like(c, x) for c in (angle.cos(), angle.sin()))
+        t = self.schedule.time_of(self.sd * angle.tan())
+        alpha, _ = self.schedule.alpha_sigma(t)
+        found = model(x * like(alpha / angle.cos(), x), t, cond)
+        return cos * found.eps - sin * found.x_0 / self.sd
+
+    def updates(self, step: int) -> Iterable[Update]:
+        ramp = self.config.ramp * self.total_steps
+        r = min(step / ramp, 1.0) if ramp else 1.0
+        return [Update("student", partial(self.loss_at, r=r)), Update("weight", self.weight_loss)]
+
+    def tangent(self, x: Tensor, angle: Tensor, slope: Tensor, cond: Condition, r: float) -> tuple[Tensor, Tensor]:
+        """F and g before normalisation, for the path's slope dx/dt; gradients flow through F."""
+        cos, sin = (like(c, x) for c in (angle.cos(), angle.sin()))
+        both = (angle.cos() * angle.sin()).double()
+        now, change = jvp(lambda x, angle: self.F(self.model, x, angle, cond), (x, angle), (cos * sin * slope, both))
+        g = -(cos**2) * (self.sd * now.detach() - slope) - r * (cos * sin * x + self.sd * change.detach())
+        return now, g
+
+    def loss_at(self, batch: Batch, r: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The student's loss with its tangent warmed up to r."""
+        assert batch.data is not None
+        x_0, cond = batch.data
+        mean = self.config.level_mean + math.log(self.sd / 0.5)
+        sigma = (mean + self.config.level_std * batch.normal("level", ()).double()).exp().clamp(1e-3 * self.sd, self.largest)
+        angle = torch.atan(sigma / self.sd)
+        cos, sin = (like(c, x_0) for c in (angle.cos(), angle.sin()))
+        z = self.sd * batch.normal("eps", x_0.shape[1:])
+        x = cos * x_0 + sin * z
+        with torch.no_grad():
+            slope = self.sd * self.F(self.teacher, x, angle, cond) if self.config.source == "teacher" else cos * z - sin * x_0
+        now, g = self.tangent(x, angle, slope, cond, r)
+        g = g / (g.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) + self.config.normalisation)
+        error = (now - now.detach() - g).square().flatten(1).mean(1)
+        if self.config.prior_weight == "sigma":
+            error = error / sigma.float()
+        time = self.schedule.network_time(self.schedule.time_of(sigma))
+        batch.carry["weighted"] = time, error.detach()
+        with torch.no_grad():
+            weight = self.players["weight"].module(time)
+        return (weight.exp() * error).mean(), {"tangent": g.detach().square().mean(), "weight": weight.mean()}
+
+    def weight_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """`e^w error - w`, whose minimum is at e^-w the error's mean."""
+        time, error = batch.carry["weighted"]
+        weight = self.players["weight"].module(time)
+        return (weight.exp() * error - weight).mean(), {}

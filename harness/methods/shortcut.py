@@ -1,0 +1,90 @@
+"""Shortcut models (Frans et al. 2024, arXiv 2410.12557): a flow that is told the size of its step.
+
+Most of a batch is flow matching, told a step of 0. In the rest a step of 2d learns the mean of two steps of d, the second taken
+from where the first one leads (alg. 1):
+
+    L = |s(x_t, t, 0) - (eps - x_0)|^2    and    |s(x_t, t, 2d) - sg (s(x_t, t, d) + s(x', t', d)) / 2|^2,    x' = x_t - d s(x_t, t, d)
+
+d is 1/M, ..., 1/4, 1/2 and t a multiple of 2d; targets are the moving average's, as in the paper. Times are flow times and the
+sampler takes equal steps in them; the network is the task's own (`student.py`). It learns the distribution of the data.
+
+Untrained and started from the teacher, the student is the unguided teacher under DDIM on those levels. In expectation: where each
+s(., d) is the flow's mean velocity over d, and at d = 0 E[eps - x_0 | x_t], no mean gradient is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.conditions import Condition
+from harness.denoiser import Denoiser, Guided, like
+from harness.errors import UsageError
+from harness.methods.base import METHODS, Batch, Problem
+from harness.methods.student import DenoisingStudent, Jumps, StudentConfig, flow_time, jump_untrained, time_of_flow, velocity
+
+
+class ShortcutConfig(StudentConfig):
+    bootstrap: float = Field(0.25, ge=0, le=1)
+    """Share of a batch that learns from two smaller steps."""
+    finest: int = Field(128, ge=4, le=1024)
+    """M, the number of the smallest steps; a power of 2."""
+
+
+@METHODS.register("shortcut")
+class Shortcut(DenoisingStudent):
+    """A step equals two of half its size."""
+
+    Config = ShortcutConfig
+    scalars = ("step_size",)
+    target = "data"
+    reference: ClassVar = "Frans et al. 2024, arXiv 2410.12557, eq. 4 and 5, alg. 1"
+
+    def __init__(self, config: ShortcutConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+        super().__init__(config, teacher, task, num_steps, total_steps)
+        assert self.student_player.ema is not None
+        self.target_model = self.seen(self.student_player.ema.module)
+        self.levels = time_of_flow(self.schedule, torch.linspace(1, 0, num_steps + 1, dtype=torch.float64))
+        told = torch.tensor([1000 / num_steps])
+        self.solver = Jumps(lambda t, s: {"step_size": told})
+
+    @classmethod
+    def check(cls, config: Any, task: Problem, num_steps: int) -> None:
+        for name, number in (("num_steps", num_steps), ("finest", config.finest)):
+            if number & (number - 1):
+                raise UsageError(f"{name} is {number}, but shortcut models double their steps: give a power of 2")
+        if num_steps > config.finest // 2:
+            raise UsageError(f"num_steps is {num_steps}, but the smallest step that is trained is {2 / config.finest:g}: give no more")
+
+    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
+        return jump_untrained(self)
+
+    def s(self, model: Denoiser, y: Tensor, tau: Tensor, step: Tensor, cond: Condition) -> Tensor:
+        """Velocity over a step, at points y [B, C, H, W] of the line."""
+        t = time_of_flow(self.schedule, tau)
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        return velocity(model(y * like(alpha + sigma, y), t, cond.told(step_size=1000 * step)))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.data is not None
+        x_0, cond = batch.data
+        eps, finest = batch.normal("eps", x_0.shape[1:]), self.config.finest
+        latest = float(flow_time(self.schedule, torch.ones((), dtype=torch.float64)))
+        booted = batch.uniform("bootstrap") < self.config.bootstrap
+        sizes = finest.bit_length() - 1
+        d = 2.0 ** -(1 + (batch.uniform("size") * sizes).long()).double()
+        place = 1 + (batch.uniform("t") / (2 * d)).long()
+        tau = torch.where(booted, place * 2 * d, batch.uniform("t")).clamp(1e-3, latest)
+        y = like(1 - tau, x_0) * x_0 + like(tau, x_0) * eps
+        with torch.no_grad():
+            first = self.s(self.target_model, y, tau, d, cond)
+            halfway = (tau - d).clamp(min=1e-6)
+            second = self.s(self.target_model, y - like(tau - halfway, y) * first, halfway, d, cond)
+            target = torch.where(booted.reshape(-1, 1, 1, 1), (first + second) / 2, eps - x_0)
+        off = self.s(self.model, y, tau, torch.where(booted, 2 * d, 0.0), cond) - target
+        mse = off.square().mean()
+        return mse, {"mse": mse.detach()}
