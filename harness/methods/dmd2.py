@@ -79,7 +79,7 @@ class DMD2(DenoisingStudent):
     def __init__(self, config: DMD2Config, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
         super().__init__(config, teacher, task, num_steps, total_steps)
         network = DiT(**task.network_options)
-        if task.network_teacher:
+        if self.starts_as_teacher:
             network.load_teacher(self.teacher.denoiser.network.state_dict())
         fake = FakeScore(network)
         optimizer = torch.optim.AdamW(fake.parameters(), config.fake_lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)

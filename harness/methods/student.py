@@ -132,8 +132,11 @@ class DenoisingStudent(Method):
         self.solver, self.levels = ConsistencySteps(), few_step_levels(num_steps)
 
     def seen(self, network: nn.Module) -> Denoiser:
-        """A network as a denoiser on the task's schedule."""
-        return Denoiser(network, self.task.schedule, self.task.prediction_type)
+        """A network as a denoiser on the task's schedule.
+
+        It predicts what the teacher's does if it starts with its weights; otherwise v, whose x_0 is well-conditioned at every level.
+        """
+        return Denoiser(network, self.task.schedule, self.task.prediction_type if self.starts_as_teacher else "v")
 
     @property
     def starts_as_teacher(self) -> bool:

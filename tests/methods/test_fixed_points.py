@@ -1,0 +1,446 @@
+"""Every method at the map that it should find, on a Gaussian whose denoiser, ODE and jumps are closed formulas.
+
+A student's prediction is the exact one of its method, distorted by two parameters that are 0. Where the method is exact its loss is 0;
+where it is exact in expectation the mean of the parameters' gradients over many batches lies within 4 standard errors of 0, and at
+another map, of the same kind but wrong, it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.conditions import Condition, null_label
+from harness.counting import count_flops, jvp
+from harness.denoiser import Prediction
+from harness.methods import METHODS, Batch
+from harness.methods.student import flow_time, sigma_ve, time_of_flow
+from harness.networks.dit import DiT
+from harness.randomness import Keyed, keyed_initialisation
+from harness.schedules import SCHEDULES, Schedule, few_step_levels
+from harness.solvers import DDIM, Trajectory, integrate
+
+MEAN, STD, SHAPE, COUNT = 0.3, 0.5, (1, 2, 2), 512
+BATCHES = 48
+Exact = Callable[[Tensor, Tensor, Condition, Schedule], Prediction]
+
+
+def wide(coefficient: Tensor) -> Tensor:
+    return coefficient.double().reshape(-1, 1, 1, 1)
+
+
+def posterior(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
+    """E[x_0 | x_t] and E[eps | x_t]: the teacher."""
+    alpha, sigma = (wide(c) for c in schedule.alpha_sigma(t))
+    score = (x.double() - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
+    return with_v(MEAN + alpha * STD**2 * score, sigma * score, t, schedule)
+
+
+def with_v(x_0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Prediction:
+    a, b = (wide(c) for c in schedule.v_weights(t))
+    return Prediction(x_0, eps, a * x_0 + b * eps)
+
+
+def carried(x: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
+    """Where the ODE leads from x at t to s: the standardised x does not change."""
+    (a, sigma), (b, sigma_s) = ([wide(c) for c in schedule.alpha_sigma(level)] for level in (t, s))
+    z = (x.double() - a * MEAN) / (a**2 * STD**2 + sigma**2).sqrt()
+    return b * MEAN + (b**2 * STD**2 + sigma_s**2).sqrt() * z
+
+
+def towards(x: Tensor, t: Tensor, there: Tensor, s: Tensor, schedule: Schedule) -> Prediction:
+    """The prediction whose DDIM step leads from x at t to `there` at s."""
+    (a, sigma), (b, sigma_s) = ([wide(c) for c in schedule.alpha_sigma(level)] for level in (t, s))
+    x_0 = (sigma_s * x.double() - sigma * there) / (sigma_s * a - sigma * b)
+    eps = (a * there - b * x.double()) / (a * sigma_s - b * sigma)
+    return with_v(x_0, eps, t, schedule)
+
+
+def end(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
+    """A consistency function: x_0 is the end of the ODE."""
+    zero = torch.zeros_like(t)
+    return towards(x, t, carried(x, t, zero, schedule), zero, schedule)
+
+
+def fading(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
+    """A consistency function that forgets with time."""
+    zero = torch.zeros_like(t)
+    return towards(x, t, MEAN + (1 - 0.5 * wide(t)) * (carried(x, t, zero, schedule) - MEAN) + 0.2 * wide(t), zero, schedule)
+
+
+def jump(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
+    """Where the ODE leads at the time that it is told; at the same time, the teacher's prediction."""
+    s = schedule.time_from_network(cond.scalars["target"]).clamp(min=0)
+    s = torch.minimum(s, t - 1e-5).clamp(min=0)
+    return towards(x, t, carried(x, t, s, schedule), s, schedule)
+
+
+def step(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
+    """The same for a step in flow time whose size it is told."""
+    s = time_of_flow(schedule, (flow_time(schedule, t) - cond.scalars["step_size"].double() / 1000).clamp(min=0))
+    s = torch.minimum(s, t - 1e-5).clamp(min=0)
+    return towards(x, t, carried(x, t, s, schedule), s, schedule)
+
+
+class Model(nn.Module):
+    """A denoiser with a closed formula, distorted by parameters that are 0."""
+
+    def __init__(self, formula: Exact, schedule: Schedule):
+        super().__init__()
+        self.formula, self.schedule = formula, schedule
+        self.distortion = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        t = t.double().expand(len(x_t)).clamp(min=1e-4)
+        exact = self.formula(x_t, t, cond, self.schedule)
+        u, tau = exact.eps - exact.x_0, wide(flow_time(self.schedule, t))
+        off = self.distortion[0] * torch.tanh(u) + self.distortion[1]  # of the velocity: bounded in x_0 and in eps, and x_t stays
+        return with_v(exact.x_0 - tau * off, exact.eps + (1 - tau) * off, t, self.schedule)
+
+    @property
+    def denoiser(self) -> Model:
+        return self
+
+    def at(self, scale: Any) -> Model:
+        return self
+
+    @property
+    def network(self) -> nn.Module:
+        return nn.Identity()
+
+
+class GaussianTask:
+    """What a method asks of its task."""
+
+    shape, num_classes, trajectory_steps = SHAPE, 1, 8
+    network_options = {"image_size": 2, "patch_size": 1, "in_channels": 1, "hidden_size": 8, "depth": 1, "num_heads": 1, "num_classes": 1}  # noqa: RUF012
+    prediction_type, network_teacher, data_std, guidance_scale = "eps", False, STD, 1.0
+    null = null_label(1)
+
+    def __init__(self, schedule: str):
+        self.schedule = SCHEDULES[schedule]()
+
+
+def built(name: str, formula: Exact | None = None, schedule: str = "vp", num_steps: int = 4, **options: Any) -> Any:
+    """A method whose student, slow copy and average are the formula."""
+    task = GaussianTask(schedule)
+    cls = METHODS[name]
+    with keyed_initialisation(0, name):
+        method: Any = cls(cls.Config(**options), Model(posterior, task.schedule), task, num_steps, 100)  # type: ignore[arg-type]
+    if formula is not None:
+        method.model = method.target_model = Model(formula, task.schedule)
+    return method
+
+
+def batches(count: int = BATCHES, size: int = COUNT, paths: bool = False, schedule: str = "vp") -> Iterator[Batch]:
+    """Batches of exact samples, or of exact pairs of noise and sample."""
+    for number in range(count):
+        index, keys = torch.arange(number * size, (number + 1) * size), Keyed("fixed point", 0, number)
+        cond = Condition(torch.zeros(size, dtype=torch.long))
+        x_0 = (MEAN + STD * keys.normal("x_0", index, SHAPE)).double()
+        if not paths:
+            yield Batch(index, (x_0, cond), None, keys)
+            continue
+        x_T = keys.normal("x_T", index, SHAPE).double()
+        one = torch.ones(size, dtype=torch.float64)
+        x_0 = carried(x_T, one, 0 * one, SCHEDULES[schedule]())
+        yield Batch(index, None, Trajectory(torch.stack([x_T, x_0], 1), x_0.unsqueeze(1), few_step_levels(1), cond), keys)
+
+
+def largest_z(method: Any, loss: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]], **more: Any) -> float:
+    """How many standard errors the mean gradient of the distortion is from 0, at most."""
+    found = []
+    for batch in batches(**more):
+        method.model.distortion.grad = None
+        loss(batch)[0].backward()
+        found.append(method.model.distortion.grad.clone())
+    gradients = torch.stack(found)
+    return float((gradients.mean(0).abs() / (gradients.std(0) / len(gradients) ** 0.5)).max())
+
+
+# in expectation
+
+IN_EXPECTATION: dict[str, tuple[str, dict[str, Any], Exact, Exact]] = {  # method, options, its map, and a wrong one
+    "meanflow": ("meanflow", {"distinct": 0.7}, jump, posterior),
+    "meanflow, plain": ("meanflow", {"distinct": 0.7, "power": 0.0}, jump, posterior),
+    "shortcut": ("shortcut", {"bootstrap": 0.6}, step, fading),
+    "ctm's denoising": ("ctm", {}, jump, end),
+    "sct": ("scm", {"source": "data", "ramp": 0.0, "prior_weight": "none"}, end, fading),
+    "sct, weighted": ("scm", {"source": "data", "ramp": 0.0, "prior_weight": "none", "normalisation": 1e3}, end, fading),
+}
+
+
+def expected(case: str, schedule: str, right: bool) -> float:
+    """`largest_z` of a case at its map, or at the wrong one."""
+    name, options, exact, wrong = IN_EXPECTATION[case]
+    method = built(name, exact if right else wrong, schedule, **options)
+    if name == "ctm":
+        method.jump = lambda model, x_t, *more: x_t.detach()  # leaves denoising alone
+    return largest_z(method, next(iter(method.updates(99))).loss)
+
+
+@pytest.mark.parametrize("schedule", ["vp", "flow"])
+@pytest.mark.parametrize("case", IN_EXPECTATION)
+def test_at_the_fixed_point_no_mean_gradient_is_left(case: str, schedule: str) -> None:
+    assert expected(case, schedule, right=True) < 4
+    assert expected(case, schedule, right=False) > 8
+
+
+def conditional_gain(pairs: Callable[[Tensor], Tensor], schedule: Schedule) -> Callable[[Tensor], Tensor]:
+    """g of `f(x, t) = mean + g(t) (x - alpha mean)` with f(x_t) = E[f(x_s) | x_t], solved from clean data upwards.
+
+    Args:
+        pairs: from noise levels sigma / alpha to those that they are compared with; 0 is clean.
+    """
+
+    def gain(sigma: Tensor) -> Tensor:
+        if not bool((sigma > 0).any()):
+            return torch.ones_like(sigma)
+        lower = torch.where(sigma > 0, pairs(sigma), 0.0)
+        t, s = (torch.where(level > 0, schedule.time_of(level), 0.0) for level in (sigma, lower))
+        (a, st), (b, ss) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
+        return torch.where(sigma > 0, gain(lower) * (a * b * STD**2 + st * ss) / (a**2 * STD**2 + st**2), 1.0)
+
+    return gain
+
+
+def conditional(gain: Callable[[Tensor], Tensor]) -> Exact:
+    def formula(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
+        alpha, sigma = (wide(c) for c in schedule.alpha_sigma(t))
+        g = wide(gain(sigma_ve(schedule, t)))
+        x_0 = MEAN + g * (x.double() - alpha * MEAN)
+        return with_v(x_0, (x.double() - alpha * x_0) / sigma, t, schedule)
+
+    return formula
+
+
+def next_below(grid: Tensor, schedule: Schedule) -> Callable[[Tensor], Tensor]:
+    levels = sigma_ve(schedule, grid)
+
+    def pairs(sigma: Tensor) -> Tensor:
+        place = (levels.unsqueeze(0) - sigma.unsqueeze(1)).abs().argmin(1)
+        return levels[(place + 1).clamp(max=len(levels) - 1)]
+
+    return pairs
+
+
+@pytest.mark.parametrize("loss", ["l2", "huber"])
+@pytest.mark.parametrize("name", ["consistency-training", "ict", "ect"])
+def test_consistency_training_finds_conditional_means(name: str, loss: str) -> None:
+    options: dict[str, Any] = {"loss": loss, **({"huber_c": 0.05} if loss == "huber" else {})}
+    options |= {"stages": 4} if name == "ect" else {"levels_from": 6, "levels_to": 12}
+    method, schedule = built(name, num_steps=1, **options), SCHEDULES["vp"]()
+    if name == "ect":
+        at_end = lambda sigma: sigma * (1 - 2.0**-4 * (1 + 8 * torch.sigmoid(-sigma * 0.5 / STD))).clamp(min=0)  # noqa: E731
+        gain = conditional_gain(lambda sigma: torch.where(sigma > 0.02, at_end(sigma), 0.0), schedule)
+        method.pairs = floored(method.pairs, schedule)
+    else:
+        gain = conditional_gain(next_below(method.grid(99), schedule), schedule)
+    method.model = method.target_model = Model(conditional(gain), schedule)
+    assert largest_z(method, lambda batch: method.loss_at(batch, step=99)) < 4
+    method.model = method.target_model = Model(fading, schedule)
+    assert largest_z(method, lambda batch: method.loss_at(batch, step=99)) > 8
+
+
+def floored(pairs: Any, schedule: Schedule) -> Any:
+    """The same pairs, with clean data below a noise level of 0.02, so that the recursion ends."""
+
+    def found(batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        t, s = pairs(batch, step)
+        return t, torch.where(sigma_ve(schedule, t) > 0.02, s, 0.0)
+
+    return found
+
+
+# exactly
+
+
+def test_the_derivative_of_a_consistency_function_is_zero() -> None:
+    method = built("scm", end, ramp=0.0)
+    assert method.target == "guided teacher"
+    found = [method.loss_at(batch, r=1.0)[1]["tangent"] for batch in batches(2)]
+    wrong = built("scm", posterior, ramp=0.0)
+    assert max(map(float, found)) < 1e-6 * min(float(wrong.loss_at(batch, r=1.0)[1]["tangent"]) for batch in batches(2))
+
+
+def test_meanflow_from_the_teacher_is_exact_at_its_jumps() -> None:
+    right, wrong = (
+        max(float(method.loss(batch)[1]["mse"]) for batch in batches(2))
+        for method in (built("meanflow", formula, source="teacher", distinct=1.0, power=0.0) for formula in (jump, posterior))
+    )
+    assert right < 1e-4 * wrong
+
+
+def line(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
+    """The pair of noise and sample on whose straight line x lies: x_0 = a + b x_T."""
+    one = torch.ones_like(t)
+    a = carried(torch.zeros_like(x), one, 0 * one, schedule)
+    b = carried(torch.ones_like(x), one, 0 * one, schedule) - a
+    alpha, sigma = (wide(c) for c in schedule.alpha_sigma(t))
+    x_T = (x.double() - alpha * a) / (alpha * b + sigma)
+    return with_v(a + b * torch.where(wide(t) == 1, x.double(), x_T), x_T, t, schedule)
+
+
+def test_reflow_finds_the_lines_between_the_pairs() -> None:
+    for num_steps, step_number in ((4, 0), (1, 99)):
+        losses = []
+        for formula in (line, posterior):
+            method = built("reflow", formula, num_steps=num_steps)
+            (update,) = method.updates(step_number)
+            losses.append(max(float(update.loss(batch)[0].detach()) for batch in batches(2, paths=True)))
+        assert losses[0] < 1e-4 * losses[1]
+
+
+def remaining(grid: Tensor) -> Exact:
+    """The map that takes the teacher's remaining DDIM steps on a grid."""
+
+    def formula(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
+        teacher, there = Model(posterior, schedule), torch.empty_like(x, dtype=torch.float64)
+        for level in t.unique():
+            rows = t == level
+            start = int((grid - level).abs().argmin())
+            there[rows] = integrate(DDIM(), teacher, x[rows].double(), grid[start:], cond[rows]).detach()  # type: ignore[union-attr]
+        return towards(x, t, there, torch.zeros_like(t), schedule)
+
+    return formula
+
+
+def test_lcm_is_exact_at_the_rest_of_the_grid() -> None:
+    losses = []
+    for formula in (remaining(few_step_levels(5)), posterior):
+        method = built("lcm", formula, grid_levels=5, loss="l2")
+        losses.append(max(float(method.loss(batch)[0].detach()) for batch in batches(2)))
+    assert losses[0] < 1e-6 * losses[1]
+
+
+def solver_jump(grid: Tensor) -> Exact:
+    """The jump that takes the teacher's DDIM steps on a grid to the time that it is told."""
+
+    def formula(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
+        s = schedule.time_from_network(cond.scalars["target"]).clamp(min=0)
+        places = [(grid.unsqueeze(0) - level.unsqueeze(1)).abs().argmin(1) for level in (t, s)]
+        teacher, there = Model(posterior, schedule), x.double().clone()
+        for pair in torch.stack(places, 1).unique(dim=0).tolist():
+            rows = (places[0] == pair[0]) & (places[1] == pair[1])
+            if pair[0] < pair[1]:
+                there[rows] = integrate(DDIM(), teacher, x[rows].double(), grid[pair[0] : pair[1] + 1], cond[rows])  # type: ignore[assignment]
+        onwards = torch.where(places[0] < places[1], s, (t - 0.01).clamp(min=0))
+        return towards(x, t, there, onwards, schedule)
+
+    return formula
+
+
+def test_ctm_is_exact_at_the_jumps_of_the_teachers_solver() -> None:
+    losses = []
+    for formula in (solver_jump(few_step_levels(8)), end):
+        method = built("ctm", formula, dsm=0.0, loss="l2")
+        losses.append(max(float(method.loss(batch)[0].detach()) for batch in batches(2, size=64)))
+    assert losses[0] < 1e-6 * losses[1]
+
+
+def test_a_progressive_step_is_two_of_the_teachers() -> None:
+    losses = []
+    fine = few_step_levels(8)
+
+    def two(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
+        teacher, there, s = Model(posterior, schedule), torch.empty_like(x, dtype=torch.float64), torch.empty_like(t)
+        for level in t.unique():
+            rows, start = t == level, int((fine - level).abs().argmin())
+            there[rows] = integrate(DDIM(), teacher, x[rows].double(), fine[start : start + 3], cond[rows]).detach()  # type: ignore[union-attr]
+            s[rows] = fine[start + 2]
+        return towards(x, t, there, s, schedule)
+
+    for formula in (two, posterior):
+        method = built("progressive", formula, rounds=1, num_steps=4)
+        losses.append(max(float(method.loss(batch)[0].detach()) for batch in batches(2)))
+    assert losses[0] < 1e-6 * losses[1]
+
+
+def test_distribution_matching_stops_where_the_fake_score_is_the_teacher() -> None:
+    method = built("dmd2", end, student_gan=0.0, num_steps=2)
+    found = []
+    for formula in (posterior, end):
+        method.fake_model = Model(formula, method.schedule)
+        found.append(max(float(method.loss_at(batch, place=1)[1]["gradient"]) for batch in batches(2)))
+    assert found[0] < 1e-9 * found[1]
+
+
+def test_the_fake_score_finds_the_denoiser_of_the_students_samples() -> None:
+    method = built("dmd2", end, fake_gan=0.0, num_steps=1)  # the exact student: its samples are the data
+    for formula, bound in ((posterior, 4.0), (end, None)):
+        method.fake_model = Model(formula, method.schedule)
+        found = []
+        for batch in batches():
+            method.fake_model.distortion.grad = None
+            method.fake_loss(batch, place=0)[0].backward()
+            found.append(method.fake_model.distortion.grad.clone())
+        gradients = torch.stack(found)
+        z = float((gradients.mean(0).abs() / (gradients.std(0) / len(found) ** 0.5)).max())
+        assert z < bound if bound else z > 8
+
+
+def test_moments_agree_where_all_jumps_end_in_the_same_points() -> None:
+    def same(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
+        s = torch.minimum(schedule.time_from_network(cond.scalars["target"]).clamp(min=0), t - 1e-6).clamp(min=0)
+        return towards(x, t, torch.full_like(x, MEAN, dtype=torch.float64), s, schedule)
+
+    losses = []
+    for formula in (same, posterior):
+        method = built("imm", formula, gap=2)
+        drawn = method.times
+        method.times = lambda batch, drawn=drawn: (*drawn(batch)[:2], drawn(batch)[2] / 4)  # r above s
+        losses.append(max(float(method.loss(batch)[0].detach()) for batch in batches(2)))
+    assert losses[0] < 1e-5 * losses[1]
+
+
+def test_moments_see_no_difference_between_equal_distributions() -> None:
+    """Apart from a sample's own pair, whose ends differ, exact jumps leave no mean gradient."""
+    method = built("imm", jump, gap=2, group=8)
+    apart = ~torch.eye(8, dtype=torch.bool)
+
+    def loss(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        batch.data[1].labels.copy_(torch.arange(COUNT) % 8)  # type: ignore[index, union-attr]
+        with_own = method.loss(batch)[0]  # of different labels: own pairs alone
+        batch.data[1].labels.zero_()  # type: ignore[index, union-attr]
+        return method.loss(batch)[0] - with_own, {}
+
+    assert apart.sum() == 56
+    assert largest_z(method, loss) < 4
+    method = built("imm", end, gap=2, group=8)
+    assert largest_z(method, loss) > 8
+
+
+# forward mode
+
+
+def test_forward_mode_equals_finite_differences_and_costs_two_forwards() -> None:
+    options = {"image_size": 8, "patch_size": 4, "in_channels": 1, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+    with keyed_initialisation(0, "jvp"):
+        network = DiT(**options, scalars=("target",)).double()  # type: ignore[arg-type]
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    x, slope = (Keyed("test", 0).normal(name, torch.arange(3), (1, 8, 8)).double() for name in ("x", "slope"))
+    t = torch.tensor([0.3, 0.5, 0.8], dtype=torch.float64)
+    labels = Condition(torch.arange(3))
+
+    def function(x: Tensor, t: Tensor) -> Tensor:
+        return network(x, t * 10, Condition(labels.labels, None, {"target": 5 * t}))
+
+    value, derivative = jvp(function, (x, t), (slope, torch.ones_like(t)))
+    h = 1e-5
+    with torch.no_grad():
+        differences = (function(x + h * slope, t + h) - function(x - h * slope, t - h)) / (2 * h)
+    torch.testing.assert_close(value, function(x, t))
+    torch.testing.assert_close(derivative, differences, rtol=1e-5, atol=1e-5)
+    forward = count_flops(lambda: function(x, t))
+    assert count_flops(lambda: jvp(function, (x, t), (slope, torch.ones_like(t)))) == 2 * forward
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_flow_times_and_back(schedule: str) -> None:
+    t = torch.tensor([0.001, 0.3, 0.7, 0.99], dtype=torch.float64)
+    torch.testing.assert_close(time_of_flow(SCHEDULES[schedule](), flow_time(SCHEDULES[schedule](), t)), t, rtol=1e-9, atol=1e-9)
