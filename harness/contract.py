@@ -330,6 +330,19 @@ def own_state(case: Case) -> None:
     assert not unequal, f"state_dict changes in a round trip: {', '.join(unequal)}"
 
 
+def any_step(case: Case) -> None:
+    """If it says that training does not depend on the number of steps, it does not."""
+    if not case.cls.any_step:
+        return
+    found = []
+    for num_steps in (1, case.num_steps):
+        method = case.build(num_steps=num_steps)
+        case.trainer(method).train(until=3)
+        found.append(weights(method))
+    unequal = [key for key in found[0] if not torch.equal(found[0][key], found[1][key])]
+    assert not unequal, f"trained for 1 step and for {case.num_steps} the weights differ: {', '.join(unequal[:3])}"
+
+
 def seeded(case: Case) -> None:
     """The seed decides the run: equal losses for equal seeds, other ones for another."""
 
@@ -345,7 +358,7 @@ def seeded(case: Case) -> None:
 
 Check = Callable[[Case], None]
 EVERY: tuple[Check, ...] = (names, canonical, sampling, points, neighbours, untrained, generator)
-TRAINED: tuple[Check, ...] = (finite, isolation, averaged, accumulation, resume, own_state, seeded)
+TRAINED: tuple[Check, ...] = (finite, isolation, averaged, accumulation, resume, own_state, seeded, any_step)
 UNTRAINED: tuple[Check, ...] = (training_free,)
 
 

@@ -128,6 +128,23 @@ class Run:
         same = record.environment.device == here.device and (any_code or record.environment.code == here.code)
         return record if record.status == "finished" and same else None
 
+    def sibling(self) -> Record | None:
+        """A finished run that trained this very student to evaluate it at another number of steps, if there is one."""
+        r = self.resolved
+        if not METHODS[r.method].any_step or not r.settings.total_steps:
+            return None
+        apart = {"num_steps", "noise_sets", "extra_features"}
+        mine = {name: value for name, value in r.run_settings.items() if name not in apart}
+        for path in sorted(self.folder.parent.glob(f"{r.method}-*/record.json")):
+            record = read_record(path)
+            same = {name: value for name, value in record.config.items() if name not in apart} == mine
+            known = (record.hashes, record.options, record.environment.code, record.environment.device)
+            here = (r.task.hashes, r.config.model_dump(mode="json"), self.environment.code, self.environment.device)
+            trained_there = record.status == "finished" and not record.trained_in and record.run_id != r.run_id
+            if same and known == here and trained_there and (path.parent / "student.safetensors").is_file():
+                return record
+        return None
+
     def execute(self, reuse: bool = False, wait: bool = False) -> Record:
         """The record of this run: the finished one, or trained (resuming an interrupted run) and evaluated now.
 
@@ -196,7 +213,10 @@ class Run:
         reference_sampler = reference.sampler(reference.build(teacher))
         extra = [EXTRACTORS[wanted.name](wanted.path, self.device) for wanted in r.extra_features]
         evaluator = evaluator_of(task, lambda k: reference.samples(reference_sampler, k), self.device, extra)
-        trainer = self._trainer(method, teacher) if r.settings.total_steps else None
+        sibling = self.sibling()
+        if sibling:
+            method.start_from(read_tensors(self.folder.parent / sibling.run_id / "student.safetensors"))
+        trainer = self._trainer(method, teacher) if r.settings.total_steps and not sibling else None
         if trainer:
             progress = self.report("training")
             trainer.train(progress=lambda done, total, means: progress(done, total),
@@ -204,6 +224,8 @@ class Run:
         samples = {k: self.samples(sampler, k) for k in range(r.noise_sets)}
         metrics = evaluator.evaluate(samples, None if method.solver.stochastic and r.num_steps > 1 else self.sampler(method, grad=True))
         bill = self._bill(trainer, method, teacher) if trainer or r.parent else None
+        if sibling and sibling.cost:
+            bill = sibling.cost.training
         if trainer:
             trainer.note_quality({name: metrics[name].values[0] for name in evaluator.milestone_metrics})
             trainer.write_curves()
@@ -212,9 +234,9 @@ class Run:
         self._keep(method, samples[0], reference.samples(reference_sampler, 0))
         exposure = self._exposure(method, teacher)
         flags = []
-        if trainer and bill and bill.ema_initial_weight > EMA_WEIGHT_FLAG:
+        if bill and bill.steps and bill.ema_initial_weight > EMA_WEIGHT_FLAG:
             flags.append(f"the evaluated average still holds {bill.ema_initial_weight:.1%} of the initial weights")
-        if method.players and not trainer and not r.parent:
+        if method.players and not bill:
             flags.append("untrained: the student as it starts")
         cost = Cost(parameters=parameters(method.passes_through), nfe=nfe, macs_per_sample=macs,
                     latency=latency, training=bill)  # fmt: skip
@@ -222,7 +244,7 @@ class Run:
         milestones = [Milestone(**point) for point in trainer.milestones] if trainer else []
         return self._record(status="finished", levels=levels, metrics=metrics, exposure=exposure, cost=cost, flags=flags,
                             target=method.target, init=method.init if task.network_teacher else "random",
-                            milestones=milestones)  # fmt: skip
+                            milestones=milestones, trained_in=sibling.run_id if sibling else "")  # fmt: skip
 
     def build(self, teacher: Guided) -> Method:
         """The method, its networks initialised by the run's seed."""

@@ -61,6 +61,7 @@ class ConsistencyDistillation(DenoisingStudent):
     """Neighbouring points of an ODE path are mapped to the same end."""
 
     Config = ConsistencyConfig
+    any_step = True
     reference: ClassVar = "Song et al. 2023, arXiv 2303.01469, alg. 1 and 2; pseudo-Huber: Song & Dhariwal 2023, arXiv 2310.14189, eq. 8"
 
     def __init__(self, config: ConsistencyConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):

@@ -43,6 +43,7 @@ class ConsistencyTraining(DenoisingStudent):
     """What the three share; each says which pairs of levels it trains on, and their weight."""
 
     target = "data"
+    any_step = True
 
     def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
         return consistency_untrained(self)

@@ -44,6 +44,7 @@ class CTM(DenoisingStudent):
     """A jump equals a short solve and a jump."""
 
     Config = CTMConfig
+    any_step = True
     scalars = ("target",)
     reference: ClassVar = "Kim et al. 2023, arXiv 2310.02279, eq. 3 to 9"
 

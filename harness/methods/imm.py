@@ -47,6 +47,7 @@ class IMM(DenoisingStudent):
     """Jumps from two times have the same moments."""
 
     Config = IMMConfig
+    any_step = True
     scalars = ("target",)
     target = "data"
     reference: ClassVar = "Zhou et al. 2025, arXiv 2503.07565, eq. 12 and alg. 1"

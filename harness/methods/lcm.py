@@ -46,6 +46,7 @@ class LCM(DenoisingStudent):
     """Consistency distillation of a teacher whose guidance scale is told."""
 
     Config = LCMConfig
+    any_step = True
     scalars = ("guidance",)
     reference: ClassVar = "Luo et al. 2023, arXiv 2310.04378, alg. 1 and eq. 13 to 17"
 

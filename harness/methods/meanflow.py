@@ -48,6 +48,7 @@ class MeanFlow(DenoisingStudent):
     """The mean velocity between two times."""
 
     Config = MeanFlowConfig
+    any_step = True
     scalars = ("target",)
     reference: ClassVar = "Geng et al. 2025, arXiv 2505.13447, eq. 6 to 11 and alg. 1"
 

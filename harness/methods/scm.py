@@ -69,6 +69,7 @@ class SCM(DenoisingStudent):
     """The derivative along a path of where it ends is 0."""
 
     Config = SCMConfig
+    any_step = True
     reference: ClassVar = "Lu & Song 2024, arXiv 2410.11081, eq. 5 to 8 and alg. 1"
 
     def __init__(self, config: SCMConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):

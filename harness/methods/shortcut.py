@@ -40,6 +40,7 @@ class Shortcut(DenoisingStudent):
     """A step equals two of half its size."""
 
     Config = ShortcutConfig
+    any_step = True
     scalars = ("step_size",)
     target = "data"
     reference: ClassVar = "Frans et al. 2024, arXiv 2410.12557, eq. 4 and 5, alg. 1"
