@@ -69,7 +69,7 @@ def results(tiny: Task, harness: Harness, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["run", "--method", "ardd"], "unknown method 'ardd'; did you mean ard?"),
+        (["run", "--method", "ardd"], "unknown method 'ardd'; did you mean ard"),
         (["run"], "no method is named; give --method, one of: "),
         ([*ARD, "--task", "tinny"], "unknown task 'tinny'; did you mean tiny?"),
         ([*ARD, "--set", "histroy_layers=2"], "unknown option 'histroy_layers' in options of ard; did you mean history_layers"),
@@ -85,7 +85,7 @@ def results(tiny: Task, harness: Harness, tmp_path: Path) -> Path:
         ([*ARD, "--device", "meta"], "device 'meta' is not to be had here; give cpu"),
         ([*ARD, "--config", "/nowhere.yaml"], "cannot read /nowhere.yaml: No such file or directory"),
         (["run", "--task", "tiny", "--method", "teacher", "--solver", "ddimm"], "unknown solver 'ddimm'; did you mean ddim?"),
-        (["describe", "ad"], "unknown method 'ad'; did you mean ard?"),
+        (["describe", "ad"], "unknown name 'ad'; did you mean ard"),
         (["teacher", "verify", "--task", "tinny"], "unknown task 'tinny'; did you mean tiny?"),
         (["report", "/nowhere"], "there is no record below /nowhere; `harness run` makes one"),
     ],
@@ -285,6 +285,23 @@ def test_describe(name: str, harness: Harness) -> None:
     text = harness("describe", name).out
     for option in found["options"]:
         assert f"--{option.replace('_', '-')}" in text
+
+
+@pytest.mark.parametrize(("name", "said"), [("heun", "Second order"), ("fid", "direction: lower"), ("tiny", "trajectories:")])
+def test_describe_solvers_metrics_and_tasks(name: str, said: str, tiny: Task, harness: Harness) -> None:
+    assert said in harness("describe", name).out
+    assert json.loads(harness("describe", name, "--json").out)["name"] == name
+
+
+def test_describe_an_unknown_name(harness: Harness) -> None:
+    done = harness("describe", "hein")
+    assert (done.code, done.err) == (2, "harness: unknown name 'hein'; did you mean heun?\n")
+
+
+def test_help_lists_the_allowed_words(harness: Harness) -> None:
+    text = " ".join(harness("run", "--method", "ard", "--help").out.split())
+    assert "one of: states, predictions, renoised; default: predictions" in text
+    assert "one of: fp32, bf16; default: fp32" in text
 
 
 def test_env_names_versions(harness: Harness) -> None:

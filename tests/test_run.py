@@ -6,17 +6,19 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from harness import records, run
 from harness.config import RunConfig, parse_config, reference_of, resolve
 from harness.denoiser import count_passes
-from harness.errors import Interrupted, RunFailed, UsageError
+from harness.errors import Busy, Interrupted, RunFailed, UsageError
 from harness.files import read_tensors, tensors_digest
 from harness.methods import METHODS
 from harness.records import Record, read_record
@@ -271,6 +273,22 @@ def test_a_finished_run_is_returned_without_training(tiny: Task, tmp_path: Path,
     assert new_run(tmp_path).execute() == first
     with pytest.raises(AssertionError, match="it trains"):
         new_run(tmp_path, seed=1).execute()
+
+
+def test_a_run_that_many_share_is_waited_for(tiny: Task, tmp_path: Path, no_training: Callable) -> None:
+    """Whoever gets the lock after another process made the run takes its record."""
+    one, other = new_run(tmp_path), new_run(tmp_path)
+    one.lock.parent.mkdir(parents=True)
+    held, waiting = FileLock(one.lock), ThreadPoolExecutor(1)
+    with held:
+        with pytest.raises(Busy, match="made by another process"):
+            other.execute()
+        found = waiting.submit(other.execute, wait=True)
+        with pytest.raises(TimeoutError):
+            found.result(timeout=0.3)
+        held.release()
+        record = one.execute(wait=True)
+    assert found.result() == record
 
 
 def test_other_code_runs_it_again(tiny: Task, tmp_path: Path, other_code: Callable) -> None:

@@ -96,12 +96,20 @@ def test_published_records_of_other_code_count_when_asked(tiny: Task, tmp_path: 
     configs = expand(content(), "here")
     (record,) = run_sweep(plan(configs, tmp_path / "first", CPU), tmp_path / "first", CPU)
     options = {name: value for name, value in record.options.items() if not name.startswith("gan_")}
-    old = record.model_copy(update={"run_id": "an-old-name", "options": options})
+    other_code = record.environment.model_copy(update={"code": "another"})
+    old = record.model_copy(update={"run_id": "an-old-name", "options": options, "environment": other_code})
     assert key_of_record(old) == key_of_record(record) == resolve(configs[0]).key
     publish([old], tmp_path / "second")
     assert [cell.record for cell in plan(configs, tmp_path / "second", CPU)] == [None]
     (cell,) = plan(configs, tmp_path / "second", CPU, reuse=True)
     assert cell.record == old
+
+
+def test_published_records_of_this_code_always_count(tiny: Task, tmp_path: Path) -> None:
+    configs = expand(content(), "here")
+    (record,) = run_sweep(plan(configs, tmp_path / "first", CPU), tmp_path / "first", CPU)
+    publish([record], tmp_path / "second")
+    assert [cell.record for cell in plan(configs, tmp_path / "second", CPU)] == [record]
 
 
 def test_a_run_that_another_process_makes_is_left_to_it(tiny: Task, tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ class DistillationConfig(GANOptions):
     """Whether each state carries its own time, or all of them the noise's."""
     noise_channels: bool = False
     """Whether every step sees the noise x_T as further channels, whose weights start at zero."""
+    own_history: float = Field(0.0, ge=0, le=1)
+    """Share of a batch that is trained on the points where the student's own sampling takes it, towards the teacher's targets."""
 
 
 @dataclass(frozen=True)
@@ -207,9 +209,12 @@ class TrajectoryDistillation(Method):
             self.adversary.load_state_dict(state)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean of the S squared errors under teacher forcing."""
+        """Mean of the S squared errors, under teacher forcing but for the share that sees its own history."""
         assert batch.trajectory is not None
         x, target = self.points.inputs_and_targets(batch.trajectory)
+        if self.config.own_history:
+            own = (batch.uniform("own history") < self.config.own_history).reshape(-1, 1, 1, 1, 1)
+            x = torch.where(own, self.own_points(x[:, 0], batch.trajectory.cond), x)
         times = self.points.times.to(x.device).expand(x.shape[:2])
         seen = self.points.network_input(x, x[:, 0])
         output, _ = self.players["student"].module(seen, times, batch.trajectory.cond)
@@ -218,6 +223,13 @@ class TrajectoryDistillation(Method):
         errors = (answer - target).square().mean((0, 2, 3, 4))
         batch.carry["x_0"] = answer[:, -1]  # at t = 0 the answer is x_0, whatever it was before
         return errors.mean(), {f"mse_step{i + 1}": error.detach() for i, error in enumerate(errors)}
+
+    @torch.no_grad()
+    def own_points(self, x_T: Tensor, cond: Condition) -> Tensor:
+        """Where the student's own sampling goes from x_T [B, C, H, W], without the end: [B, S, C, H, W]."""
+        path = integrate(self.solver, self.players["student"].module, x_T, self.levels, cond, save=True)
+        assert isinstance(path, Trajectory)
+        return path.states[:, :-1]
 
     def loss_with_gan(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The same, and the GAN's loss of the last x_0."""
@@ -240,5 +252,5 @@ class StepDistillation(TrajectoryDistillation):
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
         if num_steps == 1:  # from the noise to the data: one head, one time, and all kinds of trajectory are the same pair
             kind = {"trajectory": "predictions", "heads": "per_step"} if config.parametrization == "direct" else {"heads": "shared"}
-            config = config.model_copy(update={**kind, "time_embedding": "per_state"})
+            config = config.model_copy(update={**kind, "time_embedding": "per_state", "own_history": 0.0})
         return METHODS.name_of(cls), config.without_idle_gan()

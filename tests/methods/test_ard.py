@@ -17,7 +17,7 @@ from harness.methods.ard import ARD, ARDConfig
 from harness.methods.step_distillation import DistillationConfig, TrajectoryDistillation
 from harness.randomness import Keyed, keyed_initialisation
 from harness.schedules import few_step_levels
-from harness.solvers import DDIM, integrate
+from harness.solvers import DDIM, Trajectory, integrate
 from harness.tasks import Task
 from harness.trainer import Trainer, TrainSettings
 
@@ -294,3 +294,23 @@ def test_the_defaults_are_the_released_codes() -> None:
     assert (config.history_layers, config.mask, config.history_depth) == (6, "causal", None)
     assert (config.trajectory, config.heads, config.parametrization) == ("predictions", "per_step", "direct")
     assert ARDConfig.model_fields.keys() >= DistillationConfig.model_fields.keys()
+
+
+@pytest.mark.parametrize("trajectory", ["predictions", "states", "renoised"])
+def test_a_share_of_the_batch_sees_its_own_history(trajectory: str, tiny: Task, store: TrajectoryStore) -> None:
+    own = scrambled(build(tiny, history_layers=2, own_history=0.5, trajectory=trajectory, teacher=loud_teacher(tiny)))
+    batch = whole_batch(store)
+    assert batch.trajectory is not None
+    took = batch.uniform("own history") < 0.5
+    assert 0 < int(took.sum()) < len(store)
+    x, target = own.points.inputs_and_targets(batch.trajectory)
+    path = integrate(own.solver, own.student, x[:, 0], own.levels, batch.trajectory.cond, save=True)
+    assert isinstance(path, Trajectory)
+    mixed = torch.where(took.reshape(-1, 1, 1, 1, 1), path.states[:, :-1].detach(), x)
+    assert (mixed - x)[took, 1:].abs().max() > 1e-3
+    with torch.no_grad():
+        answer, _ = own.student(mixed, own.points.times.expand(len(x), 2), batch.trajectory.cond)
+        found = float(own.loss(batch)[0])
+        assert found == pytest.approx(float((answer - target).square().mean()), rel=1e-5)
+        answer, _ = own.student(x, own.points.times.expand(len(x), 2), batch.trajectory.cond)
+        assert abs(found - float((answer - target).square().mean())) > 1e-4

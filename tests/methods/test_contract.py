@@ -22,6 +22,7 @@ from harness.trainer import Items
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS.names()} | {
     "ard": ("ard", {"history_layers": 2}),  # the default suits a deeper teacher
+    "ard on its own history": ("ard", {"history_layers": 2, "own_history": 0.5}),
     "imm": ("imm", {"group": 2, "gap": 3}),
     "ladd": ("ladd", {"gan_virtual_batch": 2}),
     "dmd2": ("dmd2", {"student_every": 2}),
