@@ -109,6 +109,10 @@ class Guided(nn.Module):
             guided = torch.cat([guided[:, : self.channels], with_cond[:, self.channels :]], 1)
         return predict(guided, x_t, t, self.schedule, kind)
 
+    def through(self, network: nn.Module) -> Guided:
+        """The same teacher with another network in the place of its own."""
+        return Guided(Denoiser(network, self.schedule, self.denoiser.prediction_type), self.scale, self.null, self.channels)
+
     def at(self, scale: float | Tensor) -> Guided:
         """The same teacher at another scale."""
         return Guided(self.denoiser, scale, self.null, self.channels)
