@@ -1,0 +1,58 @@
+"""A hundred steps of a small network on the exact mixture move every method's student towards it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.data.trajectories import open_store
+from harness.methods import METHODS
+from harness.metrics.fidelity import frechet_distance, sample_moments
+from harness.randomness import keyed_initialisation
+from harness.solvers import integrate
+from harness.tasks import MixtureTask, load_task
+from harness.trainer import Trainer, TrainSettings
+
+CPU = torch.device("cpu")
+STEPS = 100
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ard": {"history_layers": 2},
+    "dmd2": {"student_every": 1, "lr": 1e-3, "fake_lr": 3e-3, "student_gan": 0.0, "fake_gan": 0.0},  # distribution matching alone
+    "meanflow": {"source": "teacher"},
+    "progressive": {"rounds": 1},
+    "shortcut": {"bootstrap": 0.75, "finest": 4},  # few sizes of steps, each often
+}
+APART = {"classification", "denoising", "teacher", "knowledge-distillation", "ladd"}  # ladd needs a teacher with blocks
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        task = load_task("mixture")
+        yield task, open_store(task.recipe, task.teacher(CPU), CPU)
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS.names()) - APART))
+def test_a_student_moves_towards_the_mixture(name: str, mixture: Any, tmp_path: Path) -> None:
+    task, store = mixture
+    assert isinstance(task, MixtureTask)
+    cls = METHODS[name]
+    with keyed_initialisation(0, name):
+        method = cls(cls.Config(**OPTIONS.get(name, {})), task.teacher(CPU), task, 1, STEPS)
+    x_T, cond = task.evaluation_inputs(0)
+
+    def distance() -> float:
+        with torch.no_grad():
+            images = integrate(method.solver, method.student, x_T[:2000], method.levels, cond[:2000])
+        assert isinstance(images, Tensor)
+        return frechet_distance(sample_moments(images.flatten(1)), task.mixture.moments())
+
+    before = distance()
+    sources = {"data": task.split.train, "trajectory": store}
+    Trainer(method, sources, TrainSettings(STEPS, 128, 0), None, CPU).train()
+    assert distance() < 0.75 * before
