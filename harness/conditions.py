@@ -53,18 +53,37 @@ class Condition:
         """The same with the labels and text of `null`, a batch of one, wherever the mask [B] is true (label dropout)."""
 
         def one(mine: Tensor | None, other: Tensor | None) -> Tensor | None:
+            if mine is None and other is None:
+                return None
             if mine is None or other is None:
-                return mine
+                raise ValueError("the null condition has other parts (labels, text) than the conditions that it replaces")
             return torch.where(where.reshape(-1, *[1] * (mine.dim() - 1)), other.to(mine.device), mine)
 
         return Condition(one(self.labels, null.labels), one(self.text, null.text), self.scalars)
 
 
-def balanced_labels(index: Tensor, num_classes: int) -> Condition:
-    """Labels in turn: sample i has class i mod `num_classes`, so that any multiple of it is exactly balanced."""
-    return Condition(index % num_classes)
+@dataclass(frozen=True)
+class Conditions:
+    """The conditions of a task, by number: class labels, or with a table the prompts in it.
 
+    Attributes:
+        count: how many there are.
+        table, null_text: a text encoder's outputs for the prompts, [count, length, width], and for no prompt, [1, length, width].
+    """
 
-def null_label(num_classes: int) -> Condition:
-    """The null condition of guidance and label dropout among classes 0 .. `num_classes` - 1: one label more, a batch of one."""
-    return Condition(torch.tensor([num_classes], device="cpu"))
+    count: int
+    table: Tensor | None = None
+    null_text: Tensor | None = None
+
+    def of(self, number: Tensor) -> Condition:
+        """The conditions of these numbers [B]."""
+        return Condition(number) if self.table is None else Condition(text=self.table[number])
+
+    def balanced(self, index: Tensor) -> Condition:
+        """Sample i has number i mod `count`, so that any multiple of it is exactly balanced."""
+        return self.of(index % self.count)
+
+    @property
+    def null(self) -> Condition:
+        """The null condition of guidance and label dropout, a batch of one: one label more, or the text of no prompt."""
+        return Condition(torch.tensor([self.count], device="cpu")) if self.table is None else Condition(text=self.null_text)

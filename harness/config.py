@@ -174,6 +174,8 @@ def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("r
     task, cls = task or load_task(config.task), METHODS[config.method]
     options = parse_options(config.method, config.options)
     batch_size = config.batch_size or task.spec.batch_size
+    if cls.needs_labels and task.conditions.table is not None:
+        raise UsageError(f"{config.method} needs class labels, but task {task.spec.name} is conditioned on text")
     cls.check(options, task, config.num_steps)
     method, options = cls.canonical(options, config.num_steps)
     micro = None if config.micro_batch_size == batch_size else config.micro_batch_size

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from harness.conditions import Condition, null_label
+from harness.conditions import Condition, Conditions
 from harness.denoiser import Denoiser, Guided, count_passes
 from harness.errors import UsageError, unknown
 from harness.methods import METHODS, MethodConfig
@@ -35,7 +35,7 @@ class PaperProblem:
 
     @property
     def null(self) -> Condition:
-        return null_label(self.num_classes)
+        return Conditions(self.num_classes).null
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.conditions import balanced_labels
+from harness.conditions import Conditions
 from harness.data.trajectories import Recipe
 from harness.methods import METHODS, Method, MethodConfig
 from harness.randomness import Keyed, keyed_initialisation
@@ -29,6 +29,7 @@ class Blank:
     """Trajectories of noise, in the shape of a recipe's."""
 
     recipe: Recipe
+    conditions: Conditions
 
     def __len__(self) -> int:
         return self.recipe.count
@@ -37,7 +38,7 @@ class Blank:
         """states [B, K + 1, C, H, W], predictions [B, K, C, H, W]."""
         steps = self.recipe.steps
         states = Keyed("blank", 0).normal("states", items, (steps + 1, *self.recipe.shape))
-        return Trajectory(states, states[:, 1:], few_step_levels(steps), balanced_labels(items, self.recipe.num_classes))
+        return Trajectory(states, states[:, 1:], few_step_levels(steps), self.conditions.balanced(items))
 
 
 def rehearsal(name: str, config: MethodConfig, task: Task, num_steps: int, settings: TrainSettings, device: torch.device) -> Trainer:
@@ -46,7 +47,7 @@ def rehearsal(name: str, config: MethodConfig, task: Task, num_steps: int, setti
     with keyed_initialisation(settings.seed, name):
         method = METHODS[name](config, teacher, task, num_steps, settings.total_steps)
     method.to(device)
-    return Trainer(method, {"data": task.split.train, "trajectory": Blank(task.recipe)}, settings, None, device)
+    return Trainer(method, {"data": task.split.train, "trajectory": Blank(task.recipe, task.conditions)}, settings, None, device)
 
 
 def total_flops(trainer: Trainer) -> float:

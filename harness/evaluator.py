@@ -113,7 +113,7 @@ class Evaluator(ABC):
     def floors(self) -> dict[str, Metric]:
         """What the metrics of samples say of held-out real images."""
         held_out = self.task.split.held_out
-        measured = self.of_samples(held_out.images, held_out.labels)
+        measured = self.of_samples(held_out.images, held_out.of(torch.arange(len(held_out))).labels)
         return {f"{name}_floor": self._metric(f"{name}_floor", {0: value}, len(held_out)) for name, value in measured.items()}
 
     def _metric(self, name: str, values: dict[int, float], n: int) -> Metric:
@@ -176,9 +176,11 @@ class ImageEvaluator(Evaluator):
 
     def quality(self, images: Tensor) -> dict[str, float]:
         features, logits = classify(self.classifier, images)
-        labels = self.task.evaluation_inputs(0)[1].classes
-        found = (fid(features, self.reference), label_agreement(logits, labels), *self.of_noise_set(images, 0, None).values())
-        return dict(zip(self.milestone_metrics, found, strict=True))
+        labels = self.task.evaluation_inputs(0)[1].labels
+        found = {"fid": fid(features, self.reference)}
+        if labels is not None:
+            found["label_agreement"] = label_agreement(logits, labels)
+        return found | self.of_noise_set(images, 0, None)
 
 
 class MixtureEvaluator(Evaluator):

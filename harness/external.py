@@ -106,7 +106,7 @@ def evaluate_callable(said: str, outside: Outside, task: Task, results: Path, de
     function = load_function(said)
 
     def sampler(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
-        images = function(x_T, cond.classes)
+        images = function(x_T, cond.classes if cond.text is None else cond.text)
         if not isinstance(images, Tensor) or images.shape != x_T.shape:
             found = f"{tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             raise UsageError(f"callable {said!r} gives {found} for noise {tuple(x_T.shape)}; it should give samples of that shape")

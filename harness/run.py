@@ -21,7 +21,7 @@ from harness.config import Resolved, RunConfig, reference_of, resolve
 from harness.counting import count_flops
 from harness.data.trajectories import TRAJECTORY_ROOMS, Progress, cached_samples, open_store, samples_folder
 from harness.denoiser import Guided, count_passes
-from harness.errors import Busy, Interrupted, RunFailed, UsageError
+from harness.errors import Busy, HarnessError, Interrupted, RunFailed, UsageError
 from harness.evaluator import Sampler, evaluator_of, sample_grid, sample_set, sampling_cost
 from harness.files import digest, read_tensors, write_aside, write_tensors
 from harness.methods import METHODS, Method
@@ -178,9 +178,12 @@ class Run:
         self.environment = capture_environment(self.device)  # now: sources may be edited while it runs
         try:
             record = self._train_and_evaluate()
-        except (RunFailed, ValueError, torch.OutOfMemoryError) as error:
-            write_record(self.folder / "record.json", self._record(status="failed", reason=str(error)))
-            raise RunFailed(f"run {self.resolved.run_id} failed: {error}") from error
+        except Exception as error:
+            if isinstance(error, HarnessError) and not isinstance(error, RunFailed):
+                raise  # what was asked for is wrong, or it was interrupted
+            reason = str(error) if isinstance(error, (RunFailed, ValueError)) else f"{type(error).__name__}: {error}"
+            write_record(self.folder / "record.json", self._record(status="failed", reason=reason))
+            raise RunFailed(f"run {self.resolved.run_id} failed: {reason}") from error
         write_record(self.folder / "record.json", record)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
         return record
@@ -227,7 +230,7 @@ class Run:
         if sibling and sibling.cost:
             bill = sibling.cost.training
         if trainer:
-            trainer.note_quality({name: metrics[name].values[0] for name in evaluator.milestone_metrics})
+            trainer.note_quality({name: metrics[name].values[0] for name in evaluator.milestone_metrics if name in metrics})
             trainer.write_curves()
         nfe, macs = sampling_cost(sampler, method.passes_through, task, self.device)
         latency = self._latency(sampler, reference_sampler)
@@ -272,7 +275,8 @@ class Run:
         if "data" in method.sources:
             sources["data"] = task.split.train
         if "trajectory" in method.sources:
-            sources["trajectory"] = open_store(task.recipe, teacher, self.device, progress=self.report("trajectories"))
+            progress = self.report("trajectories")
+            sources["trajectory"] = open_store(task.recipe, teacher, self.device, progress=progress, conditions=task.conditions)
         identity = digest([self.resolved.identity, self.environment.code])
         return Trainer(method, sources, self.resolved.settings, self.folder, self.device, teacher.denoiser.network, identity)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.conditions import Condition, balanced_labels, null_label
+from harness.conditions import Condition, Conditions
 from harness.networks.dit import DiT
 from harness.networks.history import HistoryDiT
 from harness.randomness import keyed_initialisation
@@ -39,10 +39,16 @@ def test_dropout_replaces_labels_and_text_but_not_the_numbers() -> None:
 
 
 def test_nothing_stays_nothing() -> None:
-    nothing = Condition().repeat(2)[:1].replaced(torch.tensor([True]), null_label(3))
+    nothing = Condition().repeat(2)[:1].replaced(torch.tensor([True]), Condition())
     assert (nothing.labels, nothing.text) == (None, None)
     with pytest.raises(ValueError, match="labels are needed"):
         _ = nothing.classes
+
+
+@pytest.mark.parametrize("cond", [Condition(), Condition(text=torch.zeros(1, 4, 2)), WHOLE[:1]])
+def test_a_null_of_another_kind_is_refused(cond: Condition) -> None:
+    with pytest.raises(ValueError, match="other parts"):
+        cond.replaced(torch.tensor([True]), Conditions(3).null)
 
 
 def test_a_number_told_again_counts() -> None:
@@ -65,7 +71,7 @@ def built(cls: type, *args: object, **more: object) -> torch.nn.Module:
 def test_numbers_change_nothing_until_they_are_trained() -> None:
     plain, student = built(DiT), built(DiT, scalars=("s",))
     student.load_teacher(plain.state_dict())
-    x, t, cond = torch.randn(3, 1, 8, 8), torch.full((3,), 500.0), balanced_labels(torch.arange(3), 3)
+    x, t, cond = torch.randn(3, 1, 8, 8), torch.full((3,), 500.0), Conditions(3).balanced(torch.arange(3))
     with torch.no_grad():
         at = [student(x, t, cond.told(s=torch.full((3,), value))) for value in (0.0, 700.0)]
         assert torch.equal(at[0], plain(x, t, cond))
@@ -78,7 +84,7 @@ def test_numbers_change_nothing_until_they_are_trained() -> None:
 
 def test_numbers_learn_from_the_first_step() -> None:
     student = built(DiT, scalars=("s",))
-    cond = balanced_labels(torch.arange(3), 3).told(s=torch.tensor([1.0, 2.0, 3.0]))
+    cond = Conditions(3).balanced(torch.arange(3)).told(s=torch.tensor([1.0, 2.0, 3.0]))
     student(torch.randn(3, 1, 8, 8), torch.full((3,), 500.0), cond).square().mean().backward()
     assert student.scalar_embedders["s"].mlp[2].weight.grad.abs().max() > 0
 
@@ -86,7 +92,7 @@ def test_numbers_learn_from_the_first_step() -> None:
 def test_a_history_student_is_told_too() -> None:
     student = built(HistoryDiT, 2, 1, scalars=("s",))
     torch.nn.init.normal_(student.scalar_embedders["s"].mlp[2].weight)
-    x, t, cond = torch.randn(2, 2, 1, 8, 8), torch.tensor([[999.0, 499.0]]).expand(2, -1), balanced_labels(torch.arange(2), 3)
+    x, t, cond = torch.randn(2, 2, 1, 8, 8), torch.tensor([[999.0, 499.0]]).expand(2, -1), Conditions(3).balanced(torch.arange(2))
     with torch.no_grad():
         a, b = (student(x, t, cond.told(s=torch.tensor(values)))[0] for values in ([1.0, 1.0], [1.0, 90.0]))
     assert torch.equal(a[0], b[0])

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.conditions import Condition, null_label
+from harness.conditions import Condition, Conditions
 from harness.denoiser import Denoiser, Guided, Prediction, count_passes, predict
 from harness.schedules import FlowSchedule, Schedule, VPSchedule
 
 LABELS = Condition(torch.tensor([0, 1, 2]))
-NULL = null_label(5)
+NULL = Conditions(5).null
 
 
 class Network(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness.conditions import Condition, null_label
+from harness.conditions import Condition, Conditions
 from harness.denoiser import Denoiser, Guided
 from harness.methods.ard import ARD, ARDConfig
 from harness.methods.base import Batch
@@ -87,7 +87,7 @@ def test_dit_forward(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
 
 def test_dit_guided_forward(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
     level_500 = torch.tensor(501 / 1000, dtype=torch.float64)
-    found = Guided(denoiser, 1.5, null_label(10), channels=3)(dit["io.z"], level_500, Condition(dit["io.labels"]))
+    found = Guided(denoiser, 1.5, Conditions(10).null, channels=3)(dit["io.z"], level_500, Condition(dit["io.labels"]))
     close(found.eps, dit["io.cfg_out_t500_w1.5"][:, :4])
 
 
@@ -97,7 +97,7 @@ def test_dit_respaced_levels(dit: dict[str, Tensor], steps: int) -> None:
 
 
 def test_dit_guided_ddim(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
-    model = Guided(denoiser, 1.5, null_label(10), channels=3)
+    model = Guided(denoiser, 1.5, Conditions(10).null, channels=3)
     found = integrate(DDIM(), model, dit["io.z"], respaced_levels(25), Condition(dit["io.labels"]))
     close(found, dit["io.ddim25_w1.5_first3channels"])
 
@@ -152,7 +152,7 @@ class Problem:
 
 @pytest.mark.parametrize("layers", LAYERS)
 def test_the_method_itself_has_their_loss_and_samples(ard: dict[str, Tensor], layers: int) -> None:
-    teacher = Guided(Denoiser(DiT(**Problem.network_options), VPSchedule()), 1.5, null_label(10))
+    teacher = Guided(Denoiser(DiT(**Problem.network_options), VPSchedule()), 1.5, Conditions(10).null)
     method = ARD(ARDConfig(history_layers=layers), teacher, Problem(), 4, 1)
     for network in (method.players["student"].module, method.student):
         network.load_state_dict(part(ard, "ard."))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.conditions import Condition
+from harness.conditions import Condition, Conditions
 from harness.errors import unknown
 
 
@@ -18,18 +18,24 @@ class ImageSet:
 
     Attributes:
         images: [n, C, H, W], float32 in [-1, 1].
-        labels: [n], int64.
+        labels: [n], int64: of a class, or of a prompt among `conditions`.
+        conditions: what the labels mean; None is classes.
     """
 
     images: Tensor
     labels: Tensor
+    conditions: Conditions | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def batch(self, items: Tensor) -> tuple[Tensor, Condition]:
-        """Images and conditions of these items: [B, C, H, W] and B labels."""
-        return self.images[items], Condition(self.labels[items])
+        """Images [B, C, H, W] and conditions of these items."""
+        return self.images[items], self.of(items)
+
+    def of(self, items: Tensor) -> Condition:
+        """Conditions of these items."""
+        return self.conditions.of(self.labels[items]) if self.conditions else Condition(self.labels[items])
 
 
 @dataclass(frozen=True)

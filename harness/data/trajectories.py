@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.conditions import balanced_labels
+from harness.conditions import Conditions
 from harness.denoiser import Model
 from harness.errors import UsageError
 from harness.files import cache_folder, digest, locked_folder, map_tensors, write_mapped, write_text
@@ -40,7 +40,8 @@ class Recipe:
         solver, steps: the solver's name and its number of steps K, on the levels of `few_step_levels(K)`.
         count, seed: how many trajectories, with balanced labels, and the seed of their noise.
         shape: [C, H, W] of a state.
-        num_classes: labels are sample number mod `num_classes`.
+        num_classes: how many conditions there are; a sample has the one of its number mod `num_classes`.
+        conditions: SHA-256 of the prompts, where these are the conditions.
         code: digest of the sources that integrate them: other code makes other trajectories.
     """
 
@@ -53,14 +54,15 @@ class Recipe:
     seed: int
     shape: tuple[int, int, int]
     num_classes: int
+    conditions: str = ""
     code: str = field(default_factory=lambda: code_digest(TRAJECTORY_ROOMS))
 
 
 class TrajectoryStore:
     """Finished trajectories, read by item number. Open one with `open_store`."""
 
-    def __init__(self, folder: Path, recipe: Recipe):
-        self.folder, self.recipe = folder, recipe
+    def __init__(self, folder: Path, recipe: Recipe, conditions: Conditions):
+        self.folder, self.recipe, self.conditions = folder, recipe, conditions
         self.levels = few_step_levels(recipe.steps)
         manifest = folder / "manifest.json"
         try:
@@ -80,14 +82,14 @@ class TrajectoryStore:
         def rows(key: str) -> Tensor:
             return torch.stack([self._parts[key][shard][row] for shard, row in place])
 
-        return Trajectory(rows("states"), rows("predictions"), self.levels, balanced_labels(items, self.recipe.num_classes))
+        return Trajectory(rows("states"), rows("predictions"), self.levels, self.conditions.balanced(items))
 
 
 @torch.no_grad()
-def _compute(recipe: Recipe, teacher: Model, items: Tensor, device: torch.device) -> dict[str, Tensor]:
+def _compute(recipe: Recipe, conditions: Conditions, teacher: Model, items: Tensor, device: torch.device) -> dict[str, Tensor]:
     """States and predictions of some items."""
     x_T = Keyed("trajectory", recipe.seed).normal("x_T", items, recipe.shape).to(device)
-    cond = balanced_labels(items, recipe.num_classes).to(device)
+    cond = conditions.balanced(items).to(device)
     path = integrate(SOLVERS[recipe.solver](), teacher, x_T, few_step_levels(recipe.steps), cond, save=True)
     assert isinstance(path, Trajectory)
     return {"states": path.states, "predictions": path.predictions}
@@ -95,29 +97,30 @@ def _compute(recipe: Recipe, teacher: Model, items: Tensor, device: torch.device
 
 def store_folder(recipe: Recipe) -> Path:
     """Where the store of a recipe is, or will be; it is complete once it holds `manifest.json`."""
-    return cache_folder() / "trajectories" / digest(asdict(recipe))[:32]
+    return cache_folder() / "trajectories" / digest({k: v for k, v in asdict(recipe).items() if k != "conditions" or v})[:32]
 
 
 def open_store(recipe: Recipe, teacher: Model, device: torch.device, *, shard_size: int = 1024, batch_size: int = 256,
-               progress: Progress | None = None) -> TrajectoryStore:  # fmt: skip
+               progress: Progress | None = None, conditions: Conditions | None = None) -> TrajectoryStore:  # fmt: skip
     """The store of a recipe; what is missing of it is computed first.
 
     Args:
         teacher: the guided teacher that the recipe names.
         shard_size, batch_size: trajectories a file, and how many are integrated at once.
+        conditions: the prompts, where the conditions are not class labels.
 
     Raises:
         UsageError: if a shard was damaged or the cache folder cannot be written.
     """
-    folder = store_folder(recipe)
+    folder, conditions = store_folder(recipe), conditions or Conditions(recipe.num_classes)
     if not (folder / "manifest.json").exists():
         with locked_folder(folder):
             if not (folder / "manifest.json").exists():
-                _build(folder, recipe, teacher, device, shard_size, batch_size, progress)
-    return TrajectoryStore(folder, recipe)
+                _build(folder, recipe, conditions, teacher, device, shard_size, batch_size, progress)
+    return TrajectoryStore(folder, recipe, conditions)
 
 
-def _build(folder: Path, recipe: Recipe, teacher: Model, device: torch.device, shard_size: int, batch_size: int,
+def _build(folder: Path, recipe: Recipe, conditions: Conditions, teacher: Model, device: torch.device, shard_size: int, batch_size: int,
            progress: Progress | None) -> None:  # fmt: skip
     names = []
     for first in range(0, recipe.count, shard_size):
@@ -129,7 +132,7 @@ def _build(folder: Path, recipe: Recipe, teacher: Model, device: torch.device, s
             batches = []
             for start in range(first, last, batch_size):
                 items = torch.arange(start, min(start + batch_size, last))
-                batches.append(_compute(recipe, teacher, items, device))
+                batches.append(_compute(recipe, conditions, teacher, items, device))
                 if progress:
                     progress(int(items[-1]) + 1, recipe.count)
             write_mapped(path, {key: torch.cat([b[key] for b in batches]) for key in batches[0]})

@@ -124,7 +124,7 @@ class Critic:
         alpha, sigma = (like(c, x_0) for c in self.schedule.alpha_sigma(t))
         x_t = alpha * x_0 + sigma * batch.normal(f"{name} eps", x_0.shape[1:])
         c = self.network.conditioning(self.schedule.network_time(t), cond)
-        return torch.stack([head(h, c) for head, h in zip(self.heads, self.network.block_outputs(x_t, c), strict=True)])
+        return torch.stack([head(h, c) for head, h in zip(self.heads, self.network.block_outputs(x_t, c, cond), strict=True)])
 
     def hinge(self, real: tuple[Tensor, Condition], fake: tuple[Tensor, Condition], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """`max(0, 1 - D(real)) + max(0, 1 + D(fake))` for images and their conditions."""

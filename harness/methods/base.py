@@ -238,6 +238,8 @@ class Method(ABC):
     """The distribution it aims at: "guided teacher" or "data"."""
     init: Literal["teacher", "random"] = "teacher"
     """From which weights the student starts."""
+    needs_labels: ClassVar[bool] = False
+    """Whether it asks for class labels, so that it cannot be conditioned on text."""
     any_step: ClassVar[bool] = False
     """Whether training does not depend on num_steps, so that one student serves every number of steps."""
     reference: ClassVar[str] = ""

@@ -17,6 +17,7 @@ class Classification(Method):
     Config = OptimizerConfig
     sources = frozenset({"data"})
     target = "data"
+    needs_labels = True
 
     def __init__(self, config: OptimizerConfig, teacher: None, task: Problem, num_steps: int, total_steps: int):
         network = Classifier(task.shape, task.num_classes)

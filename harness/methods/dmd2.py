@@ -63,7 +63,7 @@ class FakeScore(nn.Module):
     def logit(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
         """[B]: positive for real images."""
         middle = (self.network.depth + 1) // 2
-        for depth, h in enumerate(self.network.block_outputs(x_t, self.network.conditioning(time, cond)), 1):
+        for depth, h in enumerate(self.network.block_outputs(x_t, self.network.conditioning(time, cond), cond), 1):
             if depth == middle:
                 return self.head(h.mean(1)).squeeze(-1).float()
         raise AssertionError

@@ -48,6 +48,7 @@ class IMM(DenoisingStudent):
 
     Config = IMMConfig
     any_step = True
+    needs_labels = True
     scalars = ("target",)
     target = "data"
     reference: ClassVar = "Zhou et al. 2025, arXiv 2503.07565, eq. 12 and alg. 1"

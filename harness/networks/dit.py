@@ -64,21 +64,41 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
+class CrossAttention(nn.Module):
+    """Attention of image tokens on the tokens of a text; its output starts at zero."""
+
+    def __init__(self, width: int, text_width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.kv, self.proj = nn.Linear(width, width), nn.Linear(text_width, 2 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        """x [B, ..., T, d] on text [B, L, width] -> the shape of x."""
+        q = self.q(x).flatten(1, -2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv(text).unflatten(-1, (2, self.num_heads, -1)).movedim(2, 0).transpose(2, 3)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).view_as(x)
+
+
 class Block(nn.Module):
     """A transformer block with adaLN-Zero conditioning (fig. 3 of the paper)."""
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int, text_width: int = 0):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(width, num_heads)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(width, 4 * width, act_layer=GELUTanh)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.cross = CrossAttention(width, text_width, num_heads) if text_width else None
 
-    def forward(self, x: Tensor, c: Tensor, attend: Attend = attend_within) -> Tensor:
-        """x [..., T, d] under c [..., d] -> [..., T, d]."""
+    def forward(self, x: Tensor, c: Tensor, attend: Attend = attend_within, text: Tensor | None = None) -> Tensor:
+        """x [..., T, d] under c [..., d] and text [B, L, width] -> [..., T, d]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).unsqueeze(-2).chunk(6, -1)
         x = torch.addcmul(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), attend))
+        if self.cross is not None:
+            if text is None:
+                raise ValueError("this network attends to text, but the conditions have none")
+            x = x + self.cross(x, text)
         return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
@@ -146,15 +166,16 @@ class Trunk(nn.Module):
         patch_size: side of a token's square patch.
         in_channels: channels of its input.
         hidden_size, depth, num_heads: width d, number of blocks, attention heads.
-        num_classes: labels are 0 .. num_classes; the last one is the null class.
+        num_classes: labels are 0 .. num_classes; the last one is the null class. 0 is no labels.
         learn_sigma: whether the output carries DiT's learned variance in a second set of channels.
         extra_channels: further channels of the input, which the output does not have.
         scalars: names of the numbers that it is told beside time and label (`Condition.scalars`).
+        text_width: width of a text encoder's outputs, to which every block attends and whose mean conditions it; 0 is no text.
     """
 
     def __init__(self, image_size: int | tuple[int, int], patch_size: int, in_channels: int, hidden_size: int, depth: int,
-                 num_heads: int, num_classes: int, learn_sigma: bool = False, extra_channels: int = 0,
-                 scalars: Sequence[str] = ()):  # fmt: skip
+                 num_heads: int, num_classes: int = 0, learn_sigma: bool = False, extra_channels: int = 0,
+                 scalars: Sequence[str] = (), text_width: int = 0):  # fmt: skip
         super().__init__()
         self.in_channels, self.depth, self.num_classes = in_channels, depth, num_classes
         self.out_channels = in_channels * (2 if learn_sigma else 1)
@@ -163,9 +184,10 @@ class Trunk(nn.Module):
         self.patch_size = patch_size
         self.grid: tuple[int, int] = self.x_embedder.grid_size
         self.t_embedder = TimestepEmbedder(hidden_size)
-        self.y_embedder = LabelEmbedder(num_classes, hidden_size)
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size) if num_classes else None
+        self.text_embedder = nn.Linear(text_width, hidden_size) if text_width else None
         self.register_buffer("pos_embed", sincos_position_embedding(hidden_size, self.grid))
-        self.blocks = nn.ModuleList([Block(hidden_size, num_heads) for _ in range(depth)])
+        self.blocks = nn.ModuleList([Block(hidden_size, num_heads, text_width) for _ in range(depth)])
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self._initialise()
         self.scalar_embedders = nn.ModuleDict({name: TimestepEmbedder(hidden_size, starts_at_zero=True) for name in scalars})
@@ -179,12 +201,13 @@ class Trunk(nn.Module):
         projection = self.x_embedder.proj
         nn.init.xavier_uniform_(projection.weight.flatten(1))
         nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
-        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        if self.y_embedder is not None:
+            nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         for layer in self.t_embedder.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
         for name, parameter in self.named_parameters():
-            if "adaLN_modulation" in name or name.startswith("final_layer.linear"):
+            if "adaLN_modulation" in name or ".cross.proj" in name or name.startswith("final_layer.linear"):
                 nn.init.zeros_(parameter)
 
     def load_teacher(self, state: dict[str, Tensor]) -> None:
@@ -197,9 +220,13 @@ class Trunk(nn.Module):
 
         Raises KeyError if a number that the network was built with is not among the conditions.
         """
-        c = self.y_embedder(cond.classes)
-        for name, embedder in self.scalar_embedders.items():
-            c = c + embedder(cond.scalars[name])
+        added = [self.y_embedder(cond.classes)] if self.y_embedder is not None else []
+        if self.text_embedder is not None and cond.text is not None:
+            added.append(self.text_embedder(cond.text.mean(1)))
+        added += [embedder(cond.scalars[name]) for name, embedder in self.scalar_embedders.items()]
+        if not added:
+            return self.t_embedder(t)
+        c = sum(added[1:], added[0])
         return self.t_embedder(t) + c.reshape(len(c), *[1] * (t.dim() - 1), -1)
 
     def tokens(self, x: Tensor) -> Tensor:
@@ -231,13 +258,13 @@ class DiT(Trunk):
             [B, C', H, W] with C' = 2 C under `learn_sigma`, else C.
         """
         c = self.conditioning(t, cond)
-        for h in self.block_outputs(x, c):  # noqa: B007
+        for h in self.block_outputs(x, c, cond):  # noqa: B007
             pass
         return self.image(self.final_layer(h, c))
 
-    def block_outputs(self, x: Tensor, c: Tensor) -> Iterator[Tensor]:
+    def block_outputs(self, x: Tensor, c: Tensor, cond: Condition) -> Iterator[Tensor]:
         """Tokens after each block, [B, T, d], for x [B, C, H, W] under c [B, d]."""
         h = self.tokens(x)
         for block in self.blocks:
-            h = block(h, c)
+            h = block(h, c, text=cond.text)
             yield h

@@ -134,7 +134,7 @@ class HistoryDiT(Trunk):
         grown = []
         for index, block in enumerate(self.blocks):
             if index >= self.history_layers:
-                h = block(h, c, attend_within)
+                h = block(h, c, attend_within, cond.text)
                 continue
             past = cache.keys_values[index] if cache.states else None
 
@@ -144,7 +144,7 @@ class HistoryDiT(Trunk):
                 grown.append((k, v))
                 return attend_blocks(q, k, v, cache.states, self.visible)
 
-            h = block(h, c, attend)
+            h = block(h, c, attend, cond.text)
         return self._outputs(h, c, cache.states), Cache(cache.states + x.shape[1], tuple(grown))
 
     def _outputs(self, h: Tensor, c: Tensor, first: int) -> Tensor:

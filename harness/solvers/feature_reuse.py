@@ -34,7 +34,7 @@ class Reusing(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """As a DiT's."""
         c = self.network.conditioning(t, cond)
-        outputs = self.network.block_outputs(x, c)
+        outputs = self.network.block_outputs(x, c, cond)
         for _ in range(self.lowest):
             h = below = next(outputs)
         if self.reused is not None:

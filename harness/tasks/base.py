@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from harness.conditions import Condition, balanced_labels, null_label
+from harness.conditions import Condition, Conditions
 from harness.data.images import ImageSet, Split, load_split, to_uint8
 from harness.data.mixture import ExactNetwork, GaussianMixture
 from harness.data.trajectories import Recipe
@@ -68,6 +69,15 @@ class DataSpec(_Spec):
     split_seed: int
     shape: tuple[int, int, int]
     num_classes: int
+
+
+class PromptSpec(_Spec):
+    """A text encoder's outputs for the prompts of a task; a sample's label is then the number of its prompt."""
+
+    file: str
+    """Path of a safetensors file with `table` [count, length, width] and `null` [1, length, width], the encoder's for no prompt."""
+    sha256: str
+    """SHA-256 of the file."""
 
 
 class MixtureSpec(_Spec):
@@ -130,7 +140,7 @@ class TaskSpec(_Spec):
     summary: str
     data: DataSpec
     network: dict[str, int]
-    """Constructor arguments of the teacher's DiT."""
+    """Constructor arguments of the teacher's DiT; of prompts their `text_width`, and no `num_classes`."""
     schedule: str
     prediction_type: Literal["eps", "x_0", "v"]
     teacher: Weights | None
@@ -141,6 +151,7 @@ class TaskSpec(_Spec):
     features: Weights | None
     """The feature network; none where samples are judged by the exact distribution."""
     mixture: MixtureSpec | None = None
+    prompts: PromptSpec | None = None
     trajectories: TrajectorySpec
     evaluation: EvaluationSpec
     reference: Reference
@@ -169,7 +180,16 @@ class Task:
     @property
     def null(self) -> Condition:
         """The null condition."""
-        return null_label(self.num_classes)
+        return self.conditions.null
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        """What samples are conditioned on."""
+        spec = self.spec.prompts
+        if spec is None:
+            return Conditions(self.num_classes)
+        found = read_tensors(self.path(spec), spec.sha256)
+        return Conditions(len(found["table"]), found["table"].float(), found["null"].float())
 
     @cached_property
     def data_std(self) -> float:
@@ -179,7 +199,10 @@ class Task:
     @cached_property
     def split(self) -> Split:
         """Training images (also FID's reference) and held-out ones."""
-        return load_split(self.spec.data.set, self.spec.data.split_seed)
+        split = load_split(self.spec.data.set, self.spec.data.split_seed)
+        if self.spec.prompts is None:
+            return split
+        return Split(*(replace(part, conditions=self.conditions) for part in (split.train, split.held_out)))
 
     @cached_property
     def reference_hash(self) -> str:
@@ -218,7 +241,7 @@ class Task:
         """SHA-256 of the teacher's weights file."""
         return self.trained("teacher").sha256
 
-    def path(self, weights: Weights) -> Path:
+    def path(self, weights: Weights | PromptSpec) -> Path:
         """Where a shipped file of weights is; its card has the same name with `.yaml`."""
         own = (self.folder or FOLDER) / weights.file
         return own if own.is_file() else FOLDER / weights.file
@@ -232,7 +255,8 @@ class Task:
         """What the task's trajectories are made of."""
         spec, guidance = self.spec.trajectories, self.spec.guidance
         return Recipe(self.teacher_hash, guidance.scale, guidance.channels, spec.solver, spec.steps, spec.count,
-                      spec.seed, self.shape, self.num_classes)  # fmt: skip
+                      spec.seed, self.shape, self.conditions.count,
+                      self.spec.prompts.sha256 if self.spec.prompts else "")  # fmt: skip
 
     def evaluation_inputs(self, noise_set: int) -> tuple[Tensor, Condition]:
         """The noise [N, C, H, W] and balanced labels [N] on which every run of the task is evaluated.
@@ -241,7 +265,7 @@ class Task:
         """
         spec = self.spec.evaluation
         index = torch.arange(noise_set * spec.samples, (noise_set + 1) * spec.samples)
-        return Keyed("evaluate", spec.seed).normal("x_T", index, self.shape), balanced_labels(index, self.num_classes)
+        return Keyed("evaluate", spec.seed).normal("x_T", index, self.shape), self.conditions.balanced(index)
 
     def evaluation_noise(self, noise_set: int, rows: slice) -> Noise:
         """Where a stochastic sampler draws for these rows of `evaluation_inputs`: [B, C, H, W] by name, keyed like x_T."""
@@ -252,13 +276,14 @@ class Task:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that the task fixes; its summary and the names of budgets do not count."""
-        without = {"summary", "budgets", "like"} | (set() if self.spec.mixture else {"mixture"})
+        without = {"summary", "budgets", "like", *(part for part in ("mixture", "prompts") if getattr(self.spec, part) is None)}
         return digest(self.spec.model_dump(mode="json", exclude=without))
 
     @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of everything that a run's numbers rest on."""
-        return {"teacher": self.teacher_hash, "features": self.trained("features").sha256, "reference": self.reference_hash}
+        found = {"teacher": self.teacher_hash, "features": self.trained("features").sha256, "reference": self.reference_hash}
+        return found | ({"conditions": self.spec.prompts.sha256} if self.spec.prompts else {})
 
 
 class MixtureTask(Task):
@@ -279,7 +304,7 @@ class MixtureTask(Task):
 
         def samples(first: int, count: int) -> ImageSet:
             index = torch.arange(first, first + count)
-            labels = balanced_labels(index, self.num_classes).classes
+            labels = Conditions(self.num_classes).balanced(index).classes
             return ImageSet(self.mixture.sample(Keyed("data", spec.seed), index, labels).view(-1, *self.shape), labels)
 
         return Split(samples(0, spec.train), samples(spec.train, spec.held_out))

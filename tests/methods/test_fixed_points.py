@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.conditions import Condition, null_label
+from harness.conditions import Condition, Conditions
 from harness.counting import count_flops, jvp
 from harness.denoiser import Prediction
 from harness.methods import METHODS, Batch
@@ -119,7 +119,7 @@ class GaussianTask:
     shape, num_classes, trajectory_steps = SHAPE, 1, 8
     network_options = {"image_size": 2, "patch_size": 1, "in_channels": 1, "hidden_size": 8, "depth": 1, "num_heads": 1, "num_classes": 1}  # noqa: RUF012
     prediction_type, network_teacher, data_std, guidance_scale = "eps", False, STD, 1.0
-    null = null_label(1)
+    null = Conditions(1).null
 
     def __init__(self, schedule: str):
         self.schedule = SCHEDULES[schedule]()
