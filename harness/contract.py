@@ -265,6 +265,9 @@ def averaged(case: Case) -> None:
     method = case.build()
     average = method.student_player.ema
     assert average is not None, 'the player "student" has no average'
+    updates = sum(update.player == "student" for step in range(STEPS) for update in method.updates(step))
+    left = average.decay**updates
+    assert left <= 1.01 * average.initial_weight, f"after {updates} updates the average holds {left:.2g} of its start, not what it says"
     ours = set(map(id, average.module.parameters()))
     assert ours == set(map(id, method.student.parameters())), "the student's parameters are not those of the average"
     before = weights(method)

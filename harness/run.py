@@ -239,6 +239,8 @@ class Run:
         flags = []
         if bill and bill.steps and bill.ema_initial_weight > EMA_WEIGHT_FLAG:
             flags.append(f"the evaluated average still holds {bill.ema_initial_weight:.1%} of the initial weights")
+        if r.settings.precision == "bf16" and task.prediction_type == "eps" and r.settings.total_steps:
+            flags.append("bf16 losses on a network that predicts eps: at the noisiest level x_0 carries 157 times its rounding")
         if method.players and not bill:
             flags.append("untrained: the student as it starts")
         cost = Cost(parameters=parameters(method.passes_through), nfe=nfe, macs_per_sample=macs,

@@ -210,7 +210,7 @@ class OptimizerConfig(MethodConfig):
     """Half-life of the evaluated weights' average, as a fraction of the run."""
 
     def player(self, module: nn.Module, total_steps: int) -> Player:
-        """A player trained as these options say."""
+        """A player trained as these options say, with so many optimizer steps."""
         optimizer = torch.optim.AdamW(module.parameters(), self.lr, betas=(0.9, 0.999), weight_decay=self.weight_decay)
         return Player(module, optimizer, self.clip, EMA(module, self.ema_half_life, total_steps), cosine(self.warmup))
 

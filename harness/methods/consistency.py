@@ -27,7 +27,7 @@ from harness.conditions import Condition
 from harness.denoiser import Guided
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem
-from harness.methods.student import DenoisingStudent, HuberConfig, consistency_untrained
+from harness.methods.student import DenoisingStudent, HuberConfig, consistency_untrained, largest_sigma
 from harness.schedules import Schedule, few_step_levels
 from harness.solvers import SOLVERS
 
@@ -37,9 +37,7 @@ def karras_levels(count: int, schedule: Schedule, rho: float = 7.0, smallest: fl
 
     So there is one interval more than in the paper, whose map ends at `smallest`.
     """
-    alpha, sigma = schedule.alpha_sigma(torch.tensor(1.0, dtype=torch.float64))
-    largest = float(sigma / alpha.clamp(min=1e-4))
-    ends = torch.tensor([largest, smallest], dtype=torch.float64) ** (1 / rho)
+    ends = torch.tensor([largest_sigma(schedule), smallest], dtype=torch.float64) ** (1 / rho)
     ramp = torch.linspace(0, 1, count, dtype=torch.float64)
     levels = schedule.time_of((ends[0] + ramp * (ends[1] - ends[0])) ** rho)
     return torch.cat([torch.ones(1, dtype=torch.float64), levels[1:], torch.zeros(1, dtype=torch.float64)])

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -33,7 +33,7 @@ from harness.conditions import Condition
 from harness.denoiser import Guided
 from harness.methods.base import METHODS, Batch, Problem, Update
 from harness.methods.consistency import karras_levels
-from harness.methods.student import DenoisingStudent, HuberConfig, consistency_untrained, sigma_ve
+from harness.methods.student import DenoisingStudent, HuberConfig, consistency_untrained, largest_sigma, sigma_ve
 
 Pair = tuple[Tensor, Tensor]
 """Timesteps t and s < t, float64 [B] each."""
@@ -69,7 +69,7 @@ class ConsistencyTraining(DenoisingStudent):
             target = self.target_model(self.noised(x_0, eps, s), s, cond).x_0
             target = torch.where((s == 0).reshape(-1, 1, 1, 1), x_0, target)
         off = self.model(self.noised(x_0, eps, t), t, cond).x_0 - target
-        weight = self.weight(sigma_ve(self.schedule, t), sigma_ve(self.schedule, s)).float()
+        weight = self.weight(*(sigma_ve(self.schedule, level).clamp(max=largest_sigma(self.schedule)) for level in (t, s))).float()
         return (weight * self.config.distance(off)).mean(), {"mse": off.detach().square().mean()}
 
     def scaled(self, sigma: float) -> float:
@@ -82,12 +82,14 @@ class ConsistencyTraining(DenoisingStudent):
 
 
 class CTConfig(HuberConfig):
+    loss: Literal["huber", "l2"] = "l2"
+    """Distance d: the mean square (the paper's, or LPIPS), or pseudo-Huber."""
     levels_from: int = Field(2, ge=2, le=10000)
     """Number of levels at the start (s_0)."""
     levels_to: int = Field(150, ge=2, le=10000)
     """Number of levels at the end (s_1)."""
     target_half_life: float = Field(0.0135, gt=0, le=1)
-    """Half-life of the moving target, as a fraction of the run. The paper's falls as the number of levels grows."""
+    """Half-life of the moving target, as a fraction of the run. The paper's rises as the number of levels grows."""
 
 
 @METHODS.register("consistency-training")
@@ -170,11 +172,12 @@ class ECT(ConsistencyTraining):
     reference: ClassVar = "Geng et al. 2024, arXiv 2406.14548, eq. 13 to 15"
 
     def pairs(self, batch: Batch, step: int) -> Pair:
-        largest = sigma_ve(self.schedule, torch.ones((), dtype=torch.float64)).clamp(max=1e4)
+        largest = largest_sigma(self.schedule)
         log_sigma = self.config.level_mean + self.config.level_std * batch.normal("level", ()).double()
         sigma_t = self.scaled(1.0) * log_sigma.exp()
-        sigma_t = sigma_t.clamp(min=self.scaled(1e-4)).minimum(largest.to(sigma_t.device))
+        sigma_t = sigma_t.clamp(self.scaled(1e-4), largest)
         stage = step * self.config.stages // max(self.total_steps, 1)
         kept = 1 - self.config.q ** -(stage + 1) * (1 + 8 * torch.sigmoid(-sigma_t / self.scaled(1.0)))
         sigma_s = sigma_t * kept.clamp(min=0)
-        return self.schedule.time_of(sigma_t), torch.where(sigma_s > 0, self.schedule.time_of(sigma_s), 0.0)
+        t = torch.where(sigma_t < largest, self.schedule.time_of(sigma_t), 1.0)
+        return t, torch.where(sigma_s > 0, self.schedule.time_of(sigma_s), 0.0)

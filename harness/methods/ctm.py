@@ -6,7 +6,8 @@ teacher solve from t to u and a jump of the slow copy from u to s land; both end
 
     L = d(G^-(G(x_t, t, s), s, 0), G^-(G^-(solve(x_t, t, u), u, s), s, 0)) + dsm |g(x_t, t, t) - x_0|^2     (eq. 6, 8 and 9)
 
-Without the paper's GAN, whose stage is in `adversarial.py` for students that it suits, and with a fixed weight of denoising.
+Without the paper's GAN, and with a fixed weight of denoising, which knows no guidance: where the teacher is guided, `dsm` 0 leaves
+it out.
 
 Untrained, the student is the unguided teacher under S-step DDIM. In expectation: at the exact jumps of the teacher's solver on the
 grid the first part is 0, and denoising, with E[x_0 | x_t], has no mean gradient.

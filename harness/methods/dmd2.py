@@ -42,12 +42,12 @@ class DMD2Config(StudentConfig):
     student_every: int = Field(5, ge=1, le=100)
     """Steps of the fake score for each of the student's."""
     student_gan: float = Field(3e-3, ge=0, le=1e3)
-    """Weight of the GAN in the student's loss; 0 with 0 of the next leaves it out."""
+    """Weight of the GAN in the student's loss; 0 in both leaves it out."""
     fake_gan: float = Field(1e-2, ge=0, le=1e3)
     """Weight of the GAN in the fake score's loss."""
     min_time: float = Field(0.02, gt=0, lt=1)
     """Smallest timestep at which scores are compared."""
-    max_time: float = Field(0.98, gt=0, le=1)
+    max_time: float = Field(0.98, gt=0, lt=1)
     """Largest timestep at which scores are compared."""
 
 
@@ -76,6 +76,10 @@ class DMD2(DenoisingStudent):
     Config = DMD2Config
     reference: ClassVar = "Yin et al. 2024, arXiv 2405.14867, sec. 4; gradient: Yin et al. 2023, arXiv 2311.18828, eq. 7 and 8"
 
+    @staticmethod
+    def student_updates(config: Any, total_steps: int) -> int:
+        return -(-total_steps // config.student_every)
+
     def __init__(self, config: DMD2Config, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
         super().__init__(config, teacher, task, num_steps, total_steps)
         network = DiT(**task.network_options)
@@ -90,6 +94,8 @@ class DMD2(DenoisingStudent):
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         if config.min_time >= config.max_time:
             raise UsageError(f"min_time is {config.min_time:g}, but must be below max_time, which is {config.max_time:g}")
+        if bool(config.student_gan) != bool(config.fake_gan):
+            raise UsageError("student_gan and fake_gan are the two sides of one GAN: give both, or 0 for both")
 
     def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
         return consistency_untrained(self)

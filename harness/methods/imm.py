@@ -6,8 +6,9 @@ of ends must agree in all moments of a kernel, within groups of `group` samples 
     L = mean_ij [k(y_t^i, y_t^j) + k(y_r^i, y_r^j) - 2 k(y_t^i, y_r^j)],    y_t = G(x_t, t, s), y_r = sg G(x_r, r, s)    (eq. 12)
 
 with the Laplace kernel `exp(-|y - y'| / (b sqrt(D)))`, zero between samples of different labels, which makes it a kernel of sample
-and label together. r is where sigma / alpha is less by a fixed part of its range. Ours: the weight over times is 1. It learns the
-distribution of the data. G is DDIM's step with a prediction that is told s, as in `ctm.py`.
+and label together. r is where sigma / alpha is less by a fixed part of its range. Ours: the weight over times is 1, the kernel's width
+does not depend on the times, and it knows labels. It learns the distribution of the data. G is DDIM's step with a prediction that is
+told s, as in `ctm.py`.
 
 Untrained and started from the teacher, the student is the unguided teacher under S-step DDIM. Exact: where jumps from t and r end in
 the same points the loss is 0 and minimal.
@@ -30,8 +31,8 @@ from harness.solvers.ddim import ddim_step
 
 
 class IMMConfig(StudentConfig):
-    group: int = Field(4, ge=1, le=4096)
-    """Samples whose moments are matched together (M)."""
+    group: int = Field(16, ge=1, le=4096)
+    """Samples whose moments are matched together (M; the paper's is 4, but of a group only samples of one label meet)."""
     gap: int = Field(12, ge=1, le=30)
     """From t to r, sigma / alpha falls by 2^-gap of its range."""
     bandwidth: float = Field(1.0, gt=0, le=1e6)

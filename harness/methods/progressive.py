@@ -15,7 +15,9 @@ teacher do, the loss is 0.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -24,9 +26,10 @@ from torch import Tensor
 
 from harness.conditions import Condition
 from harness.denoiser import Guided, Model, like
-from harness.methods.base import EMA, METHODS, Batch, Problem
+from harness.errors import UsageError
+from harness.methods.base import METHODS, Batch, Problem, Update
 from harness.methods.student import DenoisingStudent, StudentConfig, jump_untrained
-from harness.schedules import few_step_levels
+from harness.schedules import NUM_LEVELS, few_step_levels
 from harness.solvers import DDIM
 from harness.solvers.ddim import ddim_step, implied_x_0
 
@@ -47,37 +50,51 @@ class Progressive(DenoisingStudent):
 
     def __init__(self, config: ProgressiveConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
         super().__init__(config, teacher, task, num_steps, total_steps)
-        self.solver, self.num_steps, self.round = DDIM(), num_steps, 0
-        self.round_steps = -(-total_steps // config.rounds)
-        player = self.student_player
-        player.ema = EMA(player.module, config.ema_half_life, self.round_steps)
-        player.rate = self.rate
-        self.student = self.seen(player.ema.module)
-        self.earlier = self.seen(copy.deepcopy(player.module).requires_grad_(False).eval())
+        self.solver, self.num_steps = DDIM(), num_steps
+        if 0 < total_steps < config.rounds:
+            raise UsageError(f"rounds is {config.rounds}, but the run has {total_steps} steps: give at most as many rounds")
+        self.ends = [round(total_steps * (i + 1) / config.rounds) for i in range(config.rounds)]
+        self.student_player.rate = self.rate
+        self.earlier = self.seen(copy.deepcopy(self.student_player.module).requires_grad_(False).eval())
+
+    @staticmethod
+    def student_updates(config: Any, total_steps: int) -> int:
+        return -(-total_steps // config.rounds)
+
+    @classmethod
+    def check(cls, config: Any, task: Problem, num_steps: int) -> None:
+        if (first := num_steps * 2**config.rounds) > NUM_LEVELS:
+            raise UsageError(
+                f"rounds is {config.rounds}, so the first teacher would take {first} steps, of {NUM_LEVELS} levels: give fewer"
+            )
 
     def rate(self, progress: float) -> float:
         """Warm-up and a line to 0 in each round."""
-        place = progress * self.total_steps / self.round_steps % 1 or 1.0
+        step = round(progress * self.ends[-1])
+        number = bisect_left(self.ends, step)
+        start = self.ends[number - 1] if number else 0
+        place = (step - start) / max(self.ends[number] - start, 1)
         return min(place / self.config.warmup, 1.0) * (1 - place) if self.config.warmup else 1 - place
 
     def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
         return jump_untrained(self)
 
-    @property
-    def master(self) -> Model:
-        """The teacher of this round: the task's, then the student of the round before."""
-        return self.teacher if self.round == 0 else self.earlier
+    def updates(self, step: int) -> Iterable[Update]:
+        number = bisect_right(self.ends, step)
+        return [Update("student", partial(self.loss_in, number=number), "first round" if number == 0 else "later")]
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_in(self, batch: Batch, number: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss in round `number`, whose teacher is the task's in the first, and then the student of the round before."""
         assert batch.data is not None
         x_0, cond = batch.data
-        steps = self.num_steps * 2 ** (self.config.rounds - 1 - self.round)
+        teacher: Model = self.teacher if number == 0 else self.earlier
+        steps = self.num_steps * 2 ** (self.config.rounds - 1 - number)
         grid, place = few_step_levels(2 * steps).to(x_0.device), (batch.uniform("level") * steps).long()
         t, m, s = (grid[2 * place + i] for i in range(3))
         z_t = self.noised(x_0, batch.normal("eps", x_0.shape[1:]), t)
         with torch.no_grad():
-            z_m = ddim_step(self.master(z_t, t, cond), m, self.schedule)
-            z_s = ddim_step(self.master(z_m, m, cond), s, self.schedule)
+            z_m = ddim_step(teacher(z_t, t, cond), m, self.schedule)
+            z_s = ddim_step(teacher(z_m, m, cond), s, self.schedule)
             target = implied_x_0(z_t, z_s, t, s, self.schedule)
         alpha, sigma = self.schedule.alpha_sigma(t)
         off = (self.model(z_t, t, cond).x_0 - target).square()
@@ -85,12 +102,12 @@ class Progressive(DenoisingStudent):
         return (weight * off).mean(), {"mse": off.detach().mean()}
 
     def end_step(self, step: int, means: dict[str, float]) -> Collection[str]:
-        if (step + 1) % self.round_steps or step + 1 >= self.total_steps:
+        if step + 1 not in self.ends[:-1]:
             return ()
         assert self.student_player.ema is not None
-        self.earlier.network.load_state_dict(self.student_player.ema.module.state_dict())
-        self.student_player.module.load_state_dict(self.student_player.ema.module.state_dict())
-        self.round += 1
+        average = self.student_player.ema.module.state_dict()
+        self.earlier.network.load_state_dict(average)
+        self.student_player.module.load_state_dict(average)
         return ("student",)
 
     def to(self, device: torch.device) -> None:
@@ -98,9 +115,7 @@ class Progressive(DenoisingStudent):
         self.earlier.to(device)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"round": self.round, **self.earlier.network.state_dict()}
+        return dict(self.earlier.network.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        weights = dict(state)
-        self.round = weights.pop("round")
-        self.earlier.network.load_state_dict(weights)
+        self.earlier.network.load_state_dict(state)

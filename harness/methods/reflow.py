@@ -5,7 +5,8 @@ On the teacher's pairs (x_T, x_0) a new flow is trained along the straight lines
     L = |u(x_tau, tau) - (x_T - x_0)|^2,    x_tau = tau x_T + (1 - tau) x_0,
 
 whose paths are straighter than the teacher's, so that few Euler steps follow them. In the last part of a run for one step
-(`distill_from`), tau is 1 throughout: that flow is distilled into its own one-step map.
+(`distill_from`) the same pairs are regressed in that step alone, |x_0(x_T) - x_0|^2, from the reflowed weights; the paper first
+makes new pairs with the reflowed model.
 
 The network is the task's own: x_tau times a constant is its x_t at the same signal-to-noise ratio, u its eps - x_0, and Euler's
 step is DDIM's (`student.py`). Untrained, the student is the unguided teacher under S-step DDIM. In expectation: the gradient is 0
@@ -31,7 +32,7 @@ from harness.solvers import DDIM
 
 class ReflowConfig(StudentConfig):
     distill_from: float = Field(0.5, ge=0, le=1)
-    """Fraction of a one-step run after which the flow is distilled; 1 is never. With more steps there is nothing to distil."""
+    """Fraction of a one-step run after which its one step is trained alone; 1 is never. Runs for more steps have no such part."""
 
 
 @METHODS.register("reflow")

@@ -29,7 +29,7 @@ from harness.conditions import Condition
 from harness.counting import jvp
 from harness.denoiser import Denoiser, Guided, like
 from harness.methods.base import METHODS, Batch, Player, Problem, Update
-from harness.methods.student import DenoisingStudent, StudentConfig, consistency_untrained, sigma_ve
+from harness.methods.student import DenoisingStudent, StudentConfig, consistency_untrained, largest_sigma
 from harness.networks.dit import TimestepEmbedder
 
 
@@ -44,6 +44,8 @@ class SCMConfig(StudentConfig):
     """Whether the loss is divided by sigma."""
     normalisation: float = Field(0.1, ge=0, le=1e6)
     """c in g / (|g| + c)."""
+    norm: Literal["l2", "rms"] = "l2"
+    """|g|: the L2 norm of a sample, or that over sqrt(D)."""
     ramp: float = Field(0.1, ge=0, le=1)
     """Fraction of the run in which r rises (10,000 steps in the paper)."""
     weight_lr: float = Field(1e-3, gt=0, le=1)
@@ -76,7 +78,7 @@ class SCM(DenoisingStudent):
         super().__init__(config, teacher, task, num_steps, total_steps)
         self.target = "guided teacher" if config.source == "teacher" else "data"
         self.sd = task.data_std
-        self.largest = float(sigma_ve(self.schedule, torch.ones((), dtype=torch.float64)).clamp(max=1e4))
+        self.largest = largest_sigma(self.schedule)
         weight = LearnedWeight()
         optimizer = torch.optim.AdamW(weight.parameters(), config.weight_lr, weight_decay=0.0)
         self.players["weight"] = Player(weight, optimizer, config.clip)
@@ -118,7 +120,8 @@ class SCM(DenoisingStudent):
         with torch.no_grad():
             slope = self.sd * self.F(self.teacher, x, angle, cond) if self.config.source == "teacher" else cos * z - sin * x_0
         now, g = self.tangent(x, angle, slope, cond, r)
-        g = g / (g.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) + self.config.normalisation)
+        norm = g.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) / (g[0].numel() ** 0.5 if self.config.norm == "rms" else 1.0)
+        g = g / (norm + self.config.normalisation)
         error = (now - now.detach() - g).square().flatten(1).mean(1)
         if self.config.prior_weight == "sigma":
             error = error / sigma.float()

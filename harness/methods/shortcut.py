@@ -5,8 +5,9 @@ from where the first one leads (alg. 1):
 
     L = |s(x_t, t, 0) - (eps - x_0)|^2    and    |s(x_t, t, 2d) - sg (s(x_t, t, d) + s(x', t', d)) / 2|^2,    x' = x_t - d s(x_t, t, d)
 
-d is 1/M, ..., 1/4, 1/2 and t a multiple of 2d; targets are the moving average's, as in the paper. Times are flow times and the
-sampler takes equal steps in them; the network is the task's own (`student.py`). It learns the distribution of the data.
+d is 1/M, ..., 1/4, 1/2 and t a multiple of 2d; the smallest d is asked as 0, and targets are the moving average's, as in the paper.
+Times are flow times and the sampler takes equal steps in them; the network is the task's own (`student.py`). It learns the
+distribution of the data.
 
 Untrained and started from the teacher, the student is the unguided teacher under DDIM on those levels. In expectation: where each
 s(., d) is the flow's mean velocity over d, and at d = 0 E[eps - x_0 | x_t], no mean gradient is left.
@@ -73,19 +74,25 @@ class Shortcut(DenoisingStudent):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.data is not None
         x_0, cond = batch.data
-        eps, finest = batch.normal("eps", x_0.shape[1:]), self.config.finest
+        eps, share = batch.normal("eps", x_0.shape[1:]), self.config.bootstrap
         latest = float(flow_time(self.schedule, torch.ones((), dtype=torch.float64)))
-        booted = batch.uniform("bootstrap") < self.config.bootstrap
-        sizes = finest.bit_length() - 1
-        d = 2.0 ** -(1 + (batch.uniform("size") * sizes).long()).double()
+        booted = ((batch.index + 1) * share).floor() > (batch.index * share).floor()
+        d = 2.0 ** -(1 + (batch.uniform("size") * (self.config.finest.bit_length() - 1)).long()).double()
         place = 1 + (batch.uniform("t") / (2 * d)).long()
         tau = torch.where(booted, place * 2 * d, batch.uniform("t")).clamp(1e-3, latest)
         y = like(1 - tau, x_0) * x_0 + like(tau, x_0) * eps
-        with torch.no_grad():
-            first = self.s(self.target_model, y, tau, d, cond)
-            halfway = (tau - d).clamp(min=1e-6)
-            second = self.s(self.target_model, y - like(tau - halfway, y) * first, halfway, d, cond)
-            target = torch.where(booted.reshape(-1, 1, 1, 1), (first + second) / 2, eps - x_0)
+        target = eps - x_0
+        if bool(booted.any()):
+            target[booted] = self.two_steps(y[booted], tau[booted], d[booted], cond[booted])
         off = self.s(self.model, y, tau, torch.where(booted, 2 * d, 0.0), cond) - target
         mse = off.square().mean()
         return mse, {"mse": mse.detach()}
+
+    @torch.no_grad()
+    def two_steps(self, y: Tensor, tau: Tensor, d: Tensor, cond: Condition) -> Tensor:
+        """Mean velocity of the moving average over two steps of d; the smallest of them is asked as flow matching, a step of 0."""
+        asked = torch.where(d * self.config.finest <= 1, 0.0, d)
+        first = self.s(self.target_model, y, tau, asked, cond)
+        halfway = (tau - d).clamp(min=1e-6)
+        second = self.s(self.target_model, y - like(tau - halfway, y) * first, halfway, asked, cond)
+        return (first + second).to(y) / 2

@@ -50,6 +50,12 @@ def sigma_ve(schedule: Schedule, t: Tensor) -> Tensor:
     return sigma / alpha
 
 
+def largest_sigma(schedule: Schedule) -> float:
+    """The noise level sigma / alpha for which t = 1 stands: its own, or 160 where that is infinite."""
+    found = float(sigma_ve(schedule, torch.ones((), dtype=torch.float64)))
+    return found if found < 1e4 else 160.0
+
+
 def flow_time(schedule: Schedule, t: Tensor) -> Tensor:
     """`tau = sigma / (alpha + sigma)` at timesteps t, float64: the flow time with the same signal-to-noise ratio."""
     alpha, sigma = schedule.alpha_sigma(t)
@@ -58,7 +64,7 @@ def flow_time(schedule: Schedule, t: Tensor) -> Tensor:
 
 def time_of_flow(schedule: Schedule, tau: Tensor) -> Tensor:
     """The timestep with flow time tau, at most 1: the inverse of `flow_time`."""
-    return schedule.time_of(tau / (1 - tau).clamp(min=1e-12))
+    return torch.where(tau < 1, schedule.time_of(tau / (1 - tau).clamp(min=1e-12)), 1.0)
 
 
 def velocity(prediction: Prediction) -> Tensor:
@@ -116,6 +122,11 @@ class DenoisingStudent(Method):
     scalars: ClassVar[tuple[str, ...]] = ()
     """Numbers that the student is told."""
 
+    @staticmethod
+    def student_updates(config: Any, total_steps: int) -> int:
+        """How many optimizer steps the student's average goes through before it ends or starts again."""
+        return total_steps
+
     def __init__(self, config: Any, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int,
                  target_half_life: float | None = None):  # fmt: skip
         assert teacher is not None
@@ -124,7 +135,7 @@ class DenoisingStudent(Method):
         network = DiT(**task.network_options, scalars=self.scalars)
         if task.network_teacher and config.init == "teacher":
             network.load_teacher(teacher.denoiser.network.state_dict())
-        self.players = {"student": config.player(network, total_steps)}
+        self.players = {"student": config.player(network, self.student_updates(config, total_steps))}
         assert self.student_player.ema is not None
         self.student, self.model = self.seen(self.student_player.ema.module), self.seen(network)
         self.moving = EMA(network, target_half_life, total_steps) if target_half_life is not None else None

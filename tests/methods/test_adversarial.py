@@ -234,3 +234,23 @@ def test_one_head_a_block() -> None:
     assert len(heads) == 3
     logits = heads[0](torch.ones(4, 5, 8), torch.ones(4, 8))
     assert logits.shape == (4, 5)
+
+
+def test_ladds_student_asks_for_what_looks_real_and_its_critic_tells_apart(tiny: Task, batch: Batch) -> None:
+    """With logits that are the mean of an image times a slope."""
+    cls = METHODS["ladd"]
+    method: Any = cls(cls.Config(gan_virtual_batch=2), tiny.teacher(CPU), tiny, 1, 10)
+    slope, shown = torch.tensor(1e-3, requires_grad=True), []  # small: no hinge is past its corner
+
+    def logits(x_0: Tensor, cond: Any, batch: Batch, name: str) -> Tensor:
+        shown.append(x_0)
+        return slope * x_0.mean((1, 2, 3))
+
+    method.critic.logits = logits
+    loss, _ = method.loss(batch)
+    (gradient,) = torch.autograd.grad(loss, shown[0], retain_graph=True)
+    assert bool((gradient < 0).all())  # up, where the logit is higher
+    batch.carry["x_0"] = batch.trajectory.states[:, -1] - 0.3  # samples below the real images
+    (of_slope,) = torch.autograd.grad(method.discriminator_loss(batch)[0], slope)
+    assert float(of_slope) < 0  # a steeper logit tells more
+    assert torch.equal(shown[-2], batch.trajectory.states[:, -1])

@@ -105,6 +105,7 @@ FAULTS: dict[Check, Callable[[Patch], None]] = {
     contract.accumulation: lambda patch: changed_loss(patch, lambda self, loss: loss**2),
     contract.resume: lambda patch: changed_loss(patch, counted),
     contract.own_state: lambda patch: patch.setattr(ARD, "state_dict", lambda self: {"number": id(self)}),
+    contract.any_step: lambda patch: patch.setattr(ARD, "any_step", True),
     contract.seeded: lambda patch: patch.setattr(Items, "__call__", lambda self, index: index % self.size),
 }
 

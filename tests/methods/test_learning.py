@@ -42,8 +42,9 @@ def test_a_student_moves_towards_the_mixture(name: str, mixture: Any, tmp_path: 
     task, store = mixture
     assert isinstance(task, MixtureTask)
     cls = METHODS[name]
+    config = cls.Config(**OPTIONS.get(name, {}))
     with keyed_initialisation(0, name):
-        method = cls(cls.Config(**OPTIONS.get(name, {})), task.teacher(CPU), task, 1, STEPS)
+        method = cls(config, task.teacher(CPU), task, 1, STEPS)
     x_T, cond = task.evaluation_inputs(0)
 
     def distance() -> float:
@@ -54,5 +55,5 @@ def test_a_student_moves_towards_the_mixture(name: str, mixture: Any, tmp_path: 
 
     before = distance()
     sources = {"data": task.split.train, "trajectory": store}
-    Trainer(method, sources, TrainSettings(STEPS, 128, 0), None, CPU).train()
+    Trainer(method, sources, TrainSettings(STEPS, 128, 0, sample_group=config.sample_group), None, CPU).train()
     assert distance() < 0.75 * before
