@@ -236,7 +236,9 @@ def describe_method(method: str, as_json: bool) -> None:
         click.echo(json.dumps({"name": method, "doc": doc, "reference": cls.reference, "sources": needs, "options": fields}, indent=1))
         return
     click.echo(f"{method}: {summary(cls)}\n\n{doc}\n\nsource: {cls.reference}")
-    click.echo(f"needs: {', '.join(sorted(cls.sources)) or 'no training'}; target: {cls.target}\n\noptions:")
+    needs = [*sorted(cls.sources), *(["class labels"] if cls.needs_labels else [])]
+    steps = "; one student serves any number of steps" if cls.any_step else ""
+    click.echo(f"needs: {', '.join(needs) or 'no training'}; target: {cls.target}{steps}\n\noptions:")
     for name, field in fields.items():
         kind = field["type"] if "Literal" in str(field["type"]) else str(field["type"]).removeprefix("<class '").removesuffix("'>")
         click.echo(f"  --{name.replace('_', '-'):18} {field['doc']} [{kind}, default {field['default']}]")

@@ -1,7 +1,10 @@
-"""Teacher training: denoising score matching (Ho et al. 2020, arXiv 2006.11239, eq. 14).
+"""Teacher training: denoising score matching and flow matching.
 
-`L = |eps - eps_theta(alpha_t x_0 + sigma_t eps, t, c)|^2`, t uniform over DiT's levels, the label dropped at random for
-guidance. It is a method like the others: the student is the teacher to be.
+    L = |eps - eps_theta(alpha_t x_0 + sigma_t eps, t, c)|^2    (Ho et al. 2020, arXiv 2006.11239, eq. 14)
+    L = |v - v_theta(alpha_t x_0 + sigma_t eps, t, c)|^2        (v = eps - x_0 on a flow: Ma et al. 2024, arXiv 2401.08740, eq. 8)
+
+in the terms of what the task's network predicts; t is uniform over DiT's levels and the label is dropped at random for guidance. It
+is a method like the others: the student is the teacher to be.
 """
 
 from __future__ import annotations
@@ -52,5 +55,8 @@ class Denoising(Method):
         cond = cond.replaced(batch.uniform("dropout") < self.config.label_dropout, self.task.null)
         alpha, sigma = (like(c, x_0) for c in self.task.schedule.alpha_sigma(t))
         denoiser = Denoiser(self.players["student"].module, self.task.schedule, self.task.prediction_type)
-        loss = (denoiser(alpha * x_0 + sigma * eps, t, cond).eps - eps).square().mean()
+        found = denoiser(alpha * x_0 + sigma * eps, t, cond)
+        a, b = (like(c, x_0) for c in self.task.schedule.v_weights(t))
+        target = {"eps": eps, "x_0": x_0, "v": a * x_0 + b * eps}[self.task.prediction_type]
+        loss = (getattr(found, self.task.prediction_type) - target).square().mean()
         return loss, {"mse": loss.detach()}

@@ -12,6 +12,7 @@ from harness.data.images import ImageSet
 from harness.methods import Batch
 from harness.methods.denoising import Denoising
 from harness.randomness import Keyed, keyed_initialisation
+from harness.schedules import FlowSchedule
 from harness.tasks import Task
 from harness.trainer import Trainer, TrainSettings
 
@@ -48,6 +49,20 @@ def test_the_loss_equals_a_hand_computation(tiny: Task) -> None:
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     assert float(metrics["mse"]) == float(loss)
     assert abs(float(expected) - 1) > 1e-3  # the network says something
+
+
+def test_flow_matching_on_a_flow(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that predicts v on a flow learns eps - x_0, and is told t itself."""
+    monkeypatch.setattr(tiny, "schedule", FlowSchedule())
+    monkeypatch.setattr(tiny, "prediction_type", "v")
+    method, batch = build(tiny, label_dropout=0.0), batch_of(tiny, 50)
+    keys = Keyed("train", 3, 7)
+    t = ((keys.uniform("t", batch.index) * 1000).long() + 1) / 1000
+    eps, (x_0, cond) = keys.normal("eps", batch.index, tiny.shape), batch.data
+    x_t = (1 - t).float().reshape(-1, 1, 1, 1) * x_0 + t.float().reshape(-1, 1, 1, 1) * eps
+    with torch.no_grad():
+        expected = (method.players["student"].module(x_t, t.float(), cond) - (eps - x_0)).square().mean()
+        assert float(method.loss(batch)[0]) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
