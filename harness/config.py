@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.errors import UsageError, unknown
 from harness.estimate import NOMINAL_STEPS, rehearsal, seconds_a_step, steps_within
@@ -39,7 +39,7 @@ class RunConfig(BaseModel):
     options: dict[str, Any] = {}
     """Options of the method that differ from its defaults."""
     num_steps: int = Field(4, ge=1, le=1000)
-    """Steps that the student takes."""
+    """Steps that the student takes (1 for a method that knows no more)."""
     seed: int = Field(0, ge=0, le=2**31)
     """Seed of initialisation, batches and training noise."""
     budget: str = "quick"
@@ -54,6 +54,13 @@ class RunConfig(BaseModel):
     """Run id in the results folder whose student this one starts from."""
     extra_features: list[str] = []
     """Further feature networks, NAME or NAME=FILE of weights, with commas between: inception, inception-clean, dinov2."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_of_the_method(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "num_steps" not in values and values.get("method") in METHODS.names():
+            return {**values, "num_steps": METHODS[values["method"]].default_num_steps}
+        return values
 
     @field_validator("extra_features", mode="before")
     @classmethod

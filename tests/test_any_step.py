@@ -51,3 +51,9 @@ def test_a_method_that_trains_for_its_steps_has_none(tiny: Task, tmp_path: Path)
         config = RunConfig(task="tiny", method="step-distillation", num_steps=num_steps)
         run(config, tmp_path, CPU)
         assert Run(resolve(config), tmp_path, CPU).sibling() is None
+
+
+def test_a_method_of_one_step_needs_no_number(tiny: Task) -> None:
+    assert RunConfig(method="knowledge-distillation").num_steps == 1
+    assert RunConfig(method="ard").num_steps == 4
+    assert resolve(RunConfig(method="knowledge-distillation", task="tiny")).run_id.startswith("step-distillation-1-")

@@ -238,6 +238,8 @@ class Method(ABC):
     """The distribution it aims at: "guided teacher" or "data"."""
     init: Literal["teacher", "random"] = "teacher"
     """From which weights the student starts."""
+    default_num_steps: ClassVar[int] = 4
+    """How many steps the student takes where nothing is said."""
     needs_labels: ClassVar[bool] = False
     """Whether it asks for class labels, so that it cannot be conditioned on text."""
     any_step: ClassVar[bool] = False
