@@ -35,7 +35,7 @@ from harness.report.tables import load_records, results_table, rows_of
 from harness.run import run
 from harness.solvers import SOLVERS
 from harness.sweep import expand, plan, run_sweep
-from harness.tasks import Task, load_task, task_names
+from harness.tasks import load_task, task_names
 from harness.teacher import train_networks, verify
 
 
@@ -207,16 +207,20 @@ def describe_command(name: str, as_json: bool) -> None:
         describe_method(name, as_json)
         return
     facts: dict[str, Any] = {}
-    cls: type
     if name in task_names():
-        cls, facts = Task, load_task(name).spec.model_dump(mode="json")
+        facts = load_task(name).spec.model_dump(mode="json")
+        doc = facts.pop("summary")
     elif name in SOLVERS.names():
-        cls = SOLVERS[name]
+        doc = inspect.getdoc(SOLVERS[name]) or ""
     elif name in METRICS.names():
-        cls, facts = METRICS[name], {"direction": METRICS[name].direction}
+        doc, facts = inspect.getdoc(METRICS[name]) or "", {"direction": METRICS[name].direction}
+    elif name in directions():
+        doc, facts = (
+            "measured beside the metrics of samples, where the task or the run has what it needs",
+            {"direction": directions()[name]},
+        )
     else:
-        raise unknown("name", name, [*METHODS.names(), *task_names(), *SOLVERS.names(), *METRICS.names()])
-    doc = inspect.getdoc(cls) or ""
+        raise unknown("name", name, [*METHODS.names(), *task_names(), *SOLVERS.names(), *directions()])
     if as_json:
         click.echo(json.dumps({"name": name, "doc": doc, **facts}, indent=1))
         return
@@ -238,7 +242,7 @@ def describe_method(method: str, as_json: bool) -> None:
     click.echo(f"{method}: {summary(cls)}\n\n{doc}\n\nsource: {cls.reference}")
     needs = [*sorted(cls.sources), *(["class labels"] if cls.needs_labels else [])]
     steps = "; one student serves any number of steps" if cls.any_step else ""
-    click.echo(f"needs: {', '.join(needs) or 'no training'}; target: {cls.target}{steps}\n\noptions:")
+    click.echo(f"needs: {', '.join(needs) or 'no training'}; target by default: {cls.target}{steps}\n\noptions:")
     for name, field in fields.items():
         kind = field["type"] if "Literal" in str(field["type"]) else str(field["type"]).removeprefix("<class '").removesuffix("'>")
         click.echo(f"  --{name.replace('_', '-'):18} {field['doc']} [{kind}, default {field['default']}]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,6 +167,10 @@ def parse_options(method: str, values: dict[str, Any]) -> MethodConfig:
         raise explain(error, f"options of {method}", list(model.model_fields)) from error
 
 
+_SETTLED: dict[str, tuple[int, int]] = {}
+"""Budgets of this process; those in FLOPs, which take long to count, the seeds of a sweep share."""
+
+
 def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("results"), device: torch.device = CPU) -> Resolved:
     """Checks a config and settles every number in it, before anything is computed.
 
@@ -199,10 +203,13 @@ def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("r
     def training(total_steps: int) -> TrainSettings:
         return TrainSettings(total_steps, batch_size, config.seed, micro, config.precision, sample_group=options.sample_group)
 
-    def rehearse(total_steps: int) -> Trainer:
-        return rehearsal(method, options, task, config.num_steps, training(total_steps), device)
+    def rehearse(total_steps: int) -> Trainer:  # the seed's share in the FLOPs of a step, if any, must not change the budget
+        return rehearsal(method, options, task, config.num_steps, replace(training(total_steps), seed=0), device)
 
-    total_steps, noise_sets = resolve_budget(config.budget, task, batch_size, rehearse if cls.sources else None)
+    settled = digest([config.budget, task.digest, method, options.model_dump(mode="json"), config.num_steps, batch_size, micro])
+    if settled not in _SETTLED or not config.budget.startswith("flops="):
+        _SETTLED[settled] = resolve_budget(config.budget, task, batch_size, rehearse if cls.sources else None)
+    total_steps, noise_sets = _SETTLED[settled]
     if not cls.sources:  # nothing of the training's settings matters
         return Resolved(task, method, options, TrainSettings(0, 0, 0), config.num_steps, noise_sets, None, extra_features(config))
     parent = find_parent(config.init_from, results, task) if config.init_from is not None else None

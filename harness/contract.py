@@ -7,6 +7,7 @@ test-method FILE` runs them on a stranger's file, and the tests run them on ours
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,6 @@ import yaml
 from torch import Tensor
 
 from harness.data.trajectories import open_store
-from harness.errors import HarnessError
 from harness.files import file_hash, write_tensors
 from harness.methods import METHODS, Batch, Method
 from harness.networks.classifier import Classifier
@@ -234,6 +234,7 @@ def finite(case: Case) -> None:
         for step in (0, STEPS - 1):
             batch = case.batch(method)
             for update in method.updates(step):
+                assert update.player in method.players, f"an update names player {update.player!r}; players are {', '.join(method.players)}"
                 with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
                     loss, metrics = update.loss(batch)
                 assert (loss.shape, loss.dtype) == ((), torch.float32), f"a loss is {tuple(loss.shape)}, {loss.dtype}"
@@ -386,7 +387,9 @@ def run_checks(name: str, folder: Path, options: dict[str, Any] | None = None) -
         what = (check.__doc__ or "").strip()
         try:
             check(Case(name, task, folder / check.__name__, dict(options or {})))
-        except (AssertionError, HarnessError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-            yield Outcome(check.__name__, what, f"{type(error).__name__}: {str(error).strip()}")
+        except Exception as error:  # whatever a stranger's file does
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            place = "" if isinstance(error, AssertionError) else f" ({Path(where.filename).name}:{where.lineno})"
+            yield Outcome(check.__name__, what, f"{type(error).__name__}: {str(error).strip()}{place}")
         else:
             yield Outcome(check.__name__, what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,8 @@ def jvp(function: Callable[..., Tensor], points: tuple[Tensor, ...], tangents: t
     dispatches are three, one of which computes what is already there.
     """
     before = _running[-1].counted.get_total_flops() if _running else 0
-    with torch.autocast(points[0].device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+    with torch.autocast(points[0].device.type, enabled=False), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own use of torch.jit
         value, derivative = torch.func.jvp(function, points, tangents)  # type: ignore[misc]
     if _running:
         _running[-1].overcounted += (_running[-1].counted.get_total_flops() - before) // 3

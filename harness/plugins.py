@@ -19,7 +19,9 @@ def load_plugin(path: Path) -> None:
     path = path.resolve()
     if path in SOURCES_OUTSIDE:
         return
-    if path.suffix != ".py" or not path.is_file():
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    if path.suffix != ".py":
         raise UsageError(f"plug-in {path} is not a Python file; a task is a YAML file: give it as --task {path}")
     name = f"harness_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from harness.data.trajectories import store_folder
 from harness.estimate import rehearsal, seconds_a_step
 from harness.evaluator import Sampler, sampling_cost
 from harness.methods import METHODS
+from harness.records import capture_environment
 from harness.run import Run
 from harness.tasks import Task
 from harness.trainer import MILESTONES
@@ -44,7 +45,9 @@ class Preview:
 def preview(resolved: Resolved, results: Path, device: torch.device) -> Preview:
     """Looks and times; nothing is written."""
     task, steps = resolved.task, resolved.settings.total_steps
-    run, reference = Run(resolved, results, device), Run(reference_of(task), results, device)
+    beside = replace(reference_of(task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features)
+    run, reference = Run(resolved, results, device), Run(beside, results, device)
+    run.environment = capture_environment(device)
     teacher = task.teacher(device)
     method = run.build(teacher)
     sampler = run.sampler(method)
@@ -63,7 +66,9 @@ def preview(resolved: Resolved, results: Path, device: torch.device) -> Preview:
             if not cached["trajectories"]:
                 seconds["trajectories"] = whole / n * task.recipe.count
         one = timed(sampler, task, device) * n
-        if steps:
+        if steps and (sibling := run.sibling()):
+            cached[f"student of {sibling.run_id}"] = True
+        elif steps:
             trainer = rehearsal(resolved.method, resolved.config, task, resolved.num_steps, resolved.settings, device)
             seconds["training"] = seconds_a_step(trainer) * steps
             seconds["milestones"] = len(MILESTONES) * one

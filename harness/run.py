@@ -73,8 +73,8 @@ def logged(path: Path, what: str) -> Iterator[Callable[[str], None]]:
         log(f"{what} starts: code {code_digest()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
         try:
             yield log
-        except Interrupted as error:
-            log(f"{what}: {error}")
+        except (Interrupted, KeyboardInterrupt) as error:
+            log(f"{what}: {error or 'interrupted'}")
             raise
         except BaseException as error:
             log("".join(traceback.format_exception(error)).rstrip())
@@ -218,6 +218,7 @@ class Run:
         evaluator = evaluator_of(task, lambda k: reference.samples(reference_sampler, k), self.device, extra)
         sibling = self.sibling()
         if sibling:
+            self.report(f"student of {sibling.run_id}, trained before")(1, 1)
             method.start_from(read_tensors(self.folder.parent / sibling.run_id / "student.safetensors"))
         trainer = self._trainer(method, teacher) if r.settings.total_steps and not sibling else None
         if trainer:
@@ -225,6 +226,7 @@ class Run:
             trainer.train(progress=lambda done, total, means: progress(done, total),
                           measure=lambda: evaluator.quality(sample_set(sampler, task, 0, self.device)))  # fmt: skip
         samples = {k: self.samples(sampler, k) for k in range(r.noise_sets)}
+        measuring = self.report("metrics")
         metrics = evaluator.evaluate(samples, None if method.solver.stochastic and r.num_steps > 1 else self.sampler(method, grad=True))
         bill = self._bill(trainer, method, teacher) if trainer or r.parent else None
         if sibling and sibling.cost:
@@ -233,7 +235,10 @@ class Run:
             trainer.note_quality({name: metrics[name].values[0] for name in evaluator.milestone_metrics if name in metrics})
             trainer.write_curves()
         nfe, macs = sampling_cost(sampler, method.passes_through, task, self.device)
+        measuring(1, 1)
+        measuring = self.report("latency")
         latency = self._latency(sampler, reference_sampler)
+        measuring(1, 1)
         self._keep(method, samples[0], reference.samples(reference_sampler, 0))
         exposure = self._exposure(method, teacher)
         flags = []

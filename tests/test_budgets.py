@@ -71,7 +71,7 @@ def test_without_training_a_budget_costs_nothing(tiny: Task) -> None:
 
 
 def test_blank_trajectories_have_the_recipes_shape(tiny: Task) -> None:
-    path = Blank(tiny.recipe).batch(torch.arange(3))
+    path = Blank(tiny.recipe, tiny.conditions).batch(torch.arange(3))
     assert path.states.shape == (3, 5, 1, 8, 8)
     assert path.predictions.shape == (3, 4, 1, 8, 8)
     assert path.steps == tiny.trajectory_steps

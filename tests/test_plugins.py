@@ -153,7 +153,7 @@ def test_a_task_is_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "content", "complaint"), [
     ("task.yaml", "", "a task is a YAML file: give it as --task"),
-    ("missing.py", None, "is not a Python file"),
+    ("missing.py", None, "there is no file"),
     ("broken.py", "def", "cannot be loaded (SyntaxError"),
     ("failing.py", "import nothing_like_it", "cannot be loaded (ModuleNotFoundError: No module named 'nothing_like_it')"),
     ("taken.py", SOLVER.replace("twin", "ddim"), "cannot be loaded (ValueError: solver 'ddim' is registered twice"),
@@ -172,3 +172,17 @@ def test_a_file_without_a_method(tmp_path: Path) -> None:
     done = call("test-method", tmp_path / "empty.py")
     assert done.exit_code == 2
     assert "registers no method" in done.output
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ("return error +", "return errr +", "NameError: name 'errr' is not defined (my_method.py:"),
+    ('Update("student"', 'Update("studnt"', "an update names player 'studnt'; players are student"),
+])  # fmt: skip
+def test_any_fault_is_an_outcome(old: str, new: str, said: str, method_file: Path) -> None:
+    text = method_file.read_text()
+    assert old in text
+    method_file.write_text(text.replace(old, new))
+    done = call("test-method", method_file)
+    assert done.exit_code == 1
+    assert said in done.output
+    assert "checks failed" in done.output

@@ -49,6 +49,7 @@ class MeanFlow(DenoisingStudent):
 
     Config = MeanFlowConfig
     any_step = True
+    target = "data"
     scalars = ("target",)
     reference: ClassVar = "Geng et al. 2025, arXiv 2505.13447, eq. 6 to 11 and alg. 1"
 

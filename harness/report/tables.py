@@ -302,6 +302,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
     random = sorted({row.label for row in rows if row.finished and row.records[0].init == "random" and row.training[0]})
     if random:
         said.append(f"Students start from random weights in: {'; '.join(random)}.")
+    shared = sorted({row.label for row in rows if any(record.trained_in for record in row.records)})
+    if shared:
+        said.append(f"One student was trained for all numbers of steps, and its bill stands in each of its rows, in: {'; '.join(shared)}.")
     targets = sorted({f"{row.label}: {row.records[0].target}" for row in rows if row.records[0].target != "guided teacher"})
     said.extend(f"Target is not the guided teacher in {target}." for target in targets)
     said.extend(sorted({f"{record.run_id}: {flag}." for record in records for flag in record.flags}))

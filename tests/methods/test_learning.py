@@ -26,7 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "progressive": {"rounds": 1},
     "shortcut": {"bootstrap": 0.75, "finest": 4},  # few sizes of steps, each often
 }
-APART = {"classification", "denoising", "teacher", "knowledge-distillation", "ladd"}  # ladd needs a teacher with blocks
+APART = {"denoising", "teacher", "knowledge-distillation", "ladd"}  # ladd needs a teacher with blocks
 
 
 @pytest.fixture(scope="module")
