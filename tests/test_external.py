@@ -102,7 +102,7 @@ def test_a_students_weights_are_sampled_as_the_method_does(tiny: Task, tmp_path:
 @pytest.mark.parametrize(("words", "complaint"), [
     ([], "give one of --samples, --student and --callable"),
     (["--samples", "a.npz", "--callable", "a:b"], "give one of"),
-    (["--samples", "nowhere.npz"], "is not a file of samples"),
+    (["--samples", "nowhere.npz"], "cannot read nowhere.npz: No such file"),
     (["--callable", "nothing_like_it:f"], "cannot be loaded (No module named 'nothing_like_it')"),
     (["--callable", "json:nothing"], "cannot be loaded"),
     (["--student", "nowhere.safetensors"], "--student needs --method"),

@@ -271,8 +271,20 @@ def test_a_finished_run_is_returned_without_training(tiny: Task, tmp_path: Path,
     first = new_run(tmp_path).execute()
     no_training()
     assert new_run(tmp_path).execute() == first
-    with pytest.raises(AssertionError, match="it trains"):
+    with pytest.raises(RunFailed, match="it trains"):
         new_run(tmp_path, seed=1).execute()
+
+
+def test_any_failure_is_a_record(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that nobody thought of; the next look at the run does not find an older reason."""
+    one = new_run(tmp_path)
+    for said in ("first", "second"):
+        monkeypatch.setattr(run, "evaluator_of", lambda *args, said=said: {}[said])
+        with pytest.raises(RunFailed, match=f"KeyError: '{said}'"):
+            one.execute()
+        record = read_record(one.folder / "record.json")
+        assert (record.status, record.reason) == ("failed", f"KeyError: '{said}'")
+    assert "Traceback" in (one.folder / "run.log").read_text()
 
 
 def test_a_run_that_many_share_is_waited_for(tiny: Task, tmp_path: Path, no_training: Callable) -> None:
@@ -305,7 +317,7 @@ def test_reuse_takes_what_other_code_made(tiny: Task, tmp_path: Path, no_trainin
     other_code()
     no_training()
     assert new_run(tmp_path).execute(reuse=True) == first
-    with pytest.raises(AssertionError, match="it trains"):
+    with pytest.raises(RunFailed, match="it trains"):
         new_run(tmp_path).execute()
 
 
