@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ def exposure_lines(rows: Sequence[Row]) -> dict[str, list[Line]]:
 def budget_lines(rows: Sequence[Row]) -> dict[str, list[Line]]:
     """For each number of steps, the headline metric of noise set 0 at 1/8, 1/4, 1/2 and the whole of the budget, over images."""
     panels: dict[str, list[Line]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.num_steps):
         curves = [record.milestones for record in row.finished if record.milestones]
         if not curves:
             continue
@@ -70,6 +71,9 @@ def write_plot(path: Path, panels: dict[str, list[Line]], x_label: str, y_label:
             values = [y for line in lines for y in line.y]
             axes.set_ylim(min(values) / 1.5, max(values) * 1.5)  # an interval of two seeds may reach below 0
         ticks = sorted({x for line in lines for x in line.x})
+        if log and len(ticks) > 8:  # too many to be read: powers of 2 between them
+            first, last = math.ceil(math.log2(ticks[0])), math.floor(math.log2(ticks[-1]))
+            ticks = [2.0**power for power in range(first, last + 1)]
         axes.set_xticks(ticks, [f"{x:,.0f}" for x in ticks])
         axes.minorticks_off()
         axes.set_title(title, loc="left", fontsize=10)
