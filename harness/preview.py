@@ -15,7 +15,6 @@ from harness.data.trajectories import store_folder
 from harness.estimate import rehearsal, seconds_a_step
 from harness.evaluator import Sampler, sampling_cost
 from harness.methods import METHODS
-from harness.records import capture_environment
 from harness.run import Run
 from harness.tasks import Task
 from harness.trainer import MILESTONES
@@ -47,7 +46,6 @@ def preview(resolved: Resolved, results: Path, device: torch.device) -> Preview:
     task, steps = resolved.task, resolved.settings.total_steps
     beside = replace(reference_of(task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features)
     run, reference = Run(resolved, results, device), Run(beside, results, device)
-    run.environment = capture_environment(device)
     teacher = task.teacher(device)
     method = run.build(teacher)
     sampler = run.sampler(method)

@@ -158,9 +158,9 @@ class Record(_Part):
     target: str
     """The distribution that the method aims at."""
     init: Literal["teacher", "random"] = "teacher"
+    """From which weights the student starts, if no other run is named."""
     trained_in: str = ""
     """The run that trained this student, where it was trained once and evaluated at several step counts; its bill is shown."""
-    """From which weights the student starts, if no other run is named."""
     hashes: dict[str, str]
     status: Literal["finished", "failed"]
     reason: str = ""

@@ -133,16 +133,14 @@ class Run:
         r = self.resolved
         if not METHODS[r.method].any_step or not r.settings.total_steps:
             return None
-        apart = {"num_steps", "noise_sets", "extra_features"}
-        mine = {name: value for name, value in r.run_settings.items() if name not in apart}
-        for path in sorted(self.folder.parent.glob(f"{r.method}-*/record.json")):
-            record = read_record(path)
-            same = {name: value for name, value in record.config.items() if name not in apart} == mine
-            known = (record.hashes, record.options, record.environment.code, record.environment.device)
-            here = (r.task.hashes, r.config.model_dump(mode="json"), self.environment.code, self.environment.device)
-            trained_there = record.status == "finished" and not record.trained_in and record.run_id != r.run_id
-            if same and known == here and trained_there and (path.parent / "student.safetensors").is_file():
-                return record
+        for path in sorted(self.folder.parent.glob(f"{r.method}-*/student.safetensors")):
+            config = read_record(path.parent / "record.json").config if (path.parent / "record.json").exists() else {}
+            counts = {name: config.get(name, 0) for name in ("num_steps", "noise_sets")}
+            there = replace(self, resolved=replace(r, **counts))
+            if there.folder == path.parent != self.folder:  # equal in all else: the name is the hash of everything
+                record = there.finished_record()
+                if record is not None and not record.trained_in:
+                    return record
         return None
 
     def execute(self, reuse: bool = False, wait: bool = False) -> Record:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from harness.config import RunConfig, resolve
 from harness.files import read_tensors
@@ -43,6 +44,16 @@ def test_the_second_step_count_takes_the_firsts_student_and_bill(tiny: Task, tmp
 def test_another_student_is_no_sibling(changes: dict[str, object], tiny: Task, tmp_path: Path) -> None:
     made(tmp_path, 1)
     second = made(tmp_path, 2, **changes)
+    assert second.trained_in == ""
+
+
+def test_a_task_with_the_same_files_and_another_guidance_is_no_sibling(tiny: Task, tiny_folder: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load((tiny_folder / "tiny.yaml").read_text())
+    (tiny_folder / "other.yaml").write_text(yaml.safe_dump({**content, "name": "other", "guidance": {"scale": 2.0}}))
+    first = made(tmp_path, 1)
+    config = RunConfig(task="other", method="consistency-distillation", num_steps=2)
+    second = run(config, tmp_path, CPU)[0]
+    assert first.hashes == second.hashes
     assert second.trained_in == ""
 
 
