@@ -212,13 +212,9 @@ def describe_command(name: str, as_json: bool) -> None:
         doc = facts.pop("summary")
     elif name in SOLVERS.names():
         doc = inspect.getdoc(SOLVERS[name]) or ""
-    elif name in METRICS.names():
-        doc, facts = inspect.getdoc(METRICS[name]) or "", {"direction": METRICS[name].direction}
     elif name in directions():
-        doc, facts = (
-            "measured beside the metrics of samples, where the task or the run has what it needs",
-            {"direction": directions()[name]},
-        )
+        doc = (inspect.getdoc(METRICS[name]) or "") if name in METRICS.names() else "needs more than samples: not every run has it"
+        facts = {"direction": directions()[name]}
     else:
         raise unknown("name", name, [*METHODS.names(), *task_names(), *SOLVERS.names(), *directions()])
     if as_json:

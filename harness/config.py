@@ -127,6 +127,10 @@ class Resolved:
             "extra_features": ", ".join(f"{extra.name} {extra.sha256[:8]}".strip() for extra in self.extra_features),
         }  # fmt: skip
 
+    def with_seed(self, seed: int) -> Resolved:
+        """The same run with another seed; without training there is none."""
+        return replace(self, settings=replace(self.settings, seed=seed)) if METHODS[self.method].sources else self
+
     @property
     def key(self) -> str:
         """Names the run by its settings alone; unlike the id it stays when options are added to a method."""
@@ -167,10 +171,6 @@ def parse_options(method: str, values: dict[str, Any]) -> MethodConfig:
         raise explain(error, f"options of {method}", list(model.model_fields)) from error
 
 
-_SETTLED: dict[str, tuple[int, int]] = {}
-"""Budgets of this process; those in FLOPs, which take long to count, the seeds of a sweep share."""
-
-
 def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("results"), device: torch.device = CPU) -> Resolved:
     """Checks a config and settles every number in it, before anything is computed.
 
@@ -206,10 +206,7 @@ def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("r
     def rehearse(total_steps: int) -> Trainer:  # the seed's share in the FLOPs of a step, if any, must not change the budget
         return rehearsal(method, options, task, config.num_steps, replace(training(total_steps), seed=0), device)
 
-    settled = digest([config.budget, task.digest, method, options.model_dump(mode="json"), config.num_steps, batch_size, micro])
-    if settled not in _SETTLED or not config.budget.startswith("flops="):
-        _SETTLED[settled] = resolve_budget(config.budget, task, batch_size, rehearse if cls.sources else None)
-    total_steps, noise_sets = _SETTLED[settled]
+    total_steps, noise_sets = resolve_budget(config.budget, task, batch_size, rehearse if cls.sources else None)
     if not cls.sources:  # nothing of the training's settings matters
         return Resolved(task, method, options, TrainSettings(0, 0, 0), config.num_steps, noise_sets, None, extra_features(config))
     parent = find_parent(config.init_from, results, task) if config.init_from is not None else None

@@ -93,8 +93,12 @@ def plan(configs: Sequence[RunConfig], results: Path, device: torch.device, reus
     found = [record for record in map(read_record, sorted(results.glob("*/records/*.json"))) if record.status == "finished"]
     published = {key_of_record(record): record for record in found if reuse or record.environment.code == code}
     cells: dict[str, Cell] = {}
+    settled: dict[str, Resolved] = {}  # what seeds share: a budget in FLOPs takes seconds to count
     for config in configs:
-        resolved = resolve(config, results=results, device=device)
+        alike = config.model_dump_json(exclude={"seed"})
+        if alike not in settled:
+            settled[alike] = resolve(config, results=results, device=device)
+        resolved = settled[alike].with_seed(config.seed)
         record = Run(resolved, results, device).finished_record(reuse) or published.get(resolved.key)
         cells.setdefault(resolved.run_id, Cell(config, resolved, record))
     return list(cells.values())

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from harness import records
 from harness.cli import main
+from harness.data.images import IMAGE_SETS
 from harness.errors import UsageError
 from harness.methods import METHODS
 from harness.metrics import METRICS
@@ -38,6 +39,20 @@ from harness.solvers import SOLVERS, DDIM
 class Twin(DDIM):
     """DDIM by another name."""
 '''
+
+
+IMAGES = """
+import torch
+from harness.data import images
+
+def halves(seed):
+    labels = torch.arange(80) % 10
+    pictures = torch.ones(80, 1, 8, 8)
+    pictures[:, :, 4:] = torch.linspace(-1, 1, 80).reshape(-1, 1, 1, 1)
+    return images.Split(images.ImageSet(pictures[:40], labels[:40]), images.ImageSet(pictures[40:], labels[40:]))
+
+images.IMAGE_SETS["halves"] = halves
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +150,22 @@ def test_a_solver_is_asked_for_by_name(tiny: Task, tmp_path: Path) -> None:
     ours, theirs = (json.loads(call(*asked, "--solver", name).stdout) for name in ("ddim", "twin"))
     assert ours["metrics"]["fid"]["values"] == theirs["metrics"]["fid"]["values"]
     assert ours["run_id"] != theirs["run_id"]
+
+
+def test_a_task_brings_its_own_images(tiny: Task, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.data.images.IMAGE_SETS", dict(IMAGE_SETS))
+    plugin, file = tmp_path / "images.py", tmp_path / "mine.yaml"
+    plugin.write_text(IMAGES)
+    content = yaml.safe_load((tiny_folder / "tiny.yaml").read_text())
+    file.write_text(yaml.safe_dump({**content, "name": "mine", "data": {**content["data"], "set": "halves"}}))
+    asked = ["run", "--method", "step-distillation", "--num-steps", 2, "--task", file, "--results", tmp_path / "results", "--json"]
+    refused = call(*asked)
+    assert (refused.exit_code, "unknown image set 'halves'" in refused.output) == (2, True), refused.output
+    done = call(*asked, "--plugin", plugin)
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert (record["task"], record["metrics"]["fid_floor"]["n"]) == ("mine", 40)
+    assert record["hashes"]["reference"] != tiny.reference_hash
 
 
 def test_a_task_is_a_file(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def _compute(recipe: Recipe, conditions: Conditions, teacher: Model, items: Tens
 
 def store_folder(recipe: Recipe) -> Path:
     """Where the store of a recipe is, or will be; it is complete once it holds `manifest.json`."""
-    return cache_folder() / "trajectories" / digest({k: v for k, v in asdict(recipe).items() if k != "conditions" or v})[:32]
+    return cache_folder() / "trajectories" / digest(asdict(recipe))[:32]
 
 
 def open_store(recipe: Recipe, teacher: Model, device: torch.device, *, shard_size: int = 1024, batch_size: int = 256,

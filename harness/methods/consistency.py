@@ -16,7 +16,6 @@ remaining steps on the grid the loss is 0. Sampling in several steps alternates 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -27,9 +26,9 @@ from harness.conditions import Condition
 from harness.denoiser import Guided
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem
-from harness.methods.student import DenoisingStudent, HuberConfig, consistency_untrained, largest_sigma
+from harness.methods.student import DenoisingStudent, HuberConfig, largest_sigma
 from harness.schedules import Schedule, few_step_levels
-from harness.solvers import SOLVERS
+from harness.solvers import SOLVERS, Solver
 
 
 def karras_levels(count: int, schedule: Schedule, rho: float = 7.0, smallest: float = 0.002) -> Tensor:
@@ -54,12 +53,37 @@ class ConsistencyConfig(HuberConfig):
     """Half-life of the moving target, as a fraction of the run (the paper's decay of 0.95 in a run of 1,000 steps)."""
 
 
+class GridDistillation(DenoisingStudent):
+    """Neighbouring points of a grid are mapped to the same end; a subclass says which grid, and how the teacher is asked."""
+
+    any_step = True
+    grid: Tensor
+    teacher_solver: Solver
+
+    def asked(self, batch: Batch, cond: Condition) -> tuple[Guided, Condition]:
+        """The teacher of a batch, and what the student is told."""
+        return self.teacher, cond
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.data is not None
+        x_0, cond = batch.data
+        place = (batch.uniform("level") * (len(self.grid) - 1)).long()
+        t, s = (self.grid.to(x_0.device)[i] for i in (place, place + 1))
+        teacher, told = self.asked(batch, cond)
+        x_t = self.noised(x_0, batch.normal("eps", x_0.shape[1:]), t)
+        with torch.no_grad():
+            x_s, _, _ = self.teacher_solver.step(teacher, x_t, t, s, cond, None, None)
+            clean = (s == 0).reshape(-1, 1, 1, 1)
+            target = torch.where(clean, x_s, self.target_model(x_s, s, told).x_0)
+        off = self.model(x_t, t, told).x_0 - target
+        return self.config.distance(off).mean(), {"mse": off.detach().square().mean()}
+
+
 @METHODS.register("consistency-distillation")
-class ConsistencyDistillation(DenoisingStudent):
+class ConsistencyDistillation(GridDistillation):
     """Neighbouring points of an ODE path are mapped to the same end."""
 
     Config = ConsistencyConfig
-    any_step = True
     reference: ClassVar = "Song et al. 2023, arXiv 2303.01469, alg. 1 and 2; pseudo-Huber: Song & Dhariwal 2023, arXiv 2310.14189, eq. 8"
 
     def __init__(self, config: ConsistencyConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
@@ -73,9 +97,6 @@ class ConsistencyDistillation(DenoisingStudent):
         idle = {"grid_levels": cls.Config.model_fields["grid_levels"].default} if config.grid == "task" else {}
         return METHODS.name_of(cls), config.model_copy(update=idle)
 
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        return consistency_untrained(self)
-
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         if config.grid == "task" and task.trajectory_steps % num_steps:
@@ -83,16 +104,3 @@ class ConsistencyDistillation(DenoisingStudent):
                 f"num_steps is {num_steps}, but must divide the {task.trajectory_steps} levels of the task's grid, or the student is "
                 f"asked at levels where it was not trained; or give grid 'karras'"
             )
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        assert batch.data is not None
-        x_0, cond = batch.data
-        place = (batch.uniform("level") * (len(self.grid) - 1)).long()
-        t, s = (self.grid.to(x_0.device)[i] for i in (place, place + 1))
-        x_t = self.noised(x_0, batch.normal("eps", x_0.shape[1:]), t)
-        with torch.no_grad():
-            x_s, _, _ = self.teacher_solver.step(self.teacher, x_t, t, s, cond, None, None)
-            clean = (s == 0).reshape(-1, 1, 1, 1)
-            target = torch.where(clean, x_s, self.target_model(x_s, s, cond).x_0)
-        off = self.model(x_t, t, cond).x_0 - target
-        return self.config.distance(off).mean(), {"mse": off.detach().square().mean()}

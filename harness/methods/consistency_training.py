@@ -21,7 +21,7 @@ f(x_t) = E[f(x_s) | x_t], solved from clean data upwards, the gradient is 0 (mea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -29,11 +29,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.conditions import Condition
 from harness.denoiser import Guided
 from harness.methods.base import METHODS, Batch, Problem, Update
 from harness.methods.consistency import karras_levels
-from harness.methods.student import DenoisingStudent, HuberConfig, consistency_untrained, largest_sigma, sigma_ve
+from harness.methods.student import DenoisingStudent, HuberConfig, largest_sigma, sigma_ve
 
 Pair = tuple[Tensor, Tensor]
 """Timesteps t and s < t, float64 [B] each."""
@@ -44,9 +43,6 @@ class ConsistencyTraining(DenoisingStudent):
 
     target = "data"
     any_step = True
-
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        return consistency_untrained(self)
 
     def pairs(self, batch: Batch, step: int) -> Pair:
         """The levels of a batch at a step of the run."""
@@ -117,15 +113,18 @@ class CT(ConsistencyTraining):
         return torch.ones_like(sigma_t)
 
 
-class ICTConfig(HuberConfig):
-    levels_from: int = Field(10, ge=2, le=10000)
-    """Number of levels at the start (s_0)."""
-    levels_to: int = Field(1280, ge=2, le=100000)
-    """Number of levels at the end (s_1)."""
+class LogNormalConfig(HuberConfig):
     level_mean: float = Field(-1.1, ge=-10, le=10)
     """Mean of log sigma, for sigma_data 0.5."""
     level_std: float = Field(2.0, gt=0, le=10)
     """Standard deviation of log sigma."""
+
+
+class ICTConfig(LogNormalConfig):
+    levels_from: int = Field(10, ge=2, le=10000)
+    """Number of levels at the start (s_0)."""
+    levels_to: int = Field(1280, ge=2, le=100000)
+    """Number of levels at the end (s_1)."""
 
 
 @METHODS.register("ict")
@@ -151,17 +150,13 @@ class ICT(ConsistencyTraining):
         return grid[place], grid[place + 1]
 
 
-class ECTConfig(HuberConfig):
+class ECTConfig(LogNormalConfig):
     huber_c: float = Field(1e-6, gt=0, le=1e3)
     """c of pseudo-Huber, for one dimension; the paper's 0 has no derivative where both agree."""
     q: float = Field(2.0, gt=1, le=1e4)
     """By how much the gap closes from stage to stage."""
     stages: int = Field(8, ge=1, le=64)
     """Stages of equal length."""
-    level_mean: float = Field(-1.1, ge=-10, le=10)
-    """Mean of log sigma, for sigma_data 0.5."""
-    level_std: float = Field(2.0, gt=0, le=10)
-    """Standard deviation of log sigma."""
 
 
 @METHODS.register("ect")

@@ -15,7 +15,6 @@ grid the first part is 0, and denoising, with E[x_0 | x_t], has no mean gradient
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +25,7 @@ from harness.conditions import Condition
 from harness.denoiser import Denoiser, Guided, Prediction
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem
-from harness.methods.student import DenoisingStudent, HuberConfig, Jumps, jump_untrained
+from harness.methods.student import DenoisingStudent, HuberConfig, Jumps
 from harness.schedules import few_step_levels
 from harness.solvers.ddim import ddim_step
 
@@ -53,9 +52,6 @@ class CTM(DenoisingStudent):
         super().__init__(config, teacher, task, num_steps, total_steps, config.target_half_life)
         self.solver = Jumps(lambda t, s: {"target": self.schedule.network_time(s)})
         self.grid = few_step_levels(task.trajectory_steps)
-
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        return jump_untrained(self)
 
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:

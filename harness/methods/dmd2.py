@@ -17,7 +17,7 @@ the gradient of distribution matching is 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -30,7 +30,7 @@ from harness.conditions import Condition
 from harness.denoiser import Denoiser, Guided, like
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Player, Problem, Update, cosine
-from harness.methods.student import DenoisingStudent, StudentConfig, consistency_untrained
+from harness.methods.student import DenoisingStudent, StudentConfig
 from harness.networks.dit import DiT
 
 
@@ -96,9 +96,6 @@ class DMD2(DenoisingStudent):
             raise UsageError(f"min_time is {config.min_time:g}, but must be below max_time, which is {config.max_time:g}")
         if bool(config.student_gan) != bool(config.fake_gan):
             raise UsageError("student_gan and fake_gan are the two sides of one GAN: give both, or 0 for both")
-
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        return consistency_untrained(self)
 
     def updates(self, step: int) -> Iterable[Update]:
         every, steps = self.config.student_every, len(self.levels) - 1

@@ -16,7 +16,6 @@ the same points the loss is 0 and minimal.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor
 from harness.conditions import Condition
 from harness.denoiser import Guided
 from harness.methods.base import METHODS, Batch, Problem
-from harness.methods.student import DenoisingStudent, Jumps, StudentConfig, flow_time, jump_untrained, sigma_ve, time_of_flow
+from harness.methods.student import DenoisingStudent, Jumps, StudentConfig, largest_sigma, sigma_ve, time_of_flow
 from harness.solvers.ddim import ddim_step
 
 
@@ -58,16 +57,12 @@ class IMM(DenoisingStudent):
         super().__init__(config, teacher, task, num_steps, total_steps)
         self.solver = Jumps(lambda t, s: {"target": self.schedule.network_time(s)})
 
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        return jump_untrained(self)
-
     def times(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """t > r >= s, float64 [B] each, the same within a group: that of its first sample."""
         groups = torch.arange(len(batch.index), device=batch.index.device) // self.config.group * self.config.group
-        latest = flow_time(self.schedule, torch.ones((), dtype=torch.float64, device=batch.index.device))
-        tau = (batch.uniform("t")[groups] * latest).clamp(min=1e-2)
+        tau = (batch.uniform("t")[groups] * self.latest).clamp(min=1e-2)
         t, s = time_of_flow(self.schedule, tau), time_of_flow(self.schedule, batch.uniform("s")[groups] * tau)
-        widest = sigma_ve(self.schedule, torch.ones_like(latest)).clamp(max=160)
+        widest = largest_sigma(self.schedule)
         r = self.schedule.time_of((sigma_ve(self.schedule, t) - widest * 2.0**-self.config.gap).clamp(min=1e-6))
         return t, torch.maximum(r, s), s
 

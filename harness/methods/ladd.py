@@ -12,18 +12,17 @@ student's distribution is the teacher's, the best discriminator says 0 everywher
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
-from harness.conditions import Condition
 from harness.denoiser import Guided
 from harness.errors import UsageError
 from harness.methods.adversarial import Critic
 from harness.methods.base import METHODS, Batch, Problem, Update
-from harness.methods.student import DenoisingStudent, StudentConfig, consistency_untrained
+from harness.methods.student import DenoisingStudent, StudentConfig
 
 
 class LADDConfig(StudentConfig):
@@ -58,9 +57,6 @@ class LADD(DenoisingStudent):
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         if not task.network_teacher:
             raise UsageError("ladd judges by the blocks of a teacher that is a network, but this task's is a closed formula")
-
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        return consistency_untrained(self)
 
     def updates(self, step: int) -> Iterable[Update]:
         return [Update("student", self.loss), Update("discriminator", self.discriminator_loss)]

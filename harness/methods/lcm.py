@@ -13,20 +13,18 @@ teacher's remaining steps on the grid the loss is 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from harness.conditions import Condition
 from harness.denoiser import Guided
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem
-from harness.methods.student import ConsistencySteps, DenoisingStudent, HuberConfig, consistency_untrained
+from harness.methods.consistency import GridDistillation
+from harness.methods.student import ConsistencySteps, HuberConfig
 from harness.schedules import few_step_levels
-from harness.solvers.ddim import ddim_step
+from harness.solvers import DDIM
 
 
 class LCMConfig(HuberConfig):
@@ -43,21 +41,17 @@ class LCMConfig(HuberConfig):
 
 
 @METHODS.register("lcm")
-class LCM(DenoisingStudent):
+class LCM(GridDistillation):
     """Consistency distillation of a teacher whose guidance scale is told."""
 
     Config = LCMConfig
-    any_step = True
     scalars = ("guidance",)
     reference: ClassVar = "Luo et al. 2023, arXiv 2310.04378, alg. 1 and eq. 13 to 17"
 
     def __init__(self, config: LCMConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
         super().__init__(config, teacher, task, num_steps, total_steps, config.target_half_life)
-        self.grid = few_step_levels(config.grid_levels)
+        self.teacher_solver, self.grid = DDIM(), few_step_levels(config.grid_levels)
         self.solver = ConsistencySteps(guidance=1000 * task.guidance_scale)  # embedded as the released code does it
-
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        return consistency_untrained(self)
 
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
@@ -70,16 +64,6 @@ class LCM(DenoisingStudent):
                 f"{scale:g}: give an interval that holds it"
             )
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        assert batch.data is not None
-        x_0, cond = batch.data
+    def asked(self, batch: Batch, cond: Condition) -> tuple[Guided, Condition]:
         scale = self.config.guidance_from + batch.uniform("guidance") * (self.config.guidance_to - self.config.guidance_from)
-        place = (batch.uniform("level") * (len(self.grid) - 1)).long()
-        t, s = (self.grid.to(x_0.device)[i] for i in (place, place + 1))
-        x_t, told = self.noised(x_0, batch.normal("eps", x_0.shape[1:]), t), cond.told(guidance=1000 * scale)
-        with torch.no_grad():
-            x_s = ddim_step(self.teacher.at(scale)(x_t, t, cond), s, self.schedule)
-            clean = (s == 0).reshape(-1, 1, 1, 1)
-            target = torch.where(clean, x_s, self.target_model(x_s, s, told).x_0)
-        off = self.model(x_t, t, told).x_0 - target
-        return self.config.distance(off).mean(), {"mse": off.detach().square().mean()}
+        return self.teacher.at(scale), cond.told(guidance=1000 * scale)

@@ -14,7 +14,6 @@ student is the unguided teacher under S-step DDIM. In expectation: at the exact 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -25,7 +24,7 @@ from harness.conditions import Condition
 from harness.counting import jvp
 from harness.denoiser import Guided, like
 from harness.methods.base import METHODS, Batch, Problem
-from harness.methods.student import DenoisingStudent, Jumps, StudentConfig, flow_time, jump_untrained, time_of_flow, velocity
+from harness.methods.student import DenoisingStudent, Jumps, StudentConfig, time_of_flow, velocity
 
 
 class MeanFlowConfig(StudentConfig):
@@ -56,18 +55,12 @@ class MeanFlow(DenoisingStudent):
     def __init__(self, config: MeanFlowConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
         super().__init__(config, teacher, task, num_steps, total_steps)
         self.target = "guided teacher" if config.source == "teacher" else "data"
-        self.latest = float(flow_time(self.schedule, torch.ones((), dtype=torch.float64)))
         self.solver = Jumps(lambda t, s: {"target": self.schedule.network_time(s)})
-
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        return jump_untrained(self)
 
     def u(self, y: Tensor, rho: Tensor, tau: Tensor, cond: Condition) -> Tensor:
         """The student's mean velocity over flow times [rho, tau], at points y [B, C, H, W] of the line."""
-        t, r = time_of_flow(self.schedule, tau), time_of_flow(self.schedule, rho)
-        alpha, sigma = self.schedule.alpha_sigma(t)
-        told = cond.told(target=self.schedule.network_time(r))
-        return velocity(self.model(y * like(alpha + sigma, y), t, told))
+        told = cond.told(target=self.schedule.network_time(time_of_flow(self.schedule, rho)))
+        return self.velocity_at(self.model, y, tau, told)
 
     def times(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Flow times rho <= tau, float64 [B] each."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -24,11 +24,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.conditions import Condition
 from harness.denoiser import Guided, Model, like
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem, Update
-from harness.methods.student import DenoisingStudent, StudentConfig, jump_untrained
+from harness.methods.student import DenoisingStudent, StudentConfig
 from harness.schedules import NUM_LEVELS, few_step_levels
 from harness.solvers import DDIM
 from harness.solvers.ddim import ddim_step, implied_x_0
@@ -50,7 +49,7 @@ class Progressive(DenoisingStudent):
 
     def __init__(self, config: ProgressiveConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
         super().__init__(config, teacher, task, num_steps, total_steps)
-        self.solver, self.num_steps = DDIM(), num_steps
+        self.solver = DDIM()
         if 0 < total_steps < config.rounds:
             raise UsageError(f"rounds is {config.rounds}, but the run has {total_steps} steps: give at most as many rounds")
         self.ends = [round(total_steps * (i + 1) / config.rounds) for i in range(config.rounds)]
@@ -76,9 +75,6 @@ class Progressive(DenoisingStudent):
         place = (step - start) / max(self.ends[number] - start, 1)
         return min(place / self.config.warmup, 1.0) * (1 - place) if self.config.warmup else 1 - place
 
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        return jump_untrained(self)
-
     def updates(self, step: int) -> Iterable[Update]:
         number = bisect_right(self.ends, step)
         return [Update("student", partial(self.loss_in, number=number), "first round" if number == 0 else "later")]
@@ -88,7 +84,7 @@ class Progressive(DenoisingStudent):
         assert batch.data is not None
         x_0, cond = batch.data
         teacher: Model = self.teacher if number == 0 else self.earlier
-        steps = self.num_steps * 2 ** (self.config.rounds - 1 - number)
+        steps = (len(self.levels) - 1) * 2 ** (self.config.rounds - 1 - number)
         grid, place = few_step_levels(2 * steps).to(x_0.device), (batch.uniform("level") * steps).long()
         t, m, s = (grid[2 * place + i] for i in range(3))
         z_t = self.noised(x_0, batch.normal("eps", x_0.shape[1:]), t)

@@ -15,7 +15,7 @@ at u = E[x_T - x_0 | x_tau].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -23,10 +23,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.conditions import Condition
 from harness.denoiser import Guided
 from harness.methods.base import METHODS, Batch, Problem, Update
-from harness.methods.student import DenoisingStudent, StudentConfig, flow_time, jump_untrained, time_of_flow, velocity
+from harness.methods.student import DenoisingStudent, StudentConfig, time_of_flow, velocity
 from harness.solvers import DDIM
 
 
@@ -52,9 +51,6 @@ class Reflow(DenoisingStudent):
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
         return METHODS.name_of(cls), config if num_steps == 1 else config.model_copy(update={"distill_from": 0.5})
 
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        return jump_untrained(self)
-
     def updates(self, step: int) -> Iterable[Update]:
         return [Update("student", partial(self.loss_at, last=step >= self.last_part))]
 
@@ -67,7 +63,7 @@ class Reflow(DenoisingStudent):
         if last:
             off = self.model(x_T, one, path.cond).x_0 - x_0
         else:
-            t = time_of_flow(self.schedule, (batch.uniform("t") * flow_time(self.schedule, one)).clamp(min=1e-3))
+            t = time_of_flow(self.schedule, (batch.uniform("t") * self.latest).clamp(min=1e-3))
             off = velocity(self.model(self.noised(x_0, x_T, t), t, path.cond)) - (x_T - x_0)
         mse = off.square().mean()
         return mse, {"mse": mse.detach()}

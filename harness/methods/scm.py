@@ -17,7 +17,7 @@ x_0-prediction. Untrained and started from the teacher, the student's first step
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -29,7 +29,7 @@ from harness.conditions import Condition
 from harness.counting import jvp
 from harness.denoiser import Denoiser, Guided, like
 from harness.methods.base import METHODS, Batch, Player, Problem, Update
-from harness.methods.student import DenoisingStudent, StudentConfig, consistency_untrained, largest_sigma
+from harness.methods.student import DenoisingStudent, StudentConfig, largest_sigma
 from harness.networks.dit import TimestepEmbedder
 
 
@@ -82,9 +82,6 @@ class SCM(DenoisingStudent):
         weight = LearnedWeight()
         optimizer = torch.optim.AdamW(weight.parameters(), config.weight_lr, weight_decay=0.0)
         self.players["weight"] = Player(weight, optimizer, config.clip)
-
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        return consistency_untrained(self)
 
     def F(self, model: Denoiser | Guided, x: Tensor, angle: Tensor, cond: Condition) -> Tensor:
         """F at points x [B, C, H, W] of the circle, float32."""

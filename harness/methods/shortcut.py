@@ -15,7 +15,6 @@ s(., d) is the flow's mean velocity over d, and at d = 0 E[eps - x_0 | x_t], no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +25,7 @@ from harness.conditions import Condition
 from harness.denoiser import Denoiser, Guided, like
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem
-from harness.methods.student import DenoisingStudent, Jumps, StudentConfig, flow_time, jump_untrained, time_of_flow, velocity
+from harness.methods.student import DenoisingStudent, Jumps, StudentConfig, time_of_flow
 
 
 class ShortcutConfig(StudentConfig):
@@ -62,24 +61,18 @@ class Shortcut(DenoisingStudent):
         if num_steps > config.finest // 2:
             raise UsageError(f"num_steps is {num_steps}, but the smallest step that is trained is {2 / config.finest:g}: give no more")
 
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        return jump_untrained(self)
-
     def s(self, model: Denoiser, y: Tensor, tau: Tensor, step: Tensor, cond: Condition) -> Tensor:
         """Velocity over a step, at points y [B, C, H, W] of the line."""
-        t = time_of_flow(self.schedule, tau)
-        alpha, sigma = self.schedule.alpha_sigma(t)
-        return velocity(model(y * like(alpha + sigma, y), t, cond.told(step_size=1000 * step)))
+        return self.velocity_at(model, y, tau, cond.told(step_size=1000 * step))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.data is not None
         x_0, cond = batch.data
         eps, share = batch.normal("eps", x_0.shape[1:]), self.config.bootstrap
-        latest = float(flow_time(self.schedule, torch.ones((), dtype=torch.float64)))
         booted = ((batch.index + 1) * share).floor() > (batch.index * share).floor()
         d = 2.0 ** -(1 + (batch.uniform("size") * (self.config.finest.bit_length() - 1)).long()).double()
         place = 1 + (batch.uniform("t") / (2 * d)).long()
-        tau = torch.where(booted, place * 2 * d, batch.uniform("t")).clamp(1e-3, latest)
+        tau = torch.where(booted, place * 2 * d, batch.uniform("t")).clamp(1e-3, self.latest)
         y = like(1 - tau, x_0) * x_0 + like(tau, x_0) * eps
         target = eps - x_0
         if bool(booted.any()):

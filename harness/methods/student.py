@@ -154,9 +154,22 @@ class DenoisingStudent(Method):
         """Whether the student has the teacher's weights before the first step."""
         return self.task.network_teacher and self.config.init == "teacher"
 
-    def unguided(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
-        """The teacher without guidance: what a student of its weights says before the first step."""
-        return self.teacher.denoiser(x_t, t, cond)
+    @property
+    def latest(self) -> float:
+        """The flow time of pure noise, t = 1."""
+        return float(flow_time(self.schedule, torch.ones((), dtype=torch.float64)))
+
+    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
+        """The unguided teacher under DDIM on the same levels; of a sampler that draws noise, in one step."""
+        if not self.starts_as_teacher or (self.solver.stochastic and len(self.levels) > 2):
+            return None
+        return lambda x_T, cond: integrate(DDIM(), self.teacher.denoiser, x_T, self.levels, cond)  # type: ignore[return-value]
+
+    def velocity_at(self, model: Denoiser, y: Tensor, tau: Tensor, cond: Condition) -> Tensor:
+        """`eps - x_0` that a model says at points y [B, C, H, W] of the line, `y = (1 - tau) x_0 + tau eps`, at flow times tau [B]."""
+        t = time_of_flow(self.schedule, tau)
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        return velocity(model(y * like(alpha + sigma, y), t, cond))
 
     def noised(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """`alpha_t x_0 + sigma_t eps` at timesteps t [B]."""
@@ -191,17 +204,3 @@ class DenoisingStudent(Method):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.moving:
             self.moving.module.load_state_dict(state)
-
-
-def consistency_untrained(method: DenoisingStudent) -> Callable[[Tensor, Condition], Tensor] | None:
-    """What the untrained student of a consistency function is: in one step the unguided teacher's x_0-prediction."""
-    if len(method.levels) > 2 or not method.starts_as_teacher:
-        return None
-    return lambda x_T, cond: method.unguided(x_T, method.levels[0], cond).x_0
-
-
-def jump_untrained(method: DenoisingStudent) -> Callable[[Tensor, Condition], Tensor] | None:
-    """What the untrained student of a map with jumps is: the unguided teacher under DDIM on the same levels."""
-    if not method.starts_as_teacher:
-        return None
-    return lambda x_T, cond: integrate(DDIM(), method.teacher.denoiser, x_T, method.levels, cond)  # type: ignore[return-value]

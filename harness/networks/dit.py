@@ -252,7 +252,7 @@ class DiT(Trunk):
         Args:
             x: [B, C, H, W].
             t: [B], the number its time embedding receives (DiT: the level index).
-            cond: labels [B], 0 .. num_classes, and the numbers that the network was built with.
+            cond: what the network was built with of labels [B] (0 .. num_classes), text [B, L, width] and numbers [B].
 
         Returns:
             [B, C', H, W] with C' = 2 C under `learn_sigma`, else C.

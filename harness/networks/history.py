@@ -123,7 +123,7 @@ class HistoryDiT(Trunk):
         Args:
             x: states [B, S, C, H, W]; the first of them follows the states in `cache`, or is the noise.
             t: [B, S], the number that the time embedding receives for each state.
-            cond: labels [B], and the numbers that the network was built with.
+            cond: what the network was built with of labels [B], text [B, L, width] and numbers [B].
             cache: what the call for the states before returned.
 
         Returns:

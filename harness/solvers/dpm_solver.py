@@ -64,7 +64,8 @@ class DPMSolver2M(Solver):
 class DPMSolver3M(DPMSolver2M):
     """Third order, one evaluation a step; the first two steps are of lower order.
 
-    The weight of the second difference is that of the integral, twice the released code's, with which the order measured 1.9.
+    The weight of the second difference is that of the integral, twice the released code's, with which the order measured
+    1.8 on the flow schedule and 2.3 on the VP one (40 to 320 steps of the Gaussian in `tests/solvers/test_order.py`).
     """
 
     order: ClassVar = 3

@@ -304,7 +304,7 @@ class MixtureTask(Task):
 
         def samples(first: int, count: int) -> ImageSet:
             index = torch.arange(first, first + count)
-            labels = Conditions(self.num_classes).balanced(index).classes
+            labels = self.conditions.balanced(index).classes
             return ImageSet(self.mixture.sample(Keyed("data", spec.seed), index, labels).view(-1, *self.shape), labels)
 
         return Split(samples(0, spec.train), samples(spec.train, spec.held_out))
