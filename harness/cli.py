@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import click
 import torch
@@ -36,7 +36,7 @@ from harness.run import run
 from harness.solvers import SOLVERS
 from harness.sweep import expand, plan, run_sweep
 from harness.tasks import load_task, task_names
-from harness.teacher import train_networks, verify
+from harness.teacher import search, train_networks, verify
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -223,11 +223,18 @@ def describe_command(name: str, as_json: bool) -> None:
     click.echo(f"{name}: {doc}" + (f"\n\n{yaml.safe_dump(facts, sort_keys=False)}" if facts else ""))
 
 
+def kind_of(annotation: Any) -> str:
+    """An option's type in words."""
+    if get_origin(annotation) is tuple:
+        return "whole numbers"
+    return str(annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
+
+
 def describe_method(method: str, as_json: bool) -> None:
     """Prints a method's paper, equations, needs and options."""
     cls = METHODS[method]
     fields = {
-        name: {"default": field.default, "type": str(field.annotation).replace("typing.", ""), "doc": field.description}
+        name: {"default": field.default, "type": kind_of(field.annotation), "doc": field.description}
         for name, field in cls.Config.model_fields.items()
     }
     doc = (sys.modules[cls.__module__].__doc__ or "").strip()
@@ -240,8 +247,9 @@ def describe_method(method: str, as_json: bool) -> None:
     steps = "; one student serves any number of steps" if cls.any_step else ""
     click.echo(f"needs: {', '.join(needs) or 'no training'}; target by default: {cls.target}{steps}\n\noptions:")
     for name, field in fields.items():
-        kind = field["type"] if "Literal" in str(field["type"]) else str(field["type"]).removeprefix("<class '").removesuffix("'>")
-        click.echo(f"  --{name.replace('_', '-'):18} {field['doc']} [{kind}, default {field['default']}]")
+        click.echo(
+            f"  --{name.replace('_', '-'):18} {field['doc']} [{field['type']}, default {'none' if field['default'] == () else field['default']}]"
+        )
 
 
 @main.command("evaluate", cls=MethodCommand)
@@ -350,14 +358,14 @@ def env_command(as_json: bool, device: str) -> None:
 
 @main.group("teacher")
 def teacher_group() -> None:
-    """Train or verify the networks that ship with a task."""
+    """Train or verify the networks that ship with a task; search for a sampler's levels."""
 
 
 @teacher_group.command("train")
 @click.option("--task", default="digits", show_default=True)
 @common(results=True, device=True)
 def teacher_train(task: str, results: Path, device: str, as_json: bool) -> None:
-    """Train a task's feature network and teacher, and scan guidance; resumes where it was interrupted."""
+    """Train a task's own feature network and teacher, and scan guidance; resumes where it was interrupted."""
     with Display(Console(stderr=True)) as display:
         made = train_networks(load_task(task), results / "teachers" / task, chosen_device(device), display)
     if as_json:
@@ -375,3 +383,22 @@ def teacher_verify(task: str, device: str, as_json: bool) -> None:
     with Display(Console(stderr=True)) as display:
         lines = verify(load_task(task), chosen_device(device), display)
     click.echo(json.dumps(lines, indent=1) if as_json else "\n".join(lines))
+
+
+@teacher_group.command("levels")
+@click.option("--task", default="digits", show_default=True)
+@click.option("--num-steps", type=int, default=4, show_default=True)
+@click.option("--solver", default="ddim", show_default=True, help="harness list solvers lists them.")
+@click.option("--count", type=click.IntRange(1), default=64, show_default=True, help="Trajectories to search with.")
+@common(device=True)
+def teacher_levels(task: str, num_steps: int, solver: str, count: int, device: str, as_json: bool) -> None:
+    """Search for the levels on which few steps end nearest to the full grid; they go to --levels of method teacher."""
+    found = search(load_task(task), solver, num_steps, count, chosen_device(device))
+    levels = [round(1000 * float(level)) for level in found.levels[1:-1]][::-1]
+    told = {"levels": levels, "mse": found.mse, "mse_equally_spaced": found.equal_mse, "tried": found.tried, "trajectories": count}
+    if as_json:
+        click.echo(json.dumps(told, indent=1))
+        return
+    click.echo(f"--levels {','.join(map(str, levels))}")
+    click.echo(f"mean square from the full grid's ends: {found.mse:.5f}, equally spaced {found.equal_mse:.5f}; "
+               f"{found.tried} sets of levels tried on {count} trajectories")  # fmt: skip

@@ -336,7 +336,7 @@ def own_state(case: Case) -> None:
 
 def any_step(case: Case) -> None:
     """If it says that training does not depend on the number of steps, it does not."""
-    if not case.cls.any_step:
+    if not case.cls.trained_once(case.config):
         return
     found = []
     for num_steps in (1, case.num_steps):

@@ -25,7 +25,7 @@ def field_options(model: type[BaseModel], names: list[str]) -> list[click.Parame
     options: list[click.Parameter] = []
     for name in names:
         field = model.model_fields[name]
-        default = "none" if field.default is None else field.default
+        default = "none" if field.default in (None, ()) else field.default
         kinds = [part for part in (field.annotation, *get_args(field.annotation)) if get_origin(part) is Literal]
         words = ", ".join(str(word) for kind in kinds for word in get_args(kind))
         help_text = f"{field.description} [{f'one of: {words}; ' if words else ''}default: {default}]"

@@ -131,7 +131,7 @@ class Run:
     def sibling(self) -> Record | None:
         """A finished run that trained this very student to evaluate it at another number of steps, if there is one."""
         r = self.resolved
-        if not METHODS[r.method].any_step or not r.settings.total_steps:
+        if not METHODS[r.method].trained_once(r.config) or not r.settings.total_steps:
             return None
         for path in sorted(self.folder.parent.glob(f"{r.method}-*/student.safetensors")):
             config = read_record(path.parent / "record.json").config if (path.parent / "record.json").exists() else {}

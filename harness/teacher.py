@@ -1,4 +1,4 @@
-"""Making and verifying the networks that ship with a task: the feature network, the teacher, their cards. Floor 7."""
+"""Making and verifying the networks that ship with a task: the feature network, the teacher, their cards; its levels. Floor 7."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from harness.methods import METHODS, Method
 from harness.methods.classification import Classification
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid, label_agreement
-from harness.randomness import keyed_initialisation
+from harness.randomness import Keyed, keyed_initialisation
 from harness.records import code_digest
 from harness.run import Report, Run, silent
+from harness.schedules import few_step_levels
+from harness.solvers import SOLVERS, Trajectory, integrate
+from harness.solvers.search import Search, search_levels
 from harness.tasks import Task
-from harness.tasks.base import Guidance, Weights
+from harness.tasks.base import Guidance, Part, Weights
 from harness.trainer import Trainer, TrainSettings
 
 
@@ -36,24 +39,41 @@ class Made:
     card: dict[str, Any]
 
 
-def train_networks(task: Task, folder: Path, device: torch.device, report: Report = silent) -> tuple[Made, Made]:
+def train_networks(task: Task, folder: Path, device: torch.device, report: Report = silent) -> list[Made]:
     """Trains the feature network, then the teacher, as the task's file says; scans guidance; writes weights and cards.
 
-    It resumes where it was interrupted.
+    It resumes where it was interrupted. What the task borrows of another is not trained.
 
     Returns:
-        The feature network's and the teacher's files.
+        The files that were made.
     """
-    features_weights, teacher_weights = task.trained("features"), task.trained("teacher")
-    network = _train("classification", Classification, features_weights, task, folder / "features", device, report)
-    features_file = _export(network, folder / Path(features_weights.file).name)
-    task = _with(task, features=_weights(features_weights, features_file))
-    features = _finish(features_file, features_weights, task, features_quality(task, device))
+    made = []
+    for part in _own(task):
+        weights, name, method = task.trained(part), *_METHODS[part]
+        path = folder / Path(weights.file).name
+        network = _train(name, method, weights, task, folder / part, device, report)
+        write_tensors(path, {key: tensor.half() for key, tensor in network.state_dict().items()})
+        file = weights.model_copy(update={"file": str(path.resolve()), "sha256": file_hash(path)})
+        task = _with(task, **{part: file})
+        made.append(_finish(path, weights, task, _quality(part, task, device, report)))
+    return made
 
-    network = _train("denoising", METHODS["denoising"], teacher_weights, task, folder / "teacher", device, report)
-    teacher_file = _export(network, folder / Path(teacher_weights.file).name)
-    task = _with(task, teacher=_weights(teacher_weights, teacher_file))
-    return features, _finish(teacher_file, teacher_weights, task, teacher_quality(task, device, report))
+
+_METHODS: dict[Part, tuple[str, type[Method]]] = {
+    "features": ("classification", Classification),
+    "teacher": ("denoising", METHODS["denoising"]),
+}
+
+
+def _own(task: Task) -> list[Part]:
+    """The networks that the task does not borrow. Raises UsageError if there is none."""
+    if own := [part for part in _METHODS if not task.borrows(part)]:
+        return own
+    raise UsageError(f"task {task.spec.name} has the networks of {task.spec.like}: name that one")
+
+
+def _quality(part: Part, task: Task, device: torch.device, report: Report) -> dict[str, Any]:
+    return features_quality(task, device) if part == "features" else teacher_quality(task, device, report)
 
 
 def _train(name: str, cls: type[Method], weights: Weights, task: Task, folder: Path, device: torch.device,
@@ -73,15 +93,6 @@ def _train(name: str, cls: type[Method], weights: Weights, task: Task, folder: P
     (player,) = method.players.values()
     assert player.ema is not None
     return player.ema.module
-
-
-def _export(network: nn.Module, path: Path) -> Path:
-    write_tensors(path, {name: tensor.half() for name, tensor in network.state_dict().items()})
-    return path
-
-
-def _weights(weights: Weights, path: Path) -> Weights:
-    return weights.model_copy(update={"file": str(path.resolve()), "sha256": file_hash(path)})
 
 
 def _with(task: Task, **changes: Any) -> Task:
@@ -142,11 +153,9 @@ def verify(task: Task, device: torch.device, report: Report = silent) -> list[st
     Raises:
         CheckFailed: if one is off by more than 2 %, or the task does not use the scale with the best FID.
     """
-    if task.spec.like:
-        raise UsageError(f"task {task.spec.name} has the networks of {task.spec.like}: verify that one")
     lines = []
-    quality = teacher_quality(task, device, report)
-    for weights, measured in ((task.trained("features"), features_quality(task, device)), (task.trained("teacher"), quality)):
+    for part in _own(task):
+        weights, measured = task.trained(part), _quality(part, task, device, report)
         path, found = task.path(weights).with_suffix(".yaml"), _numbers(measured)
         try:
             stated_numbers = _numbers(yaml.safe_load(path.read_text())["quality"])
@@ -159,9 +168,29 @@ def verify(task: Task, device: torch.device, report: Report = silent) -> list[st
             lines.append(f"{Path(weights.file).stem}: {name} is {found[name]}, its card says {stated}{'' if close else ': not the same'}")
             if not close:
                 raise CheckFailed(lines[-1])
-    if quality["best_guidance_scale"] != task.spec.guidance.scale:
-        raise CheckFailed(f"the best guidance scale is {quality['best_guidance_scale']}, the task uses {task.spec.guidance.scale}")
+        if measured.get("best_guidance_scale", task.spec.guidance.scale) != task.spec.guidance.scale:
+            raise CheckFailed(f"the best guidance scale is {measured['best_guidance_scale']}, the task uses {task.spec.guidance.scale}")
     return lines
+
+
+def search(task: Task, solver: str, num_steps: int, count: int, device: torch.device) -> Search:
+    """Levels for few steps of a solver, searched for with `count` trajectories of their own noise.
+
+    Raises UsageError for an unknown solver, one that draws noise, or more steps than the task's trajectories have.
+    """
+    chosen = SOLVERS[solver]()
+    if chosen.stochastic:
+        raise UsageError(f"solver {solver} draws noise, so that no path has an end to meet: give another")
+    if not 1 <= num_steps <= task.trajectory_steps:
+        raise UsageError(
+            f"num_steps is {num_steps}, but levels are chosen among {task.trajectory_steps}: give 1 to {task.trajectory_steps}"
+        )
+    index, teacher = torch.arange(count), task.teacher(device)
+    x_T, cond = Keyed("levels", 0).normal("x_T", index, task.shape).to(device), task.conditions.balanced(index).to(device)
+    with torch.no_grad():
+        path = integrate(chosen, teacher, x_T, few_step_levels(task.trajectory_steps), cond, save=True)
+    assert isinstance(path, Trajectory)
+    return search_levels(chosen, teacher, path, num_steps)
 
 
 def _numbers(tree: dict[Any, Any], prefix: str = "") -> dict[str, float]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 
+from harness.conditions import Condition
 from harness.config import RunConfig, resolve
+from harness.data.trajectories import open_store
+from harness.errors import UsageError
 from harness.files import read_tensors
+from harness.methods import METHODS
+from harness.randomness import keyed_initialisation
 from harness.records import Record
 from harness.run import Run, run
 from harness.tasks import Task
@@ -62,6 +69,61 @@ def test_a_method_that_trains_for_its_steps_has_none(tiny: Task, tmp_path: Path)
         config = RunConfig(task="tiny", method="step-distillation", num_steps=num_steps)
         run(config, tmp_path, CPU)
         assert Run(resolve(config), tmp_path, CPU).sibling() is None
+
+
+def test_a_student_for_several_numbers_of_steps_is_trained_once(tiny: Task, tmp_path: Path) -> None:
+    options = {"history_layers": 2, "heads": "shared", "step_counts": [2, 1]}
+    records = []
+    for num_steps in (1, 2):
+        config = RunConfig(task="tiny", method="ard", num_steps=num_steps, options=options)
+        records.append(run(config, tmp_path, CPU)[0])
+    assert [record.trained_in for record in records] == ["", records[0].run_id]
+    assert [record.method for record in records] == ["ard", "ard"]
+    weights = [read_tensors(tmp_path / "runs" / record.run_id / "student.safetensors") for record in records]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_numbers_of_steps_are_read_as_they_are_typed() -> None:
+    for typed in ("4,1,2", [4, 2, 1, 1], "1, 2,4"):
+        assert METHODS["ard"].Config(step_counts=typed).step_counts == (1, 2, 4)
+    for wrong in ("1,two", [0, 1], 3):
+        with pytest.raises(ValidationError):
+            METHODS["ard"].Config(step_counts=wrong)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "options", "told"),
+    [
+        (4, {"step_counts": [1, 2], "heads": "shared"}, "num_steps is 4, but step_counts say that the student is trained for 1, 2"),
+        (2, {"step_counts": [1, 2]}, "give heads 'shared' with it"),
+        (2, {"step_counts": [2, 3], "heads": "shared"}, "step_counts is 3, but must divide"),
+    ],
+)
+def test_numbers_of_steps_that_do_not_fit_are_refused(num_steps: int, options: dict[str, Any], told: str, tiny_folder: Path) -> None:
+    with pytest.raises(UsageError, match=told):
+        resolve(RunConfig(task="tiny", method="ard", num_steps=num_steps, options={"history_layers": 2, **options}))
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4])
+def test_such_a_student_answers_in_steps_as_in_a_masked_pass(num_steps: int, tiny: Task) -> None:
+    """And what it answers depends on the size of the step, once its weights have moved."""
+    config = METHODS["ard"].Config(history_layers=2, heads="shared", step_counts=[1, 2, 4], trajectory="states")
+    with keyed_initialisation(0, "several"), torch.no_grad():
+        method: Any = METHODS["ard"](config, tiny.teacher(CPU), tiny, num_steps, 10)
+        for parameter in method.student.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    points, cond = method.points, Condition(torch.tensor([0, 1, 2]))
+    path = open_store(tiny.recipe, tiny.teacher(CPU), CPU).batch(torch.arange(3))
+    x, _ = points.inputs_and_targets(path)
+    with torch.no_grad():
+        told = cond.told(step_size=torch.full((3,), 1 / num_steps))
+        masked, _ = method.student(x, points.times.expand(3, num_steps), told)
+        other, _ = method.student(x, points.times.expand(3, num_steps), cond.told(step_size=torch.full((3,), 0.3)))
+        state = method.solver.init(method.student, x[:, 0], cond)
+        for i in range(num_steps):
+            answer, _, state = method.solver.step(method.student, x[:, i], *points.levels[i : i + 2], cond, state, None)
+            torch.testing.assert_close(answer, masked[:, i], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(masked, other, rtol=1e-2)
 
 
 def test_a_method_of_one_step_needs_no_number(tiny: Task) -> None:

@@ -14,7 +14,7 @@ from harness.errors import CheckFailed, UsageError
 from harness.files import file_hash, read_tensors
 from harness.records import Metric
 from harness.tasks import Task
-from harness.tasks.base import Weights
+from harness.tasks.base import Guidance, Weights
 from harness.teacher import features_quality, teacher_quality, train_networks, verify
 
 CPU = torch.device("cpu")
@@ -141,3 +141,28 @@ def test_a_missing_card_is_told(carded: Task) -> None:
     carded.path(carded.spec.teacher).with_suffix(".yaml").unlink()
     with pytest.raises(UsageError, match=r"teacher\.yaml"):
         verify(carded, CPU)
+
+
+def borrowing(tiny: Task, monkeypatch: pytest.MonkeyPatch, **own: Any) -> Task:
+    """A task like the tiny one, with parts of its own."""
+    monkeypatch.setattr("harness.tasks.base.load_task", lambda name: tiny)
+    return Task(tiny.spec.model_copy(update={"like": "tiny", **own}), tiny.folder)
+
+
+def test_borrowed_networks_are_neither_trained_nor_verified(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tiny.spec.teacher.model_copy(update={"file": "own.safetensors"})
+    task = borrowing(tiny, monkeypatch, teacher=weights, schedule="flow", prediction_type="v", guidance_scan=[1.0])
+    (made,) = train_networks(task, tmp_path / "made", CPU)
+    assert made.path.name == "own.safetensors"
+    assert not (tmp_path / "made" / "features").exists()
+
+    task = borrowing(tiny, monkeypatch, teacher=weights.model_copy(update={"file": str(made.path), "sha256": made.sha256}),
+                     schedule="flow", prediction_type="v", guidance_scan=[1.0], guidance=Guidance(scale=1.0))  # fmt: skip
+    assert all(line.startswith("own: ") for line in verify(task, CPU))
+
+
+def test_a_task_without_networks_of_its_own_is_refused(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = borrowing(tiny, monkeypatch)
+    for asked in (lambda: train_networks(task, tmp_path, CPU), lambda: verify(task, CPU)):
+        with pytest.raises(UsageError, match="networks of tiny: name that one"):
+            asked()

@@ -36,6 +36,7 @@ class Recipe:
 
     Attributes:
         teacher: SHA-256 of the teacher's weights file.
+        schedule, prediction_type: the schedule's name, and what the teacher's network predicts.
         guidance_scale, guidance_channels: the guidance under which the teacher is asked.
         solver, steps: the solver's name and its number of steps K, on the levels of `few_step_levels(K)`.
         count, seed: how many trajectories, with balanced labels, and the seed of their noise.
@@ -46,6 +47,8 @@ class Recipe:
     """
 
     teacher: str
+    schedule: str
+    prediction_type: str
     guidance_scale: float
     guidance_channels: int | None
     solver: str

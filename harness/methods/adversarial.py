@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,8 +26,7 @@ from torch import Tensor, nn
 
 from harness.conditions import Condition
 from harness.denoiser import Guided, like
-from harness.errors import UsageError
-from harness.methods.base import Batch, OptimizerConfig, Player, Problem
+from harness.methods.base import Batch, Loss, OptimizerConfig, Player, Problem, Update
 from harness.networks.discriminator import Heads
 from harness.networks.dit import DiT
 from harness.schedules import NUM_LEVELS
@@ -59,18 +59,6 @@ class GANOptions(OptimizerConfig):
     def whole_batch(self) -> bool:
         """The weight from the same batch is a ratio of norms, which does not average over micro-batches."""
         return self.gan_from is not None and self.gan_lag == 0
-
-    def without_idle_gan(self) -> GANOptions:
-        """The same; without a GAN stage its options are the defaults, so that equal models are equal configs."""
-        if self.gan_from is not None:
-            return self
-        idle = {name: field.default for name, field in type(self).model_fields.items() if name.startswith("gan_")}
-        return self.model_copy(update=idle)
-
-    def check_gan(self, task: Problem) -> None:
-        """Raises UsageError if the task's teacher has no blocks to judge by."""
-        if self.gan_from is not None and not task.network_teacher:
-            raise UsageError("gan_from needs a teacher that is a network, but this task's is a closed formula: leave it out")
 
 
 @dataclass
@@ -134,28 +122,38 @@ class Critic:
 
 
 class Adversary(Critic):
-    """The discriminator's player and both losses of ARD's stage.
+    """The GAN stage: the discriminator's player, and both losses on the last x_0, which the student's own loss leaves in the carry.
 
     Args:
-        last_layer: shape of the weight whose gradients balance the two losses.
+        last_layer: the layer whose weight's gradients balance the two losses.
         total_steps: length of the run.
     """
 
-    def __init__(self, config: GANOptions, teacher: Guided, task: Problem, last_layer: torch.Size, total_steps: int):
+    name = "discriminator"
+
+    def __init__(self, config: GANOptions, teacher: Guided, task: Problem, last_layer: nn.Linear, total_steps: int):
         assert config.gan_from is not None
         super().__init__(teacher, task, config.gan_lr, config.clip, config.gan_virtual_batch, config.gan_max_time)
-        self.config = config
+        self.config, self.last_layer = config, last_layer
         self.start = round(config.gan_from * total_steps)
         self.warm = self.start + math.ceil(config.gan_warmup * (total_steps - self.start))
         self.weight = 0.0
-        self.gradients, self.samples = torch.zeros(2, *last_layer), 0  # summed over a step's micro-batches
+        self.gradients, self.samples = torch.zeros(2, *last_layer.weight.shape), 0  # summed over a step's micro-batches
 
-    def student_loss(self, mse: Tensor, x_0: Tensor, cond: Condition, batch: Batch, seen: Seen) -> tuple[Tensor, dict[str, Tensor]]:
+    def updates(self, step: int, loss: Loss) -> list[Update]:
+        student = Update("student", loss) if step < self.warm else Update("student", partial(self.student_loss, loss), "gan")
+        return [student, Update(self.name, self.discriminator_loss)]
+
+    def student_loss(self, loss: Loss, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """`MSE + lambda GAN`.
 
         The two gradients are taken at the output of the last layer, and the GAN's is put back as a product with that output,
         so that the discriminator is gone through backwards once.
         """
+        assert batch.trajectory is not None
+        with watch(self.last_layer) as seen:
+            mse, metrics = loss(batch)
+        x_0, cond = batch.carry["x_0"], batch.trajectory.cond
         output = seen.output
         assert output is not None
         gan = -self.logits(x_0, cond, batch, "student").mean()
@@ -165,7 +163,7 @@ class Adversary(Critic):
         weight = self.weight if self.config.gan_lag else self.balance(found)
         product = (of_gan * output).sum()
         gan = gan.detach() + product - product.detach()
-        metrics = {"gan": gan.detach(), "gan_weight": torch.tensor(weight), "mse": mse.detach()}
+        metrics |= {"gan": gan.detach(), "gan_weight": torch.tensor(weight), "mse": mse.detach()}
         return mse + weight * gan, metrics
 
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -50,11 +50,12 @@ class ARD(TrajectoryDistillation):
 
     @classmethod
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
-        if config.history_layers == 0 or config.history_depth == 0 or num_steps == 1:
+        longest = max(config.step_counts, default=num_steps)
+        if config.history_layers == 0 or config.history_depth == 0 or longest == 1:
             shared = config.model_dump(exclude={"history_layers", "mask", "history_depth"})
             return StepDistillation.canonical(DistillationConfig(**shared), num_steps)
-        if config.history_depth is not None and config.history_depth >= num_steps - 1:
+        if config.history_depth is not None and config.history_depth >= longest - 1:
             config = config.model_copy(update={"history_depth": None})
-        if num_steps == 2:  # two states: the noise is all the history there is
+        if longest == 2:  # two states: the noise is all the history there is
             config = config.model_copy(update={"mask": "causal"})
-        return METHODS.name_of(cls), config.without_idle_gan()
+        return METHODS.name_of(cls), config.without_idle_stages()

@@ -11,10 +11,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor, nn
 
 from harness.conditions import Condition
@@ -97,6 +97,10 @@ class Batch:
         return self.randomness.uniform(name, self.index).to(self.index.device)
 
 
+Loss = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
+"""Maps a micro-batch to the scalar loss and named metrics (scalars)."""
+
+
 class EMA:
     """An exponential moving average of a module's weights: what is evaluated.
 
@@ -167,13 +171,25 @@ class Update:
 
     Attributes:
         player: its name.
-        loss: maps a micro-batch to the scalar loss and named metrics (scalars).
+        loss: of a micro-batch.
         phase: tells losses of one player apart that cost differently; FLOPs are counted once a player and phase.
     """
 
     player: str
-    loss: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
+    loss: Loss
     phase: str = ""
+
+
+def _split(value: Any) -> Any:
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        return tuple(sorted({int(part) for part in parts}))
+    except (TypeError, ValueError):
+        return parts  # pydantic says what is wrong
+
+
+Numbers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split)]
+"""Whole numbers, typed as 1,2,4: each once, in ascending order."""
 
 
 class MethodConfig(BaseModel):
@@ -254,6 +270,11 @@ class Method(ABC):
 
     @abstractmethod
     def __init__(self, config: Any, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int): ...
+
+    @classmethod
+    def trained_once(cls, config: Any) -> bool:
+        """Whether these options make a student for any number of steps, or for several: one training run serves all of them."""
+        return cls.any_step
 
     @classmethod
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:

@@ -10,8 +10,9 @@ Untrained, under `parametrization: teacher` and `heads: shared` the student is t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -20,15 +21,16 @@ from torch import Tensor
 from harness.conditions import Condition
 from harness.denoiser import Denoiser, Guided, like, predict
 from harness.errors import UsageError
-from harness.methods.adversarial import Adversary, GANOptions, watch
-from harness.methods.base import METHODS, Batch, Method, Problem, Update
+from harness.methods.adversarial import Adversary, GANOptions
+from harness.methods.base import METHODS, Batch, Loss, Method, Numbers, Player, Problem, Update
+from harness.methods.matching import MatchingStage, StageOptions
 from harness.networks.history import EMPTY, Cache, HistoryDiT, Visible, causal
 from harness.schedules import Schedule, few_step_levels
 from harness.solvers import DDIM, Noise, Solver, Trajectory, ddim_step, integrate
 from harness.solvers.ddim import implied_x_0
 
 
-class DistillationConfig(GANOptions):
+class DistillationConfig(GANOptions, StageOptions):
     """What step distillation and ARD share. The defaults are those of ARD's released code."""
 
     lr: float = Field(3e-3, gt=0, le=1)
@@ -45,6 +47,45 @@ class DistillationConfig(GANOptions):
     """Whether every step sees the noise x_T as further channels, whose weights start at zero."""
     own_history: float = Field(0.0, ge=0, le=1)
     """Share of a batch that is trained on the points where the student's own sampling takes it, towards the teacher's targets."""
+    step_counts: Numbers = ()
+    """Numbers of steps, as in 1,2,4, that one student is trained for in turn, told the size of a step; none means for its own alone."""
+
+    def check_options(self, task: Problem, num_steps: int) -> None:
+        """Raises UsageError for options that contradict each other."""
+        if self.parametrization == "teacher" and self.trajectory != "states":
+            raise UsageError("parametrization 'teacher' is a DDIM step between noisy states: give trajectory 'states' with it")
+        if self.step_counts and num_steps not in self.step_counts:
+            counts = ", ".join(map(str, self.step_counts))
+            raise UsageError(f"num_steps is {num_steps}, but step_counts say that the student is trained for {counts}: give one of these")
+        if self.step_counts and self.heads == "per_step":
+            raise UsageError("step_counts make one student for several numbers of steps, with one final layer: give heads 'shared' with it")
+        if self.gan_from is not None and self.dmd_from is not None:
+            raise UsageError("gan_from and dmd_from are two ways to finish a student: give one")
+        for option in ("gan_from", "dmd_from"):
+            if getattr(self, option) is not None and not task.network_teacher:
+                raise UsageError(f"{option} needs a teacher that is a network, but this task's is a closed formula: leave it out")
+
+    def without_idle_stages(self) -> DistillationConfig:
+        """The same; where a stage is off its options are the defaults, so that equal models are equal configs."""
+        idle = [stage for stage in ("gan", "dmd") if getattr(self, f"{stage}_from") is None]
+        fields = type(self).model_fields.items()
+        return self.model_copy(update={name: field.default for name, field in fields if name.split("_")[0] in idle})
+
+
+class Stage(Protocol):
+    """What is added to the regression from step `start` on: a further player and its updates, given the student's own loss."""
+
+    name: str
+    start: int
+    player: Player
+
+    def updates(self, step: int, loss: Loss) -> list[Update]: ...
+
+    def end_step(self) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +100,10 @@ class Points:
     schedule: Schedule
     prediction_type: Any
     levels: Tensor
+
+    def told(self, count: int, device: torch.device) -> dict[str, Tensor]:
+        """Numbers [count] that the student is told: of several numbers of steps, the size of one."""
+        return {"step_size": torch.full((count,), 1 / (len(self.levels) - 1), device=device)} if self.config.step_counts else {}
 
     @property
     def times(self) -> Tensor:
@@ -123,6 +168,7 @@ class CachedSteps(Solver):
     def step(self, model: HistoryDiT, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: Progress,
              noise: Noise | None) -> tuple[Tensor, Tensor, Progress]:  # fmt: skip
         time = self.points.times[state.cache.states].to(x_t.device).expand(len(x_t), 1)
+        cond = cond.told(**self.points.told(len(x_t), x_t.device))
         output, cache = model(self.points.network_input(x_t.unsqueeze(1), state.x_T), time, cond, state.cache)
         answer = self.points.answer(output[:, 0, : x_t.shape[1]], x_t, t, s)
         x_s = self.points.following(answer, state.x_T, s)
@@ -140,22 +186,27 @@ class TrajectoryDistillation(Method):
         self.config, self.teacher_network = config, teacher.denoiser.network if task.network_teacher else None
         network = HistoryDiT(
             num_steps, history_layers, visible, config.heads == "per_step",
-            extra_channels=task.shape[0] if config.noise_channels else 0, **task.network_options,
+            extra_channels=task.shape[0] if config.noise_channels else 0, scalars=("step_size",) if config.step_counts else (),
+            **task.network_options,
         )  # fmt: skip
         if self.teacher_network is not None:
             network.load_teacher(self.teacher_network.state_dict())
-        self.players = {"student": config.player(network, total_steps)}
+        updates = total_steps if config.dmd_from is None else MatchingStage.student_updates(config, total_steps)
+        self.players = {"student": config.player(network, updates)}
         ema = self.players["student"].ema
         assert ema is not None
         self.student = ema.module
         self.levels = few_step_levels(num_steps)
         self.points = Points(config, task.schedule, task.prediction_type, self.levels)
+        self.trained_points = [replace(self.points, levels=few_step_levels(n)) for n in config.step_counts] or [self.points]
         self.solver = CachedSteps(self.points)
-        self.last_layer = network.head(num_steps - 1).linear
-        self.adversary: Adversary | None = None
+        self.stage: Stage | None = None
         if config.gan_from is not None:
-            self.adversary = Adversary(config, teacher, task, self.last_layer.weight.shape, total_steps)
-            self.players["discriminator"] = self.adversary.player
+            self.stage = Adversary(config, teacher, task, network.head(num_steps - 1).linear, total_steps)
+        elif config.dmd_from is not None:
+            self.stage = MatchingStage(config, teacher, task, total_steps)
+        if self.stage is not None:
+            self.players[self.stage.name] = self.stage.player
             self.sources = self.sources | {"data"}
 
     @staticmethod
@@ -165,18 +216,17 @@ class TrajectoryDistillation(Method):
 
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
-        if task.trajectory_steps % num_steps:
-            divisors = [n for n in range(1, task.trajectory_steps + 1) if task.trajectory_steps % n == 0]
-            raise UsageError(
-                f"num_steps is {num_steps}, but must divide the {task.trajectory_steps} evaluations of the task's "
-                f"trajectories: one of {', '.join(map(str, divisors))}"
-            )
-        config.check_gan(task)
+        for count in (num_steps, *config.step_counts):
+            if task.trajectory_steps % count:
+                divisors = [n for n in range(1, task.trajectory_steps + 1) if task.trajectory_steps % n == 0]
+                raise UsageError(
+                    f"{'num_steps' if count == num_steps else 'step_counts'} is {count}, but must divide the {task.trajectory_steps} "
+                    f"evaluations of the task's trajectories: one of {', '.join(map(str, divisors))}"
+                )
+        config.check_options(task, num_steps)
         depth = task.network_options["depth"]
         if (layers := cls.history(config)[0]) > depth:
             raise UsageError(f"history_layers is {layers}, but the teacher has {depth} layers: give 0 to {depth}")
-        if config.parametrization == "teacher" and config.trajectory != "states":
-            raise UsageError("parametrization 'teacher' is a DDIM step between noisy states: give trajectory 'states' with it")
 
     def teacher_points(self, trajectory: Trajectory) -> Tensor:
         x, target = self.points.inputs_and_targets(trajectory)
@@ -191,54 +241,53 @@ class TrajectoryDistillation(Method):
         return lambda x_T, cond: integrate(DDIM(), teacher, x_T, self.levels, cond)  # type: ignore[return-value]
 
     def updates(self, step: int) -> Iterable[Update]:
-        if self.adversary is None or step < self.adversary.start:
-            return [Update("student", self.loss)]
-        student = Update("student", self.loss) if step < self.adversary.warm else Update("student", self.loss_with_gan, "gan")
-        return [student, Update("discriminator", self.adversary.discriminator_loss)]
+        points = self.trained_points[step % len(self.trained_points)]
+        loss = partial(self.loss, points=points)
+        in_stage = self.stage is not None and step >= self.stage.start
+        found = self.stage.updates(step, loss) if in_stage else [Update("student", loss)]  # type: ignore[union-attr]
+        if self.config.step_counts:
+            return [replace(update, phase=f"{update.phase} {len(points.levels) - 1} steps".lstrip()) for update in found]
+        return found
 
     def end_step(self, step: int, means: dict[str, float]) -> Collection[str]:
-        if self.adversary is not None and step >= self.adversary.start:
-            self.adversary.end_step()
+        if self.stage is not None and step >= self.stage.start:
+            self.stage.end_step()
         return ()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.adversary.state_dict() if self.adversary else {}
+        return self.stage.state_dict() if self.stage else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.adversary:
-            self.adversary.load_state_dict(state)
+        if self.stage:
+            self.stage.load_state_dict(state)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    @classmethod
+    def trained_once(cls, config: Any) -> bool:
+        return bool(config.step_counts)
+
+    def loss(self, batch: Batch, points: Points | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean of the S squared errors, under teacher forcing but for the share that sees its own history."""
         assert batch.trajectory is not None
-        x, target = self.points.inputs_and_targets(batch.trajectory)
+        points, path = points or self.points, batch.trajectory
+        x, target = points.inputs_and_targets(path)
         if self.config.own_history:
             own = (batch.uniform("own history") < self.config.own_history).reshape(-1, 1, 1, 1, 1)
-            x = torch.where(own, self.own_points(x[:, 0], batch.trajectory.cond), x)
-        times = self.points.times.to(x.device).expand(x.shape[:2])
-        seen = self.points.network_input(x, x[:, 0])
-        output, _ = self.players["student"].module(seen, times, batch.trajectory.cond)
-        t, s = (grid.repeat(len(x)) for grid in (self.levels[:-1], self.levels[1:]))
-        answer = self.points.answer(output[:, :, : x.shape[2]].flatten(0, 1), x.flatten(0, 1), t, s).unflatten(0, x.shape[:2])
+            x = torch.where(own, self.own_points(points, x[:, 0], path.cond), x)
+        times = points.times.to(x.device).expand(x.shape[:2])
+        seen, cond = points.network_input(x, x[:, 0]), path.cond.told(**points.told(len(x), x.device))
+        output, _ = self.players["student"].module(seen, times, cond)
+        t, s = (grid.repeat(len(x)) for grid in (points.levels[:-1], points.levels[1:]))
+        answer = points.answer(output[:, :, : x.shape[2]].flatten(0, 1), x.flatten(0, 1), t, s).unflatten(0, x.shape[:2])
         errors = (answer - target).square().mean((0, 2, 3, 4))
         batch.carry["x_0"] = answer[:, -1]  # at t = 0 the answer is x_0, whatever it was before
         return errors.mean(), {f"mse_step{i + 1}": error.detach() for i, error in enumerate(errors)}
 
     @torch.no_grad()
-    def own_points(self, x_T: Tensor, cond: Condition) -> Tensor:
+    def own_points(self, points: Points, x_T: Tensor, cond: Condition) -> Tensor:
         """Where the student's own sampling goes from x_T [B, C, H, W], without the end: [B, S, C, H, W]."""
-        path = integrate(self.solver, self.players["student"].module, x_T, self.levels, cond, save=True)
+        path = integrate(CachedSteps(points), self.players["student"].module, x_T, points.levels, cond, save=True)
         assert isinstance(path, Trajectory)
         return path.states[:, :-1]
-
-    def loss_with_gan(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The same, and the GAN's loss of the last x_0."""
-        assert self.adversary is not None
-        assert batch.trajectory is not None
-        with watch(self.last_layer) as seen:
-            mse, metrics = self.loss(batch)
-        loss, more = self.adversary.student_loss(mse, batch.carry["x_0"], batch.trajectory.cond, batch, seen)
-        return loss, metrics | more
 
 
 @METHODS.register("step-distillation")
@@ -250,7 +299,9 @@ class StepDistillation(TrajectoryDistillation):
 
     @classmethod
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
-        if num_steps == 1:  # from the noise to the data: one head, one time, and all kinds of trajectory are the same pair
+        if (
+            num_steps == 1 and not config.step_counts
+        ):  # from the noise to the data: one head, one time, and all kinds of trajectory are the same pair
             kind = {"trajectory": "predictions", "heads": "per_step"} if config.parametrization == "direct" else {"heads": "shared"}
             config = config.model_copy(update={**kind, "time_embedding": "per_state", "own_history": 0.0})
-        return METHODS.name_of(cls), config.without_idle_gan()
+        return METHODS.name_of(cls), config.without_idle_stages()

@@ -1,19 +1,20 @@
 """The teacher itself under a solver with few steps: what a user has without distilling. Nothing is trained.
 
-With `reuse_every` n, all but every n-th step run the lowest blocks alone and reuse what the others added (feature caching,
-`solvers/feature_reuse.py`).
+Its levels are equally spaced or given; `harness teacher levels` searches for good ones (`solvers/search.py`). With `reuse_every` n,
+all but every n-th step run the lowest blocks alone and reuse what the others added (feature caching, `solvers/feature_reuse.py`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import nn
 
 from harness.denoiser import Guided
 from harness.errors import UsageError
-from harness.methods.base import METHODS, Method, MethodConfig, Problem
+from harness.methods.base import METHODS, Method, MethodConfig, Numbers, Problem
 from harness.schedules import few_step_levels
 from harness.solvers import SOLVERS, FeatureReuse
 
@@ -21,6 +22,8 @@ from harness.solvers import SOLVERS, FeatureReuse
 class TeacherConfig(MethodConfig):
     solver: str = "ddim"
     """Name of the solver; `harness list solvers` lists them."""
+    levels: Numbers = ()
+    """Timesteps in thousandths, as in 167,417,833, at which it is asked beside pure noise; none means equally spaced."""
     reuse_every: int = Field(1, ge=1, le=1000)
     """One full pass in so many steps, the others reuse its upper blocks; 1 is never."""
     reuse_below: int = Field(4, ge=1, le=1000)
@@ -29,6 +32,8 @@ class TeacherConfig(MethodConfig):
 
 @METHODS.register("teacher")
 class Teacher(Method):
+    """The guided teacher under a solver, on levels round(1000 k / S) - 1 or on those given."""
+
     """The guided teacher under a solver, on levels round(1000 k / S) - 1."""
 
     Config = TeacherConfig
@@ -39,17 +44,28 @@ class Teacher(Method):
         self.players = {}
         self.student = teacher
         self.solver, self.levels = SOLVERS[config.solver](), few_step_levels(num_steps)
+        if config.levels:
+            self.levels = torch.tensor([1000, *reversed(config.levels), 0], dtype=torch.float64, device="cpu") / 1000
         if config.reuse_every > 1:
             self.solver = FeatureReuse(self.solver, config.reuse_every, config.reuse_below)
 
     @classmethod
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
-        plain = config.model_copy(update={"reuse_every": 1, "reuse_below": cls.Config.model_fields["reuse_below"].default})
-        return METHODS.name_of(cls), config if config.reuse_every > 1 and num_steps > 1 else plain
+        equal = [round(1000 * float(level)) for level in few_step_levels(num_steps)[1:-1]]
+        if list(config.levels) == sorted(equal):
+            config = config.model_copy(update={"levels": ()})
+        if config.reuse_every == 1 or num_steps == 1:
+            idle = {"reuse_every": 1, "reuse_below": cls.Config.model_fields["reuse_below"].default}
+            config = config.model_copy(update=idle)
+        return METHODS.name_of(cls), config
 
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         SOLVERS[config.solver]
+        if config.levels and len(config.levels) != num_steps - 1:
+            raise UsageError(f"{num_steps} steps have {num_steps - 1} levels between noise and data, but {len(config.levels)} are given")
+        if config.levels and config.levels[-1] >= 1000:
+            raise UsageError(f"levels hold {config.levels[-1]}, but must lie between 0 and 1000, which are data and noise")
         if config.reuse_every == 1:
             return
         if not task.network_teacher:

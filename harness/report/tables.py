@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -86,22 +87,29 @@ def load_records(results: Path) -> list[Record]:
 def label(record: Record) -> str:
     """Method and the options that matter: those marked for labels and those that differ from the default."""
     options, config = all_options(record), settings(record)
+    off = _off_default(record)
     if record.method in METHODS.names():
         fields = METHODS[record.method].Config.model_fields
-        told = {name: name in fields and _in_label(fields[name].json_schema_extra) for name in options}
-        off = {name: value for name, value in options.items() if name not in fields or value != fields[name].default or told[name]}
-        options = dict(sorted(off.items(), key=lambda item: not told[item[0]]))
-    options |= {name: config[name] for name, plain in PLAIN_CONFIG.items() if config[name] != plain}
-    return record.method + "".join(f", {name} {value}" for name, value in options.items())
+        told = [name for name in options if name in fields and _in_label(fields[name].json_schema_extra)]
+        off = {name: options[name] for name in told} | off
+    off |= {name: config[name] for name, plain in PLAIN_CONFIG.items() if config[name] != plain}
+    return record.method + "".join(f", {name} {_shown(value)}" for name, value in off.items())
+
+
+def _off_default(record: Record) -> dict[str, Any]:
+    """The options that differ from their method's defaults."""
+    plain = METHODS[record.method].Config().model_dump(mode="json") if record.method in METHODS.names() else {}
+    return {name: value for name, value in all_options(record).items() if name not in plain or value != plain[name]}
+
+
+def _shown(value: Any) -> str:
+    """A list as it is typed."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def differing(a: Record, b: Record) -> list[str]:
     """In what two records differ: the method, options off their method's default, settings of the run."""
-    sides = []
-    for record in (a, b):
-        fields = METHODS[record.method].Config.model_fields if record.method in METHODS.names() else {}
-        off = {name: value for name, value in all_options(record).items() if name not in fields or value != fields[name].default}
-        sides.append({"method": record.method, **off, **settings(record)})
+    sides = [{"method": record.method, **_off_default(record), **settings(record)} for record in (a, b)]
     return sorted(name for name in sides[0].keys() | sides[1].keys() if sides[0].get(name) != sides[1].get(name))
 
 

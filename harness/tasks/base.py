@@ -29,6 +29,9 @@ from harness.randomness import Keyed, keyed_initialisation
 from harness.schedules import SCHEDULES, Schedule
 from harness.solvers import Noise
 
+Part = Literal["teacher", "features"]
+"""A network that comes with a task."""
+
 FOLDER = Path(str(files("harness.tasks")))
 
 
@@ -229,12 +232,16 @@ class Task:
         network.load_state_dict(self._weights(self.trained("features")))
         return network.requires_grad_(False).eval().to(device)
 
-    def trained(self, part: Literal["teacher", "features"]) -> Weights:
+    def trained(self, part: Part) -> Weights:
         """What the task's file says of a trained network. Raises UsageError if the task has none."""
         weights = getattr(self.spec, part)
         if weights is None:
             raise UsageError(f"task {self.spec.name} has no trained {part}: it is exact")
         return weights
+
+    def borrows(self, part: Part) -> bool:
+        """Whether a trained network is that of the task that this one is like."""
+        return self.spec.like is not None and getattr(load_task(self.spec.like).spec, part) == getattr(self.spec, part)
 
     @property
     def teacher_hash(self) -> str:
@@ -254,8 +261,8 @@ class Task:
     def recipe(self) -> Recipe:
         """What the task's trajectories are made of."""
         spec, guidance = self.spec.trajectories, self.spec.guidance
-        return Recipe(self.teacher_hash, guidance.scale, guidance.channels, spec.solver, spec.steps, spec.count,
-                      spec.seed, self.shape, self.conditions.count,
+        return Recipe(self.teacher_hash, self.spec.schedule, self.spec.prediction_type, guidance.scale, guidance.channels,
+                      spec.solver, spec.steps, spec.count, spec.seed, self.shape, self.conditions.count,
                       self.spec.prompts.sha256 if self.spec.prompts else "")  # fmt: skip
 
     def evaluation_inputs(self, noise_set: int) -> tuple[Tensor, Condition]:

@@ -27,7 +27,7 @@ from harness.schedules import VPSchedule, few_step_levels
 from harness.solvers import DDIM, integrate
 
 CPU = torch.device("cpu")
-RECIPE = Recipe("some teacher", 1.5, None, "ddim", steps=4, count=11, seed=3, shape=(2, 4, 4), num_classes=3)
+RECIPE = Recipe("some teacher", "vp", "eps", 1.5, None, "ddim", steps=4, count=11, seed=3, shape=(2, 4, 4), num_classes=3)
 ITEMS = torch.arange(11)
 
 

@@ -27,7 +27,7 @@ def student(task: Task, total_steps: int = STEPS, **options: Any) -> Any:
     with keyed_initialisation(0, "student"):
         config = METHODS["ard"].Config(**{"history_layers": 2, "gan_from": 0.5, **options})
         method = METHODS["ard"](config, task.teacher(CPU), task, 2, total_steps)
-    for parameter in method.adversary.heads.parameters():
+    for parameter in method.stage.heads.parameters():
         parameter.requires_grad_(False)
     return method
 
@@ -42,17 +42,17 @@ def batch(tiny: Task) -> Batch:
 def plain_losses(method: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """MSE and GAN as one graph, without the detour over the last layer's output."""
     mse, _ = method.loss(batch)
-    return mse, -method.adversary.logits(batch.carry["x_0"], batch.trajectory.cond, batch, "student").mean()
+    return mse, -method.stage.logits(batch.carry["x_0"], batch.trajectory.cond, batch, "student").mean()
 
 
 @pytest.mark.parametrize("heads", ["shared", "per_step"])
 def test_the_gradient_is_that_of_mse_plus_lambda_gan(heads: str, tiny: Task, batch: Batch) -> None:
     method = student(tiny, heads=heads)
-    method.adversary.weight = 1e3  # so that the GAN's part weighs as much as the other one
+    method.stage.weight = 1e3  # so that the GAN's part weighs as much as the other one
     parameters = dict(method.players["student"].module.named_parameters())
     mse, gan = plain_losses(method, batch)
     expected = torch.autograd.grad(mse + 1e3 * gan, list(parameters.values()), allow_unused=True)
-    loss, metrics = method.loss_with_gan(batch)
+    loss, metrics = method.stage.student_loss(method.loss, batch)
     loss.backward()
     torch.testing.assert_close(loss, mse + 1e3 * gan)
     assert metrics["gan_weight"] == pytest.approx(1e3)
@@ -69,28 +69,28 @@ def test_the_gradient_is_that_of_mse_plus_lambda_gan(heads: str, tiny: Task, bat
 @pytest.mark.parametrize("heads", ["shared", "per_step"])
 def test_lambda_is_the_ratio_of_the_last_layers_gradients(heads: str, tiny: Task, batch: Batch) -> None:
     method = student(tiny, heads=heads, gan_weight=10.0, gan_lag=0)
-    weight = method.last_layer.weight
+    weight = method.stage.last_layer.weight
     with torch.no_grad():  # so that the ratio stays below its clamp
-        for head in method.adversary.heads:
+        for head in method.stage.heads:
             head.project.bias.fill_(1.0)
     mse, gan = plain_losses(method, batch)
     of_mse, of_gan = (torch.autograd.grad(loss, weight, retain_graph=True)[0].norm() for loss in (mse, gan))
-    _, metrics = method.loss_with_gan(batch)
+    _, metrics = method.stage.student_loss(method.loss, batch)
     assert float(metrics["gan_weight"]) == pytest.approx(10 * min(float(of_mse / (of_gan + 1e-4)), 1e4), rel=1e-3)
 
 
 def test_with_a_lag_lambda_is_that_of_the_step_before(tiny: Task, batch: Batch) -> None:
     now, before = student(tiny, gan_lag=0), student(tiny, gan_lag=1)
-    _, metrics = now.loss_with_gan(batch)
-    _, first = before.loss_with_gan(batch)
+    _, metrics = now.stage.student_loss(now.loss, batch)
+    _, first = before.stage.student_loss(before.loss, batch)
     assert float(first["gan_weight"]) == 0
     before.end_step(STEPS - 1, {})
-    _, second = before.loss_with_gan(batch)
+    _, second = before.stage.student_loss(before.loss, batch)
     assert float(second["gan_weight"]) == pytest.approx(float(metrics["gan_weight"]), rel=1e-5)
 
 
 def test_lambda_is_clamped(tiny: Task) -> None:
-    adversary = student(tiny, gan_weight=2.0).adversary
+    adversary = student(tiny, gan_weight=2.0).stage
     gradients = torch.zeros_like(adversary.gradients)
     gradients[0] = 1e6
     assert adversary.balance(gradients) == 2e4
@@ -121,10 +121,10 @@ def test_hinge(tiny: Task, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> Non
     method = student(tiny)
     method.loss(batch)
     answers = {"real": torch.full((3, 8, 4), 0.25), "student": torch.full((3, 8, 4), -3.0)}
-    monkeypatch.setattr(method.adversary, "logits", lambda x_0, cond, batch, name: answers[name])
-    assert float(method.adversary.discriminator_loss(batch)[0]) == pytest.approx(0.75)
+    monkeypatch.setattr(method.stage, "logits", lambda x_0, cond, batch, name: answers[name])
+    assert float(method.stage.discriminator_loss(batch)[0]) == pytest.approx(0.75)
     answers["student"] = torch.full((3, 8, 4), 0.5)
-    assert float(method.adversary.discriminator_loss(batch)[0]) == pytest.approx(0.75 + 1.5)
+    assert float(method.stage.discriminator_loss(batch)[0]) == pytest.approx(0.75 + 1.5)
 
 
 def test_the_heads_learn_to_tell_real_images_from_the_students(tiny: Task) -> None:
@@ -207,15 +207,15 @@ def test_the_spectral_norm_becomes_one() -> None:
 
 def test_a_loss_does_not_move_the_heads_buffers(tiny: Task, batch: Batch) -> None:
     method = student(tiny)
-    before = {name: value.clone() for name, value in method.adversary.heads.state_dict().items()}
-    method.loss_with_gan(batch)
-    method.adversary.discriminator_loss(batch)
-    assert all(torch.equal(value, before[name]) for name, value in method.adversary.heads.state_dict().items())
+    before = {name: value.clone() for name, value in method.stage.heads.state_dict().items()}
+    method.stage.student_loss(method.loss, batch)
+    method.stage.discriminator_loss(batch)
+    assert all(torch.equal(value, before[name]) for name, value in method.stage.heads.state_dict().items())
     with torch.no_grad():
-        for parameter in method.adversary.heads.parameters():
+        for parameter in method.stage.heads.parameters():
             parameter.add_(torch.linspace(0, 1, parameter.numel()).view_as(parameter))
     method.end_step(STEPS - 1, {})
-    moved = method.adversary.heads.state_dict()
+    moved = method.stage.heads.state_dict()
     assert not torch.equal(moved["0.wide.0.left"], before["0.wide.0.left"])
 
 

@@ -23,6 +23,8 @@ from harness.trainer import Items
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS.names()} | {
     "ard": ("ard", {"history_layers": 2}),  # the default suits a deeper teacher
     "ard on its own history": ("ard", {"history_layers": 2, "own_history": 0.5}),
+    "ard for several numbers of steps": ("ard", {"history_layers": 2, "heads": "shared", "step_counts": [1, 2]}),
+    "ard with distribution matching": ("ard", {"history_layers": 2, "dmd_from": 0.0, "dmd_every": 2}),
     "imm": ("imm", {"group": 2, "gap": 3}),
     "ladd": ("ladd", {"gan_virtual_batch": 2}),
     "dmd2": ("dmd2", {"student_every": 2}),
@@ -105,7 +107,7 @@ FAULTS: dict[Check, Callable[[Patch], None]] = {
     contract.accumulation: lambda patch: changed_loss(patch, lambda self, loss: loss**2),
     contract.resume: lambda patch: changed_loss(patch, counted),
     contract.own_state: lambda patch: patch.setattr(ARD, "state_dict", lambda self: {"number": id(self)}),
-    contract.any_step: lambda patch: patch.setattr(ARD, "any_step", True),
+    contract.any_step: lambda patch: patch.setattr(ARD, "trained_once", classmethod(lambda cls, config: True)),
     contract.seeded: lambda patch: patch.setattr(Items, "__call__", lambda self, index: index % self.size),
 }
 

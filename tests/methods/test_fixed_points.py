@@ -362,7 +362,7 @@ def test_distribution_matching_stops_where_the_fake_score_is_the_teacher() -> No
     method = built("dmd2", end, student_gan=0.0, num_steps=2)
     found = []
     for formula in (posterior, end):
-        method.fake_model = Model(formula, method.schedule)
+        method.matching.model = Model(formula, method.schedule)
         found.append(max(float(method.loss_at(batch, place=1)[1]["gradient"]) for batch in batches(2)))
     assert found[0] < 1e-9 * found[1]
 
@@ -370,12 +370,12 @@ def test_distribution_matching_stops_where_the_fake_score_is_the_teacher() -> No
 def test_the_fake_score_finds_the_denoiser_of_the_students_samples() -> None:
     method = built("dmd2", end, fake_gan=0.0, num_steps=1)  # the exact student: its samples are the data
     for formula, bound in ((posterior, 4.0), (end, None)):
-        method.fake_model = Model(formula, method.schedule)
+        method.matching.model = Model(formula, method.schedule)
         found = []
         for batch in batches():
-            method.fake_model.distortion.grad = None
+            method.matching.model.distortion.grad = None
             method.fake_loss(batch, place=0)[0].backward()
-            found.append(method.fake_model.distortion.grad.clone())
+            found.append(method.matching.model.distortion.grad.clone())
         gradients = torch.stack(found)
         z = float((gradients.mean(0).abs() / (gradients.std(0) / len(found) ** 0.5)).max())
         assert z < bound if bound else z > 8
@@ -422,7 +422,7 @@ def shifted(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Predic
 
 def test_distribution_matching_moves_samples_back() -> None:
     method = built("dmd2", end, student_gan=0.0, fake_gan=0.0)
-    method.fake_model = Model(shifted, method.schedule)
+    method.matching.model = Model(shifted, method.schedule)
     for batch in batches(1):
         x = (batch.data[0] + 0.5).requires_grad_()  # type: ignore[index]
         method.generate = lambda *args, x=x: x
@@ -433,8 +433,8 @@ def test_distribution_matching_moves_samples_back() -> None:
 def test_a_students_gan_loss_asks_for_what_looks_real_and_a_critics_tells_apart() -> None:
     method = built("dmd2", end, num_steps=1)
     slope = torch.ones((), dtype=torch.float64, requires_grad=True)
-    method.fake.logit = lambda x_t, time, cond: slope * x_t.mean((1, 2, 3))
-    method.fake_model = Model(posterior, method.schedule)  # the teacher: no gradient of matching
+    method.matching.fake.logit = lambda x_t, time, cond: slope * x_t.mean((1, 2, 3))
+    method.matching.model = Model(posterior, method.schedule)  # the teacher: no gradient of matching
     (batch,) = batches(1)
     x = (batch.data[0] - 2).detach().requires_grad_()  # type: ignore[index]
     method.generate = lambda *args: x
