@@ -98,14 +98,21 @@ for _option in field_options(RunConfig, RUN_FIELDS):
 @click.argument("file", metavar="FILE")
 @click.option("--dry-run", is_flag=True, help="Only show what would run and what is already there.")
 @click.option("--reuse", is_flag=True, help="Take finished records that other code made, published ones too.")
+@click.option("--storage", metavar="URL", help="Database of a search's studies [default: searches.db in the results folder].")
 @common(results=True, device=True)
-def sweep_command(file: str, dry_run: bool, reuse: bool, as_json: bool, results: Path, device: str) -> None:
+def sweep_command(file: str, dry_run: bool, reuse: bool, storage: str | None, as_json: bool, results: Path, device: str) -> None:
     """Run all that a sweep file asks for; finished runs are skipped and interrupted ones resumed.
 
-    The same command in a second terminal shares the work.
+    A file with `search` is a search by Optuna. The same command in a second terminal shares the work.
     """
     where = chosen_device(device)
-    cells = plan(expand(read_yaml(Path(file)), f"sweep file {file}"), results, where, reuse)
+    content = read_yaml(Path(file))
+    if "search" in content:
+        run_searches(content, file, dry_run, reuse, storage, as_json, results, where)
+        return
+    if storage is not None:
+        raise UsageError(f"--storage is where a search keeps its studies, but {file} has no search: leave it out")
+    cells = plan(expand(content, f"sweep file {file}"), results, where, reuse)
     missing = sum(cell.record is None for cell in cells)
     if dry_run:
         lines = [{"run_id": c.resolved.run_id, "seed": c.resolved.settings.seed, "steps": c.resolved.settings.total_steps,
@@ -129,6 +136,36 @@ def sweep_command(file: str, dry_run: bool, reuse: bool, as_json: bool, results:
                f"`harness report {results}` shows them")  # fmt: skip
     if failed:
         raise RunFailed(f"{len(failed)} of {len(cells)} runs failed: {', '.join(record.run_id for record in failed)}")
+
+
+def run_searches(content: dict[str, Any], file: str, dry_run: bool, reuse: bool, storage: str | None, as_json: bool, results: Path,
+                 device: torch.device) -> None:  # fmt: skip
+    """What `harness sweep` does with a file that has `search`."""
+    from harness.search import Searcher, default_storage, lines_of, open_study, searches  # Optuna takes long to import
+
+    found = searches(content, f"sweep file {file}", results, device)
+    console = Console(stderr=True)
+    if dry_run and storage is None and not (results / "searches.db").exists():
+        studies = []
+    elif dry_run:
+        studies = [open_study(search, storage or default_storage(results)) for search in found]
+    else:
+        storage = storage or default_storage(results)
+        with Display(console) as display:
+            searcher = Searcher(results, device, storage, display, reuse, lambda text: console.print(text, highlight=False))
+            studies = [searcher.make(search) for search in found]
+    lines = [line for search, study in zip(found, studies, strict=False) for line in lines_of(search, study)]
+    if as_json:
+        click.echo(json.dumps(lines, indent=1))
+        return
+    for line in lines:
+        shown = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                          for name, value in line.items() if name not in ("study", "trial", "state", "best"))  # fmt: skip
+        click.echo(f"{'*' if line['best'] else ' '} {line['study']} trial {line['trial']} {line['state']}: {shown}")
+    made = sum(line["state"] not in ("running", "waiting") for line in lines)
+    click.echo(f"{made} of {sum(search.spec.trials for search in found)} trials made in {len(found)} studies; * is best, or on the front")
+    if lines and not dry_run and not any(line["best"] for line in lines):
+        raise RunFailed("no trial finished: their records say why")
 
 
 def show_preview(found: Preview, as_json: bool) -> None:
@@ -247,9 +284,8 @@ def describe_method(method: str, as_json: bool) -> None:
     steps = "; one student serves any number of steps" if cls.any_step else ""
     click.echo(f"needs: {', '.join(needs) or 'no training'}; target by default: {cls.target}{steps}\n\noptions:")
     for name, field in fields.items():
-        click.echo(
-            f"  --{name.replace('_', '-'):18} {field['doc']} [{field['type']}, default {'none' if field['default'] == () else field['default']}]"
-        )
+        default = "none" if field["default"] == () else field["default"]
+        click.echo(f"  --{name.replace('_', '-'):18} {field['doc']} [{field['type']}, default {default}]")
 
 
 @main.command("evaluate", cls=MethodCommand)

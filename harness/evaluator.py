@@ -219,6 +219,11 @@ class MixtureEvaluator(Evaluator):
         return found
 
 
+def evaluator_class(task: Task) -> type[Evaluator]:
+    """The kind of evaluator that suits a task."""
+    return MixtureEvaluator if isinstance(task, MixtureTask) else ImageEvaluator
+
+
 def evaluator_of(
     task: Task, reference_samples: Callable[[int], Tensor], device: torch.device, extra: Sequence[Extractor] = ()
 ) -> Evaluator:

@@ -107,6 +107,8 @@ class Run:
     results: Path
     device: torch.device
     report: Report = silent
+    judge: Callable[[float, dict[str, float]], None] | None = None
+    """Called at the milestones with the part of the budget and the quality there; it may raise RunFailed."""
     environment: Environment = field(init=False)
 
     @property
@@ -222,7 +224,7 @@ class Run:
         if trainer:
             progress = self.report("training")
             trainer.train(progress=lambda done, total, means: progress(done, total),
-                          measure=lambda: evaluator.quality(sample_set(sampler, task, 0, self.device)))  # fmt: skip
+                          measure=lambda: self._judged(trainer, evaluator.quality(sample_set(sampler, task, 0, self.device))))  # fmt: skip
         samples = {k: self.samples(sampler, k) for k in range(r.noise_sets)}
         measuring = self.report("metrics")
         metrics = evaluator.evaluate(samples, None if method.solver.stochastic and r.num_steps > 1 else self.sampler(method, grad=True))
@@ -253,6 +255,11 @@ class Run:
         return self._record(status="finished", levels=levels, metrics=metrics, exposure=exposure, cost=cost, flags=flags,
                             target=method.target, init=method.init if task.network_teacher else "random",
                             milestones=milestones, trained_in=sibling.run_id if sibling else "")  # fmt: skip
+
+    def _judged(self, trainer: Trainer, quality: dict[str, float]) -> dict[str, float]:
+        if self.judge is not None:
+            self.judge(trainer.step / self.resolved.settings.total_steps, quality)
+        return quality
 
     def build(self, teacher: Guided) -> Method:
         """The method, its networks initialised by the run's seed."""
