@@ -10,6 +10,7 @@ import pandas as pd
 
 from harness.files import write_aside, write_text
 from harness.records import Record, write_record
+from harness.report.compare import agreement_table, equal_compute_table, equal_images_table
 from harness.report.plots import write_plots
 from harness.report.tables import (
     KEYS,
@@ -43,7 +44,14 @@ def task_section(records: Sequence[Record]) -> str:
     quality, spread = ([heading for heading, _ in columns.values() if heading in table] for columns in (QUALITY, diversity()))
     quality += [column for column in ("status",) if column in table]
     cost = [column for column in table.columns if column not in (*KEYS, *quality, *spread)]
-    parts = [markdown_table(table[[*KEYS, *quality]])]
+    parts = []
+    equal = equal_compute_table(rows)
+    if len(equal):
+        parts += ["Methods at equal training FLOPs (trajectories are beside them), by the best of their columns:", markdown_table(equal)]
+        said = ("The same after equally many images, from the curves of noise set 0. A run that is looked at before its end had not "
+                "lowered its learning rate yet, so that long runs look worse than short ones would:")  # fmt: skip
+        parts += [said, markdown_table(equal_images_table(rows)), "All rows:"]
+    parts.append(markdown_table(table[[*KEYS, *quality]]))
     if any(row.finished for row in rows):
         parts += ["The floor, which compares with nothing above: these numbers depend on N.", markdown_table(floor_table(rows))]
     if spread:
@@ -66,7 +74,14 @@ def task_section(records: Sequence[Record]) -> str:
 def page(records: Sequence[Record]) -> str:
     """The whole report: one section for each task."""
     sections = [f"## {task}\n\n{task_section(found)}" for task, found in by_task(records).items()]
-    return "# Results\n\n" + "\n\n".join(sections) + "\n"
+    return "# Results\n\n" + "\n\n".join([*sections, *agreement(records)]) + "\n"
+
+
+def agreement(records: Sequence[Record]) -> list[str]:
+    """Whether tasks agree on the order of methods, as a section; none where they have too few in common."""
+    table = agreement_table({task: rows_of(found) for task, found in by_task(records).items()})
+    said = "Spearman's rank correlation between tasks, over methods at equal training FLOPs that both have:"
+    return [f"## Agreement between tasks\n\n{said}\n\n{markdown_table(table)}"] if len(table) else []
 
 
 def publish(records: Sequence[Record], results: Path) -> list[Path]:
@@ -85,7 +100,10 @@ def publish(records: Sequence[Record], results: Path) -> list[Path]:
         head = f"# Results on {task}\n\nMade by `harness report {results.name} --publish` from `{task}/records/`.\n\n"
         write_text(folder / "README.md", head + task_section(found) + "\n" + pictures)
         pages.append(folder / "README.md")
-    return pages
+    tasks = "\n".join(f"- [{task}]({task}/README.md): {len(found)} runs" for task, found in by_task(records).items())
+    whole = [f"# Results\n\nMade by `harness report {results.name} --publish`.\n\n{tasks}", *agreement(records)]
+    write_text(results / "README.md", "\n\n".join(whole) + "\n")
+    return [*pages, results / "README.md"]
 
 
 def _copy_grids(records: Sequence[Record], results: Path, folder: Path) -> str:

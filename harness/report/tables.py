@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic.fields import FieldInfo
 
 from harness.config import PLAIN_CONFIG, all_options, settings
 from harness.errors import NotComparable, UsageError
@@ -87,16 +88,16 @@ def load_records(results: Path) -> list[Record]:
 def label(record: Record) -> str:
     """Method and the options that matter: those marked for labels and those that differ from the default."""
     options, config = all_options(record), settings(record)
-    off = _off_default(record)
+    off = off_default(record)
     if record.method in METHODS.names():
         fields = METHODS[record.method].Config.model_fields
-        told = [name for name in options if name in fields and _in_label(fields[name].json_schema_extra)]
+        told = [name for name in options if name in fields and in_label(fields[name])]
         off = {name: options[name] for name in told} | off
     off |= {name: config[name] for name, plain in PLAIN_CONFIG.items() if config[name] != plain}
     return record.method + "".join(f", {name} {_shown(value)}" for name, value in off.items())
 
 
-def _off_default(record: Record) -> dict[str, Any]:
+def off_default(record: Record) -> dict[str, Any]:
     """The options that differ from their method's defaults."""
     plain = METHODS[record.method].Config().model_dump(mode="json") if record.method in METHODS.names() else {}
     return {name: value for name, value in all_options(record).items() if name not in plain or value != plain[name]}
@@ -109,12 +110,13 @@ def _shown(value: Any) -> str:
 
 def differing(a: Record, b: Record) -> list[str]:
     """In what two records differ: the method, options off their method's default, settings of the run."""
-    sides = [{"method": record.method, **_off_default(record), **settings(record)} for record in (a, b)]
+    sides = [{"method": record.method, **off_default(record), **settings(record)} for record in (a, b)]
     return sorted(name for name in sides[0].keys() | sides[1].keys() if sides[0].get(name) != sides[1].get(name))
 
 
-def _in_label(extra: object) -> bool:
-    return isinstance(extra, dict) and bool(extra.get("in_label"))
+def in_label(option: FieldInfo) -> bool:
+    """Whether every table names an option."""
+    return isinstance(option.json_schema_extra, dict) and bool(option.json_schema_extra.get("in_label"))
 
 
 def rows_of(records: Sequence[Record]) -> list[Row]:

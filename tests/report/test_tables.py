@@ -314,7 +314,7 @@ def test_publishing_copies_records_and_grids_and_writes_a_page(tmp_path: Path) -
     write_record(folder / "record.json", record())
     (folder / "samples.png").write_bytes(b"a picture")
     write_record(tmp_path / "runs" / "failed-1" / "record.json", failed(seed=1))
-    (written,) = publish(load_records(tmp_path), tmp_path)
+    written, _ = publish(load_records(tmp_path), tmp_path)
     assert written == tmp_path / "tiny" / "README.md"
     text = written.read_text()
     assert f"![samples](samples/{record().run_id}.png)" in text
@@ -326,7 +326,7 @@ def test_publishing_published_records_alone_changes_nothing(tmp_path: Path) -> N
     folder = tmp_path / "runs" / record().run_id
     write_record(folder / "record.json", record())
     (folder / "samples.png").write_bytes(b"a picture")
-    (first,) = publish(load_records(tmp_path), tmp_path)
+    first, _ = publish(load_records(tmp_path), tmp_path)
     text = first.read_text()
     for path in folder.iterdir():
         path.unlink()

@@ -1,0 +1,116 @@
+"""Comparisons at equal cost: methods at equal training FLOPs, at equal images, and whether two tasks agree on their order."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations, pairwise
+
+import pandas as pd
+from scipy import stats
+
+from harness.methods import METHODS
+from harness.records import Milestone
+from harness.report.statistics import metric_interval, t_interval
+from harness.report.tables import QUALITY, Row, headline, in_label, off_default
+
+FEWEST = 5
+"""Rows in common from which on a rank correlation is shown."""
+
+
+def flops_class(row: Row) -> str:
+    """Training FLOPs to two digits, by which rows of a budget in FLOPs are known; empty for rows without training."""
+    cost = row.finished[0].cost if row.finished else None
+    return f"{cost.training.flops + cost.training.inherited_flops:.1e}" if cost and cost.training and row.training[0] else ""
+
+
+def equal_compute(rows: Sequence[Row]) -> list[Row]:
+    """The largest set of trained rows with equal training FLOPs: a sweep of methods under one budget."""
+    classes = Counter(flops_class(row) for row in rows if flops_class(row))
+    return [row for row in rows if classes and flops_class(row) == classes.most_common(1)[0][0]]
+
+
+def equal_compute_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """The headline metric by method, a column for each number of steps, best in the fewest steps first."""
+    group = equal_compute(rows)
+    if len({row.label for row in group}) < FEWEST:
+        return pd.DataFrame()
+    name = headline(rows)
+    heading, digits = QUALITY[name]
+    counts = sorted({row.num_steps for row in group})
+    lines = []
+    for label in dict.fromkeys(row.label for row in group):
+        mine = {row.num_steps: row for row in group if row.label == label}
+        first = next(iter(mine.values()))
+        bills = [row.finished[0].cost.training for row in mine.values() if row.finished[0].cost]
+        shared = any(record.trained_in for row in mine.values() for record in row.records)
+        whole = sum(bill.flops + bill.trajectory_flops for bill in (bills[:1] if shared else bills) if bill)
+        best = min(metric_interval(row.finished, name).mean for row in mine.values())
+        lines.append((best, {
+            "method": label, "target": first.records[0].target, "init": first.records[0].init,
+            **{f"{heading}, {n} step{'s' if n > 1 else ''}": _cell(mine.get(n), name, digits) for n in counts},
+            "seeds": str(len(first.finished)), "training TFLOPs for all its columns": f"{whole / 1e12:.3g}",
+        }))  # fmt: skip
+    return pd.DataFrame([line for _, line in sorted(lines, key=lambda found: found[0])])
+
+
+def _cell(row: Row | None, name: str, digits: int) -> str:
+    return metric_interval(row.finished, name).text(digits) if row else ""
+
+
+def at_images(points: Sequence[Milestone], name: str, images: float) -> float:
+    """A milestone metric at a number of images, between the two points around it along a line in logarithms of both."""
+    for a, b in pairwise(points):
+        if a.images <= images <= b.images:
+            if min(a.quality[name], b.quality[name]) <= 0 or a.images == b.images:
+                return b.quality[name]
+            part = math.log(images / a.images) / math.log(b.images / a.images)
+            return math.exp((1 - part) * math.log(a.quality[name]) + part * math.log(b.quality[name]))
+    raise ValueError(f"{images} images lie outside the curve, which goes from {points[0].images} to {points[-1].images}")
+
+
+def equal_images_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """The rows of equal compute after as many images as the shortest of them has seen, from the curves of noise set 0."""
+    group = [row for row in equal_compute(rows) if any(record.milestones for record in row.finished)]
+    if len({row.label for row in group}) < FEWEST:
+        return pd.DataFrame()
+    name = headline(rows)
+    heading, digits = QUALITY[name]
+    curves = {id(row): [record.milestones for record in row.finished if record.milestones] for row in group}
+    images = min(points[-1].images for found in curves.values() for points in found)
+    lines = []
+    for row in sorted(group, key=lambda row: row.num_steps):
+        found = [points for points in curves[id(row)] if points[0].images <= images]
+        if found:
+            here = t_interval([at_images(points, name, images) for points in found])
+            part = images / found[0][-1].images
+            lines.append((row.num_steps, here.mean, {"method": row.label, "steps": str(row.num_steps), "part of its run": f"{part:.2f}",
+                          f"{heading} after {images:,} images": here.text(digits)}))  # fmt: skip
+    return pd.DataFrame([line for *_, line in sorted(lines, key=lambda line: line[:2])])
+
+
+def known_as(row: Row) -> str:
+    """By what a row is found again on another task: its method, steps and options, without those that suit a network (its depth)."""
+    record = row.records[0]
+    fields = METHODS[record.method].Config.model_fields if record.method in METHODS.names() else {}
+    options = {name: value for name, value in off_default(record).items() if name not in fields or not in_label(fields[name])}
+    return json.dumps([record.method, row.num_steps, options], sort_keys=True)
+
+
+def agreement_table(by_task: dict[str, list[Row]]) -> pd.DataFrame:
+    """Spearman's rank correlation of tasks' headline metrics, over the rows of equal compute that both have, by number of steps."""
+    lines = []
+    for (one, first), (other, second) in combinations(by_task.items(), 2):
+        known = [{known_as(row): row for row in equal_compute(rows) if row.finished} for rows in (first, second)]
+        shared = [key for key in known[0] if key in known[1]]
+        for steps in sorted({known[0][key].num_steps for key in shared}):
+            keys = [key for key in shared if known[0][key].num_steps == steps]
+            if len(keys) < FEWEST:
+                continue
+            values = [[metric_interval(rows[key].finished, headline(list(rows.values()))).mean for key in keys] for rows in known]
+            found = stats.spearmanr(*values)
+            lines.append({"tasks": f"{one} and {other}", "steps": str(steps), "methods": str(len(keys)),
+                          "rank correlation": f"{found.statistic:.2f}", "p": f"{found.pvalue:.2g}"})  # fmt: skip
+    return pd.DataFrame(lines)

@@ -1,0 +1,100 @@
+"""Comparisons at equal cost, from records that are written by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from harness.records import Milestone, Record
+from harness.report.compare import agreement_table, at_images, equal_compute, equal_compute_table, equal_images_table, known_as
+from harness.report.markdown import page
+from harness.report.tables import rows_of
+from tests.report.test_tables import record
+
+METHODS = ("ect", "imm", "ict", "lcm", "reflow", "shortcut")
+
+
+def trained(method: str, fid: float, flops: float = 6.02e12, **changes: Any) -> Record:
+    """A record with a bill and a curve that falls to its FID as a power of the images."""
+    made = record(method, fid=fid, **{"steps": 100, **changes})
+    assert made.cost is not None
+    assert made.cost.training is not None
+    bill = made.cost.training.model_copy(update={"flops": flops, "trajectory_flops": 1e12})
+    whole = 64 * changes.get("steps", 100)
+    points = [Milestone(step=1, images=whole // k, flops=1.0, quality={"fid": fid * k}) for k in (8, 4, 2, 1)]
+    return made.model_copy(update={"cost": made.cost.model_copy(update={"training": bill}), "milestones": points, "options": {}})
+
+
+def field(fids: dict[str, float] | None = None, **changes: Any) -> list[Record]:
+    fids = fids or {method: 2.0 + number for number, method in enumerate(METHODS)}
+    return [trained(method, fid, **changes) for method, fid in fids.items()]
+
+
+def test_rows_of_another_budget_are_left_out() -> None:
+    others = [trained("dmd2", 1.0, flops=3e12), trained("ctm", 1.0, flops=6.4e12), record("teacher", steps=0)]
+    rows = equal_compute(rows_of([*field(flops=6.04e12), *others]))
+    assert sorted(row.records[0].method for row in rows) == sorted(METHODS)
+
+
+def test_the_table_has_a_column_for_each_number_of_steps_and_the_bill_for_all() -> None:
+    one = [trained(method, 9.2 - number, num_steps=1, trained_in="ect-4" if method == "ect" else "")
+           for number, method in enumerate(METHODS)]  # fmt: skip
+    table = equal_compute_table(rows_of([*field(), *one])).set_index("method")
+    assert list(table.index) == ["ect", "imm", "ict", "shortcut", "lcm", "reflow"]  # by the best of both columns
+    assert table.loc["ect", "FID ↓, 4 steps"] == "2.50"
+    assert table.loc["ect", "FID ↓, 1 step"] == "9.70"
+    bills = table["training TFLOPs for all its columns"]
+    assert bills["ect"] == "7.02"
+    assert bills["imm"] == "14"
+    assert set(table["target"]) == {"guided teacher"}
+
+
+def test_a_table_needs_a_field() -> None:
+    assert len(equal_compute_table(rows_of(field()[:3]))) == 0
+    assert len(equal_images_table(rows_of(field()[:3]))) == 0
+    assert "equal training FLOPs" not in page(field()[:3])
+    assert "equal training FLOPs" in page(field())
+
+
+def test_between_two_points_a_curve_is_a_power() -> None:
+    points = [Milestone(step=1, images=n, flops=1.0, quality={"fid": 640 / n}) for n in (100, 200, 800)]
+    assert at_images(points, "fid", 200) == pytest.approx(3.2)
+    assert at_images(points, "fid", 400) == pytest.approx(1.6)
+    assert at_images(points, "fid", 141) == pytest.approx(640 / 141)
+    zero = [Milestone(step=1, images=n, flops=1.0, quality={"fid": 0.0}) for n in (100, 200)]
+    assert at_images(zero, "fid", 150) == 0
+    for outside in (99, 801):
+        with pytest.raises(ValueError, match="outside the curve"):
+            at_images(points, "fid", outside)
+
+
+def test_equal_images_are_those_of_the_shortest_run() -> None:
+    short = trained("dmd2", 5.0, steps=50)
+    table = equal_images_table(rows_of([*field(), short])).set_index("method")
+    column = "FID ↓ after 3,200 images"
+    assert table.loc["dmd2", column] == "5.00"
+    assert table.loc["ect", column] == "4.00"
+    assert table.loc["ect", "part of its run"] == "0.50"
+    assert list(table.index)[:2] == ["ect", "dmd2"]
+
+
+def test_tasks_agree_or_not() -> None:
+    fids = {method: 2.0 + number for number, method in enumerate(METHODS)}
+    same = {method: math.exp(value) for method, value in fids.items()}
+    turned = {method: -value for method, value in fids.items()}
+    for other, expected in ((same, "1.00"), (turned, "-1.00")):
+        table = agreement_table({"one": rows_of(field(fids)), "two": rows_of(field(other, flops=4e11))})
+        (line,) = table.to_dict("records")
+        assert (line["tasks"], line["steps"], line["methods"], line["rank correlation"]) == ("one and two", "4", "6", expected)
+    assert len(agreement_table({"one": rows_of(field()), "two": rows_of(field()[:4])})) == 0
+
+
+def test_a_row_is_known_on_another_task_without_what_suits_a_network() -> None:
+    def known(**options: Any) -> str:
+        (row,) = rows_of([trained("ard", 1.0).model_copy(update={"options": options})])
+        return known_as(row)
+
+    assert known(history_layers=6) == known(history_layers=4)
+    assert known(history_layers=6, trajectory="states") != known(history_layers=6)
