@@ -14,7 +14,8 @@ from harness.denoiser import Guided
 from harness.errors import UsageError
 from harness.methods import METHODS, Batch
 from harness.methods.ard import ARD, ARDConfig
-from harness.methods.step_distillation import DistillationConfig, TrajectoryDistillation
+from harness.methods.points import DistillationConfig
+from harness.methods.step_distillation import TrajectoryDistillation
 from harness.randomness import Keyed, keyed_initialisation
 from harness.schedules import few_step_levels
 from harness.solvers import DDIM, Trajectory, integrate

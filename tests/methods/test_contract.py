@@ -15,7 +15,7 @@ from harness.contract import Case, Check, checks_of, run_checks
 from harness.methods import METHODS, Batch, Update
 from harness.methods.ard import ARD
 from harness.methods.base import EMA
-from harness.methods.step_distillation import CachedSteps
+from harness.methods.points import CachedSteps
 from harness.methods.teacher import Teacher
 from harness.tasks import Task
 from harness.trainer import Items
