@@ -21,7 +21,7 @@ SCHEMA_VERSION: Literal[1] = 1
 PACKAGES = ("torch", "timm", "torch-fidelity", "numpy", "scikit-learn", "safetensors")
 SOURCES_OUTSIDE: list[Path] = []
 """Plug-ins that were loaded: they decide numbers too."""
-_PRESENTATION = ("cli.py", "options.py", "report", "__main__.py", "console.py")
+_PRESENTATION = ("cli.py", "commands", "options.py", "report", "__main__.py", "console.py", "check.py", "search.py", "sweep.py")
 
 
 class _Part(BaseModel):
@@ -168,6 +168,8 @@ class Record(_Part):
     levels: list[float] = []
     """DiT's level numbers that the sampler visited."""
     metrics: dict[str, Metric] = {}
+    first_losses: dict[str, float] = {}
+    """The losses and metrics of the first logged training step."""
     milestones: list[Milestone] = []
     """Quality at 1/8, 1/4, 1/2 and the whole of the budget."""
     exposure: Exposure | None = None

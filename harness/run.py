@@ -251,10 +251,11 @@ class Run:
         cost = Cost(parameters=parameters(method.passes_through), nfe=nfe, macs_per_sample=macs,
                     latency=latency, training=bill)  # fmt: skip
         levels = [round(float(method_time), 4) for method_time in task.schedule.network_time(method.levels[:-1])]
+        first = {name: value for name, value in trainer.curve[0].items() if name != "step"} if trainer else {}
         milestones = [Milestone(**point) for point in trainer.milestones] if trainer else []
         return self._record(status="finished", levels=levels, metrics=metrics, exposure=exposure, cost=cost, flags=flags,
                             target=method.target, init=method.init if task.network_teacher else "random",
-                            milestones=milestones, trained_in=sibling.run_id if sibling else "")  # fmt: skip
+                            first_losses=first, milestones=milestones, trained_in=sibling.run_id if sibling else "")  # fmt: skip
 
     def _judged(self, trainer: Trainer, quality: dict[str, float]) -> dict[str, float]:
         if self.judge is not None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from harness import __version__, cli
+from harness.commands import run as commands
 from harness.config import RunConfig, resolve
 from harness.errors import Interrupted
 from harness.methods import METHODS
@@ -161,9 +162,9 @@ def test_help_shows_the_options_of_the_method_that_is_asked_for(tiny: Task, harn
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_leaves_no_option_behind(flag: str, tiny: Task, harness: Harness) -> None:
-    before = list(cli.run_command.params)
+    before = list(commands.run_command.params)
     assert harness("run", "--method", "ard", flag).code == 0
-    assert cli.run_command.params == before
+    assert commands.run_command.params == before
 
 
 def test_a_run_prints_its_row_beside_the_references(tiny: Task, harness: Harness, tmp_path: Path) -> None:

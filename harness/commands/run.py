@@ -1,0 +1,84 @@
+"""`harness run`. Floor 11."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import torch
+import yaml
+from rich.console import Console
+
+from harness.config import RunConfig, parse_config, resolve
+from harness.console import Display
+from harness.errors import UsageError
+from harness.methods import METHODS
+from harness.options import RUN_FIELDS, MethodCommand, chosen_device, common, field_options
+from harness.preview import Preview, preview
+from harness.report.console import print_results
+from harness.run import run
+
+
+@click.command("run", cls=MethodCommand)
+@click.option("--method", help="Name of the method; `harness list methods` lists them.", metavar="NAME")
+@click.option("--config", help="YAML file with the fields of a run; options given here count more.", metavar="FILE")
+@click.option(
+    "--set", "assignments", multiple=True, help="KEY=VALUE for a field of the run or an option of the method.", metavar="KEY=VALUE"
+)
+@click.option("--reuse", is_flag=True, help="Take a finished record that other code made.")
+@click.option("--dry-run", is_flag=True, help="Only show the settled config, what is cached, MACs and an estimate of the time.")
+@common(results=True, device=True)
+@click.pass_context
+def run_command(ctx: click.Context, method: str | None, config: str | None, assignments: tuple[str, ...], reuse: bool, dry_run: bool,
+                as_json: bool, results: Path, device: str, **given: str | None) -> None:  # fmt: skip
+    """Run one method on a task and print its row beside the reference's."""
+    values = dict(ctx.meta["file"])
+    options = values.pop("options", None) or {}
+    if not isinstance(options, dict):
+        raise UsageError(f"config {config}: options is {options!r}, but it should be a mapping from names to values")
+    options = dict(options)
+    pairs = {name: value for name, value in given.items() if value is not None}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set {assignment} has no '='; give KEY=VALUE")
+        pairs[key.replace("-", "_")] = value
+    for key, value in pairs.items():
+        (values if key in RUN_FIELDS else options)[key] = value
+    if method:
+        values["method"] = method
+    if "method" not in values:
+        raise UsageError(f"no method is named; give --method, one of: {', '.join(METHODS.names())}")
+    asked = parse_config({**values, "options": options})
+    if dry_run:
+        show_preview(preview(resolve(asked, results=results, device=chosen_device(device)), results, chosen_device(device)), as_json)
+        return
+    console = Console(stderr=True)
+    with Display(console) as display:
+        record, reference = run(asked, results, chosen_device(device), display, reuse)
+    if as_json:
+        click.echo(record.model_dump_json(indent=1))
+        return
+    shown = [reference, record] if reference.run_id != record.run_id else [record]
+    print_results(shown, Console())
+    click.echo(f"record: {results / 'runs' / record.run_id / 'record.json'}; samples: samples.png beside it")
+
+
+for _option in field_options(RunConfig, RUN_FIELDS):
+    run_command.params.append(_option)
+
+
+def show_preview(found: Preview, as_json: bool) -> None:
+    """Prints what a run would do."""
+    if as_json:
+        click.echo(json.dumps(vars(found), indent=1))
+        return
+    click.echo(f"{found.run_id}: {found.state}\n\nmethod: {found.method}")
+    click.echo(yaml.safe_dump({"config": found.config, "options": found.options}, sort_keys=False))
+    click.echo(f"{found.nfe:g} network passes and {found.macs_per_sample / 1e6:.1f} MMACs a sample")
+    for name, there in found.cached.items():
+        click.echo(f"{name}: {'there' if there else 'to be made'}")
+    if found.seconds:
+        parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items())
+        click.echo(f"about {sum(found.seconds.values()):.0f} s on {torch.get_num_threads()} threads, metrics not counted: {parts}")

@@ -1,0 +1,91 @@
+"""`harness sweep`: a grid of runs, or searches. Floor 11."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+
+from harness.console import Display
+from harness.errors import RunFailed, UsageError
+from harness.files import read_yaml
+from harness.options import chosen_device, common
+from harness.sweep import expand, plan, run_sweep
+
+
+@click.command("sweep")
+@click.argument("file", metavar="FILE")
+@click.option("--dry-run", is_flag=True, help="Only show what would run and what is already there.")
+@click.option("--reuse", is_flag=True, help="Take finished records that other code made, published ones too.")
+@click.option("--storage", metavar="URL", help="Database of a search's studies [default: searches.db in the results folder].")
+@common(results=True, device=True)
+def sweep_command(file: str, dry_run: bool, reuse: bool, storage: str | None, as_json: bool, results: Path, device: str) -> None:
+    """Run all that a sweep file asks for; finished runs are skipped and interrupted ones resumed.
+
+    A file with `search` is a search by Optuna. The same command in a second terminal shares the work.
+    """
+    where = chosen_device(device)
+    content = read_yaml(Path(file))
+    if "search" in content:
+        run_searches(content, file, dry_run, reuse, storage, as_json, results, where)
+        return
+    if storage is not None:
+        raise UsageError(f"--storage is where a search keeps its studies, but {file} has no search: leave it out")
+    cells = plan(expand(content, f"sweep file {file}"), results, where, reuse)
+    missing = sum(cell.record is None for cell in cells)
+    if dry_run:
+        lines = [{"run_id": c.resolved.run_id, "seed": c.resolved.settings.seed, "steps": c.resolved.settings.total_steps,
+                  "state": "finished" if c.record else "to run", **c.config.model_dump(exclude_unset=True)} for c in cells]  # fmt: skip
+        if as_json:
+            click.echo(json.dumps(lines, indent=1))
+            return
+        for line in lines:
+            click.echo(f"{line['state']:9} {line['run_id']:40} seed {line['seed']} {json.dumps(line.get('options', {}))}")
+        click.echo(f"{missing} of {len(cells)} runs to make")
+        return
+    console = Console(stderr=True)
+    with Display(console) as display:
+        said = lambda text: console.print(text, highlight=False)  # noqa: E731
+        records = run_sweep(cells, results, where, display, reuse, said)
+    if as_json:
+        click.echo(json.dumps([json.loads(record.model_dump_json()) for record in records], indent=1))
+        return
+    failed = [record for record in records if record.status == "failed"]
+    click.echo(f"{len(records) - len(failed)} of {len(cells)} runs finished, {len(failed)} failed, the rest is another process's; "
+               f"`harness report {results}` shows them")  # fmt: skip
+    if failed:
+        raise RunFailed(f"{len(failed)} of {len(cells)} runs failed: {', '.join(record.run_id for record in failed)}")
+
+
+def run_searches(content: dict[str, Any], file: str, dry_run: bool, reuse: bool, storage: str | None, as_json: bool, results: Path,
+                 device: torch.device) -> None:  # fmt: skip
+    """What `harness sweep` does with a file that has `search`."""
+    from harness.search import Searcher, default_storage, lines_of, open_study, searches  # Optuna takes long to import
+
+    found = searches(content, f"sweep file {file}", results, device)
+    console = Console(stderr=True)
+    if dry_run and storage is None and not (results / "searches.db").exists():
+        studies = []
+    elif dry_run:
+        studies = [open_study(search, storage or default_storage(results)) for search in found]
+    else:
+        storage = storage or default_storage(results)
+        with Display(console) as display:
+            searcher = Searcher(results, device, storage, display, reuse, lambda text: console.print(text, highlight=False))
+            studies = [searcher.make(search) for search in found]
+    lines = [line for search, study in zip(found, studies, strict=False) for line in lines_of(search, study)]
+    if as_json:
+        click.echo(json.dumps(lines, indent=1))
+        return
+    for line in lines:
+        shown = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                          for name, value in line.items() if name not in ("study", "trial", "state", "best"))  # fmt: skip
+        click.echo(f"{'*' if line['best'] else ' '} {line['study']} trial {line['trial']} {line['state']}: {shown}")
+    made = sum(line["state"] not in ("running", "waiting") for line in lines)
+    click.echo(f"{made} of {sum(search.spec.trials for search in found)} trials made in {len(found)} studies; * is best, or on the front")
+    if lines and not dry_run and not any(line["best"] for line in lines):
+        raise RunFailed("no trial finished: their records say why")

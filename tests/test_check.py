@@ -1,0 +1,184 @@
+"""The regression check: what fails, what is only told, and how often it errs."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness.check import FAILS, Baseline, baseline_of, compare, configs_of, read_baseline, write_baseline
+from harness.cli import main
+from harness.config import key_of_record, parse_config, resolve
+from harness.errors import CheckFailed, UsageError
+from harness.records import Metric, Record, read_record, write_record
+from harness.report.tables import load_records
+from tests.report.test_tables import record as plain
+
+ROOT = Path(__file__).parent.parent
+
+
+def record(seed: int = 0, fid: float = 5.0, **changes: Any) -> Record:
+    made = plain(seed=seed, **changes).model_copy(update={"task": "digits", "run_id": f"ard-{seed}", "first_losses": {"loss": 1.5}})
+    metric = Metric(values={0: fid}, n=40, direction="lower", identity={"metric": "fid"})
+    return made.model_copy(update={"metrics": {"fid": metric}})
+
+
+def states(baseline: Baseline, *records: Record) -> set[tuple[str, str]]:
+    return {(finding.what, finding.state) for finding in compare(baseline, records) if finding.state != "same"}
+
+
+BASE = baseline_of([record(seed, fid) for seed, fid in enumerate((4.8, 5.0, 5.2))], "made here")
+HERE = [record(seed, fid) for seed, fid in enumerate((4.8, 5.0, 5.2))]
+
+
+def test_equal_records_are_the_same() -> None:
+    findings = compare(BASE, HERE)
+    assert {finding.state for finding in findings} == {"same"}
+    assert {finding.what for finding in findings} >= {"parameters", "MACs", "NFE", "identity of fid", "first loss", "fid, 3 seeds"}
+
+
+def changed(part: str, **changes: Any) -> Record:
+    """The first record with a part of its cost changed."""
+    cost = HERE[0].cost
+    assert cost is not None
+    assert cost.latency is not None
+    inner = {"cost": cost, "latency": cost.latency}[part].model_copy(update=changes)
+    return HERE[0].model_copy(update={"cost": inner if part == "cost" else cost.model_copy(update={"latency": inner})})
+
+
+@pytest.mark.parametrize(("other", "found"), [
+    (changed("cost", parameters=2_500_001), ("parameters", "regressed")),
+    (changed("cost", macs_per_sample=2_999_999), ("MACs", "regressed")),
+    (changed("cost", nfe=5.0), ("NFE", "regressed")),
+    (changed("latency", ratio=0.4), ("latency / reference", "slower")),
+    (changed("latency", ratio=0.1), ("latency / reference", "faster")),
+    (HERE[0].model_copy(update={"hashes": {"teacher": "other"}}), ("hash of teacher", "not comparable")),
+    (HERE[0].model_copy(update={"first_losses": {"loss": 1.503}}), ("first loss", "regressed")),
+], ids=lambda value: value[0] if isinstance(value, tuple) else "")  # fmt: skip
+def test_a_difference_is_found(other: Record, found: tuple[str, str]) -> None:
+    assert states(BASE, other, *HERE[1:]) == {found}
+
+
+def test_a_loss_may_differ_by_rounding_and_on_another_device() -> None:
+    near = HERE[0].model_copy(update={"first_losses": {"loss": 1.5001}})
+    assert states(BASE, near, *HERE[1:]) == set()
+    elsewhere = HERE[0].environment.model_copy(update={"device": "a GPU"})
+    far = HERE[0].model_copy(update={"first_losses": {"loss": 2.0}, "environment": elsewhere})
+    assert states(BASE, far, *HERE[1:]) == set()
+
+
+def test_another_metric_is_not_compared() -> None:
+    other = Metric(values={0: 50.0}, n=40, direction="lower", identity={"metric": "fid", "library": "another"})
+    assert states(BASE, HERE[0].model_copy(update={"metrics": {"fid": other}}), *HERE[1:]) == {("identity of fid", "not comparable")}
+
+
+def test_runs_that_are_not_there_and_runs_that_are_new() -> None:
+    assert states(BASE, *HERE[1:]) == {("record", "missing")}
+    assert states(BASE, *HERE, record(3)) == {("record", "new")}
+    failed = HERE[0].model_copy(update={"status": "failed"})
+    assert states(BASE, failed, *HERE[1:]) == {("record", "missing")}
+    with pytest.raises(CheckFailed, match="nothing was compared"):
+        compare(BASE, [record(7)])
+    with pytest.raises(CheckFailed, match="nothing was compared"):
+        compare(BASE, [])
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.02, "same"), (1.3, "regressed"), (0.98, "same"), (0.7, "improved")])
+def test_quality_is_one_sided(factor: float, expected: str) -> None:
+    here = [record(seed, fid * factor) for seed, fid in enumerate((4.8, 5.0, 5.2))]
+    (finding,) = [finding for finding in compare(BASE, here) if finding.what == "fid, 3 seeds"]
+    assert finding.state == expected
+
+
+def test_where_more_is_better_less_is_a_regression() -> None:
+    def better_high(value: float) -> Record:
+        metric = Metric(values={0: value}, n=40, direction="higher", identity={"metric": "fid"})
+        return record().model_copy(update={"metrics": {"fid": metric}})
+
+    baseline = baseline_of([better_high(0.9)], "made here")
+    assert states(baseline, better_high(0.5)) == {("fid, 1 seed", "regressed")}
+    assert states(baseline, better_high(1.5)) == {("fid, 1 seed", "improved")}
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_the_rate_of_false_alarms_and_what_is_found(seeds: int) -> None:
+    """Other seeds of an equal method fail about once in a hundred times; four deviations more nearly always, given enough seeds."""
+    drawn, alarms, found, trials = random.Random(seeds), 0, 0, 120
+    for _ in range(trials):
+        rows = []
+        for row in range(6):  # rows of the same spread, which lend each other theirs
+            rows += [record(seed, math.exp(drawn.gauss(1, 0.1)), num_steps=row + 1) for seed in range(max(seeds, 2))]
+        mine = [r for r in rows if r.config["num_steps"] == 1][:seeds]
+        baseline = baseline_of([r for r in rows if r.config["num_steps"] > 1] + mine, "made here")
+        for shift, worse in ((0.0, False), (0.4, True)):
+            here = [record(seed, math.exp(drawn.gauss(1 + shift, 0.1)), num_steps=1) for seed in range(seeds)]
+            state = next(f.state for f in compare(baseline, here) if f.what.startswith("fid, ") and "1 step" in f.label)
+            alarms += not worse and state == "regressed"
+            found += worse and state == "regressed"
+    assert alarms / trials < 0.05
+    assert found / trials > {1: 0.25, 2: 0.8, 3: 0.9, 5: 0.95}[seeds]
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write_baseline(tmp_path / "b.json", BASE)
+    assert read_baseline(tmp_path / "b.json") == BASE
+    with pytest.raises(UsageError, match=r"cannot read baseline .*--update makes one"):
+        read_baseline(tmp_path / "none.json")
+    (tmp_path / "b.json").write_text(json.dumps({"schema_version": 2}))
+    with pytest.raises(UsageError, match=r"cannot be read \(schema_version"):
+        read_baseline(tmp_path / "b.json")
+    with pytest.raises(UsageError, match="no finished record"):
+        baseline_of([], "nothing")
+
+
+def test_committed_records_match_the_committed_baseline() -> None:
+    findings = compare(read_baseline(ROOT / "baselines" / "digits.json"), load_records(ROOT / "results" / "digits"))
+    assert len(findings) > 100
+    assert [finding for finding in findings if finding.state in FAILS | {"new"}] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/records/*.json"))[::5], ids=lambda path: path.stem)
+def test_a_baselines_config_makes_the_same_run(path: Path) -> None:
+    found = read_record(path)
+    baseline = baseline_of([found], "made here")
+    if next(iter(baseline.runs.values())).config:
+        (config,) = configs_of(baseline)
+        assert resolve(config).key == key_of_record(found)
+
+
+def test_the_command(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def check(*words: object) -> tuple[Any, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in ("check", "--baseline", tmp_path / "b.json", *words)])
+        told = capsys.readouterr()
+        return ended.value.code, told.out + told.err
+
+    config = {"task": "tiny", "method": "step-distillation", "num_steps": 2, "budget": "steps=2"}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    results = ("--results", tmp_path / "results")
+    assert check("--run", "--update", *results)[0] == 2
+    with pytest.raises(SystemExit):
+        main(["run", "--config", str(tmp_path / "c.yaml"), *map(str, results)])
+    assert check("--records", tmp_path / "results", "--update")[0] == 0
+    assert check(*results)[0] == 0
+    code, told = check("--run", "--results", tmp_path / "anew")
+    assert code == 0, told
+    assert (tmp_path / "anew" / "runs" / resolve(parse_config(config)).run_id / "record.json").is_file()
+
+    path = tmp_path / "results" / "runs" / resolve(parse_config(config)).run_id / "record.json"
+    good = read_record(path)
+    assert good.cost is not None
+    write_record(path, good.model_copy(update={"cost": good.cost.model_copy(update={"nfe": 3.0})}))
+    code, told = check(*results)
+    assert code == 1
+    assert "NFE regressed (baseline 2.0, here 3.0)" in " ".join(told.split())
+    code, told = check("--update", *results)
+    assert code == 0
+    assert "regressed" in told
+    assert check(*results)[0] == 0
