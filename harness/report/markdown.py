@@ -10,6 +10,7 @@ import pandas as pd
 
 from harness.files import write_aside, write_text
 from harness.records import Record, write_record
+from harness.report.claims import claims_table, read_claims
 from harness.report.compare import agreement_table, equal_compute_table, equal_images_table
 from harness.report.plots import write_plots
 from harness.report.tables import (
@@ -24,6 +25,9 @@ from harness.report.tables import (
     results_table,
     rows_of,
 )
+
+CLAIMS = Path(__file__).parent.parent.parent / "baselines" / "claims.yaml"
+"""The file of claims of a checkout."""
 
 
 def markdown_table(table: pd.DataFrame) -> str:
@@ -84,6 +88,14 @@ def agreement(records: Sequence[Record]) -> list[str]:
     return [f"## Agreement between tasks\n\n{said}\n\n{markdown_table(table)}"] if len(table) else []
 
 
+def claims_section(records: Sequence[Record], file: Path = CLAIMS) -> list[str]:
+    """Published claims beside the numbers here; none where the package has been installed without its file of claims."""
+    if not file.is_file():
+        return []
+    said = "What papers say, and what was measured here. On another task only the direction of a claim can be checked:"
+    return [f"## Claims\n\n{said}\n\n{markdown_table(claims_table(read_claims(file), records))}"]
+
+
 def publish(records: Sequence[Record], results: Path) -> list[Path]:
     """Copies records and grids to `<results>/<task>/` and writes its README.md: what is meant to be committed.
 
@@ -101,7 +113,7 @@ def publish(records: Sequence[Record], results: Path) -> list[Path]:
         write_text(folder / "README.md", head + task_section(found) + "\n" + pictures)
         pages.append(folder / "README.md")
     tasks = "\n".join(f"- [{task}]({task}/README.md): {len(found)} runs" for task, found in by_task(records).items())
-    whole = [f"# Results\n\nMade by `harness report {results.name} --publish`.\n\n{tasks}", *agreement(records)]
+    whole = [f"# Results\n\nMade by `harness report {results.name} --publish`.\n\n{tasks}", *agreement(records), *claims_section(records)]
     write_text(results / "README.md", "\n\n".join(whole) + "\n")
     return [*pages, results / "README.md"]
 
