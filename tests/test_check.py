@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from written import record as plain
 
 from harness.check import FAILS, Baseline, baseline_of, compare, configs_of, read_baseline, write_baseline
 from harness.cli import main
@@ -17,7 +18,6 @@ from harness.config import key_of_record, parse_config, resolve
 from harness.errors import CheckFailed, UsageError
 from harness.records import Metric, Record, read_record, write_record
 from harness.report.tables import load_records
-from tests.report.test_tables import record as plain
 
 ROOT = Path(__file__).parent.parent
 

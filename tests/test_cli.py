@@ -240,7 +240,7 @@ def test_a_report_in_every_form(results: Path, harness: Harness, tmp_path: Path)
     assert "| ard, history_layers 2 " in markdown.out
     csv = harness("report", results, "--format", "csv").out.splitlines()
     assert csv[0].startswith("method,steps,training")
-    assert csv[1].startswith("teacher,4,none")
+    assert csv[1].startswith("tiny,teacher,4,none")
     records = json.loads(harness("report", results, "--json").out)
     assert {record["method"] for record in records} == {"teacher", "ard"}
     assert harness("report", results, "-o", tmp_path / "page.md").out == ""

@@ -41,17 +41,19 @@ def equal_compute_table(rows: Sequence[Row]) -> pd.DataFrame:
     heading, digits = QUALITY[name]
     counts = sorted({row.num_steps for row in group})
     lines = []
-    for label in dict.fromkeys(row.label for row in group):
-        mine = {row.num_steps: row for row in group if row.label == label}
+    by_label: dict[str, dict[int, Row]] = {}
+    for row in group:
+        by_label.setdefault(row.label, {})[row.num_steps] = row
+    for label, mine in by_label.items():
         first = next(iter(mine.values()))
         bills = [row.finished[0].cost.training for row in mine.values() if row.finished[0].cost]
         shared = any(record.trained_in for row in mine.values() for record in row.records)
         whole = sum(bill.flops + bill.trajectory_flops for bill in (bills[:1] if shared else bills) if bill)
         best = min(metric_interval(row.finished, name).mean for row in mine.values())
         lines.append((best, {
-            "method": label, "target": first.records[0].target, "init": first.records[0].init,
-            **{f"{heading}, {n} step{'s' if n > 1 else ''}": _cell(mine.get(n), name, digits) for n in counts},
+            "method": label, **{f"{heading}, {n} step{'s' if n > 1 else ''}": _cell(mine.get(n), name, digits) for n in counts},
             "seeds": str(len(first.finished)), "training TFLOPs for all its columns": f"{whole / 1e12:.3g}",
+            "target": first.records[0].target, "init": first.records[0].init,
         }))  # fmt: skip
     return pd.DataFrame([line for _, line in sorted(lines, key=lambda found: found[0])])
 
@@ -86,8 +88,8 @@ def equal_images_table(rows: Sequence[Row]) -> pd.DataFrame:
         if found:
             here = t_interval([at_images(points, name, images) for points in found])
             part = images / found[0][-1].images
-            lines.append((row.num_steps, here.mean, {"method": row.label, "steps": str(row.num_steps), "part of its run": f"{part:.2f}",
-                          f"{heading} after {images:,} images": here.text(digits)}))  # fmt: skip
+            shown = {"method": row.label, "steps": str(row.num_steps), f"{heading} after {images:,} images": here.text(digits)}
+            lines.append((row.num_steps, here.mean, {**shown, "part of its run": f"{part:.2f}"}))
     return pd.DataFrame([line for *_, line in sorted(lines, key=lambda line: line[:2])])
 
 

@@ -49,6 +49,8 @@ DIVERSITY = {
     "class_diversity": ("diversity in a class (real = 1)", 3),
     "memorised_share": ("memorised ↓", 4),
 }
+CROWD = 30
+"""Rows that differ in one thing, above which not all pairs are shown."""
 KEYS = ["method", "steps", "training", "seeds × noise sets"]
 
 
@@ -108,10 +110,31 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def differing(a: Record, b: Record) -> list[str]:
-    """In what two records differ: the method, options off their method's default, settings of the run."""
-    sides = [{"method": record.method, **off_default(record), **settings(record)} for record in (a, b)]
-    return sorted(name for name in sides[0].keys() | sides[1].keys() if sides[0].get(name) != sides[1].get(name))
+def neighbours(rows: Sequence[Row], name: str) -> list[tuple[Row, Row]]:
+    """Pairs of rows that differ in one thing: the method, an option off its default, or a setting other than steps and training.
+
+    Of more than `CROWD` rows that differ in the same thing each is paired with the best alone.
+    """
+    buckets: dict[tuple[str, frozenset[tuple[str, str]]], list[int]] = {}
+    for number, row in enumerate(rows):
+        record = row.records[0]
+        side = {"method": record.method, **off_default(record), **settings(record)}
+        shown = {key: repr(value) for key, value in side.items()}
+        whole = frozenset({**shown, "rows": repr((row.num_steps, row.training))}.items())
+        for thing in {**side, **dict.fromkeys(_options_of(record))}:
+            buckets.setdefault((thing, whole - {(thing, shown.get(thing, ""))}), []).append(number)
+    found = set()
+    for members in buckets.values():
+        if len(members) > CROWD:
+            best = min(members, key=lambda number: metric_interval(rows[number].finished, name).mean)
+            found |= {(min(best, number), max(best, number)) for number in members if number != best}
+        else:
+            found |= set(combinations(members, 2))
+    return [(rows[a], rows[b]) for a, b in sorted(found)]
+
+
+def _options_of(record: Record) -> list[str]:
+    return list(METHODS[record.method].Config.model_fields) if record.method in METHODS.names() else []
 
 
 def in_label(option: FieldInfo) -> bool:
@@ -144,7 +167,7 @@ def refuse_mixed_identities(records: Sequence[Record]) -> None:
         for name, metric in record.metrics.items():
             other = first.setdefault(name, record)
             theirs = other.metrics[name]
-            if theirs.identity_hash != metric.identity_hash:
+            if theirs.identity != metric.identity:
                 keys = metric.identity.keys() | theirs.identity.keys()
                 differing = sorted(k for k in keys if metric.identity.get(k) != theirs.identity.get(k))
                 raise NotComparable(
@@ -254,16 +277,15 @@ def error_split_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 def differences_table(rows: Sequence[Row]) -> pd.DataFrame:
     """Pairs of trained rows that differ in one thing (a method or an option), paired within seed and noise set, Holm-corrected."""
-    pairs: list[tuple[Row, Row, Difference]] = []
     trained = [row for row in rows if row.training[0] and row.finished]
     if not trained:
         return pd.DataFrame()
     name = headline(rows)
-    for a, b in combinations(trained, 2):
-        if (a.num_steps, a.training) == (b.num_steps, b.training) and len(differing(a.records[0], b.records[0])) == 1:
-            difference = paired_difference(a.finished, b.finished, name)
-            if difference:
-                pairs.append((a, b, difference))
+    pairs: list[tuple[Row, Row, Difference]] = []
+    for a, b in neighbours(trained, name):
+        difference = paired_difference(a.finished, b.finished, name)
+        if difference:
+            pairs.append((a, b, difference))
     heading, digits = QUALITY[name]
     heading = heading.rstrip(" ↓↑") + " first − second"
     reference = reference_record(rows)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from written import metric, record
 
 from harness.config import all_options, parse_config, resolve
 from harness.errors import UsageError
@@ -15,7 +16,6 @@ from harness.records import Record
 from harness.report.claims import Claim, claims_table, measured, read_claims, verdict
 from harness.report.statistics import Interval
 from harness.report.tables import load_records
-from tests.report.test_tables import metric, record
 
 ROOT = Path(__file__).parent.parent.parent
 RATIO = {"quantity": "degradation_ratio", "first": {"task": "digits", "method": "step-distillation", "budget": "table"},

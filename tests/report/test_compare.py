@@ -6,30 +6,12 @@ import math
 from typing import Any
 
 import pytest
+from written import METHODS, field, record, trained
 
-from harness.records import Milestone, Record
+from harness.records import Milestone
 from harness.report.compare import agreement_table, at_images, equal_compute, equal_compute_table, equal_images_table, known_as
 from harness.report.markdown import page
 from harness.report.tables import rows_of
-from tests.report.test_tables import record
-
-METHODS = ("ect", "imm", "ict", "lcm", "reflow", "shortcut")
-
-
-def trained(method: str, fid: float, flops: float = 6.02e12, **changes: Any) -> Record:
-    """A record with a bill and a curve that falls to its FID as a power of the images."""
-    made = record(method, fid=fid, **{"steps": 100, **changes})
-    assert made.cost is not None
-    assert made.cost.training is not None
-    bill = made.cost.training.model_copy(update={"flops": flops, "trajectory_flops": 1e12})
-    whole = 64 * changes.get("steps", 100)
-    points = [Milestone(step=1, images=whole // k, flops=1.0, quality={"fid": fid * k}) for k in (8, 4, 2, 1)]
-    return made.model_copy(update={"cost": made.cost.model_copy(update={"training": bill}), "milestones": points, "options": {}})
-
-
-def field(fids: dict[str, float] | None = None, **changes: Any) -> list[Record]:
-    fids = fids or {method: 2.0 + number for number, method in enumerate(METHODS)}
-    return [trained(method, fid, **changes) for method, fid in fids.items()]
 
 
 def test_rows_of_another_budget_are_left_out() -> None:

@@ -1,0 +1,106 @@
+"""Small figures as SVG text, for pages: their words stay words, and they are as wide as a telephone."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MOST_NAMED = 10
+"""Curves with a colour and a name; the others are grey."""
+MOST_GREY = 200
+"""Of more grey ones every second, third, ... is drawn."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values y at x, with half widths of their intervals (NaN where there is one value)."""
+
+    label: str
+    x: list[float]
+    y: list[float]
+    half_width: list[float]
+
+
+def curves_figure(curves: Sequence[Curve], x_label: str, y_label: str, log: bool = False, bars: bool = False) -> str:
+    """Curves with their intervals; of many the best ten at the end are named below."""
+    ordered = sorted(curves, key=lambda curve: curve.y[-1])
+    named = ordered[:MOST_NAMED]
+    figure, axes = _figure(2.9 + (0.16 * len(named) + 0.1 if len(curves) > 1 else 0))
+    others = ordered[MOST_NAMED:]
+    for curve in others[:: max(1, len(others) // MOST_GREY)]:
+        axes.plot(curve.x, curve.y, color="#c9ced8", linewidth=0.8, zorder=1)
+    for number, curve in enumerate(named):
+        half = [0.0 if math.isnan(width) else width for width in curve.half_width]
+        style = {"color": f"C{number}", "marker": "o", "markersize": 3, "linewidth": 1.2}
+        if bars:
+            axes.errorbar(curve.x, curve.y, half, label=curve.label, capsize=2, **style)
+            continue
+        axes.plot(curve.x, curve.y, label=_short(curve.label), **style)
+        low, high = ([y + sign * width for y, width in zip(curve.y, half, strict=True)] for sign in (-1, 1))
+        axes.fill_between(curve.x, low, high, color=f"C{number}", alpha=0.12, linewidth=0)
+    if log:
+        values = [y for curve in curves for y in curve.y if y > 0]
+        axes.set_xscale("log")
+        if values:
+            axes.set_yscale("log")
+            axes.set_ylim(min(values) / 1.5, max(values) * 1.5)
+    elif len({x for curve in curves for x in curve.x}) <= 12:
+        axes.set_xticks(sorted({x for curve in curves for x in curve.x}))
+    if len(curves) > 1:
+        more = f", and {len(curves) - MOST_NAMED} more in grey" if len(curves) > MOST_NAMED else ""
+        figure.legend(loc="outside lower left", fontsize=7, frameon=False, title=f"best first{more}", title_fontsize=7)
+    return _svg(figure, axes, x_label, y_label)
+
+
+def pareto_figure(points: Sequence[tuple[str, float, float]], x_label: str, y_label: str) -> str:
+    """Points (name, x, y), both in logarithms, of which the front (less of both is better) is drawn and named below."""
+    front = pareto_front([(x, y) for _, x, y in points])
+    figure, axes = _figure(3.0 + 0.16 * min(len(front), MOST_NAMED))
+    axes.scatter([x for _, x, _ in points], [y for *_, y in points], s=10, color="#9aa3b2", zorder=1)
+    axes.plot([points[i][1] for i in front], [points[i][2] for i in front], color="#0b5fad", linewidth=1, alpha=0.5, zorder=2)
+    for number, i in enumerate(front[:MOST_NAMED], 1):
+        name, x, y = points[i]
+        axes.scatter([x], [y], s=26, color="#0b5fad", zorder=3, label=f"{number}  {_short(name)}: {y:.3g}")
+        axes.annotate(str(number), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
+    axes.set_xscale("log")
+    if all(y > 0 for *_, y in points):
+        axes.set_yscale("log")
+    figure.legend(loc="outside lower left", fontsize=7, frameon=False, handlelength=0, handletextpad=0, markerscale=0)
+    return _svg(figure, axes, x_label, y_label)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Which points no other one beats in both numbers (less is better), by the first number."""
+    front, best = [], math.inf
+    for i in sorted(range(len(points)), key=lambda i: points[i]):
+        if points[i][1] < best:
+            front.append(i)
+            best = points[i][1]
+    return front
+
+
+def _short(text: str, most: int = 62) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _figure(height: float):  # type: ignore[no-untyped-def]  # matplotlib takes a second to import, so that its types are not named above
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _svg(figure, axes, x_label: str, y_label: str) -> str:  # type: ignore[no-untyped-def]
+    import matplotlib as mpl
+
+    axes.set_xlabel(x_label, fontsize=8)
+    axes.set_ylabel(y_label, fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+    text = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "harness"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)

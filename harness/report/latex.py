@@ -1,0 +1,25 @@
+"""A task's table for a paper."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+SPECIAL = {letter: f"\\{letter}" for letter in "&%$#_{}"}
+SPECIAL |= {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+SPECIAL |= {"±": r"$\pm$", "×": r"$\times$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "−": "$-$"}
+
+
+def latex_table(table: pd.DataFrame, caption: str) -> str:
+    """A `table` environment with the rules of booktabs."""
+
+    def line(cells: list[str]) -> str:
+        return " & ".join("".join(SPECIAL.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
+
+    rows = [line([str(cell) for cell in row]) for row in table.itertuples(index=False)]
+    head = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule"]
+    tail = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join([*head, line([str(column) for column in table.columns]), r"\midrule", *rows, *tail])
