@@ -1,13 +1,17 @@
 """Many runs from one file: expanded and checked before the first starts, and resumable at any time. Floor 8.
 
 A file holds `base` (fields of a run), `cells` (what each differs in, over `base`), `axes` (name: values, for every cell that
-does not say it, or in one), and `seeds`. Options of the method stand under `options`, in an axis as `options.NAME`. Two
-processes may work on one results folder: a run is locked while it is made, and whoever finds it locked goes on to the next.
+does not say it, or in one), and `seeds`. Options of the method stand under `options`, in an axis as `options.NAME`.
+Processes share a results folder: a run is locked while it is made, and whoever finds it locked goes on to the next.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,26 +110,69 @@ def plan(configs: Sequence[RunConfig], results: Path, device: torch.device, reus
 
 def run_sweep(cells: Sequence[Cell], results: Path, device: torch.device, report: Report = silent, reuse: bool = False,
               said: Callable[[str], None] = lambda text: None) -> list[Record]:  # fmt: skip
-    """Makes what is missing, one run after the other; what another process is at is left to it.
+    """Makes what is missing, one run after the other, together with other processes that are at the same.
 
-    A run that fails is a record too, and the sweep goes on. What only shows when a run is under way (weights that do not fit,
-    a download that fails) raises UsageError; what is made by then stays.
+    What another process is at is left to it and looked at again at the end: if that process has died, its run is resumed here. A run
+    that fails is a record too, and the sweep goes on. What only shows when a run is under way (weights that do not fit, a download
+    that fails) raises UsageError; what is made by then stays.
 
     Returns:
-        The records that are there at the end, in the order of the cells.
+        The records of all cells, in their order.
     """
-    records = []
-    for number, cell in enumerate(cells, 1):
-        place = f"{number}/{len(cells)} {cell.resolved.run_id} seed {cell.resolved.settings.seed}"
-        if cell.record is not None:
-            records.append(cell.record)
-            continue
-        said(f"{place}: starts")
-        try:
-            records.append(Run(cell.resolved, results, device, report).execute(reuse))
-        except Busy:
-            said(f"{place}: another process is at it")
-        except RunFailed as error:
-            said(f"{place}: {error}")
-            records.append(read_record(results / "runs" / cell.resolved.run_id / "record.json"))
-    return records
+    started, records = time.time(), {cell.resolved.run_id: cell.record for cell in cells if cell.record is not None}
+    missing = [(number, cell) for number, cell in enumerate(cells, 1) if cell.record is None]
+    for waits in (False, True):
+        busy = []
+        for number, cell in missing:
+            run = Run(cell.resolved, results, device, report)
+            place = f"{number}/{len(cells)} {cell.resolved.run_id} seed {cell.resolved.settings.seed}"
+            if (failed := _failed_since(run, started)) is not None:
+                records[failed.run_id] = failed
+                continue
+            said(f"{place}: {'waits for the process that is at it' if waits else 'starts'}")
+            try:
+                records[cell.resolved.run_id] = run.execute(reuse, waits)
+            except Busy:
+                said(f"{place}: another process is at it")
+                busy.append((number, cell))
+            except RunFailed as error:
+                said(f"{place}: {error}")
+                records[cell.resolved.run_id] = read_record(run.folder / "record.json")
+        missing = busy
+    return [records[cell.resolved.run_id] for cell in cells]
+
+
+def _failed_since(run: Run, started: float) -> Record | None:
+    """The record of a run that failed in another process since this one began."""
+    path = run.folder / "record.json"
+    if not path.exists() or path.stat().st_mtime < started:
+        return None
+    record = read_record(path)
+    return record if record.status == "failed" else None
+
+
+def records_of(cells: Sequence[Cell], results: Path) -> list[Record]:
+    """The records of cells that are there now, finished or failed."""
+    paths = [results / "runs" / cell.resolved.run_id / "record.json" for cell in cells]
+    found = [cell.record or (read_record(path) if path.exists() else None) for cell, path in zip(cells, paths, strict=True)]
+    return [record for record in found if record is not None]
+
+
+def run_workers(words: Sequence[str], workers: int) -> None:
+    """Runs `harness WORDS` in so many processes that share its work, each with its part of the threads.
+
+    Raises RunFailed if one of them ends otherwise than by failed runs; the others go on to the end first.
+    """
+    threads = max(1, torch.get_num_threads() // workers)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    started = [subprocess.Popen([sys.executable, "-m", "harness", *words], env=environment) for _ in range(workers)]
+    try:
+        codes = [process.wait() for process in started]
+    except BaseException:
+        for process in started:
+            process.terminate()  # each writes a checkpoint
+        for process in started:
+            process.wait()
+        raise
+    if bad := [code for code in codes if code not in (0, RunFailed.exit_code)]:
+        raise RunFailed(f"{len(bad)} of {workers} workers ended with exit code {', '.join(map(str, bad))}; their messages are above")

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from filelock import FileLock
 
 from harness.cli import main
 from harness.config import key_of_record, parse_config, resolve
-from harness.errors import UsageError
+from harness.errors import RunFailed, UsageError
+from harness.records import Record, write_record
 from harness.report.markdown import publish
 from harness.run import Run
 from harness.search import searches
-from harness.sweep import expand, plan, run_sweep
+from harness.sweep import Cell, expand, plan, run_sweep, run_workers
 from harness.tasks import Task
 
 CPU = torch.device("cpu")
@@ -86,7 +89,7 @@ def test_finished_runs_are_not_made_again(tiny: Task, tmp_path: Path, monkeypatc
     configs = expand(content(seeds=[0, 1]), "here")
     records = run_sweep(plan(configs, tmp_path, CPU), tmp_path, CPU)
     assert [record.config["seed"] for record in records] == [0, 1]
-    monkeypatch.setattr(Run, "execute", lambda self, reuse: pytest.fail("made again"))
+    monkeypatch.setattr(Run, "execute", lambda self, *args: pytest.fail("made again"))
     cells = plan(configs, tmp_path, CPU)
     assert all(cell.record for cell in cells)
     assert run_sweep(cells, tmp_path, CPU) == records
@@ -113,16 +116,66 @@ def test_published_records_of_this_code_always_count(tiny: Task, tmp_path: Path)
     assert [cell.record for cell in plan(configs, tmp_path / "second", CPU)] == [record]
 
 
-def test_a_run_that_another_process_makes_is_left_to_it(tiny: Task, tmp_path: Path) -> None:
+@pytest.fixture
+def held(tiny: Task, tmp_path: Path) -> Iterator[tuple[list[Cell], Any]]:
+    """Two cells, the first of which somebody else is at, and the open file that holds its lock."""
     cells = plan(expand(content(seeds=[0, 1]), "here"), tmp_path, CPU)
-    lock = Run(cells[0].resolved, tmp_path, CPU).lock
-    lock.parent.mkdir(parents=True)
+    path = Run(cells[0].resolved, tmp_path, CPU).lock
+    path.parent.mkdir(parents=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield cells, file
+
+
+def test_a_run_of_a_process_that_dies_is_taken_over(held: tuple[list[Cell], Any], tmp_path: Path) -> None:
+    cells, lock = held
     said: list[str] = []
-    with FileLock(lock):
-        records = run_sweep(cells, tmp_path, CPU, said=said.append)
-    assert [record.config["seed"] for record in records] == [1]
-    assert "another process" in said[1]
-    assert [record.config["seed"] for record in run_sweep(plan([c.config for c in cells], tmp_path, CPU), tmp_path, CPU)] == [0, 1]
+
+    def follow(text: str) -> None:
+        said.append(text)
+        if "waits" in text:
+            Timer(0.5, lock.close).start()  # it leaves no record
+
+    records = run_sweep(cells, tmp_path, CPU, said=follow)
+    assert [text.split(": ")[1] for text in said] == ["starts", "another process is at it", "starts", "waits for the process that is at it"]
+    assert [(record.config["seed"], record.status) for record in records] == [(0, "finished"), (1, "finished")]
+
+
+def test_what_failed_in_another_process_is_not_made_twice(held: tuple[list[Cell], Any], tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    cells, _ = held
+    executed, execute = [], Run.execute
+
+    def other_fails(self: Run, *args: Any) -> Record:
+        executed.append(self.resolved.settings.seed)
+        found = execute(self, *args)
+        run = Run(cells[0].resolved, tmp_path, CPU)
+        run.folder.mkdir(parents=True)
+        write_record(run.folder / "record.json", found.model_copy(update={"run_id": cells[0].resolved.run_id, "status": "failed"}))
+        return found
+
+    monkeypatch.setattr(Run, "execute", other_fails)
+    records = run_sweep(cells, tmp_path, CPU)
+    assert [record.status for record in records] == ["failed", "finished"]
+    assert executed == [0, 1]
+
+
+def test_workers_share_the_threads_and_the_work(tmp_path: Path) -> None:
+    """Two processes on the mixture: every run once, in both."""
+    file = tmp_path / "sweep.yaml"
+    base = {"task": "mixture", "method": "step-distillation", "budget": "steps=2", "options": {"trajectory": "states"}}
+    file.write_text(yaml.safe_dump({"base": base, "seeds": [0, 1]}))
+    done = CliRunner().invoke(main, ["sweep", str(file), "--results", str(tmp_path / "results"), "--device", "cpu", "--workers", "2"])
+    assert done.exit_code == 0, done.output
+    assert "2 of 2 runs finished, 0 failed" in done.output
+    logs = [path.read_text() for path in (tmp_path / "results" / "runs").glob("step-distillation-*/run.log")]
+    assert [text.count("training is done") for text in logs] == [1, 1]
+    assert all(f"{max(1, torch.get_num_threads() // 2)} threads" in text for text in logs)
+
+
+def test_a_worker_that_ends_badly_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="2 of 2 workers ended with exit code 2, 2"):
+        run_workers(["sweep", str(tmp_path / "nowhere.yaml")], 2)
 
 
 def test_a_failed_run_is_a_record_and_the_sweep_goes_on(tiny: Task, tmp_path: Path) -> None:

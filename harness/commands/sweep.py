@@ -14,7 +14,8 @@ from harness.console import Display
 from harness.errors import RunFailed, UsageError
 from harness.files import read_yaml
 from harness.options import chosen_device, common
-from harness.sweep import expand, plan, run_sweep
+from harness.records import SOURCES_OUTSIDE
+from harness.sweep import expand, plan, records_of, run_sweep, run_workers
 
 
 @click.command("sweep")
@@ -22,15 +23,21 @@ from harness.sweep import expand, plan, run_sweep
 @click.option("--dry-run", is_flag=True, help="Only show what would run and what is already there.")
 @click.option("--reuse", is_flag=True, help="Take finished records that other code made, published ones too.")
 @click.option("--storage", metavar="URL", help="Database of a search's studies [default: searches.db in the results folder].")
+@click.option("--workers", default=1, type=click.IntRange(1, 256), show_default=True, help="Processes that share the work and the threads.")
 @common(results=True, device=True)
-def sweep_command(file: str, dry_run: bool, reuse: bool, storage: str | None, as_json: bool, results: Path, device: str) -> None:
+def sweep_command(file: str, dry_run: bool, reuse: bool, storage: str | None, workers: int, as_json: bool, results: Path,
+                  device: str) -> None:  # fmt: skip
     """Run all that a sweep file asks for; finished runs are skipped and interrupted ones resumed.
 
-    A file with `search` is a search by Optuna. The same command in a second terminal shares the work.
+    A file with `search` is a search by Optuna. The same command in a second terminal shares the work, and takes over from one that died.
     """
     where = chosen_device(device)
     content = read_yaml(Path(file))
+    words = ["sweep", file, "--results", str(results), "--device", device, *(["--reuse"] if reuse else [])]
+    words += [*(["--storage", storage] if storage else []), *(word for path in SOURCES_OUTSIDE for word in ("--plugin", str(path)))]
     if "search" in content:
+        if workers > 1 and not dry_run:
+            run_workers(words, workers)
         run_searches(content, file, dry_run, reuse, storage, as_json, results, where)
         return
     if storage is not None:
@@ -48,15 +55,18 @@ def sweep_command(file: str, dry_run: bool, reuse: bool, storage: str | None, as
         click.echo(f"{missing} of {len(cells)} runs to make")
         return
     console = Console(stderr=True)
-    with Display(console) as display:
-        said = lambda text: console.print(text, highlight=False)  # noqa: E731
-        records = run_sweep(cells, results, where, display, reuse, said)
+    if workers > 1:
+        run_workers(words, workers)
+        records = records_of(cells, results)
+    else:
+        with Display(console) as display:
+            said = lambda text: console.print(text, highlight=False)  # noqa: E731
+            records = run_sweep(cells, results, where, display, reuse, said)
     if as_json:
         click.echo(json.dumps([json.loads(record.model_dump_json()) for record in records], indent=1))
         return
     failed = [record for record in records if record.status == "failed"]
-    click.echo(f"{len(records) - len(failed)} of {len(cells)} runs finished, {len(failed)} failed, the rest is another process's; "
-               f"`harness report {results}` shows them")  # fmt: skip
+    click.echo(f"{len(records) - len(failed)} of {len(cells)} runs finished, {len(failed)} failed; `harness report {results}` shows them")
     if failed:
         raise RunFailed(f"{len(failed)} of {len(cells)} runs failed: {', '.join(record.run_id for record in failed)}")
 

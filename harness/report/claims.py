@@ -115,6 +115,8 @@ def measured(claim: Claim, records: Sequence[Record]) -> tuple[Interval, str] | 
 
 def _row(asked: dict[str, Any], records: Sequence[Record]) -> list[Record]:
     """The finished records of a run config, one a seed."""
+    if all(record.task != asked["task"] for record in records):
+        return []
     resolved = resolve(parse_config(asked))
     keys = {resolved.with_seed(seed).key for seed in range(MAX_SEED + 1)}
     return [record for record in records if record.status == "finished" and key_of_record(record) in keys]
