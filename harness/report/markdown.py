@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.files import write_aside, write_text
-from harness.records import Record, write_record
+from harness.records import Record, read_record, write_record
 from harness.report.claims import claims_table, read_claims
 from harness.report.compare import agreement_table, equal_compute_table, equal_images_table
 from harness.report.plots import write_plots
@@ -106,7 +106,9 @@ def publish(records: Sequence[Record], results: Path) -> list[Path]:
     for task, found in by_task(records).items():
         folder = results / task
         for record in found:
-            write_record(folder / "records" / f"{record.run_id}.json", record)
+            path = folder / "records" / f"{record.run_id}.json"
+            if not path.exists() or read_record(path) != record:  # one from before a field existed stays as it was written
+                write_record(path, record)
         plots = "".join(f"\n{caption}\n\n![{name}]({name})\n" for name, caption in write_plots(rows_of(found), folder))
         pictures = plots + _copy_grids(found, results, folder)
         head = f"# Results on {task}\n\nMade by `harness report {results.name} --publish` from `{task}/records/`.\n\n"

@@ -46,6 +46,16 @@ def test_contract(name: str, check: Check, tiny: Task, tmp_path: Path) -> None:
     check(Case(method, tiny, tmp_path / "case", options, num_steps=1 if method == "knowledge-distillation" else 2))
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_on_a_flow_teacher_it_starts_right_and_trains(name: str, tiny: Task, tmp_path: Path) -> None:
+    """The same weights as a teacher that predicts velocity on a linear path: another denoiser, with everything else equal."""
+    method, options = CASES[name]
+    flow = Task(tiny.spec.model_copy(update={"name": "tiny-flow", "schedule": "flow", "prediction_type": "v"}), tiny.folder)
+    case = Case(method, flow, tmp_path / "case", options, num_steps=1 if method == "knowledge-distillation" else 2)
+    for check in (contract.sampling, contract.untrained, *([contract.finite] if case.cls.sources else [])):
+        check(case)
+
+
 # Each check finds the fault that it is for.
 
 LOSS, STEP = ARD.loss, CachedSteps.step
