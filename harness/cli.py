@@ -1,4 +1,4 @@
-"""The command line: all commands. Floor 12."""
+"""The command line: all commands. Floor 11."""
 
 from __future__ import annotations
 

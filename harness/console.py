@@ -1,4 +1,4 @@
-"""What a person sees while something runs: a live display on a terminal, plain lines elsewhere; always on stderr. Floor 9."""
+"""What a person sees while something runs: a live display on a terminal, plain lines elsewhere; always on stderr. Floor 10."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the command line is built: options made of typed configs, errors in one sentence, files of YAML. Floor 9."""
+"""How the command line is built: options made of typed configs, errors in one sentence, files of YAML. Floor 10."""
 
 from __future__ import annotations
 
