@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from harness import __version__
-from harness.commands import check, inspect, outside, report, run, sweep, teacher
+from harness.commands import check, inspect, outside, report, run, status, sweep, teacher
 from harness.options import Group
 
 
@@ -16,7 +16,8 @@ def main() -> None:
 
 
 for _command in (
-    run.run_command, sweep.sweep_command, report.report_command, check.check_command, inspect.list_command, inspect.describe_command,
-    outside.evaluate_command, outside.test_method_command, inspect.cost_command, inspect.env_command, teacher.teacher_group,
+    run.run_command, sweep.sweep_command, status.status_command, report.report_command, check.check_command,
+    inspect.list_command, inspect.describe_command, outside.evaluate_command, outside.test_method_command,
+    inspect.cost_command, inspect.env_command, teacher.teacher_group,
 ):  # fmt: skip
     main.add_command(_command)

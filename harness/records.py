@@ -21,7 +21,10 @@ SCHEMA_VERSION: Literal[1] = 1
 PACKAGES = ("torch", "timm", "torch-fidelity", "numpy", "scikit-learn", "safetensors")
 SOURCES_OUTSIDE: list[Path] = []
 """Plug-ins that were loaded: they decide numbers too."""
-_PRESENTATION = ("cli.py", "commands", "options.py", "report", "__main__.py", "console.py", "check.py", "search.py", "sweep.py")
+_PRESENTATION = (
+    "__main__.py", "cli.py", "commands", "options.py", "console.py", "report", "check.py", "search.py", "status.py", "sweep.py",
+)  # fmt: skip
+"""What decides no number of a run."""
 
 
 class _Part(BaseModel):

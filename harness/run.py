@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,17 +83,22 @@ def logged(path: Path, what: str) -> Iterator[Callable[[str], None]]:
         log(f"{what} is finished")
 
 
-def logging_report(report: Report, log: Callable[[str], None]) -> Report:
-    """A report of progress that also notes in a log when a stage starts and when it is done."""
+def logging_report(report: Report, log: Callable[[str], None], every: float = 20.0) -> Report:
+    """A report of progress that also notes in a log when a stage starts, every so many seconds how far it is, and when it is done."""
 
     def stage(name: str) -> Progress:
         show = report(name)
         log(f"{name} starts")
+        noted = time.monotonic()
 
         def progress(done: int, total: int) -> None:
+            nonlocal noted
             show(done, total)
             if done == total:
                 log(f"{name} is done: {total}")
+            elif time.monotonic() - noted > every:
+                noted = time.monotonic()
+                log(f"{name}: {done}/{total}")
 
         return progress
 

@@ -111,13 +111,17 @@ class TrajectoryDistillation(Method):
         return lambda x_T, cond: integrate(DDIM(), teacher, x_T, self.levels, cond)  # type: ignore[return-value]
 
     def updates(self, step: int) -> Iterable[Update]:
+        if not self.config.step_counts:
+            return self.in_stage(step, self.loss)
         points = self.trained_points[step % len(self.trained_points)]
-        loss = partial(self.loss, points=points)
-        in_stage = self.stage is not None and step >= self.stage.start
-        found = self.stage.updates(step, loss) if in_stage else [Update("student", loss)]  # type: ignore[union-attr]
-        if self.config.step_counts:
-            return [replace(update, phase=f"{update.phase} {len(points.levels) - 1} steps".lstrip()) for update in found]
-        return found
+        found = self.in_stage(step, partial(self.loss, points=points))
+        return [replace(update, phase=f"{update.phase} {len(points.levels) - 1} steps".lstrip()) for update in found]
+
+    def in_stage(self, step: int, loss: Loss) -> list[Update]:
+        """The updates of a step with the student's own loss."""
+        if self.stage is None or step < self.stage.start:
+            return [Update("student", loss)]
+        return self.stage.updates(step, loss)
 
     def end_step(self, step: int, means: dict[str, float]) -> Collection[str]:
         if self.stage is not None and step >= self.stage.start:
