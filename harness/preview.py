@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from harness.methods import METHODS
 from harness.run import Run
 from harness.tasks import Task
 from harness.trainer import MILESTONES
+
+SHARED = ("reference samples", "trajectories")
+"""Parts that runs of one task share."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,21 @@ def preview(resolved: Resolved, results: Path, device: torch.device) -> Preview:
         seconds["samples"] = one * resolved.noise_sets
     return Preview(resolved.run_id, state, resolved.method, resolved.config.model_dump(mode="json"), resolved.run_settings, nfe, macs,
                    cached, seconds)  # fmt: skip
+
+
+def estimate(missing: Sequence[Resolved], results: Path, device: torch.device) -> dict[str, float]:
+    """Seconds of each part of many runs, what they share counted once; of runs that differ in the seed alone one is timed."""
+    alike: dict[str, list[Resolved]] = {}
+    for resolved in missing:
+        alike.setdefault(replace(resolved, settings=replace(resolved.settings, seed=0)).run_id, []).append(resolved)
+    total: dict[str, float] = {}
+    for group in alike.values():
+        for part, seconds in preview(group[0], results, device).seconds.items():
+            if part in SHARED:
+                total[part] = max(total.get(part, 0.0), seconds)
+            else:
+                total[part] = total.get(part, 0.0) + seconds * len(group)
+    return total
 
 
 def timed(sampler: Sampler, task: Task, device: torch.device) -> float:

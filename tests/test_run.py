@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -352,6 +353,20 @@ def test_an_interrupted_run_resumes_and_equals_an_uninterrupted_one(tiny: Task, 
     same = {"steps", "images", "flops", "trajectory_flops", "teacher_evaluations", "ema_initial_weight"}
     assert record.cost.training.model_dump(include=same) == whole.cost.training.model_dump(include=same)
     assert not (resumed.folder / "checkpoint").exists()
+
+
+def test_a_run_that_was_moved_resumes_where_it_stopped(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The results folder copied elsewhere, with an empty cache, as on another machine: nothing in a checkpoint names a path."""
+    whole = new_run(tmp_path / "straight", budget="steps=14").execute()
+    with pytest.raises(Interrupted):
+        new_run(tmp_path / "here", stop_training, budget="steps=14").execute()
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    shutil.rmtree(tmp_path / "here")
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "other cache"))
+    seen: list[int] = []
+    record = new_run(tmp_path / "there", note_training(seen), budget="steps=14").execute()
+    assert seen == [14]
+    assert record.metrics == whole.metrics
 
 
 def test_a_checkpoint_of_other_code_is_not_resumed(tiny: Task, tmp_path: Path, other_code: Callable) -> None:

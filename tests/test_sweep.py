@@ -6,6 +6,7 @@ import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Timer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from harness.cli import main
 from harness.config import key_of_record, parse_config, resolve
 from harness.errors import RunFailed, UsageError
+from harness.preview import estimate
 from harness.records import Record, write_record
 from harness.report.markdown import publish
 from harness.run import Run
@@ -199,12 +201,24 @@ def test_our_own_files_are_valid(file: Path, tmp_path: Path) -> None:
     assert not any(cell.record for cell in cells)
 
 
+def test_an_estimate_counts_seeds_and_shares_what_is_shared(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(resolved: Any, results: Path, device: torch.device) -> Any:
+        return SimpleNamespace(seconds={"trajectories": 10.0 * resolved.num_steps, "training": 3.0})
+
+    monkeypatch.setattr("harness.preview.preview", fake)
+    cells = plan(expand(content(seeds=[0, 1, 2], axes={"num_steps": [2, 4]}), "here"), tmp_path, CPU)
+    assert estimate([cell.resolved for cell in cells], tmp_path, CPU) == {"trajectories": 40.0, "training": 18.0}
+
+
 def test_the_command(tiny: Task, tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump(content(seeds=[0, 1])))
     results = ["--results", str(tmp_path / "results"), "--device", "cpu"]
     dry = CliRunner().invoke(main, ["sweep", str(file), "--dry-run", *results])
     assert "2 of 2 runs to make" in dry.output
+    timed = CliRunner().invoke(main, ["sweep", str(file), "--dry-run", "--estimate", *results])
+    assert "minutes on" in timed.output
+    assert "training" in timed.output
     assert not (tmp_path / "results").exists()
     done = CliRunner().invoke(main, ["sweep", str(file), *results])
     assert (done.exit_code, "2 of 2 runs finished, 0 failed" in done.output) == (0, True)

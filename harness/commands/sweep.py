@@ -14,6 +14,7 @@ from harness.console import Display
 from harness.errors import RunFailed, UsageError
 from harness.files import read_yaml
 from harness.options import chosen_device, common
+from harness.preview import estimate
 from harness.records import SOURCES_OUTSIDE
 from harness.sweep import expand, plan, records_of, run_sweep, run_workers
 
@@ -21,11 +22,14 @@ from harness.sweep import expand, plan, records_of, run_sweep, run_workers
 @click.command("sweep")
 @click.argument("file", metavar="FILE")
 @click.option("--dry-run", is_flag=True, help="Only show what would run and what is already there.")
+@click.option(
+    "--estimate", "timing", is_flag=True, help="With --dry-run: also time a step of every setting, and say how long all would take."
+)
 @click.option("--reuse", is_flag=True, help="Take finished records that other code made, published ones too.")
 @click.option("--storage", metavar="URL", help="Database of a search's studies [default: searches.db in the results folder].")
 @click.option("--workers", default=1, type=click.IntRange(1, 256), show_default=True, help="Processes that share the work and the threads.")
 @common(results=True, device=True)
-def sweep_command(file: str, dry_run: bool, reuse: bool, storage: str | None, workers: int, as_json: bool, results: Path,
+def sweep_command(file: str, dry_run: bool, timing: bool, reuse: bool, storage: str | None, workers: int, as_json: bool, results: Path,
                   device: str) -> None:  # fmt: skip
     """Run all that a sweep file asks for; finished runs are skipped and interrupted ones resumed.
 
@@ -53,6 +57,10 @@ def sweep_command(file: str, dry_run: bool, reuse: bool, storage: str | None, wo
         for line in lines:
             click.echo(f"{line['state']:9} {line['run_id']:40} seed {line['seed']} {json.dumps(line.get('options', {}))}")
         click.echo(f"{missing} of {len(cells)} runs to make")
+        if timing:
+            parts = estimate([cell.resolved for cell in cells if cell.record is None], results, where)
+            told = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in parts.items())
+            click.echo(f"about {sum(parts.values()) / 60:.0f} minutes on {torch.get_num_threads()} threads, metrics not counted: {told}")
         return
     console = Console(stderr=True)
     if workers > 1:

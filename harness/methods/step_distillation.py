@@ -68,7 +68,7 @@ class TrajectoryDistillation(Method):
         self.student = ema.module
         self.levels = few_step_levels(num_steps)
         self.points = Points(config, task.schedule, task.prediction_type, self.levels)
-        self.trained_points = [replace(self.points, levels=few_step_levels(n)) for n in config.step_counts] or [self.points]
+        self.trained_points = [replace(self.points, levels=few_step_levels(n)) for n in config.step_counts]
         self.solver = CachedSteps(self.points)
         self.stage: Stage | None = None
         if config.gan_from is not None:
