@@ -22,9 +22,7 @@ from harness.sweep import expand, plan, records_of, run_sweep, run_workers
 @click.command("sweep")
 @click.argument("file", metavar="FILE")
 @click.option("--dry-run", is_flag=True, help="Only show what would run and what is already there.")
-@click.option(
-    "--estimate", "timing", is_flag=True, help="With --dry-run: also time a step of every setting, and say how long all would take."
-)
+@click.option("--estimate", "timing", is_flag=True, help="With --dry-run: time a step of each setting, and say how long all would take.")
 @click.option("--reuse", is_flag=True, help="Take finished records that other code made, published ones too.")
 @click.option("--storage", metavar="URL", help="Database of a search's studies [default: searches.db in the results folder].")
 @click.option("--workers", default=1, type=click.IntRange(1, 256), show_default=True, help="Processes that share the work and the threads.")
