@@ -7,7 +7,8 @@
 
 A row is a method with its settings; its spread is the standard deviation over seeds of the metric's logarithm. Few seeds tell little of
 it, so that the spread of all rows counts in it as ten more seeds would. A row has regressed if its mean over seeds is worse than the
-baseline's by more than other seeds of an equal method are once in a hundred times.
+baseline's by more than other seeds would make it: so much that one of all its rows would be called wrongly once in twenty checks. What
+is not trained has no seeds and must be equal to half a percent.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from scipy import stats
 from harness.config import RunConfig, all_options, key_of_record, parse_config, settings
 from harness.errors import CheckFailed, UsageError
 from harness.files import digest, write_text
+from harness.methods import METHODS
 from harness.records import Environment, Record
 from harness.report.tables import HEADLINES, label
 from harness.tasks import load_task
 
-LEVEL, TIGHT, LATENCY, UNKNOWN_SPREAD, LENT = 0.01, 1e-3, 1.25, 0.05, 10
-"""One-sided level; tolerance of losses; advisory factor of latency; spread if no row has two seeds; seeds that all rows lend."""
+LEVEL, TIGHT, LATENCY, UNKNOWN_SPREAD, EXACT_SAMPLER, LENT = 0.05, 1e-3, 1.25, 0.02, 0.001, 10
+"""One-sided level of all rows together; tolerance of losses; advisory factor of latency; spread if no row has two seeds, and of a
+sampler that nothing trains, whose metric moves by rounding alone; seeds that all rows lend."""
 
 
 class _Part(BaseModel):
@@ -59,6 +62,7 @@ class Entry(_Part):
     device: str
     quality: Quality
     latency: float | None
+    trains: bool
 
 
 class Baseline(_Part):
@@ -100,6 +104,7 @@ def entry_of(record: Record) -> Entry:
         config={} if config.get("init_from") else config_of(record),
         exact=exact | {f"hash of {part}": value for part, value in record.hashes.items()},
         losses=record.first_losses, device=record.environment.device, latency=cost.latency.ratio if cost.latency else None,
+        trains=bool(config["total_steps"]),
         quality=Quality(name=name, value=metric.mean, lower_is_better=metric.direction == "lower", identity=metric.identity_hash),
     )  # fmt: skip
 
@@ -108,7 +113,9 @@ def config_of(record: Record) -> dict[str, Any]:
     """The config that makes a record again."""
     config, budgets = record.config, load_task(record.task).spec.budgets
     steps = config["total_steps"]
-    named = [name for name, budget in budgets.items() if budget.noise_sets == config["noise_sets"] and steps in (0, budget.steps)]
+    trains = record.method in METHODS.names() and bool(METHODS[record.method].sources)
+    named = [name for name, budget in budgets.items()
+             if budget.noise_sets == config["noise_sets"] and (not trains or budget.steps == steps)]  # fmt: skip
     found = {"task": record.task, "method": record.method, "options": record.options, "num_steps": config["num_steps"],
              "budget": named[0] if named else f"steps={steps}"}  # fmt: skip
     if steps:
@@ -152,10 +159,7 @@ def configs_of(baseline: Baseline) -> list[RunConfig]:
 
 
 def compare(baseline: Baseline, records: Iterable[Record]) -> list[Finding]:
-    """Every comparison that can be made, rows of the baseline first.
-
-    Raises CheckFailed if there is none at all.
-    """
+    """Every comparison that can be made, rows of the baseline first."""
     here = {key_of_record(record): entry_of(record) for record in records if record.status == "finished"}
     findings = []
     for key, entry in baseline.runs.items():
@@ -168,9 +172,13 @@ def compare(baseline: Baseline, records: Iterable[Record]) -> list[Finding]:
     findings += [
         Finding(_name(entry), "record", "new", "", "not in the baseline") for key, entry in here.items() if key not in baseline.runs
     ]
-    if not any(key in here for key in baseline.runs):
-        raise CheckFailed("nothing was compared: no record has the settings of any run of the baseline")
     return findings
+
+
+def refuse_nothing(findings: Sequence[Finding]) -> None:
+    """Raises CheckFailed if nothing was compared."""
+    if all(finding.state in ("missing", "new") for finding in findings):
+        raise CheckFailed("nothing was compared: no record has the settings of any run of the baseline")
 
 
 def _name(entry: Entry) -> str:
@@ -192,6 +200,8 @@ def _losses(name: str, expected: Entry, found: Entry) -> list[Finding]:
     if not (expected.device == found.device == "cpu"):
         return []
     findings = []
+    if expected.losses and not found.losses:
+        return [Finding(name, "first losses", "missing", "there", "not in the record")]
     for what in expected.losses.keys() & found.losses.keys():
         one, other = expected.losses[what], found.losses[what]
         close = math.isclose(one, other, rel_tol=TIGHT, abs_tol=1e-9)
@@ -222,7 +232,9 @@ def _quality(baseline: Baseline, here: dict[str, Entry]) -> list[Finding]:
             continue
         first, values = baseline.runs[keys[0]], logs[row]
         own = sum((value - sum(values) / len(values)) ** 2 for value in values)
-        if pooled_freedom:
+        if first.trains is False:
+            freedom, spread = LENT, EXACT_SAMPLER
+        elif pooled_freedom:
             lent = min(pooled_freedom, LENT)
             freedom = len(values) - 1 + lent
             spread = math.sqrt((own + lent * squares / pooled_freedom) / freedom)
@@ -230,7 +242,7 @@ def _quality(baseline: Baseline, here: dict[str, Entry]) -> list[Finding]:
             freedom, spread = LENT, UNKNOWN_SPREAD
         expected = sum(_log(baseline.runs[key].quality.value) for key in shared) / len(shared)
         found = sum(_log(here[key].quality.value) for key in shared) / len(shared)
-        allowed = float(stats.t.ppf(1 - LEVEL, freedom)) * spread * math.sqrt(2 / len(shared))
+        allowed = float(stats.t.ppf(1 - LEVEL / len(rows), freedom)) * spread * math.sqrt(2 / len(shared))
         worse = (found - expected) * (1 if first.quality.lower_is_better else -1)
         state: State = "regressed" if worse > allowed else "improved" if worse < -allowed else "same"
         what = f"{first.quality.name}, {len(shared)} seed{'s' if len(shared) > 1 else ''}"

@@ -126,6 +126,15 @@ class Run:
         """Held while this run is made."""
         return self.folder.parent / ".locks" / self.resolved.run_id
 
+    @property
+    def student_locks(self) -> list[Path]:
+        """Held as well where one student serves several numbers of steps: it is trained by one process, and then looked up."""
+        r = self.resolved
+        if not METHODS[r.method].trained_once(r.config) or not r.settings.total_steps:
+            return []
+        student = {name: value for name, value in r.identity.items() if name not in ("num_steps", "noise_sets", "extra_features")}
+        return [self.lock.parent / f"student-{r.method}-{digest(student)[:10]}"]
+
     def finished_record(self, any_code: bool = False) -> Record | None:
         """The record of this run if it finished on this kind of device, made by the same code (or by any)."""
         path = self.folder / "record.json"
@@ -166,10 +175,15 @@ class Run:
             self.lock.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot write {self.lock.parent}: {error.strerror}; give another --results") from error
-        lock = FileLock(self.lock, timeout=-1 if wait else 0)
+        locks = [FileLock(path, timeout=-1 if wait else 0) for path in (self.lock, *self.student_locks)]
+        held = []
         try:
-            lock.acquire()
+            for lock in locks:
+                lock.acquire()
+                held.append(lock)
         except Timeout:
+            for lock in held:
+                lock.release()
             raise Busy(f"run {self.resolved.run_id} is being made by another process; ask again when it is done") from None
         try:
             if (record := self.finished_record(reuse)) is not None:  # by whoever held the lock before
@@ -178,7 +192,8 @@ class Run:
             with logged(self.folder / "run.log", f"run {self.resolved.run_id}") as log:
                 return replace(self, report=logging_report(self.report, log))._execute()
         finally:
-            lock.release()
+            for lock in held:
+                lock.release()
 
     def _execute(self) -> Record:
         self.environment = capture_environment(self.device)  # now: sources may be edited while it runs

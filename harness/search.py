@@ -2,7 +2,8 @@
 
 Every cell of the file (its axes multiplied out) is one study, every trial of a study one run for each seed, under its run id like any
 other: trials of the same options share it, an interrupted one resumes, and `harness report` shows all. Trial 0 is the method's defaults,
-as far as they lie in the space. The study itself is in a database, which `optuna-dashboard` reads and processes share.
+as far as they lie in the space. The study itself is in a database, which `optuna-dashboard` reads and processes share. A trial is judged
+on the evaluation noise, so that the best of many looks a little better than it is: report a winner from seeds that its search has not used.
 
     search:
       trials: 8
@@ -40,9 +41,12 @@ from harness.sweep import expand
 
 COSTS: dict[str, Callable[[Any], float]] = {
     "latency": lambda cost: cost.latency.ratio, "macs": lambda cost: cost.macs_per_sample, "nfe": lambda cost: cost.nfe,
-    "training_flops": lambda cost: cost.training.flops + cost.training.trajectory_flops if cost.training else 0.0,
+    "training_flops": lambda cost: cost.training.flops + cost.training.inherited_flops + cost.training.trajectory_flops
+    if cost.training else 0.0,
 }  # fmt: skip
 """What of a record's cost can be an objective."""
+MOST_TRIED = 32
+"""Whole numbers of a range that are tried out beforehand."""
 
 
 class Range(BaseModel):
@@ -120,14 +124,14 @@ class Search:
 
 
 def searches(content: dict[str, Any], where: str, results: Path, device: torch.device) -> list[Search]:
-    """The studies of a sweep file that has `search`; both ends of the space are tried out before anything is run.
+    """The studies of a sweep file that has `search`; the space's choices are tried out before anything is run.
 
     Raises UsageError for what is unknown or does not fit.
     """
     content = dict(content)
     try:
         spec = SearchSpec.model_validate(content.pop("search"))
-        ends = [{name: _end(of, low) for name, of in spec.space.items()} for low in (True, False)]
+        corners = _corners(spec)
         spec.distributions()
     except ValidationError as error:
         raise explain(error, f"{where}: search", list(SearchSpec.model_fields)) from error
@@ -140,23 +144,33 @@ def searches(content: dict[str, Any], where: str, results: Path, device: torch.d
     for alike, configs in groups.items():
         study = f"{configs[0].method}-{configs[0].num_steps}-{digest([alike, spec.model_dump(mode='json', exclude={'trials'})])[:10]}"
         search = Search(study, tuple(configs), spec)
-        for end in ends:
-            task = resolve(search.trial(end)[0], results=results, device=device).task
+        for corner in corners:
+            task = resolve(search.trial(corner)[0], results=results, device=device).task
         curve = evaluator_class(task).milestone_metrics
         known = {*curve, *COSTS, *(() if task.spec.mixture else METRICS.names())}
         for name in spec.objectives:
             if name not in known:
                 raise unknown("objective", name, sorted(known))
+        if spec.prune and len(configs) > 1:
+            raise UsageError(f"{where}: search: prune looks at the curve of one run, but a trial has {len(configs)} seeds: give one")
         if spec.prune and (len(spec.objectives) > 1 or not spec.objectives.keys() <= set(curve)):
             raise UsageError(f"{where}: search: prune looks at the curve of one objective, which must be one of: {', '.join(curve)}")
         found.append(search)
     return found
 
 
-def _end(of: Range | list[Any], low: bool) -> Any:
-    if isinstance(of, list):
-        return of[0 if low else -1]
-    return of.low if low else of.high
+def _corners(spec: SearchSpec) -> list[dict[str, Any]]:
+    """Points that show whether values fit: all lowest, all highest, and each further choice or whole number beside the lowest others."""
+    values: dict[str, list[Any]] = {}
+    for name, of in spec.space.items():
+        if isinstance(of, list):
+            values[name] = of
+        elif isinstance(of.low, int) and isinstance(of.high, int) and not of.log:
+            values[name] = [*range(of.low, of.high + 1, int(of.step or 1))][:MOST_TRIED]
+        else:
+            values[name] = [of.low, of.high]
+    low, high = ({name: found[place] for name, found in values.items()} for place in (0, -1))
+    return [low, high, *({**low, name: value} for name, found in values.items() for value in found[1:])]
 
 
 def open_study(search: Search, storage: str) -> optuna.Study:
@@ -183,7 +197,8 @@ class Searcher:
 
     def make(self, search: Search) -> optuna.Study:
         """All trials of a study; those that nobody is at are taken up again."""
-        study = open_study(search, self.storage)
+        with self._lock(search):  # two processes must not make the tables of one database at once
+            study = open_study(search, self.storage)
         code = capture_environment(self.device).code
         others = {trial.user_attrs.get("code") for trial in study.get_trials(deepcopy=False)} - {code, None}
         if others and not self.reuse:
@@ -233,7 +248,12 @@ class Searcher:
                     raise RunFailed(f"pruned: after {part:.3g} of the budget its {objective} was worse than the median of other trials")
 
         for config in search.trial(trial.params):
-            resolved = resolve(config, results=self.results, device=self.device)
+            try:
+                resolved = resolve(config, results=self.results, device=self.device)
+            except UsageError as error:  # values that fit alone, but not together
+                self.said(f"{search.name} trial {trial.number}: {error}")
+                study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+                return
             self.said(f"{search.name} trial {trial.number}, {resolved.run_id} seed {config.seed}: {_shown(trial.params)}")
             run = Run(resolved, self.results, self.device, self.report, judge if search.spec.prune else None)
             try:
@@ -245,8 +265,10 @@ class Searcher:
                 study.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL, skip_if_finished=True)
                 return
         values = [sum(objective(record, name) for record in records) / len(records) for name in search.spec.objectives]
-        trial.set_user_attr("run_ids", [record.run_id for record in records])
-        study.tell(trial, values, skip_if_finished=True)
+        with self._lock(search):
+            if not study.get_trials(deepcopy=False)[trial.number].state.is_finished():  # by another process, since it was listed
+                trial.set_user_attr("run_ids", [record.run_id for record in records])
+                study.tell(trial, values)
 
 
 def objective(record: Record, name: str) -> float:

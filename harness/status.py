@@ -41,7 +41,9 @@ def working(results: Path, now: datetime | None = None) -> list[Working]:
     """The runs that processes are at, by the locks that they hold and the logs that they write."""
     now = now or datetime.now().astimezone()
     locks = sorted((results / "runs" / ".locks").glob("*"))
-    return [_read_log(results / "runs" / lock.name, now) for lock in locks if not lock.name.startswith("study-") and _held(lock)]
+    return [
+        _read_log(results / "runs" / lock.name, now) for lock in locks if not lock.name.startswith(("study-", "student-")) and _held(lock)
+    ]
 
 
 def _held(lock: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from harness.conditions import Condition
 from harness.config import RunConfig, resolve
 from harness.data.trajectories import open_store
-from harness.errors import UsageError
+from harness.errors import Busy, UsageError
 from harness.files import read_tensors
 from harness.methods import METHODS
 from harness.randomness import keyed_initialisation
@@ -81,6 +82,24 @@ def test_a_student_for_several_numbers_of_steps_is_trained_once(tiny: Task, tmp_
     assert [record.method for record in records] == ["ard", "ard"]
     weights = [read_tensors(tmp_path / "runs" / record.run_id / "student.safetensors") for record in records]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_two_processes_do_not_train_one_student_twice(tiny: Task, tmp_path: Path) -> None:
+    """Whoever finds the student being trained for another number of steps goes on, and takes it when it is there."""
+    configs = [RunConfig(task="tiny", method="consistency-distillation", num_steps=num_steps) for num_steps in (1, 2)]
+    first, second = (Run(resolve(config), tmp_path, CPU) for config in configs)
+    assert first.student_locks == second.student_locks != []
+    path = first.student_locks[0]
+    path.parent.mkdir(parents=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(Busy):
+            second.execute()
+    first.execute()
+    assert second.execute().trained_in == first.resolved.run_id
+    other = Run(resolve(RunConfig(task="tiny", method="consistency-distillation", num_steps=2, seed=1)), tmp_path, CPU)
+    assert other.student_locks != first.student_locks
+    assert Run(resolve(RunConfig(task="tiny", method="step-distillation", num_steps=2)), tmp_path, CPU).student_locks == []
 
 
 def test_numbers_of_steps_are_read_as_they_are_typed() -> None:

@@ -130,6 +130,37 @@ def test_a_trial_without_all_its_values_is_given_up(tiny: Task, tmp_path: Path, 
     assert states(searcher(tmp_path).make(search)) == ["FAIL", "COMPLETE"]
 
 
+def test_values_that_fit_alone_but_not_together_are_a_failed_trial(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
+    space = {"options.trajectory": ["states", "predictions"], "options.parametrization": ["direct", "teacher"]}
+    given = content(trials=6, space=space, sampler="random")
+    given["base"]["options"] = {"heads": "shared"}
+    with pytest.raises(UsageError, match="give trajectory 'states'"):  # all highest, which is tried out
+        searches(given, "here", tmp_path, CPU)
+    given["search"]["space"]["options.trajectory"] = ["states", "predictions", "states"]
+    (search,) = searches(given, "here", tmp_path, CPU)
+    study = searcher(tmp_path).make(search)
+    assert set(states(study)) == {"COMPLETE", "FAIL"}
+    assert len(study.trials) == 6
+    assert states(searcher(tmp_path).make(search)) == states(study)
+
+
+def test_a_trial_that_another_process_finishes_meanwhile_is_left_as_it_is(tiny: Task, tmp_path: Path, executed: list[Any],
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    (search,) = searches(content(trials=3), "here", tmp_path, CPU)
+    answered = Run.execute
+
+    def finished_elsewhere(self: Run, *args: Any) -> Any:
+        found, study = answered(self, *args), open_study(search, default_storage(tmp_path))
+        if len(executed) == 2:
+            study.tell(study.trials[-1].number, 0.125)
+        return found
+
+    monkeypatch.setattr(Run, "execute", finished_elsewhere)
+    study = searcher(tmp_path).make(search)
+    assert states(study) == ["COMPLETE"] * 3
+    assert study.trials[1].value == 0.125
+
+
 def test_a_failure_is_a_trial_and_the_search_goes_on(tiny: Task, tmp_path: Path, executed: list[Any],
                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     (search,) = searches(content(), "here", tmp_path, CPU)
@@ -149,7 +180,6 @@ def test_a_failure_is_a_trial_and_the_search_goes_on(tiny: Task, tmp_path: Path,
 
 def test_two_workers_share_a_study(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
     (search,) = searches(content(trials=10), "here", tmp_path, CPU)
-    open_study(search, default_storage(tmp_path))
     workers = [Thread(target=searcher(tmp_path).make, args=(search,)) for _ in range(2)]
     for worker in workers:
         worker.start()
@@ -206,6 +236,8 @@ def test_other_codes_trials_are_not_mixed_in(tiny: Task, tmp_path: Path, execute
     ({"objectives": {"fidd": "minimize"}}, "unknown objective 'fidd'; did you mean fid"),
     ({"objectives": {"fid": "minimise"}}, "here: search"),
     ({"space": {"options.lrr": [1]}}, "unknown option 'lrr'"),
+    ({"space": {"num_steps": [1, 3, 2]}}, "num_steps is 3, but must divide"),
+    ({"space": {"num_steps": {"low": 1, "high": 4}}}, "num_steps is 3, but must divide"),
     ({"space": {"options.lr": {"low": 1.0, "high": 2.0}}}, "lr is 2.0"),
     ({"space": {"options.lr": {"low": 1e-1, "high": 1e-4}}}, "here: search: space"),
     ({"prune": True, "objectives": {"fid": "minimize", "macs": "minimize"}}, "prune looks at the curve of one objective"),
@@ -214,6 +246,11 @@ def test_other_codes_trials_are_not_mixed_in(tiny: Task, tmp_path: Path, execute
 def test_what_does_not_fit_is_refused_before_anything_runs(changes: dict[str, Any], complaint: str, tiny: Task, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=complaint):
         searches(content(**changes), "here", tmp_path, CPU)
+
+
+def test_several_seeds_are_not_pruned(tiny: Task, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a trial has 2 seeds"):
+        searches({**content(prune=True), "seeds": [0, 1]}, "here", tmp_path, CPU)
 
 
 def test_an_objective_that_a_record_lacks(executed: list[Any]) -> None:

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from harness.check import FAILS, Finding, baseline_of, compare, configs_of, read_baseline, write_baseline
+from harness.check import FAILS, Finding, baseline_of, compare, configs_of, read_baseline, refuse_nothing, write_baseline
 from harness.console import Display
 from harness.errors import CheckFailed, UsageError
 from harness.options import chosen_device, common
@@ -50,6 +50,7 @@ def check_command(baseline: Path, records: Path | None, to_run: bool, update: bo
         write_baseline(baseline, baseline_of(found, f"harness check --baseline {baseline}{given} --update"))
         click.echo(f"wrote {baseline}", err=True)
         return
+    refuse_nothing(findings)
     failed = [finding for finding in findings if finding.state in FAILS]
     if failed:
         first = failed[0]

@@ -102,6 +102,7 @@ def run_searches(content: dict[str, Any], file: str, dry_run: bool, reuse: bool,
                           for name, value in line.items() if name not in ("study", "trial", "state", "best"))  # fmt: skip
         click.echo(f"{'*' if line['best'] else ' '} {line['study']} trial {line['trial']} {line['state']}: {shown}")
     made = sum(line["state"] not in ("running", "waiting") for line in lines)
-    click.echo(f"{made} of {sum(search.spec.trials for search in found)} trials made in {len(found)} studies; * is best, or on the front")
+    click.echo(f"{made} of {sum(search.spec.trials for search in found)} trials made in {len(found)} studies; * is best, or on the front "
+               "(a winner is to be reported from seeds that its search has not used)")  # fmt: skip
     if lines and not dry_run and not any(line["best"] for line in lines):
         raise RunFailed("no trial finished: their records say why")

@@ -58,6 +58,6 @@ def teacher_levels(task: str, num_steps: int, solver: str, count: int, device: s
     if as_json:
         click.echo(json.dumps(told, indent=1))
         return
-    click.echo(f"--levels {','.join(map(str, levels))}")
+    click.echo(f"--levels {','.join(map(str, levels))}" if levels else "one step has no levels to choose")
     click.echo(f"mean square from the full grid's ends: {found.mse:.5f}, equally spaced {found.equal_mse:.5f}; "
                f"{found.tried} sets of levels tried on {count} trajectories")  # fmt: skip

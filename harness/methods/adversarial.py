@@ -140,6 +140,9 @@ class Adversary(Critic):
         self.weight = 0.0
         self.gradients, self.samples = torch.zeros(2, *last_layer.weight.shape), 0  # summed over a step's micro-batches
 
+    def turn(self, step: int) -> int:
+        return step
+
     def updates(self, step: int, loss: Loss) -> list[Update]:
         student = Update("student", loss) if step < self.warm else Update("student", partial(self.student_loss, loss), "gan")
         return [student, Update(self.name, self.discriminator_loss)]

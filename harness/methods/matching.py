@@ -136,7 +136,7 @@ class StageOptions(OptimizerConfig):
     dmd_every: int = Field(5, ge=1, le=100)
     """Steps of the fake score for each of the student's."""
     dmd_fake_lr: float = Field(1e-3, gt=0, le=1)
-    """Peak learning rate of the fake score."""
+    """Peak learning rate of the fake score, whose schedule is that of the stage."""
 
 
 class MatchingStage:
@@ -149,12 +149,17 @@ class MatchingStage:
         shared = config.model_dump(include={"weight_decay", "clip", "warmup"})
         self.matching = Matching(MatchingConfig(fake_lr=config.dmd_fake_lr, **shared), teacher, task, starts_as_teacher=True)
         self.player = self.matching.player
+        whole, before = cosine(config.warmup), config.dmd_from
+        self.player.rate = lambda progress: whole((progress - before) / (1 - before))  # of the stage, as if it were the run
 
     @staticmethod
     def student_updates(config: Any, total_steps: int) -> int:
         """How many optimizer steps of the student a run with this stage has."""
         start = round(config.dmd_from * total_steps)
         return start + math.ceil((total_steps - start) / config.dmd_every)
+
+    def turn(self, step: int) -> int:
+        return (step - self.start) // self.every
 
     def updates(self, step: int, loss: Loss) -> list[Update]:
         if (step - self.start) % self.every:

@@ -36,6 +36,9 @@ class Stage(Protocol):
     start: int
     player: Player
 
+    def turn(self, step: int) -> int:
+        """A number that grows by one with each update of the student."""
+
     def updates(self, step: int, loss: Loss) -> list[Update]: ...
 
     def end_step(self) -> None: ...
@@ -113,7 +116,8 @@ class TrajectoryDistillation(Method):
     def updates(self, step: int) -> Iterable[Update]:
         if not self.config.step_counts:
             return self.in_stage(step, self.loss)
-        points = self.trained_points[step % len(self.trained_points)]
+        turn = step if self.stage is None or step < self.stage.start else self.stage.turn(step)
+        points = self.trained_points[turn % len(self.trained_points)]
         found = self.in_stage(step, partial(self.loss, points=points))
         return [replace(update, phase=f"{update.phase} {len(points.levels) - 1} steps".lstrip()) for update in found]
 

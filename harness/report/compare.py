@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from harness.methods import METHODS
-from harness.records import Milestone
+from harness.records import Milestone, Record
 from harness.report.statistics import metric_interval, t_interval
 from harness.report.tables import QUALITY, Row, headline, in_label, off_default
 
@@ -47,8 +47,9 @@ def equal_compute_table(rows: Sequence[Row]) -> pd.DataFrame:
     for label, mine in by_label.items():
         first = next(iter(mine.values()))
         bills = [row.finished[0].cost.training for row in mine.values() if row.finished[0].cost]
-        shared = any(record.trained_in for row in mine.values() for record in row.records)
-        whole = sum(bill.flops + bill.trajectory_flops for bill in (bills[:1] if shared else bills) if bill)
+        if trained_once(first.records[0]):  # whichever of its numbers of steps trained it
+            bills = bills[:1]
+        whole = sum(bill.flops + bill.inherited_flops + bill.trajectory_flops for bill in bills if bill)
         best = min(metric_interval(row.finished, name).mean for row in mine.values())
         lines.append((best, {
             "method": label, **{f"{heading}, {n} step{'s' if n > 1 else ''}": _cell(mine.get(n), name, digits) for n in counts},
@@ -56,6 +57,11 @@ def equal_compute_table(rows: Sequence[Row]) -> pd.DataFrame:
             "target": first.records[0].target, "init": first.records[0].init,
         }))  # fmt: skip
     return pd.DataFrame([line for _, line in sorted(lines, key=lambda found: found[0])])
+
+
+def trained_once(record: Record) -> bool:
+    """Whether one student serves all numbers of steps."""
+    return record.method in METHODS.names() and METHODS[record.method].trained_once(METHODS[record.method].Config(**record.options))
 
 
 def _cell(row: Row | None, name: str, digits: int) -> str:
@@ -75,22 +81,26 @@ def at_images(points: Sequence[Milestone], name: str, images: float) -> float:
 
 def equal_images_table(rows: Sequence[Row]) -> pd.DataFrame:
     """The rows of equal compute after as many images as the shortest of them has seen, from the curves of noise set 0."""
-    group = [row for row in equal_compute(rows) if any(record.milestones for record in row.finished)]
+    group = equal_compute(rows)
     if len({row.label for row in group}) < FEWEST:
         return pd.DataFrame()
     name = headline(rows)
     heading, digits = QUALITY[name]
     curves = {id(row): [record.milestones for record in row.finished if record.milestones] for row in group}
-    images = min(points[-1].images for found in curves.values() for points in found)
+    images = min((points[-1].images for found in curves.values() for points in found), default=0)
     lines = []
-    for row in sorted(group, key=lambda row: row.num_steps):
-        found = [points for points in curves[id(row)] if points[0].images <= images]
-        if found:
+    for row in group:
+        found, shown = curves[id(row)], {"method": row.label, "steps": str(row.num_steps)}
+        column = f"{heading} after {images:,} images"
+        if not found:
+            lines.append((row.num_steps, math.inf, {**shown, column: "not measured: its curve was taken at another number of steps"}))
+        elif found[0][0].images > images:
+            lines.append((row.num_steps, math.inf, {**shown, column: "not measured: its curve begins later"}))
+        else:
             here = t_interval([at_images(points, name, images) for points in found])
-            part = images / found[0][-1].images
-            shown = {"method": row.label, "steps": str(row.num_steps), f"{heading} after {images:,} images": here.text(digits)}
-            lines.append((row.num_steps, here.mean, {**shown, "part of its run": f"{part:.2f}"}))
-    return pd.DataFrame([line for *_, line in sorted(lines, key=lambda line: line[:2])])
+            part = f"{images / found[0][-1].images:.2f}"
+            lines.append((row.num_steps, here.mean, {**shown, column: here.text(digits), "part of its run": part}))
+    return pd.DataFrame([line for *_, line in sorted(lines, key=lambda line: line[:2])]).fillna("")
 
 
 def known_as(row: Row) -> str:

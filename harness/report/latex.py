@@ -19,6 +19,7 @@ def latex_table(table: pd.DataFrame, caption: str) -> str:
     def line(cells: list[str]) -> str:
         return " & ".join("".join(SPECIAL.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
 
+    caption = "".join(SPECIAL.get(letter, letter) for letter in caption)
     rows = [line([str(cell) for cell in row]) for row in table.itertuples(index=False)]
     head = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule"]
     tail = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]

@@ -88,6 +88,56 @@ def test_samples_move_from_the_fakes_denoiser_to_the_teachers(scale: float, sign
     assert torch.equal(towards.sign(), torch.full_like(towards, sign))
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_fake_score_is_shown_the_students_samples(place: int, tiny: Task, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a step with an update of the student what that one left, in a step without one what the student makes now."""
+    method, seen = student(tiny, dmd_every=2), []
+    monkeypatch.setattr(method.stage.matching, "fake_loss", lambda x, cond, batch: seen.append((x, cond)) or (x.sum(), {}))
+    updates = list(method.updates(20 + place))
+    for update in updates:
+        update.loss(batch)
+    method.loss(batch)
+    ((x, cond),) = seen
+    assert [update.player for update in updates] == (["student", "fake_score"] if not place else ["fake_score"])
+    assert not x.requires_grad
+    torch.testing.assert_close(x, batch.carry["x_0"].detach())
+    assert torch.equal(cond.labels, batch.trajectory.cond.labels)
+    assert not torch.allclose(x, batch.data[0], atol=0.1)
+
+
+def test_the_fake_score_is_weighted_as_edm_weighs(tiny: Task, batch: Batch) -> None:
+    matching = Matching(MatchingConfig(student_gan=0, fake_gan=0), tiny.teacher(CPU), tiny, starts_as_teacher=True)
+    x, cond = batch.data[0], batch.data[1]
+    found, _ = matching.fake_loss(x, cond, batch)
+    x_t, t = matching.noised(x, batch, "fake")
+    alpha, sigma = tiny.schedule.alpha_sigma(t)
+    errors = (matching.teacher.denoiser(x_t, t, cond).x_0 - x).square().flatten(1).mean(1)
+    expected = ((alpha**2 / sigma**2 + 1 / tiny.data_std**2) * errors).mean()
+    torch.testing.assert_close(found, expected.to(found.dtype), rtol=1e-4, atol=1e-6)
+
+
+def test_the_fake_scores_rate_is_that_of_the_stage(tiny: Task) -> None:
+    rate = student(tiny, dmd_from=0.8, warmup=0.1).stage.player.rate
+    assert [rate(p) for p in (0.81, 0.82, 1.0)] == pytest.approx([0.5, 1.0, 0.0])
+
+
+@pytest.mark.parametrize("every", [1, 2, 4, 5])
+@pytest.mark.parametrize("counts", [[1, 2], [1, 2, 4]])
+def test_every_number_of_steps_is_finished(counts: list[int], every: int, tiny: Task) -> None:
+    options = {"step_counts": counts, "heads": "shared", "dmd_every": every}
+    method = student(tiny, 240, **options)
+    phases: dict[str, dict[str, int]] = {"before": {}, "in stage": {}}
+    for step in range(240):
+        for update in method.updates(step):
+            if update.player == "student":
+                when = phases["before" if step < 120 else "in stage"]
+                when[update.phase] = when.get(update.phase, 0) + 1
+    assert set(phases["before"]) == {f"{count} steps" for count in counts}
+    assert set(phases["in stage"]) == {f"matching {count} steps" for count in counts}
+    for found in phases.values():
+        assert max(found.values()) - min(found.values()) <= 1
+
+
 def test_the_fake_score_learns_the_students_samples(tiny: Task, batch: Batch) -> None:
     sources = {"data": tiny.split.train, "trajectory": open_store(tiny.recipe, tiny.teacher(CPU), CPU)}
     training = Trainer(student(tiny, 60, dmd_from=0.0), sources, TrainSettings(60, 16, 0, log_every=1), None, CPU)

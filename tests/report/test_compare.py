@@ -21,15 +21,14 @@ def test_rows_of_another_budget_are_left_out() -> None:
 
 
 def test_the_table_has_a_column_for_each_number_of_steps_and_the_bill_for_all() -> None:
-    one = [trained(method, 9.2 - number, num_steps=1, trained_in="ect-4" if method == "ect" else "")
-           for number, method in enumerate(METHODS)]  # fmt: skip
+    one = [trained(method, 9.2 - number, num_steps=1) for number, method in enumerate(METHODS)]
     table = equal_compute_table(rows_of([*field(), *one])).set_index("method")
     assert list(table.index) == ["ect", "imm", "ict", "shortcut", "lcm", "reflow"]  # by the best of both columns
     assert table.loc["ect", "FID ↓, 4 steps"] == "2.50"
     assert table.loc["ect", "FID ↓, 1 step"] == "9.70"
     bills = table["training TFLOPs for all its columns"]
     assert bills["ect"] == "7.02"
-    assert bills["imm"] == "14"
+    assert bills["reflow"] == "14"
     assert set(table["target"]) == {"guided teacher"}
 
 
@@ -60,6 +59,24 @@ def test_equal_images_are_those_of_the_shortest_run() -> None:
     assert table.loc["ect", column] == "4.00"
     assert table.loc["ect", "part of its run"] == "0.50"
     assert list(table.index)[:2] == ["ect", "dmd2"]
+
+
+def test_what_has_no_curve_at_its_steps_is_named() -> None:
+    shared = trained("dmd2", 1.0).model_copy(update={"milestones": [], "trained_in": "dmd2-1"})
+    long = trained("ctm", 1.0, steps=2000)
+    table = equal_images_table(rows_of([*field(), shared, long])).set_index("method")
+    column = "FID ↓ after 6,400 images"
+    assert table.loc["dmd2", column] == "not measured: its curve was taken at another number of steps"
+    assert table.loc["ctm", column] == "not measured: its curve begins later"
+
+
+def test_one_student_for_all_numbers_of_steps_is_billed_once() -> None:
+    pair = [trained("imm", 1.0, num_steps=n) for n in (1, 4)]  # both trained, as two processes may
+    apart = [trained("reflow", 1.0, num_steps=n) for n in (1, 4)]
+    others = [made for made in field() if made.method not in ("imm", "reflow")]
+    table = equal_compute_table(rows_of([*others, trained("dmd2", 3.0), *pair, *apart])).set_index("method")
+    assert table.loc["imm", "training TFLOPs for all its columns"] == "7.02"
+    assert table.loc["reflow", "training TFLOPs for all its columns"] == "14"
 
 
 def test_tasks_agree_or_not() -> None:

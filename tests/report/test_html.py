@@ -179,4 +179,5 @@ def test_latex_is_escaped() -> None:
     text = latex_table(results_table(rows_of(field()[:2]))[["method", "FID ↓"]], "Results on a_task.")
     assert r"FID $\downarrow$" in text
     assert text.count(r"\\") == 3
+    assert r"\caption{Results on a\_task.}" in text
     assert r"history\_layers 6" in latex_table(results_table(rows_of([record()])), "x")
