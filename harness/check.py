@@ -132,7 +132,7 @@ def read_baseline(path: Path) -> Baseline:
         raise UsageError(f"cannot read baseline {path}: {error.strerror}; --update makes one") from error
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"])) or "the whole file"
-        raise UsageError(f"baseline {path} cannot be read ({place}: {error.errors()[0]['msg']})") from error
+        raise UsageError(f"baseline {path} cannot be read ({place}: {error.errors()[0]['msg']}); --update makes it anew") from error
 
 
 def baseline_of(records: Sequence[Record], command: str) -> Baseline:
@@ -169,9 +169,9 @@ def compare(baseline: Baseline, records: Iterable[Record]) -> list[Finding]:
         else:
             findings += [*_exact(name, entry, here[key]), *_losses(name, entry, here[key]), *_latency(name, entry, here[key])]
     findings += _quality(baseline, here)
-    findings += [
-        Finding(_name(entry), "record", "new", "", "not in the baseline") for key, entry in here.items() if key not in baseline.runs
-    ]
+    tasks = {entry.label.split(":")[0] for entry in baseline.runs.values()}
+    new = [entry for key, entry in here.items() if key not in baseline.runs and entry.label.split(":")[0] in tasks]
+    findings += [Finding(_name(entry), "record", "new", "", "not in the baseline") for entry in new]
     return findings
 
 

@@ -71,7 +71,7 @@ def _read_log(folder: Path, now: datetime) -> Working:
 
 
 def summary(results: Path) -> dict[str, object]:
-    """Runs that are being made, those that failed, and of each task how many finished and the best row for each number of steps.
+    """Runs that are being made, those that were interrupted, those that failed, and of each task how many finished and the best row for each number of steps.
 
     Raises UsageError if there is no such folder.
     """
@@ -80,9 +80,11 @@ def summary(results: Path) -> dict[str, object]:
     records = [read_record(path) for path in sorted((results / "runs").glob("*/record.json"))]
     at_work = working(results)
     busy = {one.run_id for one in at_work}
+    stopped = sorted(path.parent.name for path in (results / "runs").glob("*/checkpoint") if path.parent.name not in busy)
     failed = {record.run_id: record.reason for record in records if record.status == "failed" and record.run_id not in busy}
     tasks = sorted({record.task for record in records})
-    return {"working": at_work, "failed": failed, "tasks": {task: _best([r for r in records if r.task == task]) for task in tasks}}
+    best = {task: _best([record for record in records if record.task == task]) for task in tasks}
+    return {"working": at_work, "interrupted": stopped, "failed": failed, "tasks": best}
 
 
 def _best(records: Sequence[Record]) -> dict[str, object]:
@@ -93,5 +95,7 @@ def _best(records: Sequence[Record]) -> dict[str, object]:
         name = headline(rows)
         first = min((row for row in rows if row.num_steps == steps), key=lambda row: metric_interval(row.finished, name).mean)
         heading, digits = QUALITY[name]
-        best[steps] = f"{first.label}: {heading.rstrip(' ↓↑')} {metric_interval(first.finished, name).text(digits)}"
+        best[steps] = (
+            f"{first.label}, trained {first.training[0]} × {first.training[1]}: {heading.rstrip(' ↓↑')} {metric_interval(first.finished, name).text(digits)}"
+        )
     return {"finished": sum(record.status == "finished" for record in records), "best": best}

@@ -18,6 +18,7 @@ from harness.config import key_of_record, parse_config, resolve
 from harness.errors import CheckFailed, UsageError
 from harness.records import Metric, Record, read_record, write_record
 from harness.report.tables import load_records
+from harness.sweep import expand
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,6 +81,7 @@ def test_another_metric_is_not_compared() -> None:
 def test_runs_that_are_not_there_and_runs_that_are_new() -> None:
     assert states(BASE, *HERE[1:]) == {("record", "missing")}
     assert states(BASE, *HERE, record(3)) == {("record", "new")}
+    assert states(BASE, *HERE, record(3).model_copy(update={"task": "mixture"})) == set()
     failed = HERE[0].model_copy(update={"status": "failed"})
     assert states(BASE, failed, *HERE[1:]) == {("record", "missing")}
     for nothing in ([record(7)], []):
@@ -204,3 +206,16 @@ def test_the_command(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert check(*results)[0] == 1
     assert check("--update", *results)[0] == 0
     assert check(*results)[0] == 0
+    (tmp_path / "b.json").write_text("{}")
+    code, told = check(*results)
+    assert code == 2
+    assert "--update makes it anew" in " ".join(told.split())
+    assert check("--update", *results)[0] == 0
+    assert check(*results)[0] == 0
+
+
+def test_the_small_sweep_and_its_baseline_are_the_same_runs() -> None:
+    baseline = read_baseline(ROOT / "baselines" / "smoke.json")
+    asked = expand(yaml.safe_load((ROOT / "ablations" / "smoke.yaml").read_text()), "smoke.yaml")
+    assert {resolve(config).key for config in asked} == set(baseline.runs) == {resolve(config).key for config in configs_of(baseline)}
+    assert all(entry.losses or not entry.trains for entry in baseline.runs.values())

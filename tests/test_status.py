@@ -77,15 +77,17 @@ def test_the_command(tmp_path: Path, tiny: Any) -> None:
     for fid, run_id in ((5.0, "ard-a"), (4.0, "ard-b")):
         made = record(fid=fid).model_copy(update={"run_id": run_id, "options": {"history_layers": int(fid)}})
         write_record(tmp_path / "runs" / run_id / "record.json", made)
+    (tmp_path / "runs" / "ard-d" / "checkpoint").mkdir(parents=True)
     bad = record().model_copy(update={"run_id": "ard-c", "status": "failed", "reason": "not finite", "metrics": {}})
     write_record(tmp_path / "runs" / "ard-c" / "record.json", bad)
     with log(tmp_path, "ard-4", *TRAINING).open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        text = CliRunner().invoke(main, ["status", str(tmp_path)]).output
+        text = CliRunner().invoke(main, ["status", str(tmp_path)], env={"COLUMNS": "200"}).output
         found = json.loads(CliRunner().invoke(main, ["status", str(tmp_path), "--json"]).output)
-    for part in ("training", "200/1000", "ard, history_layers 4: FID 4.50", "not finite"):
+    for part in ("training", "200/1000", "ard, history_layers 4, trained 100 × 64: FID 4.50", "not finite", "interrupted"):
         assert part in text, part
-    assert found["tasks"]["tiny"] == {"finished": 2, "best": {"4": "ard, history_layers 4: FID 4.50"}}
+    assert found["tasks"]["tiny"] == {"finished": 2, "best": {"4": "ard, history_layers 4, trained 100 × 64: FID 4.50"}}
+    assert found["interrupted"] == ["ard-d"]
     assert found["failed"] == {"ard-c": "not finite"}
     with pytest.raises(UsageError, match="there are no runs below"):
         summary(tmp_path / "nowhere")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Timer
@@ -190,6 +191,15 @@ def test_a_failed_run_is_a_record_and_the_sweep_goes_on(tiny: Task, tmp_path: Pa
     assert [record.status for record in records] == ["failed", "finished"]
 
 
+def test_the_files_of_the_docs_are_valid(tmp_path: Path) -> None:
+    grid, search = re.findall(r"```yaml\n(.*?)```", (ABLATIONS.parent / "docs" / "sweeps.md").read_text(), re.DOTALL)
+    configs = expand(yaml.safe_load(grid), "docs")
+    assert len(configs) == (3 + 1) * 2 * 3 + 2
+    for config in configs:
+        resolve(config, results=tmp_path)
+    assert searches(yaml.safe_load(search), "docs", tmp_path, CPU)
+
+
 @pytest.mark.parametrize("file", sorted(ABLATIONS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_our_own_files_are_valid(file: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(file.read_text())
@@ -218,6 +228,9 @@ def test_the_command(tiny: Task, tmp_path: Path) -> None:
     assert "2 of 2 runs to make" in dry.output
     timed = CliRunner().invoke(main, ["sweep", str(file), "--dry-run", "--estimate", *results])
     assert "minutes on" in timed.output
+    alone = CliRunner().invoke(main, ["sweep", str(file), "--estimate", *results])
+    assert alone.exit_code == 2
+    assert "belongs to --dry-run" in alone.output
     assert "training" in timed.output
     assert not (tmp_path / "results").exists()
     done = CliRunner().invoke(main, ["sweep", str(file), *results])

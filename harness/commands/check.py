@@ -40,7 +40,15 @@ def check_command(baseline: Path, records: Path | None, to_run: bool, update: bo
     if update and to_run and not baseline.exists():
         raise UsageError(f"there is no baseline {baseline} whose runs could be made; give --records of those that it should have")
     found = _run(baseline, results, device) if to_run else load_records(records or results)
-    findings = compare(read_baseline(baseline), found) if baseline.exists() or not update else []
+    old = None
+    if baseline.exists() or not update:
+        try:
+            old = read_baseline(baseline)
+        except UsageError as error:  # from another version, which an update replaces
+            if not update:
+                raise
+            click.echo(f"harness: {error}", err=True)
+    findings = compare(old, found) if old is not None else []
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:

@@ -44,12 +44,15 @@ def shown(found: dict[str, Any]) -> Group:
         done = f"{one.done}/{one.total}" if one.total else ""
         left = f"{one.seconds_left:.0f} s" if one.seconds_left is not None else ""
         working.add_row(one.run_id, one.stage, done, left, f"{one.silent_for:.0f} s ago")
-    best = Table("task", "finished", "steps", "best so far")
+    stopped = Table("interrupted; the same command resumes it")
+    for run_id in found["interrupted"]:
+        stopped.add_row(run_id)
+    best = Table("task", "finished", "steps", "best of the runs made here")
     for task, facts in found["tasks"].items():
         for place, (steps, text) in enumerate(facts["best"].items() or [("", "")]):
             best.add_row(task if not place else "", str(facts["finished"]) if not place else "", str(steps), text)
     failed = Table("failed", "reason")
     for run_id, reason in found["failed"].items():
         failed.add_row(run_id, reason)
-    tables: list[RenderableType] = [table for table in (working, best, failed) if table.row_count]
+    tables: list[RenderableType] = [table for table in (working, stopped, best, failed) if table.row_count]
     return Group(*(tables or ["nothing is there yet"]))

@@ -34,10 +34,14 @@ def sweep_command(file: str, dry_run: bool, timing: bool, reuse: bool, storage: 
     A file with `search` is a search by Optuna. The same command in a second terminal shares the work, and takes over from one that died.
     """
     where = chosen_device(device)
+    if timing and not dry_run:
+        raise UsageError("--estimate belongs to --dry-run: give both")
     content = read_yaml(Path(file))
     words = ["sweep", file, "--results", str(results), "--device", device, *(["--reuse"] if reuse else [])]
     words += [*(["--storage", storage] if storage else []), *(word for path in SOURCES_OUTSIDE for word in ("--plugin", str(path)))]
     if "search" in content:
+        if timing:
+            raise UsageError(f"--estimate times the runs of a grid, but {file} is a search, whose runs are not known yet: leave it out")
         if workers > 1 and not dry_run:
             run_workers(words, workers)
         run_searches(content, file, dry_run, reuse, storage, as_json, results, where)
