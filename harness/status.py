@@ -71,7 +71,7 @@ def _read_log(folder: Path, now: datetime) -> Working:
 
 
 def summary(results: Path) -> dict[str, object]:
-    """Runs that are being made, those that were interrupted, those that failed, and of each task how many finished and the best row for each number of steps.
+    """Runs under way, interrupted and failed; of each task how many finished, and the best for each number of steps.
 
     Raises UsageError if there is no such folder.
     """
