@@ -95,7 +95,7 @@ def _best(records: Sequence[Record]) -> dict[str, object]:
         name = headline(rows)
         first = min((row for row in rows if row.num_steps == steps), key=lambda row: metric_interval(row.finished, name).mean)
         heading, digits = QUALITY[name]
-        best[steps] = (
-            f"{first.label}, trained {first.training[0]} × {first.training[1]}: {heading.rstrip(' ↓↑')} {metric_interval(first.finished, name).text(digits)}"
-        )
+        trained = f"trained {first.training[0]} × {first.training[1]}"
+        value = metric_interval(first.finished, name).text(digits)
+        best[steps] = f"{first.label}, {trained}: {heading.rstrip(' ↓↑')} {value}"
     return {"finished": sum(record.status == "finished" for record in records), "best": best}
