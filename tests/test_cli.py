@@ -222,7 +222,7 @@ def test_an_interrupted_run_exits_with_130(error: BaseException, tiny: Task, har
     def stop(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "run", stop)
+    monkeypatch.setattr(commands, "run", stop)
     done = harness(*ARD)
     assert done.code == 130
     assert done.err.strip().startswith("harness: ")
@@ -239,7 +239,7 @@ def test_a_report_in_every_form(results: Path, harness: Harness, tmp_path: Path)
     assert "## tiny" in markdown.out
     assert "| ard, history_layers 2 " in markdown.out
     csv = harness("report", results, "--format", "csv").out.splitlines()
-    assert csv[0].startswith("method,steps,training")
+    assert csv[0].startswith("task,method,steps,training")
     assert csv[1].startswith("tiny,teacher,4,none")
     records = json.loads(harness("report", results, "--json").out)
     assert {record["method"] for record in records} == {"teacher", "ard"}
