@@ -28,7 +28,7 @@ from harness.errors import CheckFailed, UsageError
 from harness.files import digest, write_text
 from harness.methods import METHODS
 from harness.records import Environment, Record
-from harness.report.tables import HEADLINES, label
+from harness.report.tables import HEADLINES, counted, label
 from harness.tasks import load_task
 
 LEVEL, TIGHT, LATENCY, UNKNOWN_SPREAD, EXACT_SAMPLER, LENT = 0.05, 1e-3, 1.25, 0.02, 0.001, 10
@@ -52,6 +52,7 @@ class Quality(_Part):
 class Entry(_Part):
     """What is known of one run."""
 
+    task: str
     label: str
     row: str
     """Digest of method and settings without the seed."""
@@ -99,7 +100,8 @@ def entry_of(record: Record) -> Entry:
     metric, cost, config = record.metrics[name], record.cost, record.config
     exact: dict[str, float | str] = {"parameters": cost.parameters, "MACs": cost.macs_per_sample, "NFE": cost.nfe}
     return Entry(
-        label=f"{record.task}: {label(record)}, {config['num_steps']} step{'s' if config['num_steps'] > 1 else ''}",
+        task=record.task,
+        label=f"{record.task}: {label(record)}, {counted(config['num_steps'])}",
         row=digest([record.task, record.method, all_options(record), settings(record)]),
         config={} if config.get("init_from") else config_of(record),
         exact=exact | {f"hash of {part}": value for part, value in record.hashes.items()},
@@ -169,8 +171,8 @@ def compare(baseline: Baseline, records: Iterable[Record]) -> list[Finding]:
         else:
             findings += [*_exact(name, entry, here[key]), *_losses(name, entry, here[key]), *_latency(name, entry, here[key])]
     findings += _quality(baseline, here)
-    tasks = {entry.label.split(":")[0] for entry in baseline.runs.values()}
-    new = [entry for key, entry in here.items() if key not in baseline.runs and entry.label.split(":")[0] in tasks]
+    tasks = {entry.task for entry in baseline.runs.values()}
+    new = [entry for key, entry in here.items() if key not in baseline.runs and entry.task in tasks]
     findings += [Finding(_name(entry), "record", "new", "", "not in the baseline") for entry in new]
     return findings
 
@@ -232,7 +234,7 @@ def _quality(baseline: Baseline, here: dict[str, Entry]) -> list[Finding]:
             continue
         first, values = baseline.runs[keys[0]], logs[row]
         own = sum((value - sum(values) / len(values)) ** 2 for value in values)
-        if first.trains is False:
+        if not first.trains:
             freedom, spread = LENT, EXACT_SAMPLER
         elif pooled_freedom:
             lent = min(pooled_freedom, LENT)
@@ -245,7 +247,7 @@ def _quality(baseline: Baseline, here: dict[str, Entry]) -> list[Finding]:
         allowed = float(stats.t.ppf(1 - LEVEL / len(rows), freedom)) * spread * math.sqrt(2 / len(shared))
         worse = (found - expected) * (1 if first.quality.lower_is_better else -1)
         state: State = "regressed" if worse > allowed else "improved" if worse < -allowed else "same"
-        what = f"{first.quality.name}, {len(shared)} seed{'s' if len(shared) > 1 else ''}"
+        what = f"{first.quality.name}, {counted(len(shared), 'seed')}"
         findings.append(
             Finding(first.label, what, state, f"{math.exp(expected):.4g}", f"{math.exp(found):.4g}", f"× {math.exp(allowed):.3f}")
         )

@@ -21,8 +21,9 @@ from harness.config import Parent, Resolved, RunConfig, reference_of, resolve
 from harness.errors import UsageError
 from harness.evaluator import Evaluator, evaluator_of, sample_set
 from harness.files import digest, file_hash
+from harness.log import Report, silent
 from harness.records import Metric, Record, capture_environment, write_record
-from harness.run import Report, Run, silent
+from harness.run import Run
 from harness.solvers import Noise
 from harness.tasks import Task
 

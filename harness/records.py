@@ -119,6 +119,16 @@ class TrainingBill(_Part):
     ema_initial_weight: float
     """Largest share of the initial parameters in an evaluated average; above 0.01 it is flagged."""
 
+    @property
+    def student_flops(self) -> float:
+        """FLOPs that the student was trained with, in this run and in those that it started from."""
+        return self.flops + self.inherited_flops
+
+    @property
+    def whole_flops(self) -> float:
+        """The same with the trajectories."""
+        return self.student_flops + self.trajectory_flops
+
 
 class Cost(_Part):
     parameters: int

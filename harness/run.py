@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +16,12 @@ from torch import Tensor
 from harness.conditions import Condition
 from harness.config import Resolved, RunConfig, reference_of, resolve
 from harness.counting import count_flops
-from harness.data.trajectories import TRAJECTORY_ROOMS, Progress, cached_samples, open_store, samples_folder
+from harness.data.trajectories import TRAJECTORY_ROOMS, cached_samples, open_store, samples_folder
 from harness.denoiser import Guided, count_passes
-from harness.errors import Busy, HarnessError, Interrupted, RunFailed, UsageError
+from harness.errors import Busy, HarnessError, RunFailed, UsageError
 from harness.evaluator import Sampler, evaluator_of, sample_grid, sample_set, sampling_cost
 from harness.files import digest, read_tensors, write_aside, write_tensors
+from harness.log import Report, logged, logging_report, silent
 from harness.methods import METHODS, Method
 from harness.metrics.compute import parameters
 from harness.metrics.exposure import exposure_bias
@@ -49,60 +46,9 @@ from harness.solvers import SOLVERS, Noise, Trajectory, integrate
 from harness.tasks import Task
 from harness.trainer import Bill, Trainer
 
-Report = Callable[[str], Progress]
-"""From the name of a stage to a callback that is told how far it is."""
-
 EMA_WEIGHT_FLAG = 0.01
 SAMPLING_ROOMS = (*TRAJECTORY_ROOMS, "methods", "tasks", "evaluator.py")
 """What decides the samples of a training-free run: cached ones are not used after a change there."""
-
-
-def silent(stage: str) -> Progress:
-    """A report of progress that nobody reads."""
-    return lambda done, total: None
-
-
-@contextmanager
-def logged(path: Path, what: str) -> Iterator[Callable[[str], None]]:
-    """Appends to a log: that something starts, what is said inside, and how it ends, with the traceback of an error."""
-    with path.open("a", encoding="utf-8") as file:
-
-        def log(text: str) -> None:
-            file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
-            file.flush()
-
-        log(f"{what} starts: code {code_digest()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-        try:
-            yield log
-        except (Interrupted, KeyboardInterrupt) as error:
-            log(f"{what}: {error or 'interrupted'}")
-            raise
-        except BaseException as error:
-            log("".join(traceback.format_exception(error)).rstrip())
-            raise
-        log(f"{what} is finished")
-
-
-def logging_report(report: Report, log: Callable[[str], None], every: float = 20.0) -> Report:
-    """A report of progress that also notes in a log when a stage starts, every so many seconds how far it is, and when it is done."""
-
-    def stage(name: str) -> Progress:
-        show = report(name)
-        log(f"{name} starts")
-        noted = time.monotonic()
-
-        def progress(done: int, total: int) -> None:
-            nonlocal noted
-            show(done, total)
-            if done == total:
-                log(f"{name} is done: {total}")
-            elif time.monotonic() - noted > every:
-                noted = time.monotonic()
-                log(f"{name}: {done}/{total}")
-
-        return progress
-
-    return stage
 
 
 @dataclass

@@ -33,16 +33,16 @@ from harness.config import RunConfig, explain, parse_config, resolve
 from harness.errors import Busy, RunFailed, UsageError, unknown
 from harness.evaluator import evaluator_class
 from harness.files import digest
+from harness.log import Report, silent
 from harness.methods import METHODS
 from harness.metrics.base import METRICS
 from harness.records import Record, capture_environment
-from harness.run import Report, Run, silent
+from harness.run import Run
 from harness.sweep import expand
 
 COSTS: dict[str, Callable[[Any], float]] = {
     "latency": lambda cost: cost.latency.ratio, "macs": lambda cost: cost.macs_per_sample, "nfe": lambda cost: cost.nfe,
-    "training_flops": lambda cost: cost.training.flops + cost.training.inherited_flops + cost.training.trajectory_flops
-    if cost.training else 0.0,
+    "training_flops": lambda cost: cost.training.whole_flops if cost.training else 0.0,
 }  # fmt: skip
 """What of a record's cost can be an objective."""
 MOST_TRIED = 32
@@ -199,14 +199,13 @@ class Searcher:
         """All trials of a study; those that nobody is at are taken up again."""
         with self._lock(search):  # two processes must not make the tables of one database at once
             study = open_study(search, self.storage)
+            running = study.get_trials(states=[TrialState.RUNNING])  # nobody is between asking and having all values now
         code = capture_environment(self.device).code
         others = {trial.user_attrs.get("code") for trial in study.get_trials(deepcopy=False)} - {code, None}
         if others and not self.reuse:
             raise UsageError(f"study {search.name} was begun by other code: --reuse goes on with it, another --storage begins anew")
-        for frozen in study.get_trials(states=[TrialState.RUNNING]):
-            with self._lock(search):
-                dead = set(frozen.params) != set(search.spec.space)  # its process ended before it was complete
-            if dead:
+        for frozen in running:
+            if set(frozen.params) != set(search.spec.space):  # its process ended before it was complete
                 study.tell(frozen.number, state=TrialState.FAIL, skip_if_finished=True)
             else:
                 self._finish(search, study, optuna.trial.Trial(study, frozen._trial_id), wait=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,11 +10,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from harness.errors import UsageError
+from harness.log import LINE
 from harness.records import Record, read_record
 from harness.report.statistics import metric_interval
 from harness.report.tables import QUALITY, headline, rows_of
-
-LINE = re.compile(r"^(\S+) (.+?)(?:: (\d+)/(\d+)| starts| is done: \d+)$")
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,9 @@ def summary(results: Path) -> dict[str, object]:
     records = [read_record(path) for path in sorted((results / "runs").glob("*/record.json"))]
     at_work = working(results)
     busy = {one.run_id for one in at_work}
-    stopped = sorted(path.parent.name for path in (results / "runs").glob("*/checkpoint") if path.parent.name not in busy)
     failed = {record.run_id: record.reason for record in records if record.status == "failed" and record.run_id not in busy}
     tasks = sorted({record.task for record in records})
+    stopped = sorted({path.parent.name for path in (results / "runs").glob("*/checkpoint")} - busy - failed.keys())
     best = {task: _best([record for record in records if record.task == task]) for task in tasks}
     return {"working": at_work, "interrupted": stopped, "failed": failed, "tasks": best}
 

@@ -22,8 +22,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.config import Resolved, RunConfig, explain, key_of_record, parse_config, resolve
 from harness.errors import Busy, RunFailed, UsageError
+from harness.log import Report, silent
 from harness.records import Record, capture_environment, read_record
-from harness.run import Report, Run, silent
+from harness.run import Run
 
 
 class SweepCell(BaseModel):

@@ -15,13 +15,14 @@ from harness.config import reference_of
 from harness.errors import CheckFailed, UsageError
 from harness.evaluator import ImageEvaluator, sample_set
 from harness.files import digest, file_hash, write_tensors, write_text
+from harness.log import Report, silent
 from harness.methods import METHODS, Method
 from harness.methods.classification import Classification
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid, label_agreement
 from harness.randomness import Keyed, keyed_initialisation
 from harness.records import code_digest
-from harness.run import Report, Run, silent
+from harness.run import Run
 from harness.schedules import few_step_levels
 from harness.solvers import SOLVERS, Trajectory, integrate
 from harness.solvers.search import Search, search_levels

@@ -21,6 +21,7 @@ from harness.config import RunConfig, parse_config, reference_of, resolve
 from harness.denoiser import count_passes
 from harness.errors import Busy, Interrupted, RunFailed, UsageError
 from harness.files import read_tensors, tensors_digest
+from harness.log import silent
 from harness.methods import METHODS
 from harness.records import Record, read_record
 from harness.run import Run
@@ -36,7 +37,7 @@ def config(**changes: Any) -> RunConfig:
     return parse_config({"method": "ard", "task": "tiny", "num_steps": 2, "options": ARD, **changes})
 
 
-def new_run(folder: Path, report: Callable = run.silent, **changes: Any) -> Run:
+def new_run(folder: Path, report: Callable = silent, **changes: Any) -> Run:
     return Run(resolve(config(**changes)), folder, CPU, report)
 
 

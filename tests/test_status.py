@@ -77,7 +77,8 @@ def test_the_command(tmp_path: Path, tiny: Any) -> None:
     for fid, run_id in ((5.0, "ard-a"), (4.0, "ard-b")):
         made = record(fid=fid).model_copy(update={"run_id": run_id, "options": {"history_layers": int(fid)}})
         write_record(tmp_path / "runs" / run_id / "record.json", made)
-    (tmp_path / "runs" / "ard-d" / "checkpoint").mkdir(parents=True)
+    for name in ("ard-c", "ard-d"):  # what failed keeps its checkpoint, but is not interrupted
+        (tmp_path / "runs" / name / "checkpoint").mkdir(parents=True)
     bad = record().model_copy(update={"run_id": "ard-c", "status": "failed", "reason": "not finite", "metrics": {}})
     write_record(tmp_path / "runs" / "ard-c" / "record.json", bad)
     with log(tmp_path, "ard-4", *TRAINING).open() as file:

@@ -16,7 +16,7 @@ from harness.errors import UsageError
 from harness.files import read_yaml
 from harness.records import Record
 from harness.report.statistics import Interval, degradation_ratio, paired_difference, t_interval
-from harness.report.tables import HEADLINES
+from harness.report.tables import HEADLINES, counted
 
 MAX_SEED = 9
 """Seeds from 0 to here are looked for."""
@@ -142,5 +142,4 @@ def _is_reference(record: Record) -> bool:
 
 
 def _on(row: Sequence[Record]) -> str:
-    seeds = len(row)
-    return f"{row[0].task}, {row[0].config['num_steps']} steps, {seeds} seed{'s' if seeds > 1 else ''}"
+    return f"{row[0].task}, {counted(row[0].config['num_steps'])}, {counted(len(row), 'seed')}"

@@ -14,28 +14,28 @@ from scipy import stats
 from harness.methods import METHODS
 from harness.records import Milestone, Record
 from harness.report.statistics import metric_interval, t_interval
-from harness.report.tables import QUALITY, Row, headline, in_label, off_default
+from harness.report.tables import QUALITY, Row, counted, headline, in_label, off_default
 
 FEWEST = 5
-"""Rows in common from which on a rank correlation is shown."""
+"""Methods from which on they are compared at equal cost."""
 
 
 def flops_class(row: Row) -> str:
     """Training FLOPs to two digits, by which rows of a budget in FLOPs are known; empty for rows without training."""
     cost = row.finished[0].cost if row.finished else None
-    return f"{cost.training.flops + cost.training.inherited_flops:.1e}" if cost and cost.training and row.training[0] else ""
+    return f"{cost.training.student_flops:.1e}" if cost and cost.training and row.training[0] else ""
 
 
 def equal_compute(rows: Sequence[Row]) -> list[Row]:
-    """The largest set of trained rows with equal training FLOPs: a sweep of methods under one budget."""
+    """The largest set of trained rows with equal training FLOPs: a sweep of methods under one budget; none of fewer than `FEWEST`."""
     classes = Counter(flops_class(row) for row in rows if flops_class(row))
-    return [row for row in rows if classes and flops_class(row) == classes.most_common(1)[0][0]]
+    group = [row for row in rows if classes and flops_class(row) == classes.most_common(1)[0][0]]
+    return group if len({row.label for row in group}) >= FEWEST else []
 
 
 def equal_compute_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """The headline metric by method, a column for each number of steps, best in the fewest steps first."""
-    group = equal_compute(rows)
-    if len({row.label for row in group}) < FEWEST:
+    """The headline metric by method, a column for each number of steps; first what is best in any of them."""
+    if not (group := equal_compute(rows)):
         return pd.DataFrame()
     name = headline(rows)
     heading, digits = QUALITY[name]
@@ -49,10 +49,10 @@ def equal_compute_table(rows: Sequence[Row]) -> pd.DataFrame:
         bills = [row.finished[0].cost.training for row in mine.values() if row.finished[0].cost]
         if trained_once(first.records[0]):  # whichever of its numbers of steps trained it
             bills = bills[:1]
-        whole = sum(bill.flops + bill.inherited_flops + bill.trajectory_flops for bill in bills if bill)
+        whole = sum(bill.whole_flops for bill in bills if bill)
         best = min(metric_interval(row.finished, name).mean for row in mine.values())
         lines.append((best, {
-            "method": label, **{f"{heading}, {n} step{'s' if n > 1 else ''}": _cell(mine.get(n), name, digits) for n in counts},
+            "method": label, **{f"{heading}, {counted(n)}": _cell(mine.get(n), name, digits) for n in counts},
             "seeds": str(len(first.finished)), "training TFLOPs for all its columns": f"{whole / 1e12:.3g}",
             "target": first.records[0].target, "init": first.records[0].init,
         }))  # fmt: skip
@@ -81,8 +81,7 @@ def at_images(points: Sequence[Milestone], name: str, images: float) -> float:
 
 def equal_images_table(rows: Sequence[Row]) -> pd.DataFrame:
     """The rows of equal compute after as many images as the shortest of them has seen, from the curves of noise set 0."""
-    group = equal_compute(rows)
-    if len({row.label for row in group}) < FEWEST:
+    if not (group := equal_compute(rows)):
         return pd.DataFrame()
     name = headline(rows)
     heading, digits = QUALITY[name]

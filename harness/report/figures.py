@@ -6,7 +6,8 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from harness.report.plots import Line
 
 MOST_NAMED = 10
 """Curves with a colour and a name; the others are grey."""
@@ -14,17 +15,7 @@ MOST_GREY = 200
 """Of more grey ones every second, third, ... is drawn."""
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Values y at x, with half widths of their intervals (NaN where there is one value)."""
-
-    label: str
-    x: list[float]
-    y: list[float]
-    half_width: list[float]
-
-
-def curves_figure(curves: Sequence[Curve], x_label: str, y_label: str, log: bool = False, bars: bool = False) -> str:
+def curves_figure(curves: Sequence[Line], x_label: str, y_label: str, log: bool = False, bars: bool = False) -> str:
     """Curves with their intervals; of many the best ten at the end are named below."""
     ordered = sorted(curves, key=lambda curve: curve.y[-1])
     named = ordered[:MOST_NAMED]

@@ -7,7 +7,6 @@ import html
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -16,13 +15,14 @@ from harness.methods import METHODS
 from harness.records import Record
 from harness.report.claims import claims_table, read_claims
 from harness.report.compare import agreement_table, equal_compute_table, equal_images_table
-from harness.report.figures import Curve, curves_figure, pareto_figure
+from harness.report.figures import curves_figure, pareto_figure
 from harness.report.markdown import CLAIMS, by_task
-from harness.report.plots import budget_lines, exposure_lines
+from harness.report.plots import Line, budget_lines, exposure_lines
 from harness.report.statistics import metric_interval
 from harness.report.tables import (
     QUALITY,
     Row,
+    counted,
     differences_table,
     error_split_table,
     headline,
@@ -109,7 +109,7 @@ def _figures(rows: Sequence[Row]) -> list[str]:
     costs = {
         "MMACs a sample": lambda cost: cost.macs_per_sample / 1e6,
         "latency / reference": lambda cost: cost.latency.ratio if cost.latency else None,
-        "training TFLOPs with trajectories": lambda cost: _training(cost) / 1e12 if cost.training else None,
+        "training TFLOPs with trajectories": lambda cost: cost.training.whole_flops / 1e12 if cost.training else None,
     }
     for label, of in costs.items():
         points = []
@@ -124,22 +124,15 @@ def _figures(rows: Sequence[Row]) -> list[str]:
         caption = f"{heading} by {curve.label}: {title}. Bars are 95 % intervals."
         found.append(_figure("ablation", curves_figure([curve], curve.label, heading, bars=True), caption))
     for steps, lines in exposure_lines(rows).items():
-        curves = [Curve(line.label, line.x, line.y, line.half_width) for line in lines]
         caption = f"Exposure bias in {steps}: error on the student's own history minus that on the teacher's."
-        found.append(_figure("exposure", curves_figure(curves, "step", "gap"), caption))
+        found.append(_figure("exposure", curves_figure(lines, "step", "gap"), caption))
     for steps, lines in budget_lines(rows).items():
-        curves = [Curve(line.label, line.x, line.y, line.half_width) for line in lines]
         caption = f"{heading} along training in {steps}, on noise set 0."
-        found.append(_figure("training", curves_figure(curves, "images", heading, log=True), caption))
+        found.append(_figure("training", curves_figure(lines, "images", heading, log=True), caption))
     return found
 
 
-def _training(cost: Any) -> float:
-    bill = cost.training
-    return bill.flops + bill.inherited_flops + bill.trajectory_flops
-
-
-def ablations(rows: Sequence[Row], name: str) -> list[tuple[str, Curve]]:
+def ablations(rows: Sequence[Row], name: str) -> list[tuple[str, Line]]:
     """Trained rows that differ in one number among their options, or in the number of steps alone: a curve for each set of three."""
     groups: dict[tuple[str, frozenset[tuple[str, str]]], list[tuple[float, Row]]] = {}
     for row in rows:
@@ -157,18 +150,13 @@ def ablations(rows: Sequence[Row], name: str) -> list[tuple[str, Curve]]:
             continue
         members.sort(key=lambda member: member[0])
         intervals = [metric_interval(row.finished, name) for _, row in members]
-        curve = Curve(axis, [float(value) for value, _ in members], [i.mean for i in intervals], [i.half_width for i in intervals])
+        curve = Line(axis, [float(value) for value, _ in members], [i.mean for i in intervals], [i.half_width for i in intervals])
         first = members[0][1]
         told = [f"{option} {value}" for option, value in off_default(first.records[0]).items() if option != axis]
         steps = [] if axis == "num_steps" else [counted(first.num_steps)]
         trained = f"trained {first.training[0]} × {first.training[1]}"
         found.append((", ".join([first.records[0].method, *told, *steps, trained]), curve))
     return found
-
-
-def counted(steps: int) -> str:
-    """A number of steps in words."""
-    return f"{steps} step{'s' if steps > 1 else ''}"
 
 
 def _figure(kind: str, svg: str, caption: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.files import write_aside
 from harness.report.statistics import t_interval
-from harness.report.tables import QUALITY, Row, headline
+from harness.report.tables import QUALITY, Row, counted, headline
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def exposure_lines(rows: Sequence[Row]) -> dict[str, list[Line]]:
         intervals = [t_interval(step) for step in zip(*gaps, strict=True)]
         line = Line(f"{row.label} ({row.training[0]} × {row.training[1]})", [float(i + 1) for i in range(len(intervals))],
                     [i.mean for i in intervals], [i.half_width for i in intervals])  # fmt: skip
-        panels.setdefault(f"{row.num_steps} step{'s' if row.num_steps > 1 else ''}", []).append(line)
+        panels.setdefault(counted(row.num_steps), []).append(line)
     return panels
 
 
@@ -48,7 +48,7 @@ def budget_lines(rows: Sequence[Row]) -> dict[str, list[Line]]:
         intervals = [t_interval([point.quality[name] for point in points]) for points in zip(*curves, strict=True)]
         name, images = f"{row.label} ({row.training[0]} × {row.training[1]})", [float(point.images) for point in curves[0]]
         line = Line(name, images, [i.mean for i in intervals], [i.half_width for i in intervals])
-        panels.setdefault(f"{row.num_steps} step{'s' if row.num_steps > 1 else ''}", []).append(line)
+        panels.setdefault(counted(row.num_steps), []).append(line)
     return panels
 
 

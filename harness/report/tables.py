@@ -87,6 +87,11 @@ def load_records(results: Path) -> list[Record]:
     return list(found.values())
 
 
+def counted(number: int, what: str = "step") -> str:
+    """Such as "1 step" or "4 steps"."""
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
 def label(record: Record) -> str:
     """Method and the options that matter: those marked for labels and those that differ from the default."""
     options, config = all_options(record), settings(record)
@@ -207,8 +212,7 @@ def _line(row: Row) -> dict[str, str]:
     line["latency / teacher"] = f"{t_interval(ratios).mean:.3f}" if ratios else ""
     bills = [cost.training for cost in costs if cost.training]
     if bills:
-        trained = bills[0].flops + bills[0].inherited_flops
-        line["training TFLOPs + trajectories"] = f"{trained / 1e12:.1f} + {bills[0].trajectory_flops / 1e12:.1f}"
+        line["training TFLOPs + trajectories"] = f"{bills[0].student_flops / 1e12:.1f} + {bills[0].trajectory_flops / 1e12:.1f}"
         line["training seconds"] = f"{t_interval([bill.seconds + bill.inherited_seconds for bill in bills]).mean:.0f}"
     failed = len(row.records) - len(row.finished)
     if failed:
