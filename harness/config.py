@@ -44,6 +44,8 @@ class RunConfig(BaseModel):
     """Seed of initialisation, batches and training noise."""
     budget: str = "quick"
     """A budget of the task, or steps=NUMBER (0: the untrained student), images=NUMBER, flops=NUMBER or seconds=NUMBER of training."""
+    noise_sets: int | None = Field(None, ge=1)
+    """Noise sets that the student is evaluated on (the budget's by default)."""
     batch_size: int | None = Field(None, ge=1, le=2**20)
     """Samples a training step (the task's by default)."""
     micro_batch_size: int | None = Field(None, ge=1, le=2**20)
@@ -162,13 +164,13 @@ def parse_config(values: dict[str, Any]) -> RunConfig:
         raise explain(error, "run config", list(RunConfig.model_fields)) from error
 
 
-def parse_options(method: str, values: dict[str, Any]) -> MethodConfig:
+def parse_options(method: str, values: dict[str, Any], where: str = "") -> MethodConfig:
     """A method's options from plain values. Raises UsageError in one sentence."""
     model = METHODS[method].Config
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise explain(error, f"options of {method}", list(model.model_fields)) from error
+        raise explain(error, where or f"options of {method}", list(model.model_fields)) from error
 
 
 def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("results"), device: torch.device = CPU) -> Resolved:
@@ -183,7 +185,9 @@ def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("r
         UsageError: for unknown names and values out of range, in one sentence.
     """
     task, cls = task or load_task(config.task), METHODS[config.method]
-    options = parse_options(config.method, config.options)
+    tuned = task.spec.defaults.get(config.method, {})
+    parse_options(config.method, tuned, f"task {task.spec.name}, defaults of {config.method}")
+    options = parse_options(config.method, {**tuned, **config.options})
     batch_size = config.batch_size or task.spec.batch_size
     if cls.needs_labels and task.conditions.table is not None:
         raise UsageError(f"{config.method} needs class labels, but task {task.spec.name} is conditioned on text")
@@ -207,6 +211,10 @@ def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("r
         return rehearsal(method, options, task, config.num_steps, replace(training(total_steps), seed=0), device)
 
     total_steps, noise_sets = resolve_budget(config.budget, task, batch_size, rehearse if cls.sources else None)
+    if config.noise_sets is not None:
+        if config.noise_sets > task.spec.evaluation.noise_sets:
+            raise UsageError(f"noise_sets is {config.noise_sets}, but task {task.spec.name} has {task.spec.evaluation.noise_sets}")
+        noise_sets = config.noise_sets
     if not cls.sources:  # nothing of the training's settings matters
         return Resolved(task, method, options, TrainSettings(0, 0, 0), config.num_steps, noise_sets, None, extra_features(config))
     parent = find_parent(config.init_from, results, task) if config.init_from is not None else None

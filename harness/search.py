@@ -1,9 +1,10 @@
 """Optuna searches: a sweep file with `search` instead of seeds and axes alone. Floor 9.
 
-Every cell of the file (its axes multiplied out) is one study, every trial of a study one run for each seed, under its run id like any
-other: trials of the same options share it, an interrupted one resumes, and `harness report` shows all. Trial 0 is the method's defaults,
-as far as they lie in the space. The study itself is in a database, which `optuna-dashboard` reads and processes share. A trial is judged
-on the evaluation noise, so that the best of many looks a little better than it is: report a winner from seeds that its search has not used.
+Every cell of the file (its axes multiplied out) is one study, which a `space` of its own may widen; every trial of a study is one run
+for each seed, under its run id like any other: trials of the same options share it, an interrupted one resumes, and `harness report`
+shows all. Trial 0 is the method's defaults, as far as they lie in the space. The study itself is in a database, which `optuna-dashboard`
+reads and processes share. A trial is judged on the evaluation noise, so that the best of many looks a little better than it is: report
+a winner from seeds that its search has not used.
 
     search:
       trials: 8
@@ -128,24 +129,37 @@ def searches(content: dict[str, Any], where: str, results: Path, device: torch.d
 
     Raises UsageError for what is unknown or does not fit.
     """
-    content = dict(content)
+    cells = content.get("cells") or [{}]
+    if any(not isinstance(cell, dict) for cell in cells):
+        raise UsageError(f"{where}: each of cells should be a mapping from names to values")
+    return [search for cell in cells for search in _searches_of(cell, content, where, results, device)]
+
+
+def _searches_of(cell: dict[str, Any], content: dict[str, Any], where: str, results: Path, device: torch.device) -> list[Search]:
+    """The studies of one cell."""
+    said, cell = content["search"], dict(cell)
     try:
-        spec = SearchSpec.model_validate(content.pop("search"))
+        if isinstance(said, dict) and (own := cell.pop("space", {})):
+            said = {**said, "space": {**said.get("space", {}), **own}}
+        spec = SearchSpec.model_validate(said)
         corners = _corners(spec)
         spec.distributions()
     except ValidationError as error:
         raise explain(error, f"{where}: search", list(SearchSpec.model_fields)) from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(f"{where}: search: space: {error}") from error
     groups: dict[str, list[RunConfig]] = {}
-    for config in expand(content, where):
+    for config in expand({**{key: value for key, value in content.items() if key != "search"}, "cells": [cell]}, where):
         groups.setdefault(config.model_dump_json(exclude={"seed"}), []).append(config)
     found = []
     for alike, configs in groups.items():
         study = f"{configs[0].method}-{configs[0].num_steps}-{digest([alike, spec.model_dump(mode='json', exclude={'trials'})])[:10]}"
         search = Search(study, tuple(configs), spec)
-        for corner in corners:
-            task = resolve(search.trial(corner)[0], results=results, device=device).task
+        for number, corner in enumerate(corners):
+            config = search.trial(corner)[0]
+            if number and "budget" not in corner:  # counted once
+                config = config.model_copy(update={"budget": "steps=1"})
+            task = resolve(config, results=results, device=device).task
         curve = evaluator_class(task).milestone_metrics
         known = {*curve, *COSTS, *(() if task.spec.mixture else METRICS.names())}
         for name in spec.objectives:

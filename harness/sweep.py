@@ -35,6 +35,8 @@ class SweepCell(BaseModel):
     axes: dict[str, list[Any]] = {}
     seeds: list[int] | None = None
     options: dict[str, Any] = {}
+    space: dict[str, Any] = {}
+    """Of a search: what this cell's study varies beside the file's space."""
 
 
 class SweepFile(BaseModel):
@@ -69,6 +71,8 @@ def expand(content: dict[str, Any], where: str) -> list[RunConfig]:
     found: dict[str, RunConfig] = {}
     for cell in file.cells:
         own = {**cell.model_extra, "options": cell.options} if cell.model_extra is not None else {"options": cell.options}
+        if cell.space:
+            raise UsageError(f"{where}: a cell has a space, but the file has no search")
         if "seed" in {*file.base, *file.axes, *own, *cell.axes}:
             raise UsageError(f"{where}: seed is given by itself; list the seeds under seeds")
         told = {*own, *(f"options.{name}" for name in cell.options)}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 from PIL import Image
 
@@ -95,6 +96,27 @@ def test_the_log_tells_what_happened(tiny: Task, tmp_path: Path, monkeypatch: py
     with pytest.raises(RunFailed):
         broken.execute()
     assert "Traceback" in (broken.folder / "run.log").read_text()
+
+
+def test_fewer_noise_sets_than_the_budget_has(tiny: Task, tmp_path: Path) -> None:
+    one = resolve(config(budget="steps=2", noise_sets=1))
+    assert one.noise_sets == 1 < resolve(config(budget="steps=2")).noise_sets
+    assert one.run_id != resolve(config(budget="steps=2")).run_id
+    with pytest.raises(UsageError, match="noise_sets is 9, but task tiny has 2"):
+        resolve(config(noise_sets=9))
+
+
+def test_a_task_has_defaults_of_its_own(tiny_folder: Path) -> None:
+    file, plain = tiny_folder / "tiny.yaml", resolve(config())
+    spec = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(spec | {"defaults": {"ard": {"lr": 0.25, "history_layers": 2}}}))
+    tuned = resolve(config())
+    assert (tuned.config.lr, tuned.config.history_layers) == (0.25, ARD["history_layers"])  # type: ignore[attr-defined]
+    said = resolve(config(options={**ARD, "lr": plain.config.lr}))
+    assert said.run_id == plain.run_id  # a run is known by what it does, whoever said it
+    file.write_text(yaml.safe_dump(spec | {"defaults": {"ard": {"learning": 1}}}))
+    with pytest.raises(UsageError, match="unknown option 'learning' in task tiny, defaults of ard"):
+        resolve(config())
 
 
 def test_quality_along_the_budget(tiny: Task, tmp_path: Path) -> None:

@@ -83,6 +83,23 @@ def test_trial_0_is_the_methods_defaults(tiny: Task, tmp_path: Path, executed: l
     assert first.params["options.lr"] >= 1e-2
 
 
+def test_a_cell_widens_the_space_of_its_own_study(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
+    given = content(space={"options.lr": SPACE["options.lr"]})
+    del given["base"]["method"]
+    own: dict[str, Any] = {"options.heads": ["shared", "per_step"]}
+    given["cells"] = [{"method": "step-distillation", "space": own}, {"method": "ard", "options": {"history_layers": 2}}]
+    wide, narrow = searches(given, "here", tmp_path, CPU)
+    assert set(wide.spec.space) == {"options.lr", "options.heads"}
+    assert set(narrow.spec.space) == {"options.lr"}
+    assert set(searcher(tmp_path).make(wide).trials[0].params) == set(wide.spec.space)
+    given["cells"][0]["space"] = {"options.heds": ["shared"]}
+    with pytest.raises(UsageError, match="did you mean heads"):
+        searches(given, "here", tmp_path, CPU)
+    given["cells"][0]["space"] = ["shared"]
+    with pytest.raises(UsageError, match="search: space"):
+        searches(given, "here", tmp_path, CPU)
+
+
 def test_the_seed_decides_what_is_tried(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
     def tried(folder: str, **changes: Any) -> list[Any]:
         (search,) = searches(content(trials=8, **changes), "here", tmp_path / folder, CPU)

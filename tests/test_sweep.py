@@ -76,6 +76,11 @@ def test_what_a_file_may_not_say(changes: dict[str, Any], complaint: str) -> Non
         expand(content(**changes), "here")
 
 
+def test_a_space_needs_a_search() -> None:
+    with pytest.raises(UsageError, match="a cell has a space, but the file has no search"):
+        expand({"base": {"method": "ard"}, "cells": [{"space": {"options.lr": [1e-3]}}]}, "here")
+
+
 def test_every_cell_is_checked_before_anything_runs(tiny: Task, tmp_path: Path) -> None:
     configs = expand(content(cells=[{"method": "step-distillation"}, {"method": "ard", "options": {"history_layers": 99}}]), "here")
     with pytest.raises(UsageError, match="history_layers is 99"):

@@ -15,6 +15,7 @@ from harness.methods import METHODS
 from harness.records import Milestone, Record
 from harness.report.statistics import metric_interval, t_interval
 from harness.report.tables import QUALITY, Row, counted, headline, in_label, off_default
+from harness.tasks import load_task, task_names
 
 FEWEST = 5
 """Methods from which on they are compared at equal cost."""
@@ -103,10 +104,17 @@ def equal_images_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def known_as(row: Row) -> str:
-    """By what a row is found again on another task: its method, steps and options, without those that suit a network (its depth)."""
+    """By what a row is found again on another task: its method, steps and options, without those that suit a network (its depth) or
+    were tuned on its task.
+    """
     record = row.records[0]
     fields = METHODS[record.method].Config.model_fields if record.method in METHODS.names() else {}
-    options = {name: value for name, value in off_default(record).items() if name not in fields or not in_label(fields[name])}
+    tuned = load_task(record.task).spec.defaults.get(record.method, {}) if record.task in task_names() else {}
+    options = {
+        name: value
+        for name, value in off_default(record).items()
+        if not (name in fields and in_label(fields[name])) and not (name in tuned and value == tuned[name])
+    }
     return json.dumps([record.method, row.num_steps, options], sort_keys=True)
 
 

@@ -161,6 +161,8 @@ class TaskSpec(_Spec):
     batch_size: int
     """Samples a training step of a distillation run."""
     budgets: dict[str, Budget]
+    defaults: dict[str, dict[str, Any]] = {}
+    """By method, the options that it has on this task if nothing is said: those that a search found."""
 
 
 class Task:
@@ -282,8 +284,8 @@ class Task:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that the task fixes; its summary and the names of budgets do not count."""
-        without = {"summary", "budgets", "like", *(part for part in ("mixture", "prompts") if getattr(self.spec, part) is None)}
+        """SHA-256 of all that the task fixes; its summary, the names of budgets and what a run may choose do not count."""
+        without = {"summary", "budgets", "like", "defaults", *(part for part in ("mixture", "prompts") if getattr(self.spec, part) is None)}
         return digest(self.spec.model_dump(mode="json", exclude=without))
 
     @property
