@@ -31,7 +31,7 @@ class RunFailed(HarnessError):
 
 
 class Busy(HarnessError):
-    """Another process is at the same run."""
+    """Another worker is at the same run."""
 
     exit_code = 2
 

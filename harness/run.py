@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
@@ -18,9 +17,10 @@ from harness.config import Resolved, RunConfig, reference_of, resolve
 from harness.counting import count_flops
 from harness.data.trajectories import TRAJECTORY_ROOMS, cached_samples, open_store, samples_folder
 from harness.denoiser import Guided, count_passes
-from harness.errors import Busy, HarnessError, RunFailed, UsageError
+from harness.errors import HarnessError, RunFailed
 from harness.evaluator import Sampler, evaluator_of, sample_grid, sample_set, sampling_cost
 from harness.files import digest, read_tensors, write_aside, write_tensors
+from harness.leases import leases_of
 from harness.log import Report, logged, logging_report, silent
 from harness.methods import METHODS, Method
 from harness.metrics.compute import parameters
@@ -61,6 +61,10 @@ class Run:
     report: Report = silent
     judge: Callable[[float, dict[str, float]], None] | None = None
     """Called at the milestones with the part of the budget and the quality there; it may raise RunFailed."""
+    storage: str = ""
+    """The database that knows who is at which run (see `harness.leases`); by default a file in the results folder."""
+    may_write: Callable[[], None] = lambda: None
+    """Called before anything is written: raises Busy if another worker has taken the run over."""
     environment: Environment = field(init=False)
 
     @property
@@ -68,18 +72,15 @@ class Run:
         return self.results / "runs" / self.resolved.run_id
 
     @property
-    def lock(self) -> Path:
-        """Held while this run is made."""
-        return self.folder.parent / ".locks" / self.resolved.run_id
-
-    @property
-    def student_locks(self) -> list[Path]:
-        """Held as well where one student serves several numbers of steps: it is trained by one process, and then looked up."""
+    def leases(self) -> list[str]:
+        """What is held while this run is made: itself, and its student where that serves several numbers of steps: one worker trains
+        it, and others look it up.
+        """
         r = self.resolved
         if not METHODS[r.method].trained_once(r.config) or not r.settings.total_steps:
-            return []
+            return [r.run_id]
         student = {name: value for name, value in r.identity.items() if name not in ("num_steps", "noise_sets", "extra_features")}
-        return [self.lock.parent / f"student-{r.method}-{digest(student)[:10]}"]
+        return [r.run_id, f"student-{r.method}-{digest(student)[:10]}"]
 
     def finished_record(self, any_code: bool = False) -> Record | None:
         """The record of this run if it finished on this kind of device, made by the same code (or by any)."""
@@ -111,35 +112,19 @@ class Run:
 
         Args:
             reuse: take a finished record that other code made.
-            wait: whether to wait for another process that is at this run; otherwise that raises Busy.
+            wait: whether to wait for another worker that is at this run; otherwise that raises Busy.
 
-        A run that fails writes a record with its reason, then raises RunFailed.
+        A run that fails writes a record with its reason, then raises RunFailed. A worker that another one took for dead and replaced
+        writes nothing any more and raises Busy.
         """
         if (record := self.finished_record(reuse)) is not None:
             return record
-        try:
-            self.lock.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot write {self.lock.parent}: {error.strerror}; give another --results") from error
-        locks = [FileLock(path, timeout=-1 if wait else 0) for path in (self.lock, *self.student_locks)]
-        held = []
-        try:
-            for lock in locks:
-                lock.acquire()
-                held.append(lock)
-        except Timeout:
-            for lock in held:
-                lock.release()
-            raise Busy(f"run {self.resolved.run_id} is being made by another process; ask again when it is done") from None
-        try:
-            if (record := self.finished_record(reuse)) is not None:  # by whoever held the lock before
+        with leases_of(self.results, self.storage).holding(*self.leases, wait=wait) as may_write:
+            if (record := self.finished_record(reuse)) is not None:  # by whoever was at it before
                 return record
             self.folder.mkdir(parents=True, exist_ok=True)
             with logged(self.folder / "run.log", f"run {self.resolved.run_id}") as log:
-                return replace(self, report=logging_report(self.report, log))._execute()
-        finally:
-            for lock in held:
-                lock.release()
+                return replace(self, report=logging_report(self.report, log), may_write=may_write)._execute()
 
     def _execute(self) -> Record:
         self.environment = capture_environment(self.device)  # now: sources may be edited while it runs
@@ -148,9 +133,11 @@ class Run:
         except Exception as error:
             if isinstance(error, HarnessError) and not isinstance(error, RunFailed):
                 raise  # what was asked for is wrong, or it was interrupted
+            self.may_write()
             reason = str(error) if isinstance(error, (RunFailed, ValueError)) else f"{type(error).__name__}: {error}"
             write_record(self.folder / "record.json", self._record(status="failed", reason=reason))
             raise RunFailed(f"run {self.resolved.run_id} failed: {reason}") from error
+        self.may_write()
         write_record(self.folder / "record.json", record)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
         return record
@@ -190,7 +177,7 @@ class Run:
         trainer = self._trainer(method, teacher) if r.settings.total_steps and not sibling else None
         if trainer:
             progress = self.report("training")
-            trainer.train(progress=lambda done, total, means: progress(done, total),
+            trainer.train(progress=lambda done, total, means: progress(done, total), may_write=self.may_write,
                           measure=lambda: self._judged(trainer, evaluator.quality(sample_set(sampler, task, 0, self.device))))  # fmt: skip
         samples = {k: self.samples(sampler, k) for k in range(r.noise_sets)}
         measuring = self.report("metrics")
@@ -198,6 +185,7 @@ class Run:
         bill = self._bill(trainer, method, teacher) if trainer or r.parent else None
         if sibling and sibling.cost:
             bill = sibling.cost.training
+        self.may_write()
         if trainer:
             trainer.note_quality({name: metrics[name].values[0] for name in evaluator.milestone_metrics if name in metrics})
             trainer.write_curves()
@@ -206,6 +194,7 @@ class Run:
         measuring = self.report("latency")
         latency = self._latency(sampler, reference_sampler)
         measuring(1, 1)
+        self.may_write()
         self._keep(method, samples[0], reference.samples(reference_sampler, 0))
         exposure = self._exposure(method, teacher)
         flags = []
@@ -333,17 +322,19 @@ def trajectory_bill(teacher: Guided, task: Task, device: torch.device) -> tuple[
     return passes.total * task.recipe.count // 2, flops * task.recipe.count / 2
 
 
-def run(config: RunConfig, results: Path, device: torch.device, report: Report = silent, reuse: bool = False) -> tuple[Record, Record]:
+def run(config: RunConfig, results: Path, device: torch.device, report: Report = silent, reuse: bool = False,
+        storage: str = "") -> tuple[Record, Record]:  # fmt: skip
     """The record of a config and the record of its task's reference, both computed where needed.
 
     Args:
         results: the results folder; runs go to `results/runs/`.
         reuse: take a finished record that other code made.
+        storage: as in `Run`.
 
     Raises:
         UsageError, RunFailed, Interrupted.
     """
     resolved = resolve(config, results=results, device=device)
     beside = replace(reference_of(resolved.task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features)
-    reference = Run(beside, results, device, report).execute(reuse, wait=True)  # many runs share it
-    return Run(resolved, results, device, report).execute(reuse), reference
+    reference = Run(beside, results, device, report, storage=storage).execute(reuse, wait=True)  # many runs share it
+    return Run(resolved, results, device, report, storage=storage).execute(reuse), reference

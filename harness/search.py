@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+import sqlalchemy as sa
 import torch
-from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
@@ -34,6 +35,7 @@ from harness.config import RunConfig, explain, parse_config, resolve
 from harness.errors import Busy, RunFailed, UsageError, unknown
 from harness.evaluator import evaluator_class
 from harness.files import digest
+from harness.leases import default_storage, leases_of, patiently, shown
 from harness.log import Report, silent
 from harness.methods import METHODS
 from harness.metrics.base import METRICS
@@ -46,6 +48,8 @@ COSTS: dict[str, Callable[[Any], float]] = {
     "training_flops": lambda cost: cost.training.whole_flops if cost.training else 0.0,
 }  # fmt: skip
 """What of a record's cost can be an objective."""
+AWAY = (optuna.exceptions.StorageInternalError, sa.exc.OperationalError, sa.exc.InterfaceError)
+"""Errors of a database that cannot be reached."""
 MOST_TRIED = 32
 """Whole numbers of a range that are tried out beforehand."""
 
@@ -192,27 +196,28 @@ def open_study(search: Search, storage: str) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4) if search.spec.prune else optuna.pruners.NopPruner()
     try:
-        return optuna.create_study(storage=storage, study_name=search.name, directions=list(search.spec.objectives.values()),
+        database = optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
+        return optuna.create_study(storage=database, study_name=search.name, directions=list(search.spec.objectives.values()),
                                    pruner=pruner, load_if_exists=True)  # fmt: skip
     except Exception as error:
-        raise UsageError(f"cannot open the study's database {storage}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"cannot open the study's database {shown(storage)}: {type(error).__name__}: {error}") from error
 
 
 @dataclass
 class Searcher:
-    """Makes the trials of searches; several processes may do so side by side."""
+    """Makes the trials of searches; several workers may do so side by side."""
 
     results: Path
     device: torch.device
-    storage: str
+    storage: str = ""
     report: Report = silent
     reuse: bool = False
     said: Callable[[str], None] = lambda text: None
 
     def make(self, search: Search) -> optuna.Study:
         """All trials of a study; those that nobody is at are taken up again."""
-        with self._lock(search):  # two processes must not make the tables of one database at once
-            study = open_study(search, self.storage)
+        with self._alone(search):  # two workers must not make the tables of one database at once
+            study = open_study(search, self.storage or default_storage(self.results))
             running = study.get_trials(states=[TrialState.RUNNING])  # nobody is between asking and having all values now
         code = capture_environment(self.device).code
         others = {trial.user_attrs.get("code") for trial in study.get_trials(deepcopy=False)} - {code, None}
@@ -223,18 +228,17 @@ class Searcher:
                 study.tell(frozen.number, state=TrialState.FAIL, skip_if_finished=True)
             else:
                 self._finish(search, study, optuna.trial.Trial(study, frozen._trial_id), wait=False)
-        while (trial := self._ask(search, study, code)) is not None:
+        while (trial := patiently(lambda: self._next(search, study, code), AWAY)) is not None:
             self._finish(search, study, trial, wait=True)
         return study
 
-    def _lock(self, search: Search) -> FileLock:
-        folder = self.results / "runs" / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"study-{search.name}")
+    def _alone(self, search: Search) -> AbstractContextManager[Any]:
+        """Among all workers, for what must not be done twice."""
+        return leases_of(self.results, self.storage).holding(f"study-{search.name}", wait=True)
 
-    def _ask(self, search: Search, study: optuna.Study, code: str) -> optuna.trial.Trial | None:
+    def _next(self, search: Search, study: optuna.Study, code: str) -> optuna.trial.Trial | None:
         """The next trial with all its values, or None where there are enough."""
-        with self._lock(search):
+        with self._alone(search):
             number = len(study.get_trials(deepcopy=False))
             if number >= search.spec.trials:
                 return None
@@ -268,7 +272,7 @@ class Searcher:
                 study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
                 return
             self.said(f"{search.name} trial {trial.number}, {resolved.run_id} seed {config.seed}: {_shown(trial.params)}")
-            run = Run(resolved, self.results, self.device, self.report, judge if search.spec.prune else None)
+            run = Run(resolved, self.results, self.device, self.report, judge if search.spec.prune else None, self.storage)
             try:
                 records.append(run.execute(self.reuse, wait))
             except Busy:
@@ -278,9 +282,12 @@ class Searcher:
                 study.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL, skip_if_finished=True)
                 return
         values = [sum(objective(record, name) for record in records) / len(records) for name in search.spec.objectives]
-        with self._lock(search):
-            if not study.get_trials(deepcopy=False)[trial.number].state.is_finished():  # by another process, since it was listed
-                trial.set_user_attr("run_ids", [record.run_id for record in records])
+        patiently(lambda: self._tell(search, study, trial, values, [record.run_id for record in records]), AWAY)
+
+    def _tell(self, search: Search, study: optuna.Study, trial: optuna.trial.Trial, values: list[float], run_ids: list[str]) -> None:
+        with self._alone(search):
+            if not study.get_trials(deepcopy=False)[trial.number].state.is_finished():  # by another worker, since it was listed
+                trial.set_user_attr("run_ids", run_ids)
                 study.tell(trial, values)
 
 
@@ -311,9 +318,3 @@ def lines_of(search: Search, study: optuna.Study) -> list[dict[str, Any]]:
 
 def _complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state == TrialState.COMPLETE]
-
-
-def default_storage(results: Path) -> str:
-    """Where studies are kept if nothing is said."""
-    results.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{(results / 'searches.db').resolve()}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from harness.errors import UsageError
+from harness.leases import default_storage, leases_of, of_runs
 from harness.log import LINE
 from harness.records import Record, read_record
 from harness.report.statistics import metric_interval
@@ -25,6 +24,7 @@ class Working:
         done, total: how far the stage is, 0 of 0 before it has said so.
         seconds_left: of the stage, at the pace since it started; None before it can be told.
         silent_for: seconds since its log grew.
+        worker: who is at it.
     """
 
     run_id: str
@@ -33,23 +33,16 @@ class Working:
     total: int
     seconds_left: float | None
     silent_for: float
+    worker: str = ""
 
 
-def working(results: Path, now: datetime | None = None) -> list[Working]:
-    """The runs that processes are at, by the locks that they hold and the logs that they write."""
+def working(results: Path, storage: str = "", now: datetime | None = None) -> list[Working]:
+    """The runs that workers are at, by the leases that they hold and the logs that they write."""
+    if not storage and not Path(default_storage(results).removeprefix("sqlite:///")).exists():
+        return []
     now = now or datetime.now().astimezone()
-    locks = sorted((results / "runs" / ".locks").glob("*"))
-    return [
-        _read_log(results / "runs" / lock.name, now) for lock in locks if not lock.name.startswith(("study-", "student-")) and _held(lock)
-    ]
-
-
-def _held(lock: Path) -> bool:
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
+    leases = of_runs(leases_of(results, storage).running())
+    return [replace(_read_log(results / "runs" / lease.name, now), worker=lease.worker) for lease in leases]
 
 
 def _read_log(folder: Path, now: datetime) -> Working:
@@ -68,7 +61,7 @@ def _read_log(folder: Path, now: datetime) -> Working:
     return Working(folder.name, "" if stage.startswith("run ") else stage, done, total, left, max(0.0, (now - last).total_seconds()))
 
 
-def summary(results: Path) -> dict[str, object]:
+def summary(results: Path, storage: str = "") -> dict[str, object]:
     """Runs under way, interrupted and failed; of each task how many finished, and the best for each number of steps.
 
     Raises UsageError if there is no such folder.
@@ -76,7 +69,7 @@ def summary(results: Path) -> dict[str, object]:
     if not (results / "runs").is_dir():
         raise UsageError(f"there are no runs below {results}: harness run and harness sweep write them to {results / 'runs'}")
     records = [read_record(path) for path in sorted((results / "runs").glob("*/record.json"))]
-    at_work = working(results)
+    at_work = working(results, storage)
     busy = {one.run_id for one in at_work}
     failed = {record.run_id: record.reason for record in records if record.status == "failed" and record.run_id not in busy}
     tasks = sorted({record.task for record in records})

@@ -2,7 +2,7 @@
 
 A file holds `base` (fields of a run), `cells` (what each differs in, over `base`), `axes` (name: values, for every cell that
 does not say it, or in one), and `seeds`. Options of the method stand under `options`, in an axis as `options.NAME`.
-Processes share a results folder: a run is locked while it is made, and whoever finds it locked goes on to the next.
+Workers share a results folder and a database: a run is leased while it is made, and whoever finds it so goes on to the next.
 """
 
 from __future__ import annotations
@@ -114,10 +114,10 @@ def plan(configs: Sequence[RunConfig], results: Path, device: torch.device, reus
 
 
 def run_sweep(cells: Sequence[Cell], results: Path, device: torch.device, report: Report = silent, reuse: bool = False,
-              said: Callable[[str], None] = lambda text: None) -> list[Record]:  # fmt: skip
-    """Makes what is missing, one run after the other, together with other processes that are at the same.
+              said: Callable[[str], None] = lambda text: None, storage: str = "") -> list[Record]:  # fmt: skip
+    """Makes what is missing, one run after the other, together with other workers that are at the same (`storage` as in `Run`).
 
-    What another process is at is left to it and looked at again at the end: if that process has died, its run is resumed here. A run
+    What another worker is at is left to it and looked at again at the end: if that worker has died, its run is resumed here. A run
     that fails is a record too, and the sweep goes on. What only shows when a run is under way (weights that do not fit, a download
     that fails) raises UsageError; what is made by then stays.
 
@@ -126,24 +126,25 @@ def run_sweep(cells: Sequence[Cell], results: Path, device: torch.device, report
     """
     started, records = time.time(), {cell.resolved.run_id: cell.record for cell in cells if cell.record is not None}
     missing = [(number, cell) for number, cell in enumerate(cells, 1) if cell.record is None]
-    for waits in (False, True):
+    waits = False
+    while missing:
         busy = []
         for number, cell in missing:
-            run = Run(cell.resolved, results, device, report)
+            run = Run(cell.resolved, results, device, report, storage=storage)
             place = f"{number}/{len(cells)} {cell.resolved.run_id} seed {cell.resolved.settings.seed}"
             if (failed := _failed_since(run, started)) is not None:
                 records[failed.run_id] = failed
                 continue
-            said(f"{place}: {'waits for the process that is at it' if waits else 'starts'}")
+            said(f"{place}: {'waits for the worker that is at it' if waits else 'starts'}")
             try:
                 records[cell.resolved.run_id] = run.execute(reuse, waits)
             except Busy:
-                said(f"{place}: another process is at it")
+                said(f"{place}: another worker is at it")
                 busy.append((number, cell))
             except RunFailed as error:
                 said(f"{place}: {error}")
                 records[cell.resolved.run_id] = read_record(run.folder / "record.json")
-        missing = busy
+        missing, waits = busy, True
     return [records[cell.resolved.run_id] for cell in cells]
 
 

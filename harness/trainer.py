@@ -179,8 +179,9 @@ class Trainer:
         self.known_flops: dict[str, float] = {}
 
     def train(self, until: int | None = None, progress: Progress | None = None,
-              measure: Callable[[], dict[str, float]] | None = None) -> None:  # fmt: skip
-        """Runs from the last checkpoint to the end, or to step `until`; `measure` is called at the milestones.
+              measure: Callable[[], dict[str, float]] | None = None, may_write: Callable[[], None] = lambda: None) -> None:  # fmt: skip
+        """Runs from the last checkpoint to the end, or to step `until`; `measure` is called at the milestones, `may_write` before each
+        checkpoint.
 
         Raises:
             Interrupted: on SIGINT or SIGTERM, after the step under way and a checkpoint.
@@ -211,6 +212,7 @@ class Trainer:
                     if self.device.type == "cuda":
                         torch.cuda.reset_peak_memory_stats(self.device)
                 if caught or self.step == until or now - saved > self.settings.checkpoint_seconds:
+                    may_write()
                     self._save()
                     saved = now
                 if caught:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from databases import Server
 
 from harness.contract import tiny_spec
 from harness.tasks import Task, load_task
@@ -33,3 +35,16 @@ def tiny_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny(tiny_folder: Path) -> Task:
     """The tiny task."""
     return load_task("tiny")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(tmp_path_factory.mktemp("postgresql"))
+    yield made
+    made.inside.cleanup()
+
+
+@pytest.fixture
+def postgresql(server: Server) -> str:
+    """The URL of a new database of a real server."""
+    return server.database()

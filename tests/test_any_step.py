@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from harness.config import RunConfig, resolve
 from harness.data.trajectories import open_store
 from harness.errors import Busy, UsageError
 from harness.files import read_tensors
+from harness.leases import leases_of
 from harness.methods import METHODS
 from harness.randomness import keyed_initialisation
 from harness.records import Record
@@ -88,18 +88,15 @@ def test_two_processes_do_not_train_one_student_twice(tiny: Task, tmp_path: Path
     """Whoever finds the student being trained for another number of steps goes on, and takes it when it is there."""
     configs = [RunConfig(task="tiny", method="consistency-distillation", num_steps=num_steps) for num_steps in (1, 2)]
     first, second = (Run(resolve(config), tmp_path, CPU) for config in configs)
-    assert first.student_locks == second.student_locks != []
-    path = first.student_locks[0]
-    path.parent.mkdir(parents=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(Busy):
-            second.execute()
+    assert first.leases[1] == second.leases[1]
+    assert first.leases[0] != second.leases[0]
+    with leases_of(tmp_path).holding(first.leases[1]), pytest.raises(Busy):
+        second.execute()
     first.execute()
     assert second.execute().trained_in == first.resolved.run_id
     other = Run(resolve(RunConfig(task="tiny", method="consistency-distillation", num_steps=2, seed=1)), tmp_path, CPU)
-    assert other.student_locks != first.student_locks
-    assert Run(resolve(RunConfig(task="tiny", method="step-distillation", num_steps=2)), tmp_path, CPU).student_locks == []
+    assert other.leases[1] != first.leases[1]
+    assert len(Run(resolve(RunConfig(task="tiny", method="step-distillation", num_steps=2)), tmp_path, CPU).leases) == 1
 
 
 def test_numbers_of_steps_are_read_as_they_are_typed() -> None:

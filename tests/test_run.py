@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import torch
 import yaml
-from filelock import FileLock
 from PIL import Image
 
 from harness import records, run
 from harness.config import RunConfig, parse_config, reference_of, resolve
+from harness.data.trajectories import Progress
 from harness.denoiser import count_passes
 from harness.errors import Busy, Interrupted, RunFailed, UsageError
 from harness.files import read_tensors, tensors_digest
+from harness.leases import TABLE, leases_of
 from harness.log import silent
 from harness.methods import METHODS
 from harness.records import Record, read_record
@@ -312,19 +314,39 @@ def test_any_failure_is_a_record(tiny: Task, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_run_that_many_share_is_waited_for(tiny: Task, tmp_path: Path, no_training: Callable) -> None:
-    """Whoever gets the lock after another process made the run takes its record."""
+    """Whoever gets the lease after another worker made the run takes its record."""
     one, other = new_run(tmp_path), new_run(tmp_path)
-    one.lock.parent.mkdir(parents=True)
-    held, waiting = FileLock(one.lock), ThreadPoolExecutor(1)
-    with held:
+    waiting = ThreadPoolExecutor(1)
+    with leases_of(tmp_path).holding(*one.leases):
         with pytest.raises(Busy, match="made by another process"):
             other.execute()
         found = waiting.submit(other.execute, wait=True)
         with pytest.raises(TimeoutError):
             found.result(timeout=0.3)
-        held.release()
-        record = one.execute(wait=True)
+    record = one.execute(wait=True)
     assert found.result() == record
+
+
+@pytest.mark.parametrize("stage", ["trajectories", "training", "sampling, noise set 0", "metrics", "latency"])
+def test_who_was_replaced_writes_nothing(stage: str, tiny: Task, tmp_path: Path) -> None:
+    """Another worker takes over while this one is at a stage, as if it had slept through it."""
+    leases, written = leases_of(tmp_path), []
+
+    def report(name: str) -> Progress:
+        if name == stage:
+            with leases.engine.begin() as connection:
+                connection.execute(sa.update(TABLE).where(TABLE.c.state == "running").values(holder="other", worker="elsewhere"))
+            written.extend(path.name for path in one.folder.rglob("*"))
+        return silent(name)
+
+    one = new_run(tmp_path, report)
+    with pytest.raises(Busy, match="taken over by another worker"):
+        one.execute()
+    assert not (one.folder / "record.json").exists()
+    assert {path.name for path in one.folder.rglob("*")} == set(written)
+    with leases.engine.begin() as connection:
+        connection.execute(sa.update(TABLE).values(state="stopped"))
+    assert new_run(tmp_path).execute().status == "finished"
 
 
 def test_other_code_runs_it_again(tiny: Task, tmp_path: Path, other_code: Callable) -> None:

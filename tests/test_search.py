@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 from types import SimpleNamespace
 from typing import Any
 
@@ -285,13 +285,30 @@ def test_the_command(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
     made = CliRunner().invoke(main, words)
     assert "4 of 4 trials made in 1 studies" in made.output
     assert sum(line.startswith("* step-distillation-2-") for line in made.output.splitlines()) == 1
-    (tmp_path / "g.yaml").write_text(yaml.safe_dump({"base": content()["base"]}))
-    wrong = CliRunner().invoke(main, ["sweep", str(tmp_path / "g.yaml"), "--storage", "sqlite://"])
-    assert wrong.exit_code == 2
-    assert "has no search" in wrong.output
 
 
 def test_a_database_that_cannot_be_opened(tiny: Task, tmp_path: Path) -> None:
     (search,) = searches(content(), "here", tmp_path, CPU)
     with pytest.raises(UsageError, match="cannot open the study's database"):
         open_study(search, f"sqlite:///{tmp_path / 'nowhere' / 's.db'}")
+
+
+def test_a_search_outlives_its_server(
+    tiny: Task, tmp_path: Path, executed: list[Any], server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL is killed while a run is made, and comes back when its values are to be told."""
+    storage, answered, timers = server.database(), Run.execute, []
+
+    def killing(self: Run, *args: Any) -> Any:
+        if len(executed) == 1:
+            server.kill()
+            timers.append(Timer(1.0, server.start))
+            timers[0].start()
+        return answered(self, *args)
+
+    monkeypatch.setattr(Run, "execute", killing)
+    (search,) = searches(content(), "here", tmp_path, CPU)
+    study = Searcher(tmp_path, CPU, storage).make(search)
+    timers[0].join()
+    assert states(study) == ["COMPLETE"] * 4
+    assert len(executed) == 4

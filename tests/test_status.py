@@ -1,9 +1,9 @@
-"""What is going on: runs under way by their locks and logs, failures, the best so far."""
+"""What is going on: runs under way by their leases and logs, failures, the best so far."""
 
 from __future__ import annotations
 
-import fcntl
 import json
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,20 @@ from written import record
 
 from harness.cli import main
 from harness.errors import UsageError
+from harness.leases import leases_of
 from harness.records import write_record
 from harness.status import summary, working
 
 START = datetime.fromisoformat("2026-01-01T12:00:00+00:00")
 
 
-def log(results: Path, run_id: str, *lines: tuple[int, str]) -> Path:
-    """A run's log, lines by seconds; returns its lock."""
+def log(results: Path, run_id: str, *lines: tuple[int, str]) -> AbstractContextManager[Any]:
+    """A run's log, lines by seconds; returns its lease."""
     folder = results / "runs" / run_id
     folder.mkdir(parents=True)
     text = [f"{(START + timedelta(seconds=seconds)).isoformat()} {line}" for seconds, line in lines]
     (folder / "run.log").write_text("\n".join(text) + "\n")
-    lock = results / "runs" / ".locks" / run_id
-    lock.parent.mkdir(exist_ok=True)
-    lock.touch()
-    return lock
+    return leases_of(results).holding(run_id)
 
 
 TRAINING = (
@@ -39,9 +37,9 @@ TRAINING = (
 
 
 def test_a_run_under_way_says_how_far_it_is(tmp_path: Path) -> None:
-    with log(tmp_path, "ard-4", *TRAINING).open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        (one,) = working(tmp_path, START + timedelta(seconds=57))
+    with log(tmp_path, "ard-4", *TRAINING):
+        (one,) = working(tmp_path, now=START + timedelta(seconds=57))
+    assert one.worker == leases_of(tmp_path).worker
     assert (one.run_id, one.stage, one.done, one.total, one.silent_for) == ("ard-4", "training", 200, 1000, 7)
     assert one.seconds_left == pytest.approx(800 * 20 / 100)
     assert working(tmp_path) == []  # nobody is at it any more
@@ -53,9 +51,8 @@ def test_a_run_under_way_says_how_far_it_is(tmp_path: Path) -> None:
     ((), "", None),
 ])  # fmt: skip
 def test_stages(lines: tuple[tuple[int, str], ...], stage: str, left: float | None, tmp_path: Path) -> None:
-    with log(tmp_path, "ard-4", *lines).open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        (one,) = working(tmp_path, START + timedelta(seconds=100))
+    with log(tmp_path, "ard-4", *lines):
+        (one,) = working(tmp_path, now=START + timedelta(seconds=100))
     assert (one.stage, one.seconds_left) == (stage, left)
 
 
@@ -67,9 +64,8 @@ def test_a_resumed_stage_is_paced_from_where_it_went_on(tmp_path: Path) -> None:
         (220, "training: 600/1000"),
         (240, "training: 700/1000"),
     )
-    with log(tmp_path, "ard-4", *lines).open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        (one,) = working(tmp_path, START + timedelta(seconds=241))
+    with log(tmp_path, "ard-4", *lines):
+        (one,) = working(tmp_path, now=START + timedelta(seconds=241))
     assert one.seconds_left == pytest.approx(300 * 20 / 100)
 
 
@@ -81,8 +77,7 @@ def test_the_command(tmp_path: Path, tiny: Any) -> None:
         (tmp_path / "runs" / name / "checkpoint").mkdir(parents=True)
     bad = record().model_copy(update={"run_id": "ard-c", "status": "failed", "reason": "not finite", "metrics": {}})
     write_record(tmp_path / "runs" / "ard-c" / "record.json", bad)
-    with log(tmp_path, "ard-4", *TRAINING).open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with log(tmp_path, "ard-4", *TRAINING):
         text = CliRunner().invoke(main, ["status", str(tmp_path)], env={"COLUMNS": "200"}).output
         found = json.loads(CliRunner().invoke(main, ["status", str(tmp_path), "--json"]).output)
     for part in ("training", "200/1000", "ard, history_layers 4, trained 100 × 64: FID 4.50", "not finite", "interrupted"):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Timer
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from harness.cli import main
 from harness.config import key_of_record, parse_config, resolve
 from harness.errors import RunFailed, UsageError
+from harness.leases import leases_of
 from harness.preview import estimate
 from harness.records import Record, write_record
 from harness.report.markdown import publish
@@ -126,26 +127,24 @@ def test_published_records_of_this_code_always_count(tiny: Task, tmp_path: Path)
 
 @pytest.fixture
 def held(tiny: Task, tmp_path: Path) -> Iterator[tuple[list[Cell], Any]]:
-    """Two cells, the first of which somebody else is at, and the open file that holds its lock."""
+    """Two cells, the first of which somebody else is at, and what gives that one back."""
     cells = plan(expand(content(seeds=[0, 1]), "here"), tmp_path, CPU)
-    path = Run(cells[0].resolved, tmp_path, CPU).lock
-    path.parent.mkdir(parents=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield cells, file
+    with ExitStack() as stack:
+        stack.enter_context(leases_of(tmp_path).holding(cells[0].resolved.run_id))
+        yield cells, stack.close
 
 
 def test_a_run_of_a_process_that_dies_is_taken_over(held: tuple[list[Cell], Any], tmp_path: Path) -> None:
-    cells, lock = held
+    cells, give_back = held
     said: list[str] = []
 
     def follow(text: str) -> None:
         said.append(text)
         if "waits" in text:
-            Timer(0.5, lock.close).start()  # it leaves no record
+            Timer(0.5, give_back).start()  # it leaves no record
 
     records = run_sweep(cells, tmp_path, CPU, said=follow)
-    assert [text.split(": ")[1] for text in said] == ["starts", "another process is at it", "starts", "waits for the process that is at it"]
+    assert [text.split(": ")[1] for text in said] == ["starts", "another worker is at it", "starts", "waits for the worker that is at it"]
     assert [(record.config["seed"], record.status) for record in records] == [(0, "finished"), (1, "finished")]
 
 

@@ -14,7 +14,7 @@ from harness.config import RunConfig, parse_config, resolve
 from harness.console import Display
 from harness.errors import UsageError
 from harness.methods import METHODS
-from harness.options import RUN_FIELDS, MethodCommand, chosen_device, common, field_options
+from harness.options import RUN_FIELDS, MethodCommand, chosen_device, common, field_options, storage_option
 from harness.preview import Preview, preview
 from harness.report.console import print_results
 from harness.run import run
@@ -28,10 +28,11 @@ from harness.run import run
 )
 @click.option("--reuse", is_flag=True, help="Take a finished record that other code made.")
 @click.option("--dry-run", is_flag=True, help="Only show the settled config, what is cached, MACs and an estimate of the time.")
+@storage_option
 @common(results=True, device=True)
 @click.pass_context
 def run_command(ctx: click.Context, method: str | None, config: str | None, assignments: tuple[str, ...], reuse: bool, dry_run: bool,
-                as_json: bool, results: Path, device: str, **given: str | None) -> None:  # fmt: skip
+                storage: str, as_json: bool, results: Path, device: str, **given: str | None) -> None:  # fmt: skip
     """Run one method on a task and print its row beside the reference's."""
     values = dict(ctx.meta["file"])
     options = values.pop("options", None) or {}
@@ -56,7 +57,7 @@ def run_command(ctx: click.Context, method: str | None, config: str | None, assi
         return
     console = Console(stderr=True)
     with Display(console) as display:
-        record, reference = run(asked, results, chosen_device(device), display, reuse)
+        record, reference = run(asked, results, chosen_device(device), display, reuse, storage)
     if as_json:
         click.echo(record.model_dump_json(indent=1))
         return

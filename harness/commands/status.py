@@ -13,17 +13,18 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from harness.options import common
+from harness.options import common, storage_option
 from harness.status import summary
 
 
 @click.command("status")
 @click.argument("results", default="results", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--watch", is_flag=True, help="Stay and show it anew every two seconds, until interrupted.")
+@storage_option
 @common()
-def status_command(results: Path, watch: bool, as_json: bool) -> None:
+def status_command(results: Path, watch: bool, storage: str, as_json: bool) -> None:
     """Show which runs are being made below RESULTS and how far they are, what failed, and what is best so far."""
-    found = summary(results)
+    found = summary(results, storage)
     if as_json:
         click.echo(json.dumps({**found, "working": [asdict(one) for one in found["working"]]}, indent=1))  # type: ignore[attr-defined]
         return
@@ -34,16 +35,16 @@ def status_command(results: Path, watch: bool, as_json: bool) -> None:
     with Live(shown(found), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(2)
-            live.update(shown(summary(results)), refresh=True)
+            live.update(shown(summary(results, storage)), refresh=True)
 
 
 def shown(found: dict[str, Any]) -> Group:
     """What a person sees."""
-    working = Table("being made", "stage", "done", "left", "last sign of life", title_justify="left")
+    working = Table("being made", "stage", "done", "left", "log grew", "worker", title_justify="left")
     for one in found["working"]:
         done = f"{one.done}/{one.total}" if one.total else ""
         left = f"{one.seconds_left:.0f} s" if one.seconds_left is not None else ""
-        working.add_row(one.run_id, one.stage, done, left, f"{one.silent_for:.0f} s ago")
+        working.add_row(one.run_id, one.stage, done, left, f"{one.silent_for:.0f} s ago", one.worker)
     stopped = Table("interrupted; the same command resumes it")
     for run_id in found["interrupted"]:
         stopped.add_row(run_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from rich.console import Console
 from harness.console import Display
 from harness.errors import RunFailed, UsageError
 from harness.files import read_yaml
-from harness.options import chosen_device, common
+from harness.leases import default_storage
+from harness.options import chosen_device, common, storage_option
 from harness.preview import estimate
 from harness.records import SOURCES_OUTSIDE
+from harness.submit import parameters_of, submit
 from harness.sweep import expand, plan, records_of, run_sweep, run_workers
 
 
@@ -24,11 +27,13 @@ from harness.sweep import expand, plan, records_of, run_sweep, run_workers
 @click.option("--dry-run", is_flag=True, help="Only show what would run and what is already there.")
 @click.option("--estimate", "timing", is_flag=True, help="With --dry-run: time a step of each setting, and say how long all would take.")
 @click.option("--reuse", is_flag=True, help="Take finished records that other code made, published ones too.")
-@click.option("--storage", metavar="URL", help="Database of a search's studies [default: searches.db in the results folder].")
 @click.option("--workers", default=1, type=click.IntRange(1, 256), show_default=True, help="Processes that share the work and the threads.")
+@click.option("--submit", "cluster", type=click.Choice(["slurm", "local"]), help="Hand the workers in as jobs, by submitit, and return.")
+@click.option("--submit-set", "parameters", multiple=True, metavar="KEY=VALUE", help="A parameter of submitit, such as timeout_min=60.")
+@storage_option
 @common(results=True, device=True)
-def sweep_command(file: str, dry_run: bool, timing: bool, reuse: bool, storage: str | None, workers: int, as_json: bool, results: Path,
-                  device: str) -> None:  # fmt: skip
+def sweep_command(file: str, dry_run: bool, timing: bool, reuse: bool, workers: int, cluster: str | None, parameters: tuple[str, ...],
+                  storage: str, as_json: bool, results: Path, device: str) -> None:  # fmt: skip
     """Run all that a sweep file asks for; finished runs are skipped and interrupted ones resumed.
 
     A file with `search` is a search by Optuna. The same command in a second terminal shares the work, and takes over from one that died.
@@ -36,18 +41,21 @@ def sweep_command(file: str, dry_run: bool, timing: bool, reuse: bool, storage: 
     where = chosen_device(device)
     if timing and not dry_run:
         raise UsageError("--estimate belongs to --dry-run: give both")
+    if parameters and cluster is None:
+        raise UsageError("--submit-set belongs to --submit: give both")
+    if cluster == "slurm" and not storage.startswith("postgresql"):
+        raise UsageError("--submit slurm needs --storage postgresql+psycopg://...: a file does not serve several machines")
     content = read_yaml(Path(file))
     words = ["sweep", file, "--results", str(results), "--device", device, *(["--reuse"] if reuse else [])]
     words += [*(["--storage", storage] if storage else []), *(word for path in SOURCES_OUTSIDE for word in ("--plugin", str(path)))]
+    start = partial(_start, words, workers, cluster, parameters, results, as_json)
     if "search" in content:
         if timing:
             raise UsageError(f"--estimate times the runs of a grid, but {file} is a search, whose runs are not known yet: leave it out")
-        if workers > 1 and not dry_run:
-            run_workers(words, workers)
+        if not dry_run and start():
+            return
         run_searches(content, file, dry_run, reuse, storage, as_json, results, where)
         return
-    if storage is not None:
-        raise UsageError(f"--storage is where a search keeps its studies, but {file} has no search: leave it out")
     cells = plan(expand(content, f"sweep file {file}"), results, where, reuse)
     missing = sum(cell.record is None for cell in cells)
     if dry_run:
@@ -64,14 +72,15 @@ def sweep_command(file: str, dry_run: bool, timing: bool, reuse: bool, storage: 
             told = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in parts.items())
             click.echo(f"about {sum(parts.values()) / 60:.0f} minutes on {torch.get_num_threads()} threads, metrics not counted: {told}")
         return
+    if start():
+        return
     console = Console(stderr=True)
     if workers > 1:
-        run_workers(words, workers)
         records = records_of(cells, results)
     else:
         with Display(console) as display:
             said = lambda text: console.print(text, highlight=False)  # noqa: E731
-            records = run_sweep(cells, results, where, display, reuse, said)
+            records = run_sweep(cells, results, where, display, reuse, said, storage)
     if as_json:
         click.echo(json.dumps([json.loads(record.model_dump_json()) for record in records], indent=1))
         return
@@ -81,19 +90,30 @@ def sweep_command(file: str, dry_run: bool, timing: bool, reuse: bool, storage: 
         raise RunFailed(f"{len(failed)} of {len(cells)} runs failed: {', '.join(record.run_id for record in failed)}")
 
 
-def run_searches(content: dict[str, Any], file: str, dry_run: bool, reuse: bool, storage: str | None, as_json: bool, results: Path,
+def _start(words: list[str], workers: int, cluster: str | None, parameters: tuple[str, ...], results: Path, as_json: bool) -> bool:
+    """Starts workers, if any are asked for, and waits for those of this machine; whether they go on as jobs without this process."""
+    if cluster is not None:
+        jobs = submit(words, workers, cluster, results / "jobs", parameters_of(parameters))
+        ids = [str(job.job_id) for job in jobs]
+        click.echo(json.dumps(ids) if as_json else f"jobs {', '.join(ids)}; what they print is below {results / 'jobs'}, and "
+                   f"`harness status {results}` shows what they do")  # fmt: skip
+    elif workers > 1:
+        run_workers(words, workers)
+    return cluster is not None
+
+
+def run_searches(content: dict[str, Any], file: str, dry_run: bool, reuse: bool, storage: str, as_json: bool, results: Path,
                  device: torch.device) -> None:  # fmt: skip
     """What `harness sweep` does with a file that has `search`."""
-    from harness.search import Searcher, default_storage, lines_of, open_study, searches  # Optuna takes long to import
+    from harness.search import Searcher, lines_of, open_study, searches  # Optuna takes long to import
 
     found = searches(content, f"sweep file {file}", results, device)
     console = Console(stderr=True)
-    if dry_run and storage is None and not (results / "searches.db").exists():
+    if dry_run and not storage and not (results / "harness.db").exists():
         studies = []
     elif dry_run:
         studies = [open_study(search, storage or default_storage(results)) for search in found]
     else:
-        storage = storage or default_storage(results)
         with Display(console) as display:
             searcher = Searcher(results, device, storage, display, reuse, lambda text: console.print(text, highlight=False))
             studies = [searcher.make(search) for search in found]
