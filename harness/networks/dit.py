@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import GELUTanh, Mlp, PatchEmbed
 from torch import Tensor, nn
 
 from harness.conditions import Condition
@@ -83,6 +82,8 @@ class Block(nn.Module):
     """A transformer block with adaLN-Zero conditioning (fig. 3 of the paper)."""
 
     def __init__(self, width: int, num_heads: int, text_width: int = 0):
+        from timm.layers import GELUTanh, Mlp  # here: it takes longer to import than torch, and few commands build networks
+
         super().__init__()
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(width, num_heads)
@@ -180,6 +181,8 @@ class Trunk(nn.Module):
         self.in_channels, self.depth, self.num_classes = in_channels, depth, num_classes
         self.out_channels = in_channels * (2 if learn_sigma else 1)
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        from timm.layers import PatchEmbed
+
         self.x_embedder = PatchEmbed(size, patch_size, in_channels + extra_channels, hidden_size, bias=True)
         self.patch_size = patch_size
         self.grid: tuple[int, int] = self.x_embedder.grid_size
