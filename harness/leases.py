@@ -3,6 +3,7 @@
 Whoever holds a lease says every few seconds that it is alive. A lease is free again when it is given back, when it was silent for too
 long by the database's clock, or at once when its worker was of this machine and is gone: each worker locks a file of its own, which
 the kernel lets go of with it. A worker that was held up for so long that another one took over finds that out before it writes.
+Folder and database know each other, so that two workers of one folder cannot use two databases, nor those of one database two folders.
 """
 
 from __future__ import annotations
@@ -31,19 +32,25 @@ BEAT, EXPIRY = 5.0, 30.0
 """Seconds between signs of life, and of silence after which a lease is free."""
 PATIENCE = 600.0
 """Seconds for which a database that does not answer is asked again."""
-RUNNING, FOLDER = "running", "results folder"
+RUNNING, FOLDER, DATABASE = "running", "results folder", "database"
 CLOCKS = {
     "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
     "postgresql": "cast(extract(epoch from clock_timestamp()) as double precision)",
 }
 """Seconds since 1970 by the clock of each kind of database."""
+CONNECTION: dict[str, dict[str, Any]] = {
+    "sqlite": {"timeout": 60},
+    "postgresql": {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
+                   "tcp_user_timeout": 20_000, "options": "-c lock_timeout=10000 -c idle_in_transaction_session_timeout=20000"},
+}  # fmt: skip
+"""How a silent database or network is noticed."""
 
 TABLE = sa.Table(
     "leases", sa.MetaData(),
     sa.Column("name", sa.String(200), primary_key=True),
-    sa.Column("holder", sa.String(32), nullable=False),
-    sa.Column("worker", sa.String(400), nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("holder", sa.String(100), nullable=False),
+    sa.Column("worker", sa.Text, nullable=False),
+    sa.Column("state", sa.String(20), nullable=False),
     sa.Column("heartbeat", sa.Double, nullable=False),
 )  # fmt: skip
 """One row a run: its id, which taking of it counts, the process, running or how it ended, and the last sign of life."""
@@ -66,14 +73,18 @@ class Lease:
     silent_for: float
 
 
-def default_storage(results: Path) -> str:
-    """The database of a results folder where nothing else is said."""
-    return f"sqlite:///{(results / 'harness.db').resolve()}"
+def storage_of(results: Path, storage: str = "") -> str:
+    """The URL of a results folder's database: what is said, or HARNESS_STORAGE, or a file in the folder, which serves one machine."""
+    return storage or os.environ.get("HARNESS_STORAGE", "") or f"sqlite:///{results.resolve() / 'harness.db'}"
+
+
+def leases_of(results: Path, storage: str = "") -> Leases:
+    """The leases of a results folder, one object a process. Raises UsageError if the folder or the database cannot be used."""
+    return _leases(results.resolve(), storage_of(results, storage))
 
 
 @lru_cache(maxsize=8)
-def leases_of(results: Path, storage: str = "") -> Leases:
-    """The leases of a results folder, one object a process. Raises UsageError if the folder or the database cannot be used."""
+def _leases(results: Path, storage: str) -> Leases:
     return Leases(results, storage)
 
 
@@ -81,52 +92,69 @@ class Leases:
     """The leases of a results folder.
 
     Args:
-        storage: a SQLAlchemy URL; by default a file in the folder, which serves one machine.
+        storage: as in `storage_of`.
         beat: seconds between signs of life.
         expiry: seconds of silence after which a lease is free.
 
     Raises:
-        UsageError: if the folder or the database cannot be used, or if the database serves another folder.
+        UsageError: if the folder or the database cannot be used, or if one of them belongs to another.
     """
 
     def __init__(self, results: Path, storage: str = "", beat: float = BEAT, expiry: float = EXPIRY):
+        results = results.resolve()
         self.folder, self.beat, self.expiry = results / "runs", beat, expiry
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._alive = self._sign(f"{this_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-        except OSError as error:
-            raise UsageError(f"cannot write {self.folder}: {error.strerror}; give another --results") from error
-        self.worker = Path(self._alive.lock_file).name
-        self.engine = open_database(storage or default_storage(results))
+        self.engine = open_database(storage_of(results, storage), self.folder)
         self.now: sa.ColumnElement[float] = sa.literal_column(CLOCKS[self.engine.dialect.name], sa.Double)
         self._held: set[str] = set()
         self._changed = threading.Condition()
         self._pulse: threading.Thread | None = None
-        self._refuse_another_folder()
+        self.worker = f"{this_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        file = Path(self.engine.url.database or "")
+        try:
+            self._alive = self._sign()
+            if file.resolve() != results / "harness.db":  # which goes with the folder, also into a copy
+                self._refuse_another_folder()
+            self._refuse_another_database()
+        except OSError as error:
+            raise UsageError(f"cannot write {self.folder}: {error.strerror}; give another --results") from error
 
-    def _sign(self, worker: str) -> FileLock:
+    def _sign(self) -> FileLock:
         """Locks this worker's file for as long as the process lives."""
-        (self.folder / ".workers").mkdir(exist_ok=True)
-        lock = FileLock(self.folder / ".workers" / worker, thread_local=False)
+        (self.folder / ".workers").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".workers" / self.worker, thread_local=False)
         lock.acquire()
-        weakref.finalize(self, Path(lock.lock_file).unlink, missing_ok=True)
+        weakref.finalize(self, _remove, Path(lock.lock_file), os.getpid())
         return lock
 
     def _refuse_another_folder(self) -> None:
-        """Workers of one database must share one results folder: it has a name, and the database knows it."""
+        """A database serves one folder, known by a name that lies in it; a copy of the file has another inode, and is another folder."""
         path = self.folder / ".name"
-        aside = path.with_name(f".name.{uuid.uuid4().hex}.tmp")
-        aside.write_text(uuid.uuid4().hex)
-        with suppress(FileExistsError):  # whoever is first names it
-            os.link(aside, path)
-        aside.unlink()
-        name = path.read_text()
-        with self.engine.begin() as connection:
-            connection.execute(self._insert(name=FOLDER, holder=name, worker=f"{this_machine()}:{self.folder.resolve()}", state=FOLDER))
-            known, where = connection.execute(sa.select(TABLE.c.holder, TABLE.c.worker).where(TABLE.c.name == FOLDER)).one()
+        name = f"{_named(path, uuid.uuid4().hex)}-{path.stat().st_ino}"
+        here = f"{this_machine()}:{self.folder}"
+        known, where = self._known(FOLDER, name, here)
+        if known != name and where == here and not self.running():  # it was deleted and made anew
+            renamed = sa.update(TABLE).where(TABLE.c.name == FOLDER, TABLE.c.holder == known).values(holder=name)
+            self._ask(lambda connection: connection.execute(renamed))
+            known, where = self._known(FOLDER, name, here)
         if known != name:
-            raise UsageError(f"the database serves the results folder {where}, and this is another one: workers on several machines "
-                             "need one folder that all of them see, other sweeps a database of their own")  # fmt: skip
+            raise UsageError(
+                f"the database serves the results folder {where}, and {self.folder} is another one: workers on several machines need "
+                "one folder that all of them see, other sweeps a database of their own"
+            )
+
+    def _refuse_another_database(self) -> None:
+        """A folder's runs are leased in one database, whose name lies in the folder."""
+        known, _ = self._known(DATABASE, uuid.uuid4().hex, "")
+        path = self.folder / ".database"
+        if _named(path, known) != known:
+            raise UsageError(f"the runs of {self.folder} are leased in another database: give its --storage (or HARNESS_STORAGE), "
+                             f"or delete {path} if nobody works there any more")  # fmt: skip
+
+    def _known(self, what: str, holder: str, worker: str) -> tuple[str, str]:
+        """Notes a name, if none is noted, and returns the one that is, with its second part."""
+        self._ask(lambda connection: connection.execute(self._insert(name=what, holder=holder, worker=worker, state=what)))
+        noted = sa.select(TABLE.c.holder, TABLE.c.worker).where(TABLE.c.name == what)
+        return self._ask(lambda connection: tuple(connection.execute(noted).one()))
 
     def _insert(self, **values: Any) -> Any:
         insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[self.engine.dialect.name]
@@ -178,7 +206,7 @@ class Leases:
                 self._held.discard(holder)
                 self._changed.notify_all()
             back = sa.update(TABLE).where(TABLE.c.name == name, TABLE.c.holder == holder).values(state=state, heartbeat=self.now)
-            with suppress(UsageError):  # it expires
+            with suppress(Exception):  # it expires
                 self._ask(lambda connection: connection.execute(back), patience=2 * self.beat)
 
     def _take(self, name: str, holder: str) -> bool:
@@ -190,21 +218,21 @@ class Leases:
                 return True
             return connection.execute(self._insert(name=name, **mine).returning(TABLE.c.name)).first() is not None
 
-        gone = self._ask(lambda connection: [
-            row.holder for row in connection.execute(sa.select(TABLE).where(TABLE.c.name == name, TABLE.c.state == RUNNING))
-            if self._is_gone(row.worker)
-        ])  # fmt: skip
-        free = sa.or_(TABLE.c.state != RUNNING, TABLE.c.heartbeat < self.now - self.expiry, TABLE.c.holder.in_(gone))
+        at_it = sa.select(TABLE.c.holder, TABLE.c.worker).where(TABLE.c.name == name, TABLE.c.state == RUNNING)
+        rows = self._ask(lambda connection: connection.execute(at_it).all())
+        gone = [row.holder for row in rows if self._is_gone(row.worker)]
+        silent = TABLE.c.heartbeat < self.now - self.expiry
+        free = sa.or_(TABLE.c.state != RUNNING, silent, TABLE.c.holder.in_([*gone, holder]))  # its own: the answer before was lost
         return self._ask(take)
 
     def _is_gone(self, worker: str) -> bool:
-        """Whether a worker was of this machine and its process has ended; of another machine nobody can say."""
+        """Whether a worker was of this machine and its process has ended; of another machine, or without its file, nobody can say."""
         if not worker.startswith(f"{this_machine()}-") or worker == self.worker:
             return False
         file = self.folder / ".workers" / worker
         try:
             if not file.exists():
-                return True
+                return False
             with FileLock(file, timeout=0):
                 return True
         except Timeout:
@@ -214,13 +242,8 @@ class Leases:
         """A sign of life for all that is held here; returns what still is."""
         with self._changed:
             held = list(self._held)
-        mine = (TABLE.c.holder.in_(held), TABLE.c.state == RUNNING)
-
-        def beat(connection: sa.Connection) -> set[str]:
-            connection.execute(sa.update(TABLE).where(*mine).values(heartbeat=self.now))
-            return set(connection.execute(sa.select(TABLE.c.holder).where(*mine)).scalars())
-
-        return self._ask(beat) if held else set()
+        beat = sa.update(TABLE).where(TABLE.c.holder.in_(held), TABLE.c.state == RUNNING).values(heartbeat=self.now)
+        return self._ask(lambda connection: set(connection.execute(beat.returning(TABLE.c.holder)).scalars())) if held else set()
 
     def _keep_alive(self) -> None:
         """The thread that beats while anything is held."""
@@ -230,7 +253,7 @@ class Leases:
                 if not self._held:
                     self._pulse = None
                     return
-            with suppress(UsageError):  # whoever writes next asks again
+            with suppress(Exception):  # whoever writes next asks again, and says what is wrong
                 self._beat()
 
     def running(self) -> list[Lease]:
@@ -243,44 +266,66 @@ class Leases:
         return [lease for lease in leases if lease.silent_for <= self.expiry and not self._is_gone(lease.worker)]
 
     def _ask(self, what: Callable[[sa.Connection], T], patience: float = PATIENCE) -> T:
-        """The answer of the database, which is asked again while it cannot be reached."""
+        """The answer of the database, each statement for itself; it is asked again while it cannot be reached."""
 
         def ask() -> T:
-            with self.engine.begin() as connection:
+            with self.engine.connect() as connection:
                 return what(connection)
 
-        return patiently(ask, (sa.exc.OperationalError, sa.exc.InterfaceError), patience)
+        return patiently(ask, patience)
 
 
-def patiently(ask: Callable[[], T], errors: type[Exception] | tuple[type[Exception], ...], patience: float = PATIENCE) -> T:
-    """What `ask` returns, which is called again after these errors. Raises UsageError after so many seconds of them."""
+def patiently(ask: Callable[[], T], patience: float = PATIENCE) -> T:
+    """What `ask` returns, which is called again while a database is away. Raises UsageError after so many seconds of that, or if it
+    refuses.
+    """
     started = time.monotonic()
     while True:
         try:
             return ask()
-        except errors as error:
-            if time.monotonic() - started > patience or "no such table" in str(error):
-                raise UsageError(f"the database of this results folder does not answer: {_reason(error)}") from error
+        except Exception as error:
+            cause = error if isinstance(error, sa.exc.SQLAlchemyError) else error.__cause__  # Optuna wraps them
+            if not isinstance(cause, sa.exc.SQLAlchemyError):
+                raise
+            away = isinstance(cause, sa.exc.OperationalError | sa.exc.InterfaceError | sa.exc.TimeoutError)
+            if not away or ("sqlite3" in str(cause) and "locked" not in str(cause)) or time.monotonic() - started > patience:
+                raise UsageError(f"the database of this results folder does not answer: {_reason(cause)}") from error
             time.sleep(min(1.0, patience / 10))
 
 
-def open_database(storage: str) -> sa.Engine:
-    """A database that has the table of leases. Raises UsageError if it is of another kind or cannot be opened."""
+def open_database(storage: str, folder: Path) -> sa.Engine:
+    """A database that has the table of leases. Raises UsageError if it is of another kind or cannot be opened.
+
+    Args:
+        folder: is made for a file of SQLite in it.
+    """
+    url = database_url(storage)
+    kind = url.get_backend_name()
     try:
-        url = sa.make_url(storage)
-        if url.get_backend_name() not in CLOCKS:
-            raise UsageError(f"--storage is {shown(storage)}, but must be sqlite:///FILE or postgresql+psycopg://...")
-        lasting = {"timeout": 60} if url.get_backend_name() == "sqlite" else {}
-        engine = sa.create_engine(url, pool_pre_ping=True, connect_args=lasting)
-        with suppress(sa.exc.IntegrityError, sa.exc.ProgrammingError):  # two made it at once
-            TABLE.create(engine, checkfirst=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(url, pool_pre_ping=True, connect_args=CONNECTION[kind], isolation_level="AUTOCOMMIT")
+        with suppress(sa.exc.IntegrityError), engine.connect() as connection:  # PostgreSQL's word for two that make it at once
+            connection.execute(sa.schema.CreateTable(TABLE, if_not_exists=True))
         with engine.connect() as connection:
-            connection.execute(sa.select(TABLE.c.name).limit(1)).all()
+            connection.execute(sa.select(TABLE).limit(1)).all()
         return engine
+    except OSError as error:
+        raise UsageError(f"cannot write {folder}: {error.strerror}; give another --results") from error
     except ImportError as error:
         raise UsageError(f"the database {shown(storage)} needs {error.name}: install distillation-harness[postgresql]") from error
     except sa.exc.SQLAlchemyError as error:
         raise UsageError(f"cannot open the database {shown(storage)}: {_reason(error)}") from error
+
+
+def database_url(storage: str) -> sa.URL:
+    """A checked URL. Raises UsageError for another kind of database, and for one in memory."""
+    with suppress(sa.exc.ArgumentError):
+        url = sa.make_url(storage)
+        if url.drivername == "postgresql":
+            url = url.set(drivername="postgresql+psycopg")
+        if url.drivername == "postgresql+psycopg" or (url.drivername == "sqlite" and url.database not in (None, "", ":memory:")):
+            return url
+    raise UsageError(f"--storage is {shown(storage)}, but must be sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE")
 
 
 def shown(storage: str) -> str:
@@ -292,7 +337,25 @@ def shown(storage: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    return (str(getattr(error, "orig", None) or error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _named(path: Path, name: str) -> str:
+    """The content of a file that whoever is first writes."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        aside.write_text(name)
+        with suppress(FileExistsError):
+            os.link(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path.read_text()
+
+
+def _remove(path: Path, process: int) -> None:
+    """Removes a worker's file when its process, and not a fork of it, ends."""
+    if os.getpid() == process:
+        path.unlink(missing_ok=True)
 
 
 @cache

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from harness.data.trajectories import Progress
-from harness.errors import Interrupted
+from harness.errors import Busy, Interrupted
 from harness.records import code_digest
 
 Report = Callable[[str], Progress]
@@ -40,7 +40,7 @@ def logged(path: Path, what: str) -> Iterator[Callable[[str], None]]:
         log(f"{what} starts: code {code_digest()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
         try:
             yield log
-        except (Interrupted, KeyboardInterrupt) as error:
+        except (Busy, Interrupted, KeyboardInterrupt) as error:
             log(f"{what}: {error or 'interrupted'}")
             raise
         except BaseException as error:

@@ -18,9 +18,9 @@ from harness.methods import METHODS
 from harness.plugins import load_plugin
 
 storage_option = click.option(
-    "--storage", default="", envvar="HARNESS_STORAGE", metavar="URL",
-    help="Database of leases and searches that workers share, also as HARNESS_STORAGE: sqlite:///FILE on one machine, "
-         "postgresql+psycopg://... on several [default: harness.db in the results folder].",
+    "--storage", default="", metavar="URL",
+    help="Database of leases and searches that workers share: sqlite:///FILE on one machine, postgresql+psycopg://... on several "
+         "[default: HARNESS_STORAGE, or harness.db in the results folder].",
 )  # fmt: skip
 RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", "options")]
 

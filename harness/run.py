@@ -62,7 +62,7 @@ class Run:
     judge: Callable[[float, dict[str, float]], None] | None = None
     """Called at the milestones with the part of the budget and the quality there; it may raise RunFailed."""
     storage: str = ""
-    """The database that knows who is at which run (see `harness.leases`); by default a file in the results folder."""
+    """The database that knows who is at which run (see `harness.leases`); by default HARNESS_STORAGE or a file in the results folder."""
     may_write: Callable[[], None] = lambda: None
     """Called before anything is written: raises Busy if another worker has taken the run over."""
     environment: Environment = field(init=False)
@@ -115,7 +115,7 @@ class Run:
             wait: whether to wait for another worker that is at this run; otherwise that raises Busy.
 
         A run that fails writes a record with its reason, then raises RunFailed. A worker that another one took for dead and replaced
-        writes nothing any more and raises Busy.
+        writes nothing any more, but that it stops into the log, and raises Busy.
         """
         if (record := self.finished_record(reuse)) is not None:
             return record

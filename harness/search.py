@@ -35,7 +35,7 @@ from harness.config import RunConfig, explain, parse_config, resolve
 from harness.errors import Busy, RunFailed, UsageError, unknown
 from harness.evaluator import evaluator_class
 from harness.files import digest
-from harness.leases import default_storage, leases_of, patiently, shown
+from harness.leases import CONNECTION, database_url, leases_of, patiently, shown, storage_of
 from harness.log import Report, silent
 from harness.methods import METHODS
 from harness.metrics.base import METRICS
@@ -48,8 +48,6 @@ COSTS: dict[str, Callable[[Any], float]] = {
     "training_flops": lambda cost: cost.training.whole_flops if cost.training else 0.0,
 }  # fmt: skip
 """What of a record's cost can be an objective."""
-AWAY = (optuna.exceptions.StorageInternalError, sa.exc.OperationalError, sa.exc.InterfaceError)
-"""Errors of a database that cannot be reached."""
 MOST_TRIED = 32
 """Whole numbers of a range that are tried out beforehand."""
 
@@ -196,11 +194,33 @@ def open_study(search: Search, storage: str) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4) if search.spec.prune else optuna.pruners.NopPruner()
     try:
-        database = optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
+        database = _database(storage)
         return optuna.create_study(storage=database, study_name=search.name, directions=list(search.spec.objectives.values()),
                                    pruner=pruner, load_if_exists=True)  # fmt: skip
     except Exception as error:
         raise UsageError(f"cannot open the study's database {shown(storage)}: {type(error).__name__}: {error}") from error
+
+
+def known_study(search: Search, storage: str) -> optuna.Study | None:
+    """The study, if its database has it; nothing is made. Raises UsageError if the database cannot be read."""
+    url = database_url(storage)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        return None
+    try:
+        if not sa.inspect(sa.create_engine(url)).has_table("studies"):
+            return None
+        return optuna.load_study(study_name=search.name, storage=_database(storage))
+    except KeyError:
+        return None
+    except sa.exc.SQLAlchemyError as error:
+        raise UsageError(f"cannot read the database {shown(storage)}: {type(error).__name__}") from error
+
+
+def _database(storage: str) -> optuna.storages.RDBStorage:
+    url = database_url(storage)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    connection = {"pool_pre_ping": True, "connect_args": CONNECTION[url.get_backend_name()]}
+    return optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=connection)
 
 
 @dataclass
@@ -216,20 +236,22 @@ class Searcher:
 
     def make(self, search: Search) -> optuna.Study:
         """All trials of a study; those that nobody is at are taken up again."""
-        with self._alone(search):  # two workers must not make the tables of one database at once
-            study = open_study(search, self.storage or default_storage(self.results))
-            running = study.get_trials(states=[TrialState.RUNNING])  # nobody is between asking and having all values now
+        with leases_of(self.results, self.storage).holding("study-tables", wait=True):  # which two must not make at once
+            study = open_study(search, storage_of(self.results, self.storage))
+        with self._alone(search):
+            running = patiently(lambda: study.get_trials(states=[TrialState.RUNNING]))  # nobody is between asking and all values now
         code = capture_environment(self.device).code
         others = {trial.user_attrs.get("code") for trial in study.get_trials(deepcopy=False)} - {code, None}
         if others and not self.reuse:
             raise UsageError(f"study {search.name} was begun by other code: --reuse goes on with it, another --storage begins anew")
         for frozen in running:
             if set(frozen.params) != set(search.spec.space):  # its process ended before it was complete
-                study.tell(frozen.number, state=TrialState.FAIL, skip_if_finished=True)
+                self._tell(search, study, frozen, state=TrialState.FAIL)
             else:
                 self._finish(search, study, optuna.trial.Trial(study, frozen._trial_id), wait=False)
-        while (trial := patiently(lambda: self._next(search, study, code), AWAY)) is not None:
-            self._finish(search, study, trial, wait=True)
+        while (trial := patiently(lambda: self._next(search, study, code))) is not None:
+            while not self._finish(search, study, trial, wait=True):
+                pass  # another worker had taken its run over
         return study
 
     def _alone(self, search: Search) -> AbstractContextManager[Any]:
@@ -250,8 +272,8 @@ class Searcher:
             trial.set_user_attr("code", code)
             return trial
 
-    def _finish(self, search: Search, study: optuna.Study, trial: optuna.trial.Trial, wait: bool) -> None:
-        """Makes the runs of a trial and tells what they gave."""
+    def _finish(self, search: Search, study: optuna.Study, trial: optuna.trial.Trial, wait: bool) -> bool:
+        """Makes the runs of a trial and tells what they gave; whether nobody else is at them."""
         records, pruned = [], False
 
         def judge(part: float, quality: dict[str, float]) -> None:
@@ -259,8 +281,8 @@ class Searcher:
             (objective,) = search.spec.objectives
             if objective in quality:
                 with warnings.catch_warnings(action="ignore"):  # a resumed run tells a point again
-                    trial.report(quality[objective], step=round(part * 1000))
-                pruned = trial.should_prune()
+                    patiently(lambda: trial.report(quality[objective], step=round(part * 1000)))
+                pruned = patiently(trial.should_prune)
                 if pruned:
                     raise RunFailed(f"pruned: after {part:.3g} of the budget its {objective} was worse than the median of other trials")
 
@@ -269,26 +291,35 @@ class Searcher:
                 resolved = resolve(config, results=self.results, device=self.device)
             except UsageError as error:  # values that fit alone, but not together
                 self.said(f"{search.name} trial {trial.number}: {error}")
-                study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-                return
+                self._tell(search, study, trial, state=TrialState.FAIL)
+                return True
             self.said(f"{search.name} trial {trial.number}, {resolved.run_id} seed {config.seed}: {_shown(trial.params)}")
             run = Run(resolved, self.results, self.device, self.report, judge if search.spec.prune else None, self.storage)
             try:
                 records.append(run.execute(self.reuse, wait))
             except Busy:
-                return
+                return False
             except RunFailed as error:
                 self.said(f"{search.name} trial {trial.number}: {error}")
-                study.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL, skip_if_finished=True)
-                return
+                self._tell(search, study, trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
+                return True
         values = [sum(objective(record, name) for record in records) / len(records) for name in search.spec.objectives]
-        patiently(lambda: self._tell(search, study, trial, values, [record.run_id for record in records]), AWAY)
+        self._tell(search, study, trial, values, run_ids=[record.run_id for record in records])
+        return True
 
-    def _tell(self, search: Search, study: optuna.Study, trial: optuna.trial.Trial, values: list[float], run_ids: list[str]) -> None:
-        with self._alone(search):
-            if not study.get_trials(deepcopy=False)[trial.number].state.is_finished():  # by another worker, since it was listed
-                trial.set_user_attr("run_ids", run_ids)
-                study.tell(trial, values)
+    def _tell(self, search: Search, study: optuna.Study, trial: optuna.trial.Trial | FrozenTrial, values: list[float] | None = None,
+              state: TrialState | None = None, run_ids: Sequence[str] = ()) -> None:  # fmt: skip
+        """Notes how a trial ended, unless another worker has."""
+
+        def tell() -> None:
+            with self._alone(search):
+                if study.get_trials(deepcopy=False)[trial.number].state.is_finished():
+                    return
+                if isinstance(trial, optuna.trial.Trial) and run_ids:
+                    trial.set_user_attr("run_ids", list(run_ids))
+                study.tell(trial.number, values, state)
+
+        patiently(tell)
 
 
 def objective(record: Record, name: str) -> float:

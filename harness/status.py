@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.leases import default_storage, leases_of, of_runs
+from harness.leases import database_url, leases_of, of_runs, storage_of
 from harness.log import LINE
 from harness.records import Record, read_record
 from harness.report.statistics import metric_interval
@@ -38,7 +38,8 @@ class Working:
 
 def working(results: Path, storage: str = "", now: datetime | None = None) -> list[Working]:
     """The runs that workers are at, by the leases that they hold and the logs that they write."""
-    if not storage and not Path(default_storage(results).removeprefix("sqlite:///")).exists():
+    file = database_url(storage_of(results, storage))
+    if file.get_backend_name() == "sqlite" and not Path(file.database or "").exists():
         return []
     now = now or datetime.now().astimezone()
     leases = of_runs(leases_of(results, storage).running())

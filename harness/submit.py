@@ -45,7 +45,7 @@ def submit(words: Sequence[str], workers: int, cluster: str, logs: Path, paramet
         with executor.batch():
             return [executor.submit(work, list(words)) for _ in range(workers)]
     except (RuntimeError, ValueError, OSError, NameError, AssertionError, subprocess.SubprocessError) as error:
-        raise UsageError(f"cannot submit to {cluster}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"cannot submit to {cluster}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
 
 
 def parameters_of(assignments: Sequence[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from harness.counting import count_flops
 from harness.denoiser import count_passes
-from harness.errors import Interrupted, RunFailed, UsageError
+from harness.errors import HarnessError, Interrupted, RunFailed, UsageError
 from harness.files import write_aside
 from harness.methods.base import Batch, Method, Player, Update
 from harness.randomness import Keyed
@@ -138,10 +138,18 @@ class Batches:
 
 @contextmanager
 def signals_noted() -> Iterator[list[int]]:
-    """Inside, SIGINT and SIGTERM only add their number to the list, so that a step can finish (main thread only)."""
+    """Inside, SIGINT and SIGTERM only add their number to the list, so that a step can finish (main thread only); a second SIGINT, of
+    somebody who does not want to wait, is a KeyboardInterrupt.
+    """
     caught: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and number in caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
     try:
-        before = {s: signal.signal(s, lambda number, frame: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread: signals go elsewhere
         before = {}
     try:
@@ -212,8 +220,13 @@ class Trainer:
                     if self.device.type == "cuda":
                         torch.cuda.reset_peak_memory_stats(self.device)
                 if caught or self.step == until or now - saved > self.settings.checkpoint_seconds:
-                    may_write()
-                    self._save()
+                    try:
+                        may_write()
+                        self._save()
+                    except HarnessError as error:
+                        if not caught:
+                            raise
+                        raise Interrupted(f"stopped by signal {caught[0]} at step {self.step}, not saved: {error}") from error
                     saved = now
                 if caught:
                     raise Interrupted(f"stopped by signal {caught[0]} at step {self.step}; the same command resumes it")

@@ -17,6 +17,9 @@ class Server:
     def __init__(self, folder: Path):
         self.folder = folder
         self.start()
+        with (folder / "postgresql.conf").open("a") as settings:
+            settings.write("fsync = off\n")  # else each start after a kill takes seconds for each database
+        self.inside.psql("select pg_reload_conf();")
 
     def start(self) -> None:
         with warnings.catch_warnings(action="ignore"):

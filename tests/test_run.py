@@ -336,14 +336,18 @@ def test_who_was_replaced_writes_nothing(stage: str, tiny: Task, tmp_path: Path)
         if name == stage:
             with leases.engine.begin() as connection:
                 connection.execute(sa.update(TABLE).where(TABLE.c.state == "running").values(holder="other", worker="elsewhere"))
-            written.extend(path.name for path in one.folder.rglob("*"))
+            written.append(contents())
         return silent(name)
+
+    def contents() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in one.folder.rglob("*") if path.is_file() and path.name != "run.log"}
 
     one = new_run(tmp_path, report)
     with pytest.raises(Busy, match="taken over by another worker"):
         one.execute()
     assert not (one.folder / "record.json").exists()
-    assert {path.name for path in one.folder.rglob("*")} == set(written)
+    assert contents() == written[0]
+    assert "Traceback" not in (one.folder / "run.log").read_text()
     with leases.engine.begin() as connection:
         connection.execute(sa.update(TABLE).values(state="stopped"))
     assert new_run(tmp_path).execute().status == "finished"

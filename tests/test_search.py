@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread, Timer
 from types import SimpleNamespace
@@ -15,10 +16,11 @@ import yaml
 from click.testing import CliRunner
 
 from harness.cli import main
-from harness.errors import RunFailed, UsageError
+from harness.errors import Busy, RunFailed, UsageError
+from harness.leases import leases_of, storage_of
 from harness.records import read_record
 from harness.run import Run
-from harness.search import Searcher, default_storage, lines_of, objective, open_study, searches
+from harness.search import Searcher, known_study, lines_of, objective, open_study, searches
 from harness.tasks import Task
 from harness.trainer import Trainer
 
@@ -32,7 +34,7 @@ def content(**changes: Any) -> dict[str, Any]:
 
 
 def searcher(folder: Path, **more: Any) -> Searcher:
-    return Searcher(folder, CPU, default_storage(folder), **more)
+    return Searcher(folder, CPU, storage_of(folder), **more)
 
 
 def states(study: optuna.Study) -> list[str]:
@@ -133,7 +135,7 @@ def test_a_trial_that_was_interrupted_is_taken_up_again(tiny: Task, tmp_path: Pa
     monkeypatch.setattr(Run, "execute", interrupted)
     with pytest.raises(KeyboardInterrupt):
         searcher(tmp_path).make(search)
-    asked = open_study(search, default_storage(tmp_path)).trials[2].params
+    asked = open_study(search, storage_of(tmp_path)).trials[2].params
     monkeypatch.setattr(Run, "execute", answered)
     study = searcher(tmp_path).make(search)
     assert states(study) == ["COMPLETE"] * 4
@@ -143,7 +145,7 @@ def test_a_trial_that_was_interrupted_is_taken_up_again(tiny: Task, tmp_path: Pa
 
 def test_a_trial_without_all_its_values_is_given_up(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
     (search,) = searches(content(trials=2), "here", tmp_path, CPU)
-    open_study(search, default_storage(tmp_path)).ask()
+    open_study(search, storage_of(tmp_path)).ask()
     assert states(searcher(tmp_path).make(search)) == ["FAIL", "COMPLETE"]
 
 
@@ -167,7 +169,7 @@ def test_a_trial_that_another_process_finishes_meanwhile_is_left_as_it_is(tiny: 
     answered = Run.execute
 
     def finished_elsewhere(self: Run, *args: Any) -> Any:
-        found, study = answered(self, *args), open_study(search, default_storage(tmp_path))
+        found, study = answered(self, *args), open_study(search, storage_of(tmp_path))
         if len(executed) == 2:
             study.tell(study.trials[-1].number, 0.125)
         return found
@@ -202,7 +204,7 @@ def test_two_workers_share_a_study(tiny: Task, tmp_path: Path, executed: list[An
         worker.start()
     for worker in workers:
         worker.join()
-    study = open_study(search, default_storage(tmp_path))
+    study = open_study(search, storage_of(tmp_path))
     assert states(study) == ["COMPLETE"] * 10
     assert len({str(trial.params) for trial in study.trials}) == 10
 
@@ -242,7 +244,7 @@ def test_a_run_below_the_median_is_pruned(tiny: Task, tmp_path: Path, monkeypatc
 def test_other_codes_trials_are_not_mixed_in(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
     (search,) = searches(content(trials=1), "here", tmp_path, CPU)
     study = searcher(tmp_path).make(search)
-    study._storage.set_trial_user_attr(open_study(search, default_storage(tmp_path)).ask()._trial_id, "code", "older")
+    study._storage.set_trial_user_attr(open_study(search, storage_of(tmp_path)).ask()._trial_id, "code", "older")
     with pytest.raises(UsageError, match="was begun by other code"):
         searcher(tmp_path).make(search)
     searcher(tmp_path, reuse=True).make(search)
@@ -312,3 +314,33 @@ def test_a_search_outlives_its_server(
     timers[0].join()
     assert states(study) == ["COMPLETE"] * 4
     assert len(executed) == 4
+
+
+def test_a_trial_whose_run_was_taken_over_is_tried_again(tiny: Task, tmp_path: Path, executed: list[Any],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    answered, refused = Run.execute, []
+
+    def busy_once(self: Run, *args: Any) -> Any:
+        if len(executed) == 1 and not refused:
+            refused.append(self.resolved.run_id)
+            raise Busy("taken over")
+        return answered(self, *args)
+
+    monkeypatch.setattr(Run, "execute", busy_once)
+    (search,) = searches(content(), "here", tmp_path, CPU)
+    assert states(searcher(tmp_path).make(search)) == ["COMPLETE"] * 4
+    assert refused[0] == executed[1].run_id
+
+
+def test_looking_makes_nothing(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
+    (search,) = searches(content(), "here", tmp_path, CPU)
+    storage = storage_of(tmp_path)
+    assert known_study(search, storage) is None
+    assert not (tmp_path / "harness.db").exists()
+    with leases_of(tmp_path).holding("run"):
+        assert known_study(search, storage) is None
+    made = searcher(tmp_path).make(search)
+    found = known_study(search, storage)
+    assert found is not None
+    assert found.trials == made.trials
+    assert known_study(replace(search, name="another"), storage) is None

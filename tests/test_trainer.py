@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.data.images import ImageSet
-from harness.errors import Interrupted, RunFailed, UsageError
+from harness.errors import Busy, Interrupted, RunFailed, UsageError
 from harness.methods import Batch, Method, Player, Update
 from harness.methods.base import EMA, constant, cosine
 from harness.randomness import keyed_initialisation
@@ -107,6 +107,33 @@ def test_settings_that_do_not_suit() -> None:
 
 
 # signals
+
+
+def signals(*numbers: signal.Signals) -> Callable[[int, int, dict[str, float]], None]:
+    """A callback of progress that sends them at step 5."""
+    return lambda done, total, means: [os.kill(os.getpid(), number) for number in numbers] and None if done == 5 else None
+
+
+def test_what_may_not_be_written_when_a_signal_comes(tmp_path: Path) -> None:
+    """Another worker has the run now: it is stopped, nothing is written, and no other run is begun."""
+
+    def replaced() -> None:
+        raise Busy("taken over")
+
+    with pytest.raises(Interrupted, match="at step 5, not saved: taken over"):
+        trainer(Toy(), tmp_path).train(progress=signals(signal.SIGTERM), may_write=replaced)
+    with pytest.raises(Busy):
+        trainer(Toy(), tmp_path).train(may_write=replaced)
+    assert list(tmp_path.rglob("*.pt")) == []
+
+
+def test_who_insists_does_not_wait_for_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trainer(Toy(), tmp_path).train(progress=signals(signal.SIGINT, signal.SIGINT))
+    assert list(tmp_path.rglob("*.pt")) == []
+    with pytest.raises(Interrupted):  # as a starter's workers get them
+        trainer(Toy(), tmp_path).train(progress=signals(signal.SIGINT, signal.SIGTERM))
+    assert len(list(tmp_path.rglob("*.pt"))) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

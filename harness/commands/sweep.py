@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rich.console import Console
 from harness.console import Display
 from harness.errors import RunFailed, UsageError
 from harness.files import read_yaml
-from harness.leases import default_storage
+from harness.leases import database_url, storage_of
 from harness.options import chosen_device, common, storage_option
 from harness.preview import estimate
 from harness.records import SOURCES_OUTSIDE
@@ -43,11 +44,13 @@ def sweep_command(file: str, dry_run: bool, timing: bool, reuse: bool, workers: 
         raise UsageError("--estimate belongs to --dry-run: give both")
     if parameters and cluster is None:
         raise UsageError("--submit-set belongs to --submit: give both")
-    if cluster == "slurm" and not storage.startswith("postgresql"):
+    if cluster == "slurm" and database_url(storage_of(results, storage)).get_backend_name() != "postgresql":
         raise UsageError("--submit slurm needs --storage postgresql+psycopg://...: a file does not serve several machines")
     content = read_yaml(Path(file))
     words = ["sweep", file, "--results", str(results), "--device", device, *(["--reuse"] if reuse else [])]
-    words += [*(["--storage", storage] if storage else []), *(word for path in SOURCES_OUTSIDE for word in ("--plugin", str(path)))]
+    words += [word for path in SOURCES_OUTSIDE for word in ("--plugin", str(path))]
+    if storage:
+        os.environ["HARNESS_STORAGE"] = storage  # for workers; their words are seen by others, and a URL may hold a password
     start = partial(_start, words, workers, cluster, parameters, results, as_json)
     if "search" in content:
         if timing:
@@ -95,8 +98,9 @@ def _start(words: list[str], workers: int, cluster: str | None, parameters: tupl
     if cluster is not None:
         jobs = submit(words, workers, cluster, results / "jobs", parameters_of(parameters))
         ids = [str(job.job_id) for job in jobs]
-        click.echo(json.dumps(ids) if as_json else f"jobs {', '.join(ids)}; what they print is below {results / 'jobs'}, and "
-                   f"`harness status {results}` shows what they do")  # fmt: skip
+        where = " with this --storage" if "HARNESS_STORAGE" in os.environ else ""
+        told = f"what they print is below {results / 'jobs'}, and `harness status {results}`{where} shows what they do"
+        click.echo(json.dumps(ids) if as_json else f"jobs {', '.join(ids)}; {told}")
     elif workers > 1:
         run_workers(words, workers)
     return cluster is not None
@@ -105,14 +109,14 @@ def _start(words: list[str], workers: int, cluster: str | None, parameters: tupl
 def run_searches(content: dict[str, Any], file: str, dry_run: bool, reuse: bool, storage: str, as_json: bool, results: Path,
                  device: torch.device) -> None:  # fmt: skip
     """What `harness sweep` does with a file that has `search`."""
-    from harness.search import Searcher, lines_of, open_study, searches  # Optuna takes long to import
+    from harness.search import Searcher, known_study, lines_of, searches  # Optuna takes long to import
 
     found = searches(content, f"sweep file {file}", results, device)
+    count, trials = len(found), sum(search.spec.trials for search in found)
     console = Console(stderr=True)
-    if dry_run and not storage and not (results / "harness.db").exists():
-        studies = []
-    elif dry_run:
-        studies = [open_study(search, storage or default_storage(results)) for search in found]
+    if dry_run:
+        studies = [study for search in found if (study := known_study(search, storage_of(results, storage))) is not None]
+        found = [search for search in found if search.name in {study.study_name for study in studies}]
     else:
         with Display(console) as display:
             searcher = Searcher(results, device, storage, display, reuse, lambda text: console.print(text, highlight=False))
@@ -126,7 +130,7 @@ def run_searches(content: dict[str, Any], file: str, dry_run: bool, reuse: bool,
                           for name, value in line.items() if name not in ("study", "trial", "state", "best"))  # fmt: skip
         click.echo(f"{'*' if line['best'] else ' '} {line['study']} trial {line['trial']} {line['state']}: {shown}")
     made = sum(line["state"] not in ("running", "waiting") for line in lines)
-    click.echo(f"{made} of {sum(search.spec.trials for search in found)} trials made in {len(found)} studies; * is best, or on the front "
+    click.echo(f"{made} of {trials} trials made in {count} studies; * is best, or on the front "
                "(a winner is to be reported from seeds that its search has not used)")  # fmt: skip
     if lines and not dry_run and not any(line["best"] for line in lines):
         raise RunFailed("no trial finished: their records say why")
