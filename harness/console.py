@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from rich.console import Console
@@ -16,10 +17,11 @@ class Display:
     Args:
         console: where to write.
         plain_every: seconds between two lines of one stage where there is no terminal.
+        name: of whom speaks, before each line.
     """
 
-    def __init__(self, console: Console, plain_every: float = 15.0):
-        self.console, self.plain_every = console, plain_every
+    def __init__(self, console: Console, plain_every: float = 15.0, name: str = ""):
+        self.console, self.plain_every, self.name = console, plain_every, name
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn(), TimeRemainingColumn(),
             console=console, disable=not console.is_terminal,
@@ -43,6 +45,16 @@ class Display:
             now = time.monotonic()
             if not self.console.is_terminal and (done == total or now - said > self.plain_every):
                 said = now
-                self.console.print(f"{stage}: {done}/{total} after {now - started:.0f} s", highlight=False)
+                self.say(f"{stage}: {done}/{total} after {now - started:.0f} s")
 
         return update
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        self.console.print(f"{self.name}: {text}" if self.name else text, highlight=False, soft_wrap=True)
+
+
+def display_of_worker() -> Display:
+    """The display of this process; one of several that share a terminal writes lines with its name."""
+    name = os.environ.get("HARNESS_WORKER", "")
+    return Display(Console(stderr=True, force_terminal=False if name else None), name=name)

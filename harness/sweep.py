@@ -171,7 +171,9 @@ def run_workers(words: Sequence[str], workers: int) -> None:
     """
     threads = max(1, torch.get_num_threads() // workers)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    started = [subprocess.Popen([sys.executable, "-m", "harness", *words], env=environment) for _ in range(workers)]
+    command = [sys.executable, "-m", "harness", *words]
+    names = [f"worker {number}" for number in range(1, workers + 1)]
+    started = [subprocess.Popen(command, env={**environment, "HARNESS_WORKER": name}) for name in names]
     try:
         codes = [process.wait() for process in started]
     except BaseException:

@@ -167,7 +167,7 @@ def test_what_failed_in_another_process_is_not_made_twice(held: tuple[list[Cell]
     assert executed == [0, 1]
 
 
-def test_workers_share_the_threads_and_the_work(tmp_path: Path) -> None:
+def test_workers_share_the_threads_and_the_work(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Two processes on the mixture: every run once, in both."""
     file = tmp_path / "sweep.yaml"
     base = {"task": "mixture", "method": "step-distillation", "budget": "steps=2", "options": {"trajectory": "states"}}
@@ -175,6 +175,9 @@ def test_workers_share_the_threads_and_the_work(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["sweep", str(file), "--results", str(tmp_path / "results"), "--device", "cpu", "--workers", "2"])
     assert done.exit_code == 0, done.output
     assert "2 of 2 runs finished, 0 failed" in done.output
+    said = capfd.readouterr()
+    assert "runs finished" not in said.out
+    assert {line.split(": ")[0] for line in said.err.splitlines() if ": " in line} == {"worker 1", "worker 2"}
     logs = [path.read_text() for path in (tmp_path / "results" / "runs").glob("step-distillation-*/run.log")]
     assert [text.count("training is done") for text in logs] == [1, 1]
     assert all(f"{max(1, torch.get_num_threads() // 2)} threads" in text for text in logs)

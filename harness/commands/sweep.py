@@ -10,9 +10,8 @@ from typing import Any
 
 import click
 import torch
-from rich.console import Console
 
-from harness.console import Display
+from harness.console import display_of_worker
 from harness.errors import RunFailed, UsageError
 from harness.files import read_yaml
 from harness.leases import database_url, storage_of
@@ -77,18 +76,18 @@ def sweep_command(file: str, dry_run: bool, timing: bool, reuse: bool, workers: 
         return
     if start():
         return
-    console = Console(stderr=True)
     if workers > 1:
         records = records_of(cells, results)
     else:
-        with Display(console) as display:
-            said = lambda text: console.print(text, highlight=False)  # noqa: E731
-            records = run_sweep(cells, results, where, display, reuse, said, storage)
+        with display_of_worker() as display:
+            records = run_sweep(cells, results, where, display, reuse, display.say, storage)
     if as_json:
         click.echo(json.dumps([json.loads(record.model_dump_json()) for record in records], indent=1))
         return
     failed = [record for record in records if record.status == "failed"]
-    click.echo(f"{len(records) - len(failed)} of {len(cells)} runs finished, {len(failed)} failed; `harness report {results}` shows them")
+    made = f"{len(records) - len(failed)} of {len(cells)} runs finished, {len(failed)} failed"
+    if "HARNESS_WORKER" not in os.environ:  # whoever started the workers says it once
+        click.echo(f"{made}; `harness report {results}` shows them")
     if failed:
         raise RunFailed(f"{len(failed)} of {len(cells)} runs failed: {', '.join(record.run_id for record in failed)}")
 
@@ -113,15 +112,16 @@ def run_searches(content: dict[str, Any], file: str, dry_run: bool, reuse: bool,
 
     found = searches(content, f"sweep file {file}", results, device)
     count, trials = len(found), sum(search.spec.trials for search in found)
-    console = Console(stderr=True)
     if dry_run:
         studies = [study for search in found if (study := known_study(search, storage_of(results, storage))) is not None]
         found = [search for search in found if search.name in {study.study_name for study in studies}]
     else:
-        with Display(console) as display:
-            searcher = Searcher(results, device, storage, display, reuse, lambda text: console.print(text, highlight=False))
+        with display_of_worker() as display:
+            searcher = Searcher(results, device, storage, display, reuse, display.say)
             studies = [searcher.make(search) for search in found]
     lines = [line for search, study in zip(found, studies, strict=False) for line in lines_of(search, study)]
+    if "HARNESS_WORKER" in os.environ:  # whoever started the workers says it once
+        return
     if as_json:
         click.echo(json.dumps(lines, indent=1))
         return
