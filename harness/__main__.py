@@ -1,5 +1,16 @@
-"""`python -m harness`."""
+"""The entry point: `harness`, and `python -m harness`."""
 
-from harness.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Runs the command line. Its imports take seconds, in which an interrupt is no error either."""
+    try:
+        from harness.cli import main as command_line
+    except KeyboardInterrupt:
+        sys.exit(130)
+    command_line()
+
+
+if __name__ == "__main__":
+    main()

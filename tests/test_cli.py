@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -374,3 +376,22 @@ def test_a_dry_run_shows_and_makes_nothing(tiny: Task, tmp_path: Path, harness: 
     assert ": finished" in again.out
     assert "about" not in again.out
     assert json.loads(harness(*words, "--json").out)["state"] == "finished"
+
+
+def test_an_interrupt_while_it_starts_is_no_traceback() -> None:
+    started = subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    out, err = started.communicate()
+    assert (started.returncode, out, err) == (130, "", "")
+
+
+INTERRUPTED = """
+import builtins
+import harness.__main__
+original = builtins.__import__
+def interrupted(name, *more, **rest):
+    if name == "torch":
+        raise KeyboardInterrupt
+    return original(name, *more, **rest)
+builtins.__import__ = interrupted
+harness.__main__.main()
+"""
