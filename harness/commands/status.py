@@ -11,7 +11,7 @@ from typing import Any
 import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
 from harness.options import common, storage_option
 from harness.status import summary
@@ -40,11 +40,12 @@ def status_command(results: Path, watch: bool, storage: str, as_json: bool) -> N
 
 def shown(found: dict[str, Any]) -> Group:
     """What a person sees."""
-    working = Table("being made", "stage", "done", "left", "log grew", "worker", title_justify="left")
+    working = Table(Column("being made", overflow="fold", min_width=35), "stage", "done", "left", "log grew")
     for one in found["working"]:
+        machine, _, process, _ = one.worker.rsplit("-", 3)
         done = f"{one.done}/{one.total}" if one.total else ""
         left = f"{one.seconds_left:.0f} s" if one.seconds_left is not None else ""
-        working.add_row(one.run_id, one.stage, done, left, f"{one.silent_for:.0f} s ago", one.worker)
+        working.add_row(f"{one.run_id}\non {machine}, process {process}", one.stage, done, left, f"{one.silent_for:.0f} s ago")
     stopped = Table("interrupted; the same command resumes it")
     for run_id in found["interrupted"]:
         stopped.add_row(run_id)
