@@ -12,7 +12,8 @@ from harness.report.markdown import publish
 from harness.report.tables import load_records
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "results" / "README.md", *sorted((ROOT / "results").glob("*/README.md"))]
+PAGES = sorted((ROOT / "results").glob("**/README.md"))
+FOLDERS = [page.parent for page in PAGES if list(page.parent.glob("*/records"))]
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +21,12 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The committed records, published anew."""
     copy = tmp_path_factory.mktemp("published") / "results"
     shutil.copytree(ROOT / "results", copy, ignore=shutil.ignore_patterns("README.md", "runs"))
-    publish(load_records(copy), copy)
+    for folder in FOLDERS:
+        publish(load_records(copy / folder.relative_to(ROOT / "results")), copy / folder.relative_to(ROOT / "results"))
     return copy
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.parent.relative_to(ROOT)))
 def test_a_page_is_made_of_its_records(page: Path, published: Path) -> None:
     assert (published / page.relative_to(ROOT / "results")).read_text() == page.read_text()
 
@@ -40,6 +42,6 @@ def test_the_readmes_rows_stand_in_a_page() -> None:
 
 
 def test_records_were_made_by_committed_code() -> None:
-    for record in load_records(ROOT / "results"):
+    for record in [record for folder in FOLDERS for record in load_records(folder)]:
         assert record.environment.commit
         assert record.environment.dirty is False

@@ -102,7 +102,8 @@ def publish(records: Sequence[Record], results: Path) -> list[Path]:
     Returns:
         The pages written.
     """
-    pages = []
+    pages, parts = [], results.resolve().parts
+    place = "/".join(parts[parts.index("results") :]) if "results" in parts else results.name
     for task, found in by_task(records).items():
         folder = results / task
         for record in found:
@@ -111,11 +112,11 @@ def publish(records: Sequence[Record], results: Path) -> list[Path]:
                 write_record(path, record)
         plots = "".join(f"\n{caption}\n\n![{name}]({name})\n" for name, caption in write_plots(rows_of(found), folder))
         pictures = plots + _copy_grids(found, results, folder)
-        head = f"# Results on {task}\n\nMade by `harness report {results.name} --publish` from `{task}/records/`.\n\n"
+        head = f"# Results on {task}\n\nMade by `harness report {place} --publish` from `{task}/records/`.\n\n"
         write_text(folder / "README.md", head + task_section(found) + "\n" + pictures)
         pages.append(folder / "README.md")
     tasks = "\n".join(f"- [{task}]({task}/README.md): {len(found)} runs" for task, found in by_task(records).items())
-    whole = [f"# Results\n\nMade by `harness report {results.name} --publish`.\n\n{tasks}", *agreement(records), *claims_section(records)]
+    whole = [f"# Results\n\nMade by `harness report {place} --publish`.\n\n{tasks}", *agreement(records), *claims_section(records)]
     write_text(results / "README.md", "\n\n".join(whole) + "\n")
     return [*pages, results / "README.md"]
 

@@ -111,7 +111,9 @@ def off_default(record: Record) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A list as it is typed."""
+    """A list as it is typed, a long number with four digits."""
+    if isinstance(value, float) and len(str(value)) > len("0.00054"):
+        return f"{value:.4g}"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -301,3 +301,12 @@ def test_publishing_published_records_alone_changes_nothing(tmp_path: Path) -> N
         path.unlink()
     publish(load_records(tmp_path), tmp_path)
     assert first.read_text() == text
+
+
+def test_a_long_number_is_shortened_in_a_label() -> None:
+    def shown(lr: float) -> str:
+        return rows_of([record().model_copy(update={"options": {"lr": lr, "history_layers": 6}})])[0].label
+
+    assert shown(0.00027796258518939394).endswith("lr 0.000278")
+    assert shown(0.00054).endswith("lr 0.00054")
+    assert shown(1e-06).endswith("lr 1e-06")
