@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from harness.config import parse_options
 from harness.errors import UsageError
 from harness.files import file_hash
 from harness.metrics.features import classify
@@ -29,6 +30,13 @@ def test_cards_name_the_files_that_ship(name: str) -> None:
         assert card["training"] == weights.training.model_dump()
         size += path.stat().st_size
     assert size <= 3e6
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_tuned_defaults_are_options(name: str) -> None:
+    for method, values in load_task(name).spec.defaults.items():
+        plain, tuned = parse_options(method, {}).model_dump(), parse_options(method, values).model_dump()
+        assert {option for option in plain if plain[option] != tuned[option]} == set(values), method
 
 
 def test_the_guidance_is_the_scans_best() -> None:
