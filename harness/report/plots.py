@@ -12,6 +12,10 @@ from harness.report.statistics import t_interval
 from harness.report.tables import QUALITY, Row, counted, headline
 
 
+MOST_NAMED = 30
+"""Lines with a colour and a name in a panel."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One row's values y at x, with half widths of their intervals (NaN where there is one seed)."""
@@ -53,14 +57,19 @@ def budget_lines(rows: Sequence[Row]) -> dict[str, list[Line]]:
 
 
 def write_plot(path: Path, panels: dict[str, list[Line]], x_label: str, y_label: str, log: bool = False) -> None:
-    """One panel below the other, each with its legend beside it; half-transparent bands are 95 % t intervals over seeds."""
+    """One panel below the other, each with its legend beside it; half-transparent bands are 95 % t intervals over seeds. Of many lines
+    those that end highest are grey and have no name.
+    """
     from matplotlib.figure import Figure  # here: it takes a second to import
 
-    heights = [max(2.6, 0.21 * len(lines) + 0.8) for lines in panels.values()]
+    heights = [max(2.6, 0.21 * min(len(lines), MOST_NAMED) + 0.8) for lines in panels.values()]
     figure = Figure(figsize=(14, sum(heights) + 0.4), layout="constrained", dpi=100)
     grid = figure.subplots(len(panels), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
     for (axes, beside), (title, lines) in zip(grid, panels.items(), strict=True):
-        for number, line in enumerate(sorted(lines, key=lambda line: -line.y[-1])):
+        ordered = sorted(lines, key=lambda line: -line.y[-1])
+        for line in ordered[:-MOST_NAMED]:
+            axes.plot(line.x, line.y, color="#c9ced8", linewidth=0.8, zorder=1)
+        for number, line in enumerate(ordered[-MOST_NAMED:]):
             style = {"color": f"C{number % 10}", "marker": "osD^v*"[number // 10 % 6], "markersize": 4, "linewidth": 1.3}
             axes.plot(line.x, line.y, label=line.label, **style)
             low, high = ([y + sign * h for y, h in zip(line.y, line.half_width, strict=True)] for sign in (-1, 1))
@@ -81,7 +90,8 @@ def write_plot(path: Path, panels: dict[str, list[Line]], x_label: str, y_label:
         axes.set_ylabel(y_label)
         axes.grid(alpha=0.3)
         beside.axis("off")
-        beside.legend(*axes.get_legend_handles_labels(), loc="center left", fontsize=8, frameon=False)
+        more = f"and {len(lines) - MOST_NAMED} higher ones in grey" if len(lines) > MOST_NAMED else None
+        beside.legend(*axes.get_legend_handles_labels(), loc="center left", fontsize=8, frameon=False, title=more, title_fontsize=8)
     write_aside(path, lambda aside: figure.savefig(aside, format="png"))
 
 
