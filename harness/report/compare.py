@@ -54,7 +54,7 @@ def equal_compute_table(rows: Sequence[Row]) -> pd.DataFrame:
         best = min(metric_interval(row.finished, name).mean for row in mine.values())
         lines.append((best, {
             "method": label, **{f"{heading}, {counted(n)}": _cell(mine.get(n), name, digits) for n in counts},
-            "seeds": str(len(first.finished)), "training TFLOPs for all its columns": f"{whole / 1e12:.3g}",
+            "seeds": _seeds([len(mine[n].finished) for n in counts if n in mine]), "training TFLOPs for all its columns": f"{whole / 1e12:.3g}",
             "target": first.records[0].target, "init": first.records[0].init,
         }))  # fmt: skip
     return pd.DataFrame([line for _, line in sorted(lines, key=lambda found: found[0])])
@@ -67,6 +67,11 @@ def trained_once(record: Record) -> bool:
 
 def _cell(row: Row | None, name: str, digits: int) -> str:
     return metric_interval(row.finished, name).text(digits) if row else ""
+
+
+def _seeds(numbers: Sequence[int]) -> str:
+    """Of each column, or once where they are equal."""
+    return ", ".join(map(str, numbers if len(set(numbers)) > 1 else numbers[:1]))
 
 
 def at_images(points: Sequence[Milestone], name: str, images: float) -> float:

@@ -112,3 +112,11 @@ def test_what_was_tuned_on_a_task_does_not_hide_a_method_from_another(monkeypatc
     assert known(lr=0.01) == known()
     assert known(lr=0.02) != known()
     assert known(lr=0.01, init="random") != known()
+
+
+def test_columns_with_other_numbers_of_seeds_say_so() -> None:
+    more = [trained("imm", 3.0, num_steps=steps, seed=seed) for steps, seed in ((1, 0), (4, 1), (4, 2))]
+    others = [made for made in field() if made.method != "imm"]
+    table = equal_compute_table(rows_of([*others, *more])).set_index("method")
+    assert table.loc["imm", "seeds"] == "1, 2"
+    assert set(table.drop(index="imm")["seeds"]) == {"1"}
