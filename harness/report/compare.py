@@ -54,7 +54,8 @@ def equal_compute_table(rows: Sequence[Row]) -> pd.DataFrame:
         best = min(metric_interval(row.finished, name).mean for row in mine.values())
         lines.append((best, {
             "method": label, **{f"{heading}, {counted(n)}": _cell(mine.get(n), name, digits) for n in counts},
-            "seeds": _seeds([len(mine[n].finished) for n in counts if n in mine]), "training TFLOPs for all its columns": f"{whole / 1e12:.3g}",
+            "seeds": _seeds([len(mine[n].finished) for n in counts if n in mine]),
+            "training TFLOPs for all its columns": f"{whole / 1e12:.3g}",
             "target": first.records[0].target, "init": first.records[0].init,
         }))  # fmt: skip
     return pd.DataFrame([line for _, line in sorted(lines, key=lambda found: found[0])])

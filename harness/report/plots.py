@@ -11,7 +11,6 @@ from harness.files import write_aside
 from harness.report.statistics import t_interval
 from harness.report.tables import QUALITY, Row, counted, headline
 
-
 MOST_NAMED = 30
 """Lines with a colour and a name in a panel."""
 
