@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
+from typing import Any
 
 import pandas as pd
 from scipy import stats
 
+from harness.config import all_options
 from harness.methods import METHODS
 from harness.records import Milestone, Record
 from harness.report.statistics import metric_interval, t_interval
-from harness.report.tables import QUALITY, Row, counted, headline, in_label, off_default
+from harness.report.tables import QUALITY, Row, counted, headline, in_label
 from harness.tasks import load_task, task_names
 
 FEWEST = 5
@@ -109,26 +111,31 @@ def equal_images_table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame([line for *_, line in sorted(lines, key=lambda line: line[:2])]).fillna("")
 
 
-def known_as(row: Row) -> str:
-    """By what a row is found again on another task: its method, steps and options, without those that suit a network (its depth) or
-    were tuned on its task.
+def known_as(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> str:
+    """By what a row is found again on another task: its method, steps and the options that its task does not run it with anyway, but
+    for those that suit a network (its depth).
+
+    Args:
+        tuned: by method, the options that are its task's defaults.
     """
     record = row.records[0]
-    fields = METHODS[record.method].Config.model_fields if record.method in METHODS.names() else {}
-    tuned = load_task(record.task).spec.defaults.get(record.method, {}) if record.task in task_names() else {}
-    options = {
-        name: value
-        for name, value in off_default(record).items()
-        if not (name in fields and in_label(fields[name])) and not (name in tuned and value == tuned[name])
-    }
-    return json.dumps([record.method, row.num_steps, options], sort_keys=True)
+    if record.method not in METHODS.names():
+        return json.dumps([record.method, row.num_steps, record.options], sort_keys=True)
+    fields = METHODS[record.method].Config.model_fields
+    plain = METHODS[record.method].Config(**tuned.get(record.method, {})).model_dump(mode="json")
+    options = {name: value for name, value in all_options(record).items() if value != plain.get(name)}
+    own = {name: value for name, value in options.items() if name not in fields or not in_label(fields[name])}
+    return json.dumps([record.method, row.num_steps, own], sort_keys=True)
 
 
 def agreement_table(by_task: dict[str, list[Row]]) -> pd.DataFrame:
     """Spearman's rank correlation of tasks' headline metrics, over the rows of equal compute that both have, by number of steps."""
-    lines = []
-    for (one, first), (other, second) in combinations(by_task.items(), 2):
-        known = [{known_as(row): row for row in equal_compute(rows) if row.finished} for rows in (first, second)]
+    lines, known_rows = [], {}
+    for task, rows in by_task.items():
+        tuned = load_task(task).spec.defaults if task in task_names() else {}
+        known_rows[task] = {known_as(row, tuned): row for row in equal_compute(rows) if row.finished}
+    for one, other in combinations(by_task, 2):
+        known = [known_rows[one], known_rows[other]]
         shared = [key for key in known[0] if key in known[1]]
         for steps in sorted({known[0][key].num_steps for key in shared}):
             keys = [key for key in shared if known[0][key].num_steps == steps]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from written import METHODS, field, record, trained
 
 from harness.records import Milestone
-from harness.report import compare
 from harness.report.compare import agreement_table, at_images, equal_compute, equal_compute_table, equal_images_table, known_as
 from harness.report.markdown import page
 from harness.report.tables import rows_of
@@ -95,23 +93,22 @@ def test_tasks_agree_or_not() -> None:
 def test_a_row_is_known_on_another_task_without_what_suits_a_network() -> None:
     def known(**options: Any) -> str:
         (row,) = rows_of([trained("ard", 1.0).model_copy(update={"options": options})])
-        return known_as(row)
+        return known_as(row, {})
 
     assert known(history_layers=6) == known(history_layers=4)
     assert known(history_layers=6, trajectory="states") != known(history_layers=6)
 
 
-def test_what_was_tuned_on_a_task_does_not_hide_a_method_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    def known(**options: Any) -> str:
+def test_what_was_tuned_on_a_task_does_not_hide_a_method_from_another() -> None:
+    def known(tuned: dict[str, Any], **options: Any) -> str:
         (row,) = rows_of([trained("lcm", 1.0).model_copy(update={"options": options})])
-        return known_as(row)
+        return known_as(row, {"lcm": tuned})
 
-    task = SimpleNamespace(spec=SimpleNamespace(defaults={"lcm": {"lr": 0.01}}))
-    monkeypatch.setattr(compare, "load_task", lambda name: task)
-    monkeypatch.setattr(compare, "task_names", lambda: [trained("lcm", 1.0).task])
-    assert known(lr=0.01) == known()
-    assert known(lr=0.02) != known()
-    assert known(lr=0.01, init="random") != known()
+    elsewhere = known({})
+    assert known({"lr": 0.01}, lr=0.01) == elsewhere
+    assert known({"lr": 0.01}) != elsewhere  # not what its task runs it with
+    assert known({"lr": 0.01}, lr=0.02) != elsewhere
+    assert known({"lr": 0.01}, lr=0.01, init="random") != elsewhere
 
 
 def test_columns_with_other_numbers_of_seeds_say_so() -> None:
