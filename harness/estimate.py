@@ -1,4 +1,4 @@
-"""What a run will cost, before it starts: FLOPs and seconds of its steps, on samples that hold nothing. Floor 7."""
+"""What a run will cost, before it starts: FLOPs and seconds of its steps, on samples that hold nothing. Floor 6."""
 
 from __future__ import annotations
 

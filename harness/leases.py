@@ -26,24 +26,17 @@ import sqlalchemy as sa
 from filelock import FileLock, Timeout
 from sqlalchemy.dialects import postgresql, sqlite
 
+from harness.database import CONNECTION, PATIENCE, database_url, patiently, reason, storage_of, without_password
 from harness.errors import Busy, RunFailed, UsageError
 
 BEAT, EXPIRY = 5.0, 30.0
 """Seconds between signs of life, and of silence after which a lease is free."""
-PATIENCE = 600.0
-"""Seconds for which a database that does not answer is asked again."""
 RUNNING, FOLDER, DATABASE = "running", "results folder", "database"
 CLOCKS = {
     "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
     "postgresql": "cast(extract(epoch from clock_timestamp()) as double precision)",
 }
 """Seconds since 1970 by the clock of each kind of database."""
-CONNECTION: dict[str, dict[str, Any]] = {
-    "sqlite": {"timeout": 60},
-    "postgresql": {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
-                   "tcp_user_timeout": 20_000, "options": "-c lock_timeout=10000 -c idle_in_transaction_session_timeout=20000"},
-}  # fmt: skip
-"""How a silent database or network is noticed."""
 
 TABLE = sa.Table(
     "leases", sa.MetaData(),
@@ -71,11 +64,6 @@ class Lease:
     name: str
     worker: str
     silent_for: float
-
-
-def storage_of(results: Path, storage: str = "") -> str:
-    """The URL of a results folder's database: what is said, or HARNESS_STORAGE, or a file in the folder, which serves one machine."""
-    return storage or os.environ.get("HARNESS_STORAGE", "") or f"sqlite:///{results.resolve() / 'harness.db'}"
 
 
 def leases_of(results: Path, storage: str = "") -> Leases:
@@ -187,7 +175,7 @@ class Leases:
         holder = uuid.uuid4().hex
         while not self._take(name, holder):
             if not wait:
-                raise Busy(f"{name} is being made by another process; ask again when it is done")
+                raise Busy(f"{name} is being made by another worker; ask again when it is done")
             time.sleep(next(pauses))
         with self._changed:
             self._held.add(holder)
@@ -275,24 +263,6 @@ class Leases:
         return patiently(ask, patience)
 
 
-def patiently(ask: Callable[[], T], patience: float = PATIENCE) -> T:
-    """What `ask` returns, which is called again while a database is away. Raises UsageError after so many seconds of that, or if it
-    refuses.
-    """
-    started = time.monotonic()
-    while True:
-        try:
-            return ask()
-        except Exception as error:
-            cause = error if isinstance(error, sa.exc.SQLAlchemyError) else error.__cause__  # Optuna wraps them
-            if not isinstance(cause, sa.exc.SQLAlchemyError):
-                raise
-            away = isinstance(cause, sa.exc.OperationalError | sa.exc.InterfaceError | sa.exc.TimeoutError)
-            if not away or ("sqlite3" in str(cause) and "locked" not in str(cause)) or time.monotonic() - started > patience:
-                raise UsageError(f"the database of this results folder does not answer: {_reason(cause)}") from error
-            time.sleep(min(1.0, patience / 10))
-
-
 def open_database(storage: str, folder: Path) -> sa.Engine:
     """A database that has the table of leases. Raises UsageError if it is of another kind or cannot be opened.
 
@@ -312,32 +282,11 @@ def open_database(storage: str, folder: Path) -> sa.Engine:
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror}; give another --results") from error
     except ImportError as error:
-        raise UsageError(f"the database {shown(storage)} needs {error.name}: install distillation-harness[postgresql]") from error
+        raise UsageError(
+            f"the database {without_password(storage)} needs {error.name}: install distillation-harness[postgresql]"
+        ) from error
     except sa.exc.SQLAlchemyError as error:
-        raise UsageError(f"cannot open the database {shown(storage)}: {_reason(error)}") from error
-
-
-def database_url(storage: str) -> sa.URL:
-    """A checked URL. Raises UsageError for another kind of database, and for one in memory."""
-    with suppress(sa.exc.ArgumentError):
-        url = sa.make_url(storage)
-        if url.drivername == "postgresql":
-            url = url.set(drivername="postgresql+psycopg")
-        if url.drivername == "postgresql+psycopg" or (url.drivername == "sqlite" and url.database not in (None, "", ":memory:")):
-            return url
-    raise UsageError(f"--storage is {shown(storage)}, but must be sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE")
-
-
-def shown(storage: str) -> str:
-    """A URL without its password."""
-    try:
-        return sa.make_url(storage).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return repr(storage)
-
-
-def _reason(error: Exception) -> str:
-    return (str(getattr(error, "orig", None) or error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"cannot open the database {without_password(storage)}: {reason(error)}") from error
 
 
 def _named(path: Path, name: str) -> str:

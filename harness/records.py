@@ -23,7 +23,7 @@ SOURCES_OUTSIDE: list[Path] = []
 """Plug-ins that were loaded: they decide numbers too."""
 _PRESENTATION = (
     "__main__.py", "cli.py", "commands", "options.py", "console.py", "report", "check.py", "search.py", "status.py", "sweep.py",
-    "leases.py", "submit.py", "log.py",
+    "database.py", "leases.py", "submit.py", "log.py",
 )  # fmt: skip
 """What decides no number of a run."""
 

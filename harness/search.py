@@ -32,10 +32,11 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.config import RunConfig, explain, parse_config, resolve
+from harness.database import CONNECTION, database_url, is_there, patiently, storage_of, without_password
 from harness.errors import Busy, RunFailed, UsageError, unknown
 from harness.evaluator import evaluator_class
 from harness.files import digest
-from harness.leases import CONNECTION, database_url, leases_of, patiently, shown, storage_of
+from harness.leases import leases_of
 from harness.log import Report, silent
 from harness.methods import METHODS
 from harness.metrics.base import METRICS
@@ -191,29 +192,26 @@ def _corners(spec: SearchSpec) -> list[dict[str, Any]]:
 
 def open_study(search: Search, storage: str) -> optuna.Study:
     """The study in a database, made if it is not there. Raises UsageError if the database cannot be opened."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4) if search.spec.prune else optuna.pruners.NopPruner()
     try:
-        database = _database(storage)
-        return optuna.create_study(storage=database, study_name=search.name, directions=list(search.spec.objectives.values()),
+        return optuna.create_study(storage=_database(storage), study_name=search.name, directions=list(search.spec.objectives.values()),
                                    pruner=pruner, load_if_exists=True)  # fmt: skip
     except Exception as error:
-        raise UsageError(f"cannot open the study's database {shown(storage)}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"cannot open the study's database {without_password(storage)}: {type(error).__name__}: {error}") from error
 
 
 def known_study(search: Search, storage: str) -> optuna.Study | None:
     """The study, if its database has it; nothing is made. Raises UsageError if the database cannot be read."""
-    url = database_url(storage)
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+    if not is_there(storage):
         return None
     try:
-        if not sa.inspect(sa.create_engine(url)).has_table("studies"):
+        if not sa.inspect(sa.create_engine(database_url(storage))).has_table("studies"):
             return None
         return optuna.load_study(study_name=search.name, storage=_database(storage))
     except KeyError:
         return None
     except sa.exc.SQLAlchemyError as error:
-        raise UsageError(f"cannot read the database {shown(storage)}: {type(error).__name__}") from error
+        raise UsageError(f"cannot read the database {without_password(storage)}: {type(error).__name__}") from error
 
 
 def _database(storage: str) -> optuna.storages.RDBStorage:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from harness.database import is_there, storage_of
 from harness.errors import UsageError
-from harness.leases import database_url, leases_of, of_runs, storage_of
+from harness.leases import leases_of, of_runs
 from harness.log import LINE
 from harness.records import Record, read_record
 from harness.report.statistics import metric_interval
@@ -38,8 +39,7 @@ class Working:
 
 def working(results: Path, storage: str = "", now: datetime | None = None) -> list[Working]:
     """The runs that workers are at, by the leases that they hold and the logs that they write."""
-    file = database_url(storage_of(results, storage))
-    if file.get_backend_name() == "sqlite" and not Path(file.database or "").exists():
+    if not is_there(storage_of(results, storage)):
         return []
     now = now or datetime.now().astimezone()
     leases = of_runs(leases_of(results, storage).running())

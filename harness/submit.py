@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,13 +22,14 @@ def work(words: Sequence[str]) -> int:
     return code
 
 
-def submit(words: Sequence[str], workers: int, cluster: str, logs: Path, parameters: dict[str, Any]) -> list[Any]:
+def submit(words: Sequence[str], workers: int, cluster: str, logs: Path, parameters: dict[str, Any], storage: str = "") -> list[Any]:
     """Hands in so many jobs that share the work of `harness WORDS`.
 
     Args:
         cluster: "slurm", or "local" for processes of this machine.
         logs: folder of what jobs print.
         parameters: submitit's, such as timeout_min or slurm_partition.
+        storage: as in `harness.sweep.run_workers`; jobs get the environment of whoever hands them in.
 
     Returns:
         The jobs of submitit, with `job_id` and `result()`.
@@ -39,13 +41,18 @@ def submit(words: Sequence[str], workers: int, cluster: str, logs: Path, paramet
         import submitit
     except ImportError as error:
         raise UsageError("--submit needs submitit: install distillation-harness[slurm]") from error
+    before = os.environ.copy()
     try:
+        os.environ.update({"HARNESS_STORAGE": storage} if storage else {})
         executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
         executor.update_parameters(**parameters)
         with executor.batch():
             return [executor.submit(work, list(words)) for _ in range(workers)]
     except (RuntimeError, ValueError, OSError, NameError, AssertionError, subprocess.SubprocessError) as error:
         raise UsageError(f"cannot submit to {cluster}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def parameters_of(assignments: Sequence[str]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from harness.database import patiently
 from harness.errors import Busy, RunFailed, UsageError
-from harness.leases import TABLE, Leases, leases_of, of_runs, patiently
+from harness.leases import TABLE, Leases, leases_of, of_runs
 
 NEVER = 1e6
 
@@ -48,7 +49,7 @@ def test_a_run_has_one_worker_at_a_time(worker: Any) -> None:
     with one.holding("run") as may_write:
         may_write()
         for other in (two, one):
-            with pytest.raises(Busy, match="run is being made by another process"), other.holding("run"):
+            with pytest.raises(Busy, match="run is being made by another worker"), other.holding("run"):
                 pass
         assert [(lease.name, lease.worker) for lease in two.running()] == [("run", one.worker)]
         with two.holding("another"):

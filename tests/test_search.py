@@ -16,8 +16,9 @@ import yaml
 from click.testing import CliRunner
 
 from harness.cli import main
+from harness.database import storage_of
 from harness.errors import Busy, RunFailed, UsageError
-from harness.leases import leases_of, storage_of
+from harness.leases import leases_of
 from harness.records import read_record
 from harness.run import Run
 from harness.search import Searcher, known_study, lines_of, objective, open_study, searches

@@ -48,12 +48,16 @@ def logs(results: Path, run: str = "step-distillation-*") -> list[str]:
 def test_jobs_of_a_cluster_share_the_work(tmp_path: Path) -> None:
     results = tmp_path / "results"
     words = ["sweep", sweep_file(tmp_path, 2, [0, 1]), "--results", str(results), "--device", "cpu", "--workers", "2"]
+    words += ["--storage", f"sqlite:///{tmp_path / 'elsewhere.db'}"]
     done = CliRunner().invoke(main, [*words, "--submit", "local", "--submit-set", "timeout_min=10", "--json"])
     assert done.exit_code == 0, done.output
+    assert "HARNESS_STORAGE" not in os.environ
     ids = json.loads(done.stdout)
     assert len(set(ids)) == 2
     wait_until(lambda: all((results / "jobs" / f"{job}_0_result.pkl").exists() for job in ids))
     assert [text.count("training is done") for text in logs(results)] == [1, 1]
+    assert (tmp_path / "elsewhere.db").exists()  # jobs were told where
+    assert not (results / "harness.db").exists()
     assert "2 of 2 runs finished" in "".join((results / "jobs" / f"{job}_0_log.out").read_text() for job in ids)
 
 
@@ -75,6 +79,14 @@ def test_what_cannot_be_submitted(more: list[str], complaint: str, tmp_path: Pat
     words = ["sweep", sweep_file(tmp_path, 2, [0]), "--results", str(tmp_path / "results"), *more]
     done = CliRunner().invoke(main, words)
     assert (done.exit_code, complaint in done.output) == (2, True), done.output
+
+
+def test_a_search_is_checked_before_workers_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.commands.sweep.run_workers", lambda *words: pytest.fail("workers were started"))
+    search = {"trials": 2, "objectives": {"frechet_distance": "minimize"}, "space": {"options.nothing": [1, 2]}}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump({"base": {"task": "mixture", "method": "ard"}, "search": search}))
+    done = CliRunner().invoke(main, ["sweep", str(tmp_path / "search.yaml"), "--results", str(tmp_path), "--workers", "2"])
+    assert (done.exit_code, "nothing" in done.output) == (2, True), done.output
 
 
 def test_parameters_are_yaml_and_a_cluster_must_be_there(tmp_path: Path) -> None:

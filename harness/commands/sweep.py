@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import click
 import torch
 
 from harness.console import display_of_worker
+from harness.database import database_url, storage_of
 from harness.errors import RunFailed, UsageError
 from harness.files import read_yaml
-from harness.leases import database_url, storage_of
 from harness.options import chosen_device, common, storage_option
 from harness.preview import estimate
 from harness.records import SOURCES_OUTSIDE
@@ -48,15 +49,11 @@ def sweep_command(file: str, dry_run: bool, timing: bool, reuse: bool, workers: 
     content = read_yaml(Path(file))
     words = ["sweep", file, "--results", str(results), "--device", device, *(["--reuse"] if reuse else [])]
     words += [word for path in SOURCES_OUTSIDE for word in ("--plugin", str(path))]
-    if storage:
-        os.environ["HARNESS_STORAGE"] = storage  # for workers; their words are seen by others, and a URL may hold a password
-    start = partial(_start, words, workers, cluster, parameters, results, as_json)
+    start = partial(_start, words, workers, cluster, parameters, results, storage, as_json)
     if "search" in content:
         if timing:
             raise UsageError(f"--estimate times the runs of a grid, but {file} is a search, whose runs are not known yet: leave it out")
-        if not dry_run and start():
-            return
-        run_searches(content, file, dry_run, reuse, storage, as_json, results, where)
+        run_searches(content, file, dry_run, reuse, storage, as_json, results, where, start)
         return
     cells = plan(expand(content, f"sweep file {file}"), results, where, reuse)
     missing = sum(cell.record is None for cell in cells)
@@ -92,21 +89,22 @@ def sweep_command(file: str, dry_run: bool, timing: bool, reuse: bool, workers: 
         raise RunFailed(f"{len(failed)} of {len(cells)} runs failed: {', '.join(record.run_id for record in failed)}")
 
 
-def _start(words: list[str], workers: int, cluster: str | None, parameters: tuple[str, ...], results: Path, as_json: bool) -> bool:
+def _start(words: list[str], workers: int, cluster: str | None, parameters: tuple[str, ...], results: Path, storage: str,
+           as_json: bool) -> bool:  # fmt: skip
     """Starts workers, if any are asked for, and waits for those of this machine; whether they go on as jobs without this process."""
     if cluster is not None:
-        jobs = submit(words, workers, cluster, results / "jobs", parameters_of(parameters))
+        jobs = submit(words, workers, cluster, results / "jobs", parameters_of(parameters), storage)
         ids = [str(job.job_id) for job in jobs]
-        where = " with this --storage" if "HARNESS_STORAGE" in os.environ else ""
+        where = " with this --storage" if storage else ""
         told = f"what they print is below {results / 'jobs'}, and `harness status {results}`{where} shows what they do"
         click.echo(json.dumps(ids) if as_json else f"jobs {', '.join(ids)}; {told}")
     elif workers > 1:
-        run_workers(words, workers)
+        run_workers(words, workers, storage)
     return cluster is not None
 
 
 def run_searches(content: dict[str, Any], file: str, dry_run: bool, reuse: bool, storage: str, as_json: bool, results: Path,
-                 device: torch.device) -> None:  # fmt: skip
+                 device: torch.device, start: Callable[[], bool]) -> None:  # fmt: skip
     """What `harness sweep` does with a file that has `search`."""
     from harness.search import Searcher, known_study, lines_of, searches  # Optuna takes long to import
 
@@ -115,6 +113,8 @@ def run_searches(content: dict[str, Any], file: str, dry_run: bool, reuse: bool,
     if dry_run:
         studies = [study for search in found if (study := known_study(search, storage_of(results, storage))) is not None]
         found = [search for search in found if search.name in {study.study_name for study in studies}]
+    elif start():
+        return
     else:
         with display_of_worker() as display:
             searcher = Searcher(results, device, storage, display, reuse, display.say)
