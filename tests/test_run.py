@@ -1,30 +1,24 @@
-"""A run from its config to its record: what it leaves behind, when it is taken up again, what it is billed."""
+"""A run from its config to its record: what it leaves behind, why it fails, what it is billed."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 import torch
 import yaml
 from PIL import Image
+from tiny_runs import ARD, CPU, config, new_run
 
 from harness import records, run
-from harness.config import RunConfig, parse_config, reference_of, resolve
-from harness.data.trajectories import Progress
+from harness.config import reference_of, resolve
 from harness.denoiser import count_passes
-from harness.errors import Busy, Interrupted, RunFailed, UsageError
-from harness.files import read_tensors, tensors_digest
-from harness.leases import TABLE, leases_of
-from harness.log import silent
+from harness.errors import Interrupted, RunFailed, UsageError
+from harness.files import read_tensors
 from harness.methods import METHODS
 from harness.records import Record, read_record
 from harness.run import Run
@@ -32,41 +26,9 @@ from harness.tasks import Task
 from harness.tasks.base import Guidance
 from harness.trainer import Trainer
 
-CPU = torch.device("cpu")
-ARD = {"history_layers": 2}
-
-
-def config(**changes: Any) -> RunConfig:
-    return parse_config({"method": "ard", "task": "tiny", "num_steps": 2, "options": ARD, **changes})
-
-
-def new_run(folder: Path, report: Callable = silent, **changes: Any) -> Run:
-    return Run(resolve(config(**changes)), folder, CPU, report)
-
 
 def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def no_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Makes any training from now on an error."""
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("it trains")
-
-    return lambda: monkeypatch.setattr(run, "Trainer", refuse)
-
-
-@pytest.fixture
-def other_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From now on the code has another digest."""
-
-    def change() -> None:
-        for module in (run, records):
-            monkeypatch.setattr(module, "code_digest", lambda *rooms: "another")
-
-    return change
 
 
 # what a run is
@@ -290,151 +252,6 @@ def test_a_short_average_of_the_weights_is_flagged(tiny: Task, tmp_path: Path) -
     assert "25.0% of the initial weights" in flag
 
 
-# taken up again
-
-
-def test_a_finished_run_is_returned_without_training(tiny: Task, tmp_path: Path, no_training: Callable) -> None:
-    first = new_run(tmp_path).execute()
-    no_training()
-    assert new_run(tmp_path).execute() == first
-    with pytest.raises(RunFailed, match="it trains"):
-        new_run(tmp_path, seed=1).execute()
-
-
-def test_any_failure_is_a_record(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also one that nobody thought of; the next look at the run does not find an older reason."""
-    one = new_run(tmp_path)
-    for said in ("first", "second"):
-        monkeypatch.setattr(run, "evaluator_of", lambda *args, said=said: {}[said])
-        with pytest.raises(RunFailed, match=f"KeyError: '{said}'"):
-            one.execute()
-        record = read_record(one.folder / "record.json")
-        assert (record.status, record.reason) == ("failed", f"KeyError: '{said}'")
-    assert "Traceback" in (one.folder / "run.log").read_text()
-
-
-def test_a_run_that_many_share_is_waited_for(tiny: Task, tmp_path: Path, no_training: Callable) -> None:
-    """Whoever gets the lease after another worker made the run takes its record."""
-    one, other = new_run(tmp_path), new_run(tmp_path)
-    waiting = ThreadPoolExecutor(1)
-    with leases_of(tmp_path).holding(*one.leases):
-        with pytest.raises(Busy, match="made by another process"):
-            other.execute()
-        found = waiting.submit(other.execute, wait=True)
-        with pytest.raises(TimeoutError):
-            found.result(timeout=0.3)
-    record = one.execute(wait=True)
-    assert found.result() == record
-
-
-@pytest.mark.parametrize("stage", ["trajectories", "training", "sampling, noise set 0", "metrics", "latency"])
-def test_who_was_replaced_writes_nothing(stage: str, tiny: Task, tmp_path: Path) -> None:
-    """Another worker takes over while this one is at a stage, as if it had slept through it."""
-    leases, written = leases_of(tmp_path), []
-
-    def report(name: str) -> Progress:
-        if name == stage:
-            with leases.engine.begin() as connection:
-                connection.execute(sa.update(TABLE).where(TABLE.c.state == "running").values(holder="other", worker="elsewhere"))
-            written.append(contents())
-        return silent(name)
-
-    def contents() -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in one.folder.rglob("*") if path.is_file() and path.name != "run.log"}
-
-    one = new_run(tmp_path, report)
-    with pytest.raises(Busy, match="taken over by another worker"):
-        one.execute()
-    assert not (one.folder / "record.json").exists()
-    assert contents() == written[0]
-    assert "Traceback" not in (one.folder / "run.log").read_text()
-    with leases.engine.begin() as connection:
-        connection.execute(sa.update(TABLE).values(state="stopped"))
-    assert new_run(tmp_path).execute().status == "finished"
-
-
-def test_other_code_runs_it_again(tiny: Task, tmp_path: Path, other_code: Callable) -> None:
-    first = new_run(tmp_path).execute()
-    assert first.environment.code == records.code_digest()
-    other_code()
-    again = new_run(tmp_path).execute()
-    assert again.environment.code == "another"
-    assert again.run_id == first.run_id
-
-
-def test_reuse_takes_what_other_code_made(tiny: Task, tmp_path: Path, no_training: Callable, other_code: Callable) -> None:
-    first = new_run(tmp_path).execute()
-    other_code()
-    no_training()
-    assert new_run(tmp_path).execute(reuse=True) == first
-    with pytest.raises(RunFailed, match="it trains"):
-        new_run(tmp_path).execute()
-
-
-def stop_training(stage: str) -> Callable[[int, int], None]:
-    """A report that sends SIGTERM when training first says how far it is."""
-    return lambda done, total: os.kill(os.getpid(), signal.SIGTERM) if stage == "training" else None
-
-
-def note_training(seen: list[int]) -> Callable[[str], Callable[[int, int], None]]:
-    """A report that notes the steps at which training says how far it is."""
-    return lambda stage: lambda done, total: seen.append(done) if stage == "training" else None
-
-
-def test_an_interrupted_run_resumes_and_equals_an_uninterrupted_one(tiny: Task, tmp_path: Path) -> None:
-    straight = new_run(tmp_path / "straight", budget="steps=14")
-    whole = straight.execute()
-    halves = new_run(tmp_path / "halves", stop_training, budget="steps=14")
-    with pytest.raises(Interrupted, match="at step 10; the same command resumes it"):
-        halves.execute()
-    assert not (halves.folder / "record.json").exists()
-    assert (halves.folder / "checkpoint" / "state.pt").exists()
-
-    seen: list[int] = []
-    resumed = new_run(tmp_path / "halves", note_training(seen), budget="steps=14")
-    record = resumed.execute()
-    assert seen == [14]
-    assert record.metrics == whole.metrics
-    assert record.exposure == whole.exposure
-    assert (resumed.folder / "curves.jsonl").read_bytes() == (straight.folder / "curves.jsonl").read_bytes()
-    weights = [read_tensors(each.folder / "student.safetensors") for each in (resumed, straight)]
-    assert tensors_digest(weights[0]) == tensors_digest(weights[1])
-    same = {"steps", "images", "flops", "trajectory_flops", "teacher_evaluations", "ema_initial_weight"}
-    assert record.cost.training.model_dump(include=same) == whole.cost.training.model_dump(include=same)
-    assert not (resumed.folder / "checkpoint").exists()
-
-
-def test_a_run_that_was_moved_resumes_where_it_stopped(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The results folder copied elsewhere, with an empty cache, as on another machine: nothing in a checkpoint names a path."""
-    whole = new_run(tmp_path / "straight", budget="steps=14").execute()
-    with pytest.raises(Interrupted):
-        new_run(tmp_path / "here", stop_training, budget="steps=14").execute()
-    shutil.copytree(tmp_path / "here", tmp_path / "there")
-    shutil.rmtree(tmp_path / "here")
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "other cache"))
-    seen: list[int] = []
-    record = new_run(tmp_path / "there", note_training(seen), budget="steps=14").execute()
-    assert seen == [14]
-    assert record.metrics == whole.metrics
-
-
-def test_a_checkpoint_of_other_code_is_not_resumed(tiny: Task, tmp_path: Path, other_code: Callable) -> None:
-    with pytest.raises(Interrupted):
-        new_run(tmp_path, stop_training, budget="steps=14").execute()
-    other_code()
-    seen: list[int] = []
-    new_run(tmp_path, note_training(seen), budget="steps=14").execute()
-    assert seen == [10, 14]
-
-
-def test_exposure_names_the_trajectories_that_there_were(tiny: Task, tmp_path: Path) -> None:
-    larger = tiny.spec.evaluation.model_copy(update={"batch_size": 64})
-    record = Run(resolve(config(), Task(tiny.spec.model_copy(update={"evaluation": larger}))), tmp_path, CPU).execute()
-    assert record.exposure.n == 40
-    assert record.exposure.on_own_history[0] == record.exposure.on_teachers_history[0]
-    assert len(record.exposure.on_own_history) == 2
-
-
 # failures
 
 
@@ -463,84 +280,6 @@ def test_a_wrong_option_leaves_nothing_behind(tiny: Task, tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="history_layers is 9"):
         run.run(config(options={"history_layers": 9}), tmp_path / "results", CPU)
     assert not (tmp_path / "results").exists()
-
-
-# budgets and names
-
-
-@pytest.mark.parametrize(
-    ("budget", "steps", "noise_sets"),
-    [("quick", 3, 1), ("table", 6, 2), ("steps=5", 5, 2), ("images=40", 5, 2), ("images=47", 5, 2), ("steps=1", 1, 2)],
-)
-def test_budgets(budget: str, steps: int, noise_sets: int, tiny: Task) -> None:
-    resolved = resolve(config(budget=budget))
-    assert (resolved.settings.total_steps, resolved.noise_sets) == (steps, noise_sets)
-
-
-NONSENSE = ["much", "steps", "steps=", "steps=-3", "steps=1.5", "steps=x", "steps=1e-3", "steps=99999999999", "steps=²", "=3", ""]
-NONSENSE += ["flops=inf", "flops=nan", "flops=-1", "seconds=1e99", "tokens=5"]
-
-
-@pytest.mark.parametrize("budget", NONSENSE)
-def test_nonsense_budgets(budget: str, tiny: Task) -> None:
-    with pytest.raises(UsageError, match=r"budget is .* but must be one of: quick, table, steps=NUMBER, images=NUMBER") as caught:
-        resolve(config(budget=budget))
-    assert "\n" not in str(caught.value)
-
-
-def test_the_run_id_does_not_depend_on_how_the_budget_was_said(tiny: Task) -> None:
-    ids = {resolve(config(budget=budget)).run_id for budget in ("table", "steps=6", "images=48", "images=50")}
-    assert len(ids) == 1
-    assert resolve(config(budget="table", batch_size=8)).run_id in ids
-    assert resolve(config(budget="steps=7")).run_id not in ids
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"seed": 1}, {"num_steps": 4}, {"batch_size": 4}, {"precision": "bf16"}, {"options": {**ARD, "lr": 0.1}}, {"budget": "table"}],
-    ids=str,
-)
-def test_the_run_id_depends_on_every_setting(changes: dict[str, Any], tiny: Task) -> None:
-    assert resolve(config(**changes)).run_id != resolve(config()).run_id
-
-
-def test_the_run_id_depends_on_the_task(tiny: Task) -> None:
-    def run_id(**changes: Any) -> str:
-        return resolve(config(), Task(tiny.spec.model_copy(update=changes))).run_id
-
-    assert run_id() == resolve(config()).run_id
-    assert run_id(version=2) != run_id()
-    assert run_id(teacher=tiny.spec.teacher.model_copy(update={"sha256": "0" * 64})) != run_id()
-
-
-def test_spelling_out_a_default_changes_nothing(tiny: Task) -> None:
-    default = METHODS["ard"].Config().lr
-    assert resolve(config(options={**ARD, "lr": str(default)})).run_id == resolve(config()).run_id
-
-
-def test_training_settings_do_not_matter_without_training(tiny: Task) -> None:
-    ids = {resolve(config(method="teacher", options={}, seed=seed, batch_size=size)).run_id for seed, size in ((0, 8), (3, 4))}
-    assert len(ids) == 1
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"micro_batch_size": 3}, "micro_batch_size is 3, but must divide batch_size, which is 8"),
-        ({"method": "ardd"}, "unknown method 'ardd'; did you mean ard"),
-        ({"task": "tinny"}, "unknown task 'tinny'; did you mean tiny"),
-        ({"options": {"histroy_layers": 1}}, "unknown option 'histroy_layers' in options of ard; did you mean history_layers"),
-        ({"options": {"lr": "fast"}}, "options of ard: lr is 'fast', but it should be a valid number"),
-        ({"num_step": 3}, "unknown option 'num_step' in run config; did you mean num_steps"),
-        ({"num_steps": 0}, "run config: num_steps is 0, but it should be greater than or equal to 1"),
-        ({"precision": "fp8"}, "run config: precision is 'fp8', but it should be 'fp32' or 'bf16'"),
-    ],
-)
-def test_wrong_values_are_told_in_one_sentence(changes: dict[str, Any], said: str, tiny: Task) -> None:
-    with pytest.raises(UsageError) as caught:
-        resolve(config(**changes))
-    assert str(caught.value).startswith(said)
-    assert "\n" not in str(caught.value)
 
 
 # the bill
