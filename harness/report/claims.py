@@ -115,11 +115,13 @@ def measured(claim: Claim, records: Sequence[Record]) -> tuple[Interval, str] | 
 
 def _row(asked: dict[str, Any], records: Sequence[Record]) -> list[Record]:
     """The finished records of a run config, one a seed."""
-    if all(record.task != asked["task"] for record in records):
+    alike = [record for record in records if record.task == asked["task"] and record.status == "finished"]
+    if not alike:
         return []
     resolved = resolve(parse_config(asked))
     keys = {resolved.with_seed(seed).key for seed in range(MAX_SEED + 1)}
-    return [record for record in records if record.status == "finished" and key_of_record(record) in keys]
+    alike = [record for record in alike if (record.method, record.config["num_steps"]) == (resolved.method, resolved.num_steps)]
+    return [record for record in alike if key_of_record(record) in keys]
 
 
 def _difference(first: list[Record], second: list[Record], name: str) -> Interval:

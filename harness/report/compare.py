@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from harness.config import all_options
 from harness.methods import METHODS
 from harness.records import Milestone, Record
 from harness.report.statistics import metric_interval, t_interval
@@ -123,7 +122,7 @@ def known_as(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> str:
         return json.dumps([record.method, row.num_steps, record.options], sort_keys=True)
     fields = METHODS[record.method].Config.model_fields
     plain = METHODS[record.method].Config(**tuned.get(record.method, {})).model_dump(mode="json")
-    options = {name: value for name, value in all_options(record).items() if value != plain.get(name)}
+    options = {name: value for name, value in row.options.items() if value != plain.get(name)}
     own = {name: value for name, value in options.items() if name not in fields or not in_label(fields[name])}
     return json.dumps([record.method, row.num_steps, own], sort_keys=True)
 

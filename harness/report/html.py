@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.config import all_options
 from harness.methods import METHODS
 from harness.records import Record
 from harness.report.claims import claims_table, read_claims
@@ -22,12 +21,12 @@ from harness.report.statistics import metric_interval
 from harness.report.tables import (
     QUALITY,
     Row,
+    alike_but_one,
     counted,
     differences_table,
     error_split_table,
     headline,
     notes,
-    off_default,
     results_table,
     rows_of,
 )
@@ -134,28 +133,21 @@ def _figures(rows: Sequence[Row]) -> list[str]:
 
 def ablations(rows: Sequence[Row], name: str) -> list[tuple[str, Line]]:
     """Trained rows that differ in one number among their options, or in the number of steps alone: a curve for each set of three."""
-    groups: dict[tuple[str, frozenset[tuple[str, str]]], list[tuple[float, Row]]] = {}
-    for row in rows:
-        record = row.records[0]
-        if not row.training[0] or record.method not in METHODS.names():
-            continue
-        options = {**all_options(record), "num_steps": row.num_steps}
-        whole = frozenset({name: repr(value) for name, value in options.items()}.items()) | {("row", f"{row.training} {record.method}")}
-        for axis, value in options.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                groups.setdefault((axis, whole - {(axis, repr(value))}), []).append((value, row))
+    trained = [row for row in rows if row.training[0] and row.records[0].method in METHODS.names()]
+    sides = [{**row.options, "num_steps": row.num_steps, "row": (row.training, row.records[0].method)} for row in trained]
+    axes = [[axis for axis, value in side.items() if type(value) in (int, float)] for side in sides]
     found = []
-    for (axis, _), members in groups.items():
+    for (axis, _), places in alike_but_one(sides, axes).items():
+        members = sorted(((sides[place][axis], trained[place]) for place in places), key=lambda member: member[0])
         if len({value for value, _ in members}) < 3:
             continue
-        members.sort(key=lambda member: member[0])
         intervals = [metric_interval(row.finished, name) for _, row in members]
         curve = Line(axis, [float(value) for value, _ in members], [i.mean for i in intervals], [i.half_width for i in intervals])
         first = members[0][1]
-        told = [f"{option} {value}" for option, value in off_default(first.records[0]).items() if option != axis]
+        told = [f"{option} {value}" for option, value in first.off_default.items() if option != axis]
         steps = [] if axis == "num_steps" else [counted(first.num_steps)]
-        trained = f"trained {first.training[0]} × {first.training[1]}"
-        found.append((", ".join([first.records[0].method, *told, *steps, trained]), curve))
+        budget = f"trained {first.training[0]} × {first.training[1]}"
+        found.append((", ".join([first.records[0].method, *told, *steps, budget]), curve))
     return found
 
 

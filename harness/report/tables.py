@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, reduce
 from itertools import combinations
+from operator import xor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from harness.config import PLAIN_CONFIG, all_options, settings
@@ -60,6 +63,10 @@ class Row:
 
     label: str
     records: tuple[Record, ...]
+    options: Mapping[str, Any]
+    """As `all_options` gives them."""
+    off_default: Mapping[str, Any]
+    """Those that differ from their method's defaults."""
 
     @property
     def finished(self) -> tuple[Record, ...]:
@@ -92,10 +99,14 @@ def counted(number: int, what: str = "step") -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
 
 
-def label(record: Record) -> str:
-    """Method and the options that matter: those marked for labels and those that differ from the default."""
-    options, config = all_options(record), settings(record)
-    off = off_default(record)
+def label(record: Record, options: Mapping[str, Any] | None = None) -> str:
+    """Method and the options that matter: those marked for labels and those that differ from the default.
+
+    Args:
+        options: what `all_options` gives for the record, where it is known.
+    """
+    options, config = all_options(record) if options is None else options, settings(record)
+    off = off_default(record.method, options)
     if record.method in METHODS.names():
         fields = METHODS[record.method].Config.model_fields
         told = [name for name in options if name in fields and in_label(fields[name])]
@@ -104,10 +115,15 @@ def label(record: Record) -> str:
     return record.method + "".join(f", {name} {_shown(value)}" for name, value in off.items())
 
 
-def off_default(record: Record) -> dict[str, Any]:
+def off_default(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that differ from their method's defaults."""
-    plain = METHODS[record.method].Config().model_dump(mode="json") if record.method in METHODS.names() else {}
-    return {name: value for name, value in all_options(record).items() if name not in plain or value != plain[name]}
+    plain = _plain(METHODS[method].Config) if method in METHODS.names() else {}
+    return {name: value for name, value in options.items() if name not in plain or value != plain[name]}
+
+
+@cache
+def _plain(config: type[BaseModel]) -> dict[str, Any]:
+    return config().model_dump(mode="json")
 
 
 def _shown(value: Any) -> str:
@@ -122,14 +138,12 @@ def neighbours(rows: Sequence[Row], name: str) -> list[tuple[Row, Row]]:
 
     Of more than `CROWD` rows that differ in the same thing each is paired with the best alone.
     """
-    buckets: dict[tuple[str, frozenset[tuple[str, str]]], list[int]] = {}
-    for number, row in enumerate(rows):
+    sides = []
+    for row in rows:
         record = row.records[0]
-        side = {"method": record.method, **off_default(record), **settings(record)}
-        shown = {key: repr(value) for key, value in side.items()}
-        whole = frozenset({**shown, "rows": repr((row.num_steps, row.training))}.items())
-        for thing in {**side, **dict.fromkeys(_options_of(record))}:
-            buckets.setdefault((thing, whole - {(thing, shown.get(thing, ""))}), []).append(number)
+        side = {"method": record.method, **row.off_default, **settings(record), "rows": (row.num_steps, row.training)}
+        sides.append(dict.fromkeys(_options_of(record), "") | side)  # what is at its default says nothing to another method
+    buckets = alike_but_one(sides, [side.keys() - {"rows"} for side in sides])
     found = set()
     for members in buckets.values():
         if len(members) > CROWD:
@@ -138,6 +152,22 @@ def neighbours(rows: Sequence[Row], name: str) -> list[tuple[Row, Row]]:
         else:
             found |= set(combinations(members, 2))
     return [(rows[a], rows[b]) for a, b in sorted(found)]
+
+
+def alike_but_one(sides: Sequence[Mapping[str, Any]], axes: Sequence[Iterable[str]]) -> dict[tuple[str, int], list[int]]:
+    """Groups (by their places) of what is equal in all but one thing; a value of "" counts as nothing.
+
+    Args:
+        sides: name: value of each.
+        axes: the names that may be that one thing, for each.
+    """
+    groups: dict[tuple[str, int], list[int]] = {}
+    for place, (side, names) in enumerate(zip(sides, axes, strict=True)):
+        marks = {name: 0 if value == "" else hash((name, repr(value))) for name, value in side.items()}
+        whole = reduce(xor, marks.values(), 0)
+        for name in names:
+            groups.setdefault((name, whole ^ marks[name]), []).append(place)
+    return groups
 
 
 def _options_of(record: Record) -> list[str]:
@@ -157,13 +187,16 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
     Raises NotComparable if two records' metrics of one name have different identities.
     """
     refuse_mixed_identities(records)
-    groups: dict[str, list[Record]] = {}
+    groups: dict[str, tuple[dict[str, Any], list[Record]]] = {}
     for record in records:
-        groups.setdefault(json.dumps([record.method, all_options(record), settings(record)], sort_keys=True), []).append(record)
+        options = all_options(record)
+        key = json.dumps([record.method, options, settings(record)], sort_keys=True)
+        groups.setdefault(key, (options, []))[1].append(record)
     rows = []
-    for group in groups.values():
+    for options, group in groups.values():
         by_seed = {record.config["seed"]: record for record in sorted(group, key=lambda r: (r.status == "finished", len(r.metrics)))}
-        rows.append(Row(label(group[0]), tuple(by_seed[seed] for seed in sorted(by_seed))))
+        off = off_default(group[0].method, options)
+        rows.append(Row(label(group[0], options), tuple(by_seed[seed] for seed in sorted(by_seed)), options, off))
     return sorted(rows, key=lambda row: (row.training, -row.num_steps if not row.training[0] else row.num_steps, row.label))
 
 
