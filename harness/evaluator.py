@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from harness.conditions import Condition
 from harness.data.images import to_uint8
+from harness.data.trajectories import cached_samples
 from harness.denoiser import count_passes
 from harness.errors import UsageError
 from harness.metrics import METRICS, Judged
@@ -26,13 +27,17 @@ from harness.metrics.exact import kl_of_map
 from harness.metrics.extractors import Extractor
 from harness.metrics.features import classify
 from harness.metrics.fidelity import distance_to_reference, fid, frechet_distance, label_agreement, sample_moments
-from harness.records import Metric
+from harness.records import Metric, code_digest
 from harness.solvers import Noise
 from harness.tasks import MixtureTask, Task
 
 Sampler = Callable[[Tensor, Condition, Noise], Tensor]
 """From noise [B, C, H, W], conditions and further noise (for stochastic samplers) to samples [B, C, H, W]."""
 Progress = Callable[[int, int], None]
+FEW = 10_000
+"""Images whose features are made faster than they are looked up."""
+FEATURE_ROOMS = ("metrics/features.py", "networks/classifier.py", "data/images.py")
+"""What decides features: cached ones are not used after a change there."""
 
 
 @torch.no_grad()
@@ -136,7 +141,7 @@ class Evaluator(ABC):
             "metric": name, "n": n, "task": spec.name, "task_version": spec.version, **hashes, "noise_seed": spec.evaluation.seed,
             "labels": "balanced", "guidance": spec.guidance.model_dump(), "metrics_version": 1, **self.identity_more,
             "kid_subset_size": spec.evaluation.kid_subset_size,
-        }  # fmt: skip
+        } | ({"neighbours": spec.evaluation.neighbours} if spec.evaluation.neighbours else {})  # fmt: skip
 
 
 class ImageEvaluator(Evaluator):
@@ -153,13 +158,22 @@ class ImageEvaluator(Evaluator):
     def __init__(self, task: Task, reference_samples: Callable[[int], Tensor], device: torch.device, extra: Sequence[Extractor] = ()):
         super().__init__(task, reference_samples)
         self.classifier = task.classifier(device)
-        self.reference = classify(self.classifier, task.split.train.images)[0]
+        self.reference = self._reference_features()
         self.extra = [(extractor, extractor(task.split.train.images)) for extractor in extra]
+
+    def _reference_features(self) -> Tensor:
+        """Features of the training images, float64 [n, 64]; of many they are kept in the cache."""
+        images = self.task.split.train.images
+        if len(images) < FEW:
+            return classify(self.classifier, images)[0]
+        key = {**self.task.hashes, "code": code_digest(FEATURE_ROOMS)}
+        return cached_samples(key, lambda: classify(self.classifier, images)[0])
 
     def of_samples(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         features, logits = classify(self.classifier, images)
-        real, size = self.task.split.train, self.task.spec.evaluation.kid_subset_size
-        judged = Judged(images, labels if labels is not None else logits.argmax(1), features, logits, real, self.reference, size)
+        real, spec = self.task.split.train, self.task.spec.evaluation
+        asked = labels if labels is not None else logits.argmax(1)
+        judged = Judged(images, asked, features, logits, real, self.reference, spec.kid_subset_size, spec.neighbours)
         metrics = {name: METRICS[name] for name in METRICS.names() if labels is not None or not METRICS[name].needs_labels}
         found = {name: float(metric()(judged)) for name, metric in metrics.items()}
         return found | {extractor.metric: fid(extractor(images), reference) for extractor, reference in self.extra}

@@ -158,3 +158,8 @@ def patched_cache(folder: Path) -> Iterator[None]:
 def cache_folder() -> Path:
     """Where trajectories and reference samples are kept: `HARNESS_CACHE`, or the platform's cache folder."""
     return Path(os.environ.get("HARNESS_CACHE") or platformdirs.user_cache_path("distillation-harness"))
+
+
+def data_folder() -> Path:
+    """Where data sets are looked for, and downloaded to: `HARNESS_DATA`, or `data` in the cache folder."""
+    return Path(os.environ.get("HARNESS_DATA") or cache_folder() / "data")

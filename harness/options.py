@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -112,9 +113,18 @@ def common(*, results: bool = False, device: bool = False) -> Callable:
             command = click.option("--results", default=Path("results"), type=folder, show_default=True, help="Results folder.")(command)
         if device:
             command = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")(command)
+            command = click.option("--data-dir", expose_value=False, callback=_set_data_folder, metavar="DIR",
+                                   help="Where data sets are, or are downloaded to [default: HARNESS_DATA, or data in the cache folder].",
+                                   )(command)  # fmt: skip
         return command
 
     return add
+
+
+def _set_data_folder(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """For this process, its workers and its jobs."""
+    if value is not None:
+        os.environ["HARNESS_DATA"] = str(Path(value).resolve())
 
 
 def chosen_device(name: str) -> torch.device:

@@ -8,10 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness import evaluator as evaluator_module
 from harness.conditions import Condition
 from harness.config import RunConfig, resolve
 from harness.evaluator import ImageEvaluator, sample_grid, sample_set, sampling_cost
 from harness.methods import METHODS
+from harness.metrics.features import classify
+from harness.metrics.fidelity import fid
+from harness.metrics.manifold import density_coverage, precision_recall
 from harness.randomness import Keyed
 from harness.records import Metric
 from harness.solvers import Noise, integrate
@@ -70,6 +74,32 @@ def test_the_floor_is_that_of_held_out_images(tiny: Task) -> None:
     for name in ("fid", "kid"):
         assert metrics[name].mean == pytest.approx(metrics[f"{name}_floor"].mean, rel=1e-9)
         assert metrics[name].direction == metrics[f"{name}_floor"].direction == "lower"
+
+
+def test_neighbourhoods_of_a_part_of_the_reference(tiny: Task) -> None:
+    """The part is in the identity; other metrics see all."""
+    images = noise_images(tiny, 40)
+    some = changed(tiny, evaluation={"neighbours": 100})
+    for task, count in ((tiny, 1437), (some, 100)):
+        evaluator = ImageEvaluator(task, lambda k: images, CPU)
+        found = evaluator.evaluate({0: images})
+        features = classify(evaluator.classifier, images)[0]
+        assert found["coverage"].mean == density_coverage(features, evaluator.reference[:count])[1]
+        assert found["recall"].mean == precision_recall(features, evaluator.reference[:count])[1]
+        assert found["fid"].mean == fid(features, evaluator.reference)
+        assert found["coverage"].identity.get("neighbours") == (100 if task is some else None)
+    assert some.digest != tiny.digest
+
+
+def test_features_of_many_images_are_kept(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluator_module, "FEW", 1000)
+    first = ImageEvaluator(tiny, lambda k: noise_images(tiny, 40), CPU).reference
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluator_module, "classify", lambda *args: pytest.fail("they are made again"))
+        assert torch.equal(ImageEvaluator(tiny, lambda k: noise_images(tiny, 40), CPU).reference, first)
+    other = changed(tiny, data={"split_seed": 1})
+    assert not torch.equal(ImageEvaluator(other, lambda k: noise_images(tiny, 40), CPU).reference, first)
+    assert torch.equal(first, classify(tiny.classifier(CPU), tiny.split.train.images)[0])
 
 
 def test_every_noise_set_has_its_value(tiny: Task) -> None:

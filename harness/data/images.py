@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from harness.conditions import Condition, Conditions
-from harness.errors import unknown
+from harness.errors import UsageError, unknown
+from harness.files import cache_folder, data_folder, locked_folder
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,34 @@ def digits(seed: int) -> Split:
     return Split(ImageSet(images[train], labels[train]), ImageSet(images[held_out], labels[held_out]))
 
 
-IMAGE_SETS: dict[str, Callable[[int], Split]] = {"digits": digits}
+def fashion_mnist(seed: int) -> Split:
+    """Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747): 28 x 28, 256 grey levels, its own split of 60,000 and 10,000; no seed.
+
+    Raises UsageError if the files are neither in `data_folder()` nor to be downloaded (torchvision checks their MD5), or broken.
+    """
+    from torchvision.datasets import FashionMNIST
+
+    folder = data_folder()
+
+    def part(train: bool) -> ImageSet:
+        try:
+            found = FashionMNIST(str(folder), train)
+        except RuntimeError:  # not there, or not unpacked yet
+            with locked_folder(cache_folder() / "data"):
+                found = FashionMNIST(str(folder), train, download=True)
+        return ImageSet(found.data.unsqueeze(1).float() / 127.5 - 1, found.targets.long())
+
+    try:
+        return Split(part(True), part(False))
+    except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
+        where, why = folder / "FashionMNIST" / "raw", " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(
+            f"Fashion-MNIST is neither in {where} nor to be downloaded ({why}); give --data-dir (or HARNESS_DATA) the folder that "
+            "holds FashionMNIST/raw, or delete that one if it is broken"
+        ) from error
+
+
+IMAGE_SETS: dict[str, Callable[[int], Split]] = {"digits": digits, "fashion-mnist": fashion_mnist}
 
 
 def load_split(name: str, seed: int) -> Split:

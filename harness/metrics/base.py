@@ -26,6 +26,7 @@ class Judged:
         real: the reference images and their labels.
         real_features: float64 [m, d].
         kid_subset_size: the task's.
+        neighbours: how many of the reference's first features neighbourhoods are made of; None is all.
     """
 
     images: Tensor
@@ -35,16 +36,17 @@ class Judged:
     real: ImageSet
     real_features: Tensor
     kid_subset_size: int
+    neighbours: int | None = None
 
     @cached_property
     def precision_recall(self) -> tuple[float, float]:
         """Improved precision and recall, which share their distances."""
-        return precision_recall(self.features, self.real_features)
+        return precision_recall(self.features, self.real_features[: self.neighbours])
 
     @cached_property
     def density_coverage(self) -> tuple[float, float]:
         """Density and coverage, which share their distances."""
-        return density_coverage(self.features, self.real_features)
+        return density_coverage(self.features, self.real_features[: self.neighbours])
 
 
 class SampleMetric(ABC):

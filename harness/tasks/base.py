@@ -114,6 +114,8 @@ class EvaluationSpec(_Spec):
     kid_subset_size: int
     batch_size: int
     latency_batch: int
+    neighbours: int | None = None
+    """Reference images, the first so many, that precision, recall, density and coverage see; None is all."""
 
 
 class Reference(_Spec):
@@ -286,7 +288,10 @@ class Task:
     def digest(self) -> str:
         """SHA-256 of all that the task fixes; its summary, the names of budgets and what a run may choose do not count."""
         without = {"summary", "budgets", "like", "defaults", *(part for part in ("mixture", "prompts") if getattr(self.spec, part) is None)}
-        return digest(self.spec.model_dump(mode="json", exclude=without))
+        content = self.spec.model_dump(mode="json", exclude=without)
+        if self.spec.evaluation.neighbours is None:
+            del content["evaluation"]["neighbours"]
+        return digest(content)
 
     @property
     def hashes(self) -> dict[str, str]:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request
+
 import pytest
 import torch
+from click.testing import CliRunner
 from sklearn.datasets import load_digits
+from torch import Tensor
 
+from harness.cli import main
 from harness.data.images import Split, digits, load_split, to_uint8
 from harness.errors import UsageError
+from harness.files import data_folder
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +76,69 @@ def test_every_8_bit_value_survives() -> None:
 def test_an_unknown_set_lists_the_near_ones() -> None:
     with pytest.raises(UsageError, match="unknown image set 'digit'; did you mean digits"):
         load_split("digit", 0)
+
+
+def write_fashion(folder: Path, train: int, held_out: int) -> dict[str, Tensor]:
+    """Files as Fashion-MNIST has them, with images that are made up; returns these."""
+    raw, made = folder / "FashionMNIST" / "raw", {}
+    raw.mkdir(parents=True)
+    for name, count in (("train", train), ("t10k", held_out)):
+        images = (torch.arange(count * 784) * 7 % 256).to(torch.uint8).view(count, 28, 28)
+        labels = (torch.arange(count) % 10).to(torch.uint8)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">iiii", 2051, count, 28, 28) + bytes(images.flatten().tolist()))
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, count) + bytes(labels.tolist()))
+        made[name] = images
+    return made
+
+
+def test_fashion_mnist_as_torchvision_lays_it_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = write_fashion(tmp_path / "data", 30, 20)
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "data"))
+    split = load_split("fashion-mnist", 0)
+    for part, name, count in ((split.train, "train", 30), (split.held_out, "t10k", 20)):
+        assert part.images.shape == (count, 1, 28, 28)
+        assert (part.images.min(), part.images.max()) == (-1, 1)
+        assert torch.equal(to_uint8(part.images).squeeze(1), made[name])  # nothing is lost
+        assert part.labels.tolist() == [i % 10 for i in range(count)]
+
+
+def test_fashion_mnist_is_unpacked_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there packed is unpacked if its MD5 is right, and fetched anew if not."""
+    write_fashion(tmp_path / "data", 30, 20)
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    for path in list(raw.iterdir()):
+        with gzip.open(raw / f"{path.name}.gz", "wb") as packed:
+            packed.write(path.read_bytes())
+        path.unlink()
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    asked = []
+
+    def no_network(request: Request, *args: object, **kwargs: object) -> None:
+        asked.append(request.full_url)
+        raise URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(UsageError, match=r"neither in .*FashionMNIST/raw nor to be downloaded .*no network.*; give --data-dir"):
+        load_split("fashion-mnist", 0)
+    assert asked
+    assert "train-images" in asked[0]
+    assert not list(raw.glob("*ubyte"))  # what has another MD5 is not used
+
+
+def test_broken_data_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_fashion(tmp_path / "data", 30, 20)
+    path = tmp_path / "data" / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:1000])  # an unpacking that was cut off
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "data"))
+    with pytest.raises(UsageError, match="or delete that one if it is broken"):
+        load_split("fashion-mnist", 0)
+
+
+def test_a_folder_of_data_can_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a relative one, for the command and for the workers that it starts."""
+    monkeypatch.setenv("HARNESS_DATA", "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["env", "--device", "cpu", "--data-dir", "data"])
+    assert done.exit_code == 0, done.output
+    assert data_folder() == tmp_path / "data"

@@ -13,6 +13,7 @@ from harness.metrics.manifold import (
     density_coverage,
     inception_style_score,
     memorised_share,
+    nearest_two,
     precision_recall,
     radii,
 )
@@ -79,3 +80,17 @@ def test_memorised_samples_are_near_one_image_alone() -> None:
     between = (training[:1] + training[1:2]) / 2
     assert memorised_share(between, training) == 0.0
     assert math.isclose(memorised_share(training, training), 1.0)
+
+
+def test_the_nearest_two_of_many_are_exact() -> None:
+    """Also where single precision cannot tell them apart."""
+    training = normal(3000, 0, 64).float()
+    training[1] = training[0] + 1e-4
+    training[2] = training[0] - 3e-4
+    samples = torch.cat([normal(700, 1, 64).float(), training[:1] + 1e-6])
+    found = nearest_two(samples, training)
+    exact = (samples.double().unsqueeze(1) - training.double()).norm(dim=2).topk(2, largest=False).values
+    assert torch.allclose(found, exact, rtol=1e-12, atol=0)
+    images = samples.reshape(-1, 1, 8, 8)
+    share = (exact[:, 0] < exact[:, 1] / 3).double().mean()
+    assert memorised_share(images, training.reshape(-1, 1, 8, 8)) == float(share) == 1 / 701
