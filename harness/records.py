@@ -148,6 +148,7 @@ class Environment(_Part):
 
     commit: str | None
     dirty: bool | None
+    """Whether the package's files differ from the commit's."""
     code: str
     """Digest of the harness's own sources without its presentation (command line and report)."""
     python: str
@@ -231,7 +232,7 @@ def code_digest(rooms: Collection[str] | None = None) -> str:
 def capture_environment(device: torch.device) -> Environment:
     """The machine, the versions and the code of this process."""
     commit = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain", "--untracked-files=no") if commit else None
+    status = _git("status", "--porcelain", "--untracked-files=no", "--", ".") if commit else None
     return Environment(
         commit=commit,
         dirty=None if status is None else bool(status),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,16 @@ def test_the_environment_names_code_versions_and_machine() -> None:
 def test_outside_of_a_checkout_there_is_no_commit(copied: Path) -> None:
     found = capture_environment(torch.device("cpu"))
     assert (found.commit, found.dirty) == (None, None)
+
+
+def test_only_changes_of_the_package_make_it_dirty(copied: Path) -> None:
+    root = copied.parent
+    (root / "results").mkdir()
+    (root / "results" / "page.md").write_text("first")
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"]):
+        subprocess.run(["git", *words], cwd=root, check=True)
+    (root / "results" / "page.md").write_text("second")
+    clean = capture_environment(torch.device("cpu"))
+    (copied / "trainer.py").write_text("changed = True")
+    assert (clean.dirty, capture_environment(torch.device("cpu")).dirty) == (False, True)
+    assert clean.commit
