@@ -44,8 +44,12 @@ class Preview:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def preview(resolved: Resolved, results: Path, device: torch.device) -> Preview:
-    """Looks and times; nothing is written."""
+def preview(resolved: Resolved, results: Path, device: torch.device, reuse: bool = False) -> Preview:
+    """Looks and times; nothing is written.
+
+    Args:
+        reuse: whether what other code finished counts.
+    """
     task, steps = resolved.task, resolved.settings.total_steps
     beside = replace(reference_of(task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features)
     run, reference = Run(resolved, results, device), Run(beside, results, device)
@@ -53,7 +57,7 @@ def preview(resolved: Resolved, results: Path, device: torch.device) -> Preview:
     method = run.build(teacher)
     sampler = run.sampler(method)
     nfe, macs = sampling_cost(sampler, method.passes_through, task, device)
-    finished = run.finished_record() is not None
+    finished = run.finished_record(reuse) is not None
     state = "finished" if finished else "interrupted" if (run.folder / "checkpoint").exists() else "new"
     cached, seconds = {"reference record": reference.finished_record() is not None}, {}
     n = task.spec.evaluation.samples

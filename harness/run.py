@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from harness.conditions import Condition
-from harness.config import Resolved, RunConfig, reference_of, resolve
+from harness.config import Resolved, reference_of
 from harness.counting import count_flops
 from harness.data.trajectories import TRAJECTORY_ROOMS, cached_samples, open_store, samples_folder
 from harness.denoiser import Guided, count_passes
@@ -322,9 +322,9 @@ def trajectory_bill(teacher: Guided, task: Task, device: torch.device) -> tuple[
     return passes.total * task.recipe.count // 2, flops * task.recipe.count / 2
 
 
-def run(config: RunConfig, results: Path, device: torch.device, report: Report = silent, reuse: bool = False,
+def run(resolved: Resolved, results: Path, device: torch.device, report: Report = silent, reuse: bool = False,
         storage: str = "") -> tuple[Record, Record]:  # fmt: skip
-    """The record of a config and the record of its task's reference, both computed where needed.
+    """The record of a resolved config and the record of its task's reference, both computed where needed.
 
     Args:
         results: the results folder; runs go to `results/runs/`.
@@ -334,7 +334,6 @@ def run(config: RunConfig, results: Path, device: torch.device, report: Report =
     Raises:
         UsageError, RunFailed, Interrupted.
     """
-    resolved = resolve(config, results=results, device=device)
     beside = replace(reference_of(resolved.task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features)
     reference = Run(beside, results, device, report, storage=storage).execute(reuse, wait=True)  # many runs share it
     return Run(resolved, results, device, report, storage=storage).execute(reuse), reference

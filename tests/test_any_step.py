@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 def made(results: Path, num_steps: int, **more: object) -> Record:
     config = RunConfig(task="tiny", method="consistency-distillation", num_steps=num_steps, **more)  # type: ignore[arg-type]
-    return run(config, results, CPU)[0]
+    return run(resolve(config, results=results), results, CPU)[0]
 
 
 def test_the_second_step_count_takes_the_firsts_student_and_bill(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ def test_a_task_with_the_same_files_and_another_guidance_is_no_sibling(tiny: Tas
     (tiny_folder / "other.yaml").write_text(yaml.safe_dump({**content, "name": "other", "guidance": {"scale": 2.0}}))
     first = made(tmp_path, 1)
     config = RunConfig(task="other", method="consistency-distillation", num_steps=2)
-    second = run(config, tmp_path, CPU)[0]
+    second = run(resolve(config, results=tmp_path), tmp_path, CPU)[0]
     assert first.hashes == second.hashes
     assert second.trained_in == ""
 
@@ -68,7 +68,7 @@ def test_a_task_with_the_same_files_and_another_guidance_is_no_sibling(tiny: Tas
 def test_a_method_that_trains_for_its_steps_has_none(tiny: Task, tmp_path: Path) -> None:
     for num_steps in (1, 2):
         config = RunConfig(task="tiny", method="step-distillation", num_steps=num_steps)
-        run(config, tmp_path, CPU)
+        run(resolve(config, results=tmp_path), tmp_path, CPU)
         assert Run(resolve(config), tmp_path, CPU).sibling() is None
 
 
@@ -77,7 +77,7 @@ def test_a_student_for_several_numbers_of_steps_is_trained_once(tiny: Task, tmp_
     records = []
     for num_steps in (1, 2):
         config = RunConfig(task="tiny", method="ard", num_steps=num_steps, options=options)
-        records.append(run(config, tmp_path, CPU)[0])
+        records.append(run(resolve(config, results=tmp_path), tmp_path, CPU)[0])
     assert [record.trained_in for record in records] == ["", records[0].run_id]
     assert [record.method for record in records] == ["ard", "ard"]
     weights = [read_tensors(tmp_path / "runs" / record.run_id / "student.safetensors") for record in records]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -174,7 +175,9 @@ def test_a_run_prints_its_row_beside_the_references(tiny: Task, harness: Harness
     assert done.code == 0
     for part in ("teacher", "ard", "FID", "held-out", "record.json"):
         assert part in done.out
+    assert re.match(r"about \d+ s on 1 threads, metrics not counted: reference samples .*, training .*\n", done.err)  # before it starts
     assert "training: 3/3" in done.err
+    assert "about" not in harness(*ARD, "--history-layers", 2, "--results", tmp_path / "results").err  # it is there
     assert len(list((tmp_path / "results" / "runs").glob("*/record.json"))) == 2
 
 
@@ -225,9 +228,9 @@ def test_an_interrupted_run_exits_with_130(error: BaseException, tiny: Task, har
         raise error
 
     monkeypatch.setattr(commands, "run", stop)
-    done = harness(*ARD)
+    done = harness(*ARD, "--history-layers", 2)
     assert done.code == 130
-    assert done.err.strip().startswith("harness: ")
+    assert done.err.splitlines()[-1].startswith("harness: ")
     assert "the same command resumes" in done.err
     assert "Traceback" not in done.err
 

@@ -63,7 +63,7 @@ def written(folder: Path, prompts: int = 0) -> Task:
 ])  # fmt: skip
 def test_methods_run_on_text_without_knowing(method: str, options: dict[str, Any], text: Task, tmp_path: Path) -> None:
     config = RunConfig(method=method, options=options, task=str(tmp_path / "one" / "text.yaml"), num_steps=2)
-    record, reference = run(config, tmp_path / "results", CPU)
+    record, reference = run(resolve(config, results=tmp_path / "results"), tmp_path / "results", CPU)
     assert (record.status, reference.status) == ("finished", "finished")
     assert {"fid", "kid", "recall"} <= record.metrics.keys()
     assert not [name for name in record.metrics if "label" in name or name == "diversity"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -17,7 +18,7 @@ from harness.methods import METHODS
 from harness.options import RUN_FIELDS, MethodCommand, chosen_device, common, field_options, storage_option
 from harness.preview import Preview, preview
 from harness.report.console import print_results
-from harness.run import run
+from harness.run import Run, run
 
 
 @click.command("run", cls=MethodCommand)
@@ -52,12 +53,17 @@ def run_command(ctx: click.Context, method: str | None, config: str | None, assi
     if "method" not in values:
         raise UsageError(f"no method is named; give --method, one of: {', '.join(METHODS.names())}")
     asked = parse_config({**values, "options": options})
+    where = chosen_device(device)
+    resolved = resolve(asked, results=results, device=where)
     if dry_run:
-        show_preview(preview(resolve(asked, results=results, device=chosen_device(device)), results, chosen_device(device)), as_json)
+        show_preview(preview(resolved, results, where, reuse), as_json)
         return
+    if Run(resolved, results, where).finished_record(reuse) is None:
+        with suppress(Exception):  # what fails here fails in the run, which notes it
+            click.echo(time_told(preview(resolved, results, where, reuse)), err=True)
     console = Console(stderr=True)
     with Display(console) as display:
-        record, reference = run(asked, results, chosen_device(device), display, reuse, storage)
+        record, reference = run(resolved, results, where, display, reuse, storage)
     if as_json:
         click.echo(record.model_dump_json(indent=1))
         return
@@ -81,5 +87,11 @@ def show_preview(found: Preview, as_json: bool) -> None:
     for name, there in found.cached.items():
         click.echo(f"{name}: {'there' if there else 'to be made'}")
     if found.seconds:
-        parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items())
-        click.echo(f"about {sum(found.seconds.values()):.0f} s on {torch.get_num_threads()} threads, metrics not counted: {parts}")
+        click.echo(time_told(found))
+
+
+def time_told(found: Preview) -> str:
+    """How long a run will take, and its parts."""
+    whole, parts = sum(found.seconds.values()), ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items())
+    told = f"{whole:.0f} s" if whole < 300 else f"{whole / 60:.0f} minutes"
+    return f"about {told} on {torch.get_num_threads()} threads, metrics not counted: {parts}"
