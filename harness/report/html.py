@@ -10,18 +10,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.methods import METHODS
 from harness.records import Record
 from harness.report.claims import claims_table, read_claims
 from harness.report.compare import agreement_table, equal_compute_table, equal_images_table
 from harness.report.figures import curves_figure, pareto_figure
 from harness.report.markdown import CLAIMS, by_task
-from harness.report.plots import Line, budget_lines, exposure_lines
+from harness.report.plots import ablations, budget_lines, exposure_lines
 from harness.report.statistics import metric_interval
 from harness.report.tables import (
     QUALITY,
     Row,
-    alike_but_one,
     counted,
     differences_table,
     error_split_table,
@@ -31,8 +29,8 @@ from harness.report.tables import (
     rows_of,
 )
 
-MOST_GRIDS, MOST_ABLATIONS = 48, 12
-"""Grids and ablation plots of a task that are shown."""
+MOST_GRIDS = 48
+"""Grids of a task that are shown."""
 
 
 def html_page(records: Sequence[Record], results: Path, claims: Path = CLAIMS) -> str:
@@ -119,7 +117,7 @@ def _figures(rows: Sequence[Row]) -> list[str]:
                 points.append((f"{row.label}, {counted(row.num_steps)}", x, metric_interval(row.finished, name).mean))
         if len(points) > 1:
             found.append(_figure("pareto", pareto_figure(points, label, heading), f"{heading} against {label}; the front is named."))
-    for title, curve in ablations(rows, name)[:MOST_ABLATIONS]:
+    for title, curve in ablations(rows, name):
         caption = f"{heading} by {curve.label}: {title}. Bars are 95 % intervals."
         found.append(_figure("ablation", curves_figure([curve], curve.label, heading, bars=True), caption))
     for steps, lines in exposure_lines(rows).items():
@@ -128,26 +126,6 @@ def _figures(rows: Sequence[Row]) -> list[str]:
     for steps, lines in budget_lines(rows).items():
         caption = f"{heading} along training in {steps}, on noise set 0."
         found.append(_figure("training", curves_figure(lines, "images", heading, log=True), caption))
-    return found
-
-
-def ablations(rows: Sequence[Row], name: str) -> list[tuple[str, Line]]:
-    """Trained rows that differ in one number among their options, or in the number of steps alone: a curve for each set of three."""
-    trained = [row for row in rows if row.training[0] and row.records[0].method in METHODS.names()]
-    sides = [{**row.options, "num_steps": row.num_steps, "row": (row.training, row.records[0].method)} for row in trained]
-    axes = [[axis for axis, value in side.items() if type(value) in (int, float)] for side in sides]
-    found = []
-    for (axis, _), places in alike_but_one(sides, axes).items():
-        members = sorted(((sides[place][axis], trained[place]) for place in places), key=lambda member: member[0])
-        if len({value for value, _ in members}) < 3:
-            continue
-        intervals = [metric_interval(row.finished, name) for _, row in members]
-        curve = Line(axis, [float(value) for value, _ in members], [i.mean for i in intervals], [i.half_width for i in intervals])
-        first = members[0][1]
-        told = [f"{option} {value}" for option, value in first.off_default.items() if option != axis]
-        steps = [] if axis == "num_steps" else [counted(first.num_steps)]
-        budget = f"trained {first.training[0]} × {first.training[1]}"
-        found.append((", ".join([first.records[0].method, *told, *steps, budget]), curve))
     return found
 
 

@@ -99,6 +99,8 @@ def claims_section(records: Sequence[Record], file: Path = CLAIMS) -> list[str]:
 def publish(records: Sequence[Record], results: Path) -> list[Path]:
     """Copies records and grids to `<results>/<task>/` and writes its README.md: what is meant to be committed.
 
+    The page begins with what `<results>/<task>/findings.md` says, if somebody has written that.
+
     Returns:
         The pages written.
     """
@@ -113,7 +115,9 @@ def publish(records: Sequence[Record], results: Path) -> list[Path]:
         plots = "".join(f"\n{caption}\n\n![{name}]({name})\n" for name, caption in write_plots(rows_of(found), folder))
         pictures = plots + _copy_grids(found, results, folder)
         head = f"# Results on {task}\n\nMade by `harness report {place} --publish` from `{task}/records/`.\n\n"
-        write_text(folder / "README.md", head + task_section(found) + "\n" + pictures)
+        findings = folder / "findings.md"
+        said = findings.read_text(encoding="utf-8").strip() + "\n\n" if findings.is_file() else ""
+        write_text(folder / "README.md", head + said + task_section(found) + "\n" + pictures)
         pages.append(folder / "README.md")
     tasks = "\n".join(f"- [{task}]({task}/README.md): {len(found)} runs" for task, found in by_task(records).items())
     whole = [f"# Results\n\nMade by `harness report {place} --publish`.\n\n{tasks}", *agreement(records), *claims_section(records)]

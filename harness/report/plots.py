@@ -1,18 +1,20 @@
-"""Pictures of a task's rows: exposure bias by step, and quality along the budget."""
+"""Pictures of a task's rows: ablations, exposure bias by step, and quality along the budget."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.files import write_aside
-from harness.report.statistics import t_interval
-from harness.report.tables import QUALITY, Row, counted, headline
+from harness.methods import METHODS
+from harness.report.statistics import metric_interval, t_interval
+from harness.report.tables import QUALITY, Row, alike_but_one, counted, headline
 
-MOST_NAMED = 30
-"""Lines with a colour and a name in a panel."""
+MOST_NAMED, MOST_ABLATIONS = 30, 12
+"""Lines with a colour and a name in a panel, and ablations that are shown."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,49 @@ def write_plot(path: Path, panels: dict[str, list[Line]], x_label: str, y_label:
     write_aside(path, lambda aside: figure.savefig(aside, format="png"))
 
 
+def ablations(rows: Sequence[Row], name: str) -> list[tuple[str, Line]]:
+    """Trained rows that differ in one number among their options, or in the number of steps alone: a title and a curve for each set of
+    three, the first dozen.
+    """
+    trained = [row for row in rows if row.training[0] and row.records[0].method in METHODS.names()]
+    sides = [{**row.options, "num_steps": row.num_steps, "row": (row.training, row.records[0].method)} for row in trained]
+    axes = [[axis for axis, value in side.items() if type(value) in (int, float)] for side in sides]
+    found = []
+    for (axis, _), places in alike_but_one(sides, axes).items():
+        members = sorted(((sides[place][axis], trained[place]) for place in places), key=lambda member: member[0])
+        if len({value for value, _ in members}) < 3:
+            continue
+        intervals = [metric_interval(row.finished, name) for _, row in members]
+        curve = Line(axis, [float(value) for value, _ in members], [i.mean for i in intervals], [i.half_width for i in intervals])
+        first = members[0][1]
+        told = [f"{option} {value}" for option, value in first.off_default.items() if option != axis]
+        steps = [] if axis == "num_steps" else [counted(first.num_steps)]
+        budget = f"trained {first.training[0]} × {first.training[1]}"
+        found.append((", ".join([first.records[0].method, *told, *steps, budget]), curve))
+    return found[:MOST_ABLATIONS]
+
+
+def write_ablations(path: Path, curves: Sequence[tuple[str, Line]], y_label: str) -> None:
+    """A small panel for each curve, with 95 % t intervals over seeds as bars."""
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(curves))
+    lines = math.ceil(len(curves) / columns)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * lines), layout="constrained", dpi=100)
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes, (title, curve) in zip(panels, curves, strict=False):
+        half = [0.0 if math.isnan(width) else width for width in curve.half_width]
+        axes.errorbar(curve.x, curve.y, half, marker="o", markersize=4, linewidth=1.3, capsize=3)
+        axes.set_title("\n".join(textwrap.wrap(title, 52)), loc="left", fontsize=9)
+        axes.set_xlabel(curve.label)
+        axes.set_ylabel(y_label)
+        axes.set_xticks(sorted(set(curve.x)))
+        axes.grid(alpha=0.3)
+    for axes in panels[len(curves) :]:
+        axes.axis("off")
+    write_aside(path, lambda aside: figure.savefig(aside, format="png"))
+
+
 def write_plots(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
     """Writes the plots that the rows have data for.
 
@@ -101,6 +146,11 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
         File name and caption of each.
     """
     made = []
+    trained = [row for row in rows if row.finished]
+    if trained and (curves := ablations(trained, headline(rows))):
+        heading = QUALITY[headline(rows)][0].rstrip(" ↓↑")
+        write_ablations(folder / "ablations.png", curves, heading)
+        made.append(("ablations.png", f"{heading} where one number alone changes. Bars are 95 % intervals over seeds."))
     if panels := exposure_lines(rows):
         write_plot(folder / "exposure.png", panels, "step", "error on own − on teacher's history")
         made.append(("exposure.png", "Exposure bias: root mean squared error on the student's own history minus that on the teacher's."))

@@ -18,8 +18,9 @@ from written import field, record, trained
 
 from harness.records import Exposure, Record
 from harness.report.figures import pareto_front
-from harness.report.html import ablations, html_page
+from harness.report.html import html_page
 from harness.report.latex import latex_table
+from harness.report.plots import ablations
 from harness.report.tables import results_table, rows_of
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rich.console import Console
 from written import ENVIRONMENT, metric, record
 
@@ -301,6 +302,24 @@ def test_publishing_published_records_alone_changes_nothing(tmp_path: Path) -> N
         path.unlink()
     publish(load_records(tmp_path), tmp_path)
     assert first.read_text() == text
+
+
+def test_a_page_begins_with_what_was_found_and_shows_ablations(tmp_path: Path) -> None:
+    for layers in (1, 3, 6):
+        one = record(run_id=f"ard-{layers}").model_copy(update={"options": {"history_layers": layers}})
+        write_record(tmp_path / "runs" / one.run_id / "record.json", one)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "findings.md").write_text("Three layers are best.\n")
+    first, _ = publish(load_records(tmp_path), tmp_path)
+    text = first.read_text()
+    assert text.index("Three layers are best.") < text.index("| method")
+    assert "![ablations.png](ablations.png)" in text
+    picture = Image.open(tmp_path / "tiny" / "ablations.png")
+    assert picture.size[0] > 400
+    (tmp_path / "runs" / "ard-3" / "record.json").unlink()
+    (tmp_path / "tiny" / "records" / "ard-3.json").unlink()
+    publish(load_records(tmp_path), tmp_path)
+    assert "ablations.png" not in first.read_text()
 
 
 def test_a_long_number_is_shortened_in_a_label() -> None:
