@@ -157,7 +157,7 @@ class ImageEvaluator(Evaluator):
 
     def __init__(self, task: Task, reference_samples: Callable[[int], Tensor], device: torch.device, extra: Sequence[Extractor] = ()):
         super().__init__(task, reference_samples)
-        self.classifier = task.classifier(device)
+        self.classifier, self.device = task.classifier(device), device
         self.reference = self._reference_features()
         self.extra = [(extractor, extractor(task.split.train.images)) for extractor in extra]
 
@@ -166,7 +166,7 @@ class ImageEvaluator(Evaluator):
         images = self.task.split.train.images
         if len(images) < FEW:
             return classify(self.classifier, images)[0]
-        key = {**self.task.hashes, "code": code_digest(FEATURE_ROOMS)}
+        key = {**self.task.hashes, "device": self.device.type, "code": code_digest(FEATURE_ROOMS)}
         return cached_samples(key, lambda: classify(self.classifier, images)[0])
 
     def of_samples(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:

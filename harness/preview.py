@@ -30,7 +30,7 @@ class Preview:
     Attributes:
         state: "finished", "interrupted" (it would resume) or "new".
         cached: for each part that is shared between runs, whether it is there.
-        seconds: an estimate for each part that is to be made, from small pieces timed now.
+        seconds: an estimate for each part that is to be made, from small pieces timed now; of an interrupted run from its start.
     """
 
     run_id: str
@@ -59,17 +59,18 @@ def preview(resolved: Resolved, results: Path, device: torch.device, reuse: bool
     nfe, macs = sampling_cost(sampler, method.passes_through, task, device)
     finished = run.finished_record(reuse) is not None
     state = "finished" if finished else "interrupted" if (run.folder / "checkpoint").exists() else "new"
-    cached, seconds = {"reference record": reference.finished_record() is not None}, {}
+    cached = {"reference record": reference.finished_record(reuse) is not None}
+    seconds: dict[str, float] = {}
     n = task.spec.evaluation.samples
     if not finished:
-        whole = timed(reference.sampler(reference.build(teacher)), task, device) * n
+        samples_of = {"reference samples": n * resolved.noise_sets}
         cached["reference samples"] = all(reference.samples_folder(k).exists() for k in range(resolved.noise_sets))
-        if not cached["reference samples"]:
-            seconds["reference samples"] = whole * resolved.noise_sets
         if steps and "trajectory" in METHODS[resolved.method].sources:
+            samples_of["trajectories"] = task.recipe.count
             cached["trajectories"] = (store_folder(task.recipe) / "manifest.json").exists()
-            if not cached["trajectories"]:
-                seconds["trajectories"] = whole / n * task.recipe.count
+        if missing := {part: count for part, count in samples_of.items() if not cached[part]}:
+            one = timed(reference.sampler(reference.build(teacher)), task, device)
+            seconds |= {part: one * count for part, count in missing.items()}
         one = timed(sampler, task, device) * n
         if steps and (sibling := run.sibling()):
             cached[f"student of {sibling.run_id}"] = True

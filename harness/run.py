@@ -159,7 +159,7 @@ class Run:
 
     def _samples_key(self, noise_set: int) -> dict[str, Any]:
         identity = {k: v for k, v in self.resolved.identity.items() if k not in ("noise_sets", "extra_features")}
-        return {**identity, "set": noise_set, "code": code_digest(SAMPLING_ROOMS)}
+        return {**identity, "set": noise_set, "device": self.device.type, "code": code_digest(SAMPLING_ROOMS)}
 
     def _train_and_evaluate(self) -> Record:
         r, task = self.resolved, self.resolved.task

@@ -94,4 +94,5 @@ def time_told(found: Preview) -> str:
     """How long a run will take, and its parts."""
     whole, parts = sum(found.seconds.values()), ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items())
     told = f"{whole:.0f} s" if whole < 300 else f"{whole / 60:.0f} minutes"
-    return f"about {told} on {torch.get_num_threads()} threads, metrics not counted: {parts}"
+    start = "from its start " if found.state == "interrupted" else ""
+    return f"about {told} {start}on {torch.get_num_threads()} threads, metrics not counted: {parts}"

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from harness.conditions import Condition, Conditions
 from harness.errors import UsageError, unknown
-from harness.files import cache_folder, data_folder, locked_folder
+from harness.files import data_folder
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,17 @@ def fashion_mnist(seed: int) -> Split:
     def part(train: bool) -> ImageSet:
         try:
             found = FashionMNIST(str(folder), train)
-        except RuntimeError:  # not there, or not unpacked yet
-            with locked_folder(cache_folder() / "data"):
+        except (RuntimeError, ValueError):  # not there, or not unpacked yet, or only in part
+            (folder / "FashionMNIST").mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / "FashionMNIST" / "lock"):
                 found = FashionMNIST(str(folder), train, download=True)
+        if len(found.data) != len(found.targets):
+            raise ValueError(f"{len(found.data)} images have {len(found.targets)} labels")
         return ImageSet(found.data.unsqueeze(1).float() / 127.5 - 1, found.targets.long())
 
     try:
         return Split(part(True), part(False))
-    except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, EOFError) as error:
         where, why = folder / "FashionMNIST" / "raw", " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
             f"Fashion-MNIST is neither in {where} nor to be downloaded ({why}); give --data-dir (or HARNESS_DATA) the folder that "

@@ -68,6 +68,7 @@ def nearest_two(samples: Tensor, training: Tensor) -> Tensor:
 
     The eight nearest are found by squared distances in single precision, those measured in double.
     """
-    squared = training.square().sum(1) - 2 * samples @ training.t()  # less that of the sample, which is the same for all
+    few, many = samples.float(), training.float()
+    squared = many.square().sum(1) - 2 * few @ many.t()  # less that of the sample, which is the same for all
     near = training[squared.topk(min(CANDIDATES, len(training)), largest=False).indices]
     return (near.double() - samples.double().unsqueeze(1)).norm(dim=2).topk(2, largest=False).values

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.config import settings
 from harness.files import write_aside
 from harness.methods import METHODS
 from harness.report.statistics import metric_interval, t_interval
@@ -101,8 +102,10 @@ def ablations(rows: Sequence[Row], name: str) -> list[tuple[str, Line]]:
     three, the first dozen.
     """
     trained = [row for row in rows if row.training[0] and row.records[0].method in METHODS.names()]
-    sides = [{**row.options, "num_steps": row.num_steps, "row": (row.training, row.records[0].method)} for row in trained]
-    axes = [[axis for axis, value in side.items() if type(value) in (int, float)] for side in sides]
+    sides = [{**settings(row.records[0]), **row.options, "num_steps": row.num_steps, "row": (row.training, row.records[0].method)}
+             for row in trained]  # fmt: skip
+    numbers = [{**row.options, "num_steps": row.num_steps} for row in trained]
+    axes = [[axis for axis, value in of.items() if type(value) in (int, float)] for of in numbers]
     found = []
     for (axis, _), places in alike_but_one(sides, axes).items():
         members = sorted(((sides[place][axis], trained[place]) for place in places), key=lambda member: member[0])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from harness.conditions import Condition, Conditions
@@ -114,7 +114,7 @@ class EvaluationSpec(_Spec):
     kid_subset_size: int
     batch_size: int
     latency_batch: int
-    neighbours: int | None = None
+    neighbours: int | None = Field(None, gt=5)
     """Reference images, the first so many, that precision, recall, density and coverage see; None is all."""
 
 
@@ -363,6 +363,6 @@ def load_task(name: str) -> Task:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A task's file; where it says `like: other`, what it does not say is as in that one of ours."""
+    """A task's file; where it says `like: other`, what it does not say is as in that one of ours, but for what was tuned there."""
     content = read_yaml(path)
-    return {**_read(FOLDER / f"{content['like']}.yaml"), **content} if "like" in content else content
+    return {**_read(FOLDER / f"{content['like']}.yaml"), "defaults": {}, **content} if "like" in content else content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import struct
 from pathlib import Path
 from urllib.error import URLError
@@ -13,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from sklearn.datasets import load_digits
 from torch import Tensor
+from torchvision.datasets import FashionMNIST
 
 from harness.cli import main
 from harness.data.images import Split, digits, load_split, to_uint8
@@ -104,6 +106,7 @@ def test_fashion_mnist_as_torchvision_lays_it_out(tmp_path: Path, monkeypatch: p
 
 def test_fashion_mnist_is_unpacked_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is there packed is unpacked if its MD5 is right, and fetched anew if not."""
+    asked: list[str] = []
     write_fashion(tmp_path / "data", 30, 20)
     raw = tmp_path / "data" / "FashionMNIST" / "raw"
     for path in list(raw.iterdir()):
@@ -112,7 +115,6 @@ def test_fashion_mnist_is_unpacked_and_checked(tmp_path: Path, monkeypatch: pyte
         path.unlink()
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    asked = []
 
     def no_network(request: Request, *args: object, **kwargs: object) -> None:
         asked.append(request.full_url)
@@ -121,9 +123,14 @@ def test_fashion_mnist_is_unpacked_and_checked(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     with pytest.raises(UsageError, match=r"neither in .*FashionMNIST/raw nor to be downloaded .*no network.*; give --data-dir"):
         load_split("fashion-mnist", 0)
-    assert asked
     assert "train-images" in asked[0]
     assert not list(raw.glob("*ubyte"))  # what has another MD5 is not used
+    packed = sorted(raw.glob("*.gz"))
+    right = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in packed]
+    monkeypatch.setattr(FashionMNIST, "resources", right)
+    asked.clear()
+    assert len(load_split("fashion-mnist", 0).train) == 30
+    assert not asked
 
 
 def test_broken_data_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +138,16 @@ def test_broken_data_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "data" / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])  # an unpacking that was cut off
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "data"))
-    with pytest.raises(UsageError, match="or delete that one if it is broken"):
+    with pytest.raises(UsageError, match=r"invalid for input of size.*or delete that one if it is broken"):
+        load_split("fashion-mnist", 0)
+
+
+def test_images_without_labels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_fashion(tmp_path / "data", 30, 20)
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    (raw / "train-labels-idx1-ubyte").write_bytes((raw / "t10k-labels-idx1-ubyte").read_bytes())
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "data"))
+    with pytest.raises(UsageError, match="30 images have 20 labels"):
         load_split("fashion-mnist", 0)
 
 
