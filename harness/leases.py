@@ -274,7 +274,8 @@ def open_database(storage: str, folder: Path) -> sa.Engine:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         engine = sa.create_engine(url, pool_pre_ping=True, connect_args=CONNECTION[kind], isolation_level="AUTOCOMMIT")
-        with suppress(sa.exc.IntegrityError), engine.connect() as connection:  # PostgreSQL's word for two that make it at once
+        at_once = (sa.exc.IntegrityError, sa.exc.ProgrammingError)  # PostgreSQL's words for two that make it; what is asked next tells
+        with suppress(*at_once), engine.connect() as connection:
             connection.execute(sa.schema.CreateTable(TABLE, if_not_exists=True))
         with engine.connect() as connection:
             connection.execute(sa.select(TABLE).limit(1)).all()

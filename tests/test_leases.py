@@ -253,6 +253,19 @@ def test_the_first_ones_may_come_at_once(worker: Any) -> None:
         assert len(set(pool.map(first, range(4)))) == 4
 
 
+def test_many_make_the_table_of_a_database_at_once(tmp_path: Path, server: Any) -> None:
+    """PostgreSQL has several words for that, of which one comes in one of 200 cases."""
+    for number in range(10):
+        url, begin = server.database(), threading.Barrier(8)
+
+        def start(url: str = url, begin: threading.Barrier = begin, folder: Path = tmp_path / str(number)) -> list[Any]:
+            begin.wait()
+            return Leases(folder, url).running()
+
+        with ThreadPoolExecutor(8) as pool:
+            assert [found.result() for found in [pool.submit(start) for _ in range(8)]] == [[]] * 8
+
+
 def test_an_answer_that_was_lost_is_no_other_worker(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one, asked = worker(), []
     ask = one._ask

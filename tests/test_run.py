@@ -228,7 +228,7 @@ def test_a_training_free_run_has_no_student_and_no_bill(tiny: Task, tmp_path: Pa
 
 
 def test_run_returns_the_references_record_beside_it(tiny: Task, tmp_path: Path) -> None:
-    record, reference = run.run(config(budget="table"), tmp_path, CPU)
+    record, reference = run.run(resolve(config(budget="table")), tmp_path, CPU)
     assert (reference.method, reference.config["num_steps"]) == ("teacher", 4)
     assert reference.metrics["fid"].values.keys() == record.metrics["fid"].values.keys() == {0, 1}
     folders = sorted(path.name for path in (tmp_path / "runs").glob("[!.]*"))
@@ -236,7 +236,7 @@ def test_run_returns_the_references_record_beside_it(tiny: Task, tmp_path: Path)
 
 
 def test_a_teacher_that_asks_for_nothing_new_is_the_reference(tiny: Task, tmp_path: Path) -> None:
-    record, reference = run.run(config(method="teacher", options={}, num_steps=4), tmp_path, CPU)
+    record, reference = run.run(resolve(config(method="teacher", options={}, num_steps=4)), tmp_path, CPU)
     assert record.run_id == reference.run_id
 
 
@@ -278,7 +278,7 @@ def test_samples_that_are_not_finite_fail_the_run(tiny: Task, tmp_path: Path, mo
 
 def test_a_wrong_option_leaves_nothing_behind(tiny: Task, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="history_layers is 9"):
-        run.run(config(options={"history_layers": 9}), tmp_path / "results", CPU)
+        run.run(resolve(config(options={"history_layers": 9})), tmp_path / "results", CPU)
     assert not (tmp_path / "results").exists()
 
 
