@@ -153,6 +153,8 @@ class TaskSpec(_Spec):
     guidance: Guidance
     guidance_scan: list[float]
     """Scales that teacher training tries; the best FID should be `guidance.scale`."""
+    guidance_scan_samples: int | None = Field(None, gt=1)
+    """The first so many samples of noise set 0, on which it tries them; none is all."""
     features: Weights | None
     """The feature network; none where samples are judged by the exact distribution."""
     mixture: MixtureSpec | None = None
