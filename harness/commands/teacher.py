@@ -26,7 +26,8 @@ def teacher_group() -> None:
 def teacher_train(task: str, results: Path, device: str, as_json: bool) -> None:
     """Train a task's own feature network and teacher, and scan guidance; resumes where it was interrupted."""
     with Display(Console(stderr=True)) as display:
-        made = train_networks(load_task(task), results / "teachers" / task, chosen_device(device), display)
+        found = load_task(task)
+        made = train_networks(found, results / "teachers" / found.spec.name, chosen_device(device), display)
     if as_json:
         click.echo(json.dumps({str(m.path): m.card for m in made}, indent=1))
         return
