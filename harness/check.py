@@ -28,7 +28,7 @@ from harness.errors import CheckFailed, UsageError
 from harness.files import digest, write_text
 from harness.methods import METHODS
 from harness.records import Environment, Record
-from harness.report.tables import HEADLINES, counted, label
+from harness.report.rows import HEADLINES, counted, label
 from harness.tasks import load_task
 
 LEVEL, TIGHT, LATENCY, UNKNOWN_SPREAD, EXACT_SAMPLER, LENT = 0.05, 1e-3, 1.25, 0.02, 0.001, 10

@@ -143,16 +143,15 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
 
 
 @contextmanager
-def patched_cache(folder: Path) -> Iterator[None]:
-    """Inside, `cache_folder()` is another folder."""
-    before = os.environ.get("HARNESS_CACHE")
-    os.environ["HARNESS_CACHE"] = str(folder)
+def environment(**values: str) -> Iterator[None]:
+    """Inside, these environment variables have these values; afterwards all are as before."""
+    before = os.environ.copy()
+    os.environ.update(values)
     try:
         yield
     finally:
-        os.environ.pop("HARNESS_CACHE")
-        if before is not None:
-            os.environ["HARNESS_CACHE"] = before
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def cache_folder() -> Path:

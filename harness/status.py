@@ -12,8 +12,9 @@ from harness.errors import UsageError
 from harness.leases import leases_of, of_runs
 from harness.log import LINE
 from harness.records import Record, read_record
+from harness.report.rows import headline, rows_of
 from harness.report.statistics import metric_interval
-from harness.report.tables import QUALITY, headline, rows_of
+from harness.report.tables import QUALITY
 
 
 @dataclass(frozen=True)

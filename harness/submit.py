@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from harness.errors import RunFailed, UsageError
+from harness.files import environment
 
 
 def work(words: Sequence[str]) -> int:
@@ -41,18 +41,14 @@ def submit(words: Sequence[str], workers: int, cluster: str, logs: Path, paramet
         import submitit
     except ImportError as error:
         raise UsageError("--submit needs submitit: install distillation-harness[slurm]") from error
-    before = os.environ.copy()
     try:
-        os.environ.update({"HARNESS_STORAGE": storage} if storage else {})
-        executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
-        executor.update_parameters(**parameters)
-        with executor.batch():
-            return [executor.submit(work, list(words)) for _ in range(workers)]
+        with environment(**({"HARNESS_STORAGE": storage} if storage else {})):
+            executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
+            executor.update_parameters(**parameters)
+            with executor.batch():
+                return [executor.submit(work, list(words)) for _ in range(workers)]
     except (RuntimeError, ValueError, OSError, NameError, AssertionError, subprocess.SubprocessError) as error:
         raise UsageError(f"cannot submit to {cluster}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def parameters_of(assignments: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from harness.errors import Busy, RunFailed, UsageError
 from harness.log import Report, silent
 from harness.records import Record, capture_environment, read_record
 from harness.run import Run
-from harness.tasks import Task, load_task
+from harness.tasks import load_task
 
 
 class SweepCell(BaseModel):
@@ -104,12 +105,11 @@ def plan(configs: Sequence[RunConfig], results: Path, device: torch.device, reus
     published = {key_of_record(record): record for record in found if reuse or record.environment.code == code}
     cells: dict[str, Cell] = {}
     settled: dict[str, Resolved] = {}  # what seeds share: a budget in FLOPs takes seconds to count
-    tasks: dict[str, Task] = {}  # with their data, once
+    task_of = cache(load_task)  # with its data, once
     for config in configs:
         alike = config.model_dump_json(exclude={"seed"})
         if alike not in settled:
-            task = tasks.setdefault(config.task, load_task(config.task))
-            settled[alike] = resolve(config, task, results, device)
+            settled[alike] = resolve(config, task_of(config.task), results, device)
         resolved = settled[alike].with_seed(config.seed)
         record = Run(resolved, results, device).finished_record(reuse) or published.get(resolved.key)
         cells.setdefault(resolved.run_id, Cell(config, resolved, record))

@@ -17,7 +17,7 @@ from harness.cli import main
 from harness.config import key_of_record, parse_config, resolve
 from harness.errors import CheckFailed, UsageError
 from harness.records import Metric, Record, read_record, write_record
-from harness.report.tables import load_records
+from harness.report.rows import load_records
 from harness.sweep import expand
 
 ROOT = Path(__file__).parent.parent

@@ -340,6 +340,16 @@ def test_teacher_train_prints_files_and_hashes(tiny: Task, harness: Harness, tmp
     assert all(Path(path).is_file() for path in found)
 
 
+def test_networks_of_a_task_given_as_a_file_go_to_the_results(
+    tiny: Task, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Path] = []
+    monkeypatch.setattr("harness.commands.teacher.train_networks", lambda task, folder, *others: given.append(folder) or [])
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**tiny.spec.model_dump(mode="json", exclude_none=True), "name": "own"}))
+    assert harness("teacher", "train", "--task", tmp_path / "own.yaml", "--results", tmp_path / "results").code == 0
+    assert given == [tmp_path / "results" / "teachers" / "own"]
+
+
 def test_without_arguments_help_is_shown(harness: Harness) -> None:
     done = harness("--help")
     assert done.code == 0

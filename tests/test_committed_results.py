@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.report.markdown import publish
-from harness.report.tables import load_records
+from harness.report.rows import load_records
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "results").glob("**/README.md"))

@@ -18,7 +18,7 @@ from harness.cli import main
 from harness.config import parse_config, reference_of, resolve
 from harness.data.images import to_uint8
 from harness.errors import NotComparable
-from harness.report.tables import load_records, rows_of
+from harness.report.rows import load_records, rows_of
 from harness.run import Run
 from harness.tasks import Task
 

@@ -22,7 +22,7 @@ from harness.cli import main
 from harness.errors import UsageError
 from harness.leases import TABLE, leases_of
 from harness.records import read_record
-from harness.report.tables import load_records, rows_of
+from harness.report.rows import load_records, rows_of
 from harness.submit import parameters_of, submit
 
 

@@ -15,7 +15,7 @@ from harness.console import Display
 from harness.errors import CheckFailed, UsageError
 from harness.options import chosen_device, common
 from harness.records import Record
-from harness.report.tables import load_records
+from harness.report.rows import load_records
 from harness.sweep import plan, run_sweep
 
 

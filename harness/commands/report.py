@@ -12,7 +12,8 @@ from harness.options import common
 from harness.records import Record
 from harness.report.latex import latex_table
 from harness.report.markdown import by_task, page, publish
-from harness.report.tables import KEYS, QUALITY, load_records, results_table, rows_of
+from harness.report.rows import load_records, rows_of
+from harness.report.tables import KEYS, QUALITY, results_table
 
 SHOWN = {*(heading for heading, _ in QUALITY.values()), "NFE", "MMACs / sample", "status"}
 """Columns of a table for a paper, beside the keys."""

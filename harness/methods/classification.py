@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from harness.methods.base import Batch, Method, OptimizerConfig, Problem, Update
@@ -14,13 +16,18 @@ from harness.networks.classifier import Classifier
 class Classification(Method):
     """`L = -log p(label | image)`."""
 
-    Config = OptimizerConfig
+    class Config(OptimizerConfig):
+        flip: float = Field(0.0, ge=0, le=1)
+        """Share of images that are mirrored left to right."""
+        shift: int = Field(0, ge=0)
+        """Pixels by which images are moved at most, up or down and left or right."""
+
     sources = frozenset({"data"})
     target = "data"
     needs_labels = True
 
-    def __init__(self, config: OptimizerConfig, teacher: None, task: Problem, num_steps: int, total_steps: int):
-        network = Classifier(task.shape, task.num_classes)
+    def __init__(self, config: Config, teacher: None, task: Problem, num_steps: int, total_steps: int):
+        self.config, network = config, Classifier(task.shape, task.num_classes)
         self.players = {"classifier": config.player(network, total_steps)}
         ema = self.players["classifier"].ema
         assert ema is not None
@@ -32,6 +39,15 @@ class Classification(Method):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.data is not None
         images, cond = batch.data
-        logits = self.players["classifier"].module(images)
+        logits = self.players["classifier"].module(self.augmented(images, batch))
         accuracy = (logits.argmax(1) == cond.classes).float().mean()
         return F.cross_entropy(logits, cond.classes), {"accuracy": accuracy}
+
+    def augmented(self, images: Tensor, batch: Batch) -> Tensor:
+        """Images [B, C, H, W] mirrored and moved at random; at an edge its pixels are repeated."""
+        mirrored = (batch.uniform("flip") < self.config.flip).view(-1, 1, 1, 1)
+        images = torch.where(mirrored, images.flip(-1), images)
+        most, (height, width) = self.config.shift, images.shape[-2:]
+        windows = F.pad(images, [most] * 4, mode="replicate").unfold(2, height, 1).unfold(3, width, 1)
+        down, right = ((batch.uniform(name) * (2 * most + 1)).long() for name in ("down", "right"))
+        return windows[torch.arange(len(images), device=images.device), :, down, right]

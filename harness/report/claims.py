@@ -15,8 +15,8 @@ from harness.cost import paper_problem, sampling_cost_on_meta
 from harness.errors import UsageError
 from harness.files import read_yaml
 from harness.records import Record
+from harness.report.rows import HEADLINES, counted
 from harness.report.statistics import Interval, degradation_ratio, paired_difference, t_interval
-from harness.report.tables import HEADLINES, counted
 
 MAX_SEED = 9
 """Seeds from 0 to here are looked for."""

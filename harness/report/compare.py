@@ -14,8 +14,9 @@ from scipy import stats
 
 from harness.methods import METHODS
 from harness.records import Milestone, Record
+from harness.report.rows import Row, counted, headline, in_label
 from harness.report.statistics import metric_interval, t_interval
-from harness.report.tables import QUALITY, Row, counted, headline, in_label
+from harness.report.tables import QUALITY
 from harness.tasks import load_task, task_names
 
 FEWEST = 5

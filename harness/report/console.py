@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.records import Record
-from harness.report.tables import diversity, notes, results_table, rows_of
+from harness.report.rows import rows_of
+from harness.report.tables import diversity, notes, results_table
 
 
 def print_results(records: Sequence[Record], console: Console) -> None:

@@ -16,18 +16,9 @@ from harness.report.compare import agreement_table, equal_compute_table, equal_i
 from harness.report.figures import curves_figure, pareto_figure
 from harness.report.markdown import CLAIMS, by_task
 from harness.report.plots import ablations, budget_lines, exposure_lines
+from harness.report.rows import Row, counted, headline, rows_of
 from harness.report.statistics import metric_interval
-from harness.report.tables import (
-    QUALITY,
-    Row,
-    counted,
-    differences_table,
-    error_split_table,
-    headline,
-    notes,
-    results_table,
-    rows_of,
-)
+from harness.report.tables import QUALITY, differences_table, error_split_table, notes, results_table
 
 MOST_GRIDS = 48
 """Grids of a task that are shown."""

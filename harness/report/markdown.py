@@ -13,6 +13,7 @@ from harness.records import Record, read_record, write_record
 from harness.report.claims import claims_table, read_claims
 from harness.report.compare import agreement_table, equal_compute_table, equal_images_table
 from harness.report.plots import write_plots
+from harness.report.rows import rows_of
 from harness.report.tables import (
     KEYS,
     QUALITY,
@@ -23,7 +24,6 @@ from harness.report.tables import (
     floor_table,
     notes,
     results_table,
-    rows_of,
 )
 
 CLAIMS = Path(__file__).parent.parent.parent / "baselines" / "claims.yaml"

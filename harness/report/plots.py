@@ -11,8 +11,9 @@ from pathlib import Path
 from harness.config import settings
 from harness.files import write_aside
 from harness.methods import METHODS
+from harness.report.rows import Row, alike_but_one, counted, headline
 from harness.report.statistics import metric_interval, t_interval
-from harness.report.tables import QUALITY, Row, alike_but_one, counted, headline
+from harness.report.tables import QUALITY
 
 MOST_NAMED, MOST_ABLATIONS = 30, 12
 """Lines with a colour and a name in a panel, and ablations that are shown."""

@@ -1,25 +1,13 @@
-"""Records to tables: one row for each method and setting, its seeds together."""
+"""Rows to tables of text."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, reduce
-from itertools import combinations
-from operator import xor
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
-from harness.config import PLAIN_CONFIG, all_options, settings
-from harness.errors import NotComparable, UsageError
-from harness.methods import METHODS
 from harness.metrics import METRICS
-from harness.records import Record, read_record
+from harness.report.rows import Row, headline, neighbours, reference_record, trains
 from harness.report.statistics import Difference, degradation_ratio, holm, metric_interval, paired_difference, t_interval
 
 ELSEWHERE = {  # metrics that need more than samples: (heading, digits)
@@ -41,183 +29,7 @@ def diversity() -> dict[str, tuple[str, int]]:
     return {name: (METRICS[name].heading, METRICS[name].digits) for name in names}
 
 
-HEADLINES = ("fid", "frechet_distance")
-"""The metric of differences and curves: the first that a task has."""
-DIVERSITY = {
-    "precision": ("precision ↑", 3),
-    "recall": ("recall ↑", 3),
-    "density": ("density ↑", 3),
-    "coverage": ("coverage ↑", 3),
-    "inception_style_score": ("inception-style score ↑", 2),
-    "class_diversity": ("diversity in a class (real = 1)", 3),
-    "memorised_share": ("memorised ↓", 4),
-}
-CROWD = 30
-"""Rows that differ in one thing, above which not all pairs are shown."""
 KEYS = ["method", "steps", "training", "seeds × noise sets"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """The records of one method and setting, by seed."""
-
-    label: str
-    records: tuple[Record, ...]
-    options: Mapping[str, Any]
-    """As `all_options` gives them."""
-    off_default: Mapping[str, Any]
-    """Those that differ from their method's defaults."""
-
-    @property
-    def finished(self) -> tuple[Record, ...]:
-        return tuple(record for record in self.records if record.status == "finished")
-
-    @property
-    def num_steps(self) -> int:
-        return self.records[0].config["num_steps"]
-
-    @property
-    def training(self) -> tuple[int, int]:
-        """Training steps and batch size; (0, 0) without training."""
-        return self.records[0].config["total_steps"], self.records[0].config["batch_size"]
-
-
-def load_records(results: Path) -> list[Record]:
-    """All records below a results folder, those of `runs/` and the committed ones; of one run id the former counts.
-
-    Raises UsageError if there is none.
-    """
-    paths = [*results.glob("*/records/*.json"), *results.glob("records/*.json"), *results.glob("runs/*/record.json")]
-    found = {record.run_id: record for record in map(read_record, sorted(paths, key=lambda p: p.name == "record.json"))}
-    if not found:
-        raise UsageError(f"there is no record below {results}; `harness run` makes one")
-    return list(found.values())
-
-
-def counted(number: int, what: str = "step") -> str:
-    """Such as "1 step" or "4 steps"."""
-    return f"{number} {what}{'s' if number != 1 else ''}"
-
-
-def label(record: Record, options: Mapping[str, Any] | None = None) -> str:
-    """Method and the options that matter: those marked for labels and those that differ from the default.
-
-    Args:
-        options: what `all_options` gives for the record, where it is known.
-    """
-    options, config = all_options(record) if options is None else options, settings(record)
-    off = off_default(record.method, options)
-    if record.method in METHODS.names():
-        fields = METHODS[record.method].Config.model_fields
-        told = [name for name in options if name in fields and in_label(fields[name])]
-        off = {name: options[name] for name in told} | off
-    off |= {name: config[name] for name, plain in PLAIN_CONFIG.items() if config[name] != plain}
-    return record.method + "".join(f", {name} {_shown(value)}" for name, value in off.items())
-
-
-def off_default(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that differ from their method's defaults."""
-    plain = _plain(METHODS[method].Config) if method in METHODS.names() else {}
-    return {name: value for name, value in options.items() if name not in plain or value != plain[name]}
-
-
-@cache
-def _plain(config: type[BaseModel]) -> dict[str, Any]:
-    return config().model_dump(mode="json")
-
-
-def _shown(value: Any) -> str:
-    """A list as it is typed, a long number with four digits."""
-    if isinstance(value, float) and len(str(value)) > len("0.00054"):
-        return f"{value:.4g}"
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def neighbours(rows: Sequence[Row], name: str) -> list[tuple[Row, Row]]:
-    """Pairs of rows that differ in one thing: the method, an option off its default, or a setting other than steps and training.
-
-    Of more than `CROWD` rows that differ in the same thing each is paired with the best alone.
-    """
-    sides = []
-    for row in rows:
-        record = row.records[0]
-        side = {"method": record.method, **row.off_default, **settings(record), "rows": (row.num_steps, row.training)}
-        sides.append(dict.fromkeys(_options_of(record), "") | side)  # what is at its default says nothing to another method
-    buckets = alike_but_one(sides, [side.keys() - {"rows"} for side in sides])
-    found = set()
-    for members in buckets.values():
-        if len(members) > CROWD:
-            best = min(members, key=lambda number: metric_interval(rows[number].finished, name).mean)
-            found |= {(min(best, number), max(best, number)) for number in members if number != best}
-        else:
-            found |= set(combinations(members, 2))
-    return [(rows[a], rows[b]) for a, b in sorted(found)]
-
-
-def alike_but_one(sides: Sequence[Mapping[str, Any]], axes: Sequence[Iterable[str]]) -> dict[tuple[str, int], list[int]]:
-    """Groups (by their places) of what is equal in all but one thing; a value of "" counts as nothing.
-
-    Args:
-        sides: name: value of each.
-        axes: the names that may be that one thing, for each.
-    """
-    groups: dict[tuple[str, int], list[int]] = {}
-    for place, (side, names) in enumerate(zip(sides, axes, strict=True)):
-        marks = {name: 0 if value == "" else hash((name, repr(value))) for name, value in side.items()}
-        whole = reduce(xor, marks.values(), 0)
-        for name in names:
-            groups.setdefault((name, whole ^ marks[name]), []).append(place)
-    return groups
-
-
-def _options_of(record: Record) -> list[str]:
-    return list(METHODS[record.method].Config.model_fields) if record.method in METHODS.names() else []
-
-
-def in_label(option: FieldInfo) -> bool:
-    """Whether every table names an option."""
-    return isinstance(option.json_schema_extra, dict) and bool(option.json_schema_extra.get("in_label"))
-
-
-def rows_of(records: Sequence[Record]) -> list[Row]:
-    """Groups records that differ in the seed alone; training-free rows first, then by training and steps.
-
-    Of two records with one seed the one with more metrics counts.
-
-    Raises NotComparable if two records' metrics of one name have different identities.
-    """
-    refuse_mixed_identities(records)
-    groups: dict[str, tuple[dict[str, Any], list[Record]]] = {}
-    for record in records:
-        options = all_options(record)
-        key = json.dumps([record.method, options, settings(record)], sort_keys=True)
-        groups.setdefault(key, (options, []))[1].append(record)
-    rows = []
-    for options, group in groups.values():
-        by_seed = {record.config["seed"]: record for record in sorted(group, key=lambda r: (r.status == "finished", len(r.metrics)))}
-        off = off_default(group[0].method, options)
-        rows.append(Row(label(group[0], options), tuple(by_seed[seed] for seed in sorted(by_seed)), options, off))
-    return sorted(rows, key=lambda row: (row.training, -row.num_steps if not row.training[0] else row.num_steps, row.label))
-
-
-def refuse_mixed_identities(records: Sequence[Record]) -> None:
-    """Raises NotComparable if two records' metrics of one name have different identities."""
-    first: dict[str, Record] = {}
-    for record in records:
-        for name, metric in record.metrics.items():
-            other = first.setdefault(name, record)
-            theirs = other.metrics[name]
-            if theirs.identity != metric.identity:
-                keys = metric.identity.keys() | theirs.identity.keys()
-                differing = sorted(k for k in keys if metric.identity.get(k) != theirs.identity.get(k))
-                raise NotComparable(
-                    f"{name} of {record.run_id} and of {other.run_id} are not comparable: they differ in {', '.join(differing)}"
-                )
-
-
-def trains(record: Record) -> bool:
-    """Whether a record's method is one that trains."""
-    return record.method in METHODS.names() and bool(METHODS[record.method].sources)
 
 
 def results_table(rows: Sequence[Row]) -> pd.DataFrame:
@@ -281,18 +93,6 @@ def exposure_table(rows: Sequence[Row]) -> pd.DataFrame:
             "gap after each step": ", ".join(f"{sum(step) / len(step):.4f}" for step in zip(*gaps, strict=True)),
         })  # fmt: skip
     return pd.DataFrame(lines)
-
-
-def reference_record(rows: Sequence[Row]) -> Record | None:
-    """The record of the teacher's own output, from which others' distance is measured, if it is there."""
-    free = [record for row in rows if not row.training[0] for record in row.finished]
-    return next((r for r in free if "distance_to_teacher" in r.metrics and r.metrics["distance_to_teacher"].mean == 0), None)
-
-
-def headline(rows: Sequence[Row]) -> str:
-    """The metric by which a task's rows are compared."""
-    metrics = next(record for row in rows for record in row.finished).metrics
-    return next(name for name in HEADLINES if name in metrics)
 
 
 def error_split_table(rows: Sequence[Row]) -> pd.DataFrame:

@@ -289,7 +289,8 @@ class Task:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that the task fixes; its summary, the names of budgets and what a run may choose do not count."""
-        without = {"summary", "budgets", "like", "defaults", *(part for part in ("mixture", "prompts") if getattr(self.spec, part) is None)}
+        spoken = {"summary", "budgets", "like", "defaults", "guidance_scan_samples"}
+        without = {*spoken, *(part for part in ("mixture", "prompts") if getattr(self.spec, part) is None)}
         content = self.spec.model_dump(mode="json", exclude=without)
         if self.spec.evaluation.neighbours is None:
             del content["evaluation"]["neighbours"]

@@ -14,8 +14,8 @@ from harness.config import all_options, parse_config, resolve
 from harness.errors import UsageError
 from harness.records import Record
 from harness.report.claims import Claim, claims_table, measured, read_claims, verdict
+from harness.report.rows import load_records
 from harness.report.statistics import Interval
-from harness.report.tables import load_records
 
 ROOT = Path(__file__).parent.parent.parent
 RATIO = {"quantity": "degradation_ratio", "first": {"task": "digits", "method": "step-distillation", "budget": "table"},

@@ -11,7 +11,7 @@ from written import METHODS, field, record, trained
 from harness.records import Milestone
 from harness.report.compare import agreement_table, at_images, equal_compute, equal_compute_table, equal_images_table, known_as
 from harness.report.markdown import page
-from harness.report.tables import rows_of
+from harness.report.rows import rows_of
 
 
 def test_rows_of_another_budget_are_left_out() -> None:

@@ -21,7 +21,8 @@ from harness.report.figures import pareto_front
 from harness.report.html import html_page
 from harness.report.latex import latex_table
 from harness.report.plots import ablations
-from harness.report.tables import results_table, rows_of
+from harness.report.rows import rows_of
+from harness.report.tables import results_table
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 browser = pytest.mark.skipif(BROWSER is None and not os.environ.get("HARNESS_NEEDS_CHROMIUM"), reason="needs chromium")

@@ -16,15 +16,8 @@ from harness.methods import METHODS
 from harness.records import Exposure, Record, write_record
 from harness.report.console import print_results
 from harness.report.markdown import page, publish
-from harness.report.tables import (
-    differences_table,
-    exposure_table,
-    floor_table,
-    load_records,
-    notes,
-    results_table,
-    rows_of,
-)
+from harness.report.rows import load_records, rows_of
+from harness.report.tables import differences_table, exposure_table, floor_table, notes, results_table
 
 FIRST = "FID first − second"
 BETTER = "better (Holm, 95 %)"

@@ -1,0 +1,51 @@
+"""Mirroring and moving the images of the feature network's training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.methods.base import Batch
+from harness.methods.classification import Classification
+from harness.randomness import Keyed
+from harness.tasks import Task
+
+
+def augmented(task: Task, images: Tensor, **options: Any) -> Tensor:
+    method = Classification(Classification.Config(**options), None, task, 1, 10)
+    return method.augmented(images, Batch(torch.arange(len(images)), None, None, Keyed("train", 0, 0)))
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.arange(200 * 64.0).view(200, 1, 8, 8)
+
+
+def test_images_stay_as_they_are(tiny: Task, images: Tensor) -> None:
+    assert torch.equal(augmented(tiny, images), images)
+
+
+def test_the_share_that_is_asked_for_is_mirrored(tiny: Task, images: Tensor) -> None:
+    found = augmented(tiny, images, flip=0.25)
+    mirrored = (found == images.flip(-1)).flatten(1).all(1)
+    assert ((found == images).flatten(1).all(1) ^ mirrored).all()
+    assert 0.15 < mirrored.double().mean() < 0.35
+    assert torch.equal(augmented(tiny, images, flip=1.0), images.flip(-1))
+
+
+def test_images_move_in_both_directions_and_repeat_their_edges(tiny: Task, images: Tensor) -> None:
+    found = augmented(tiny, images, shift=1)
+    assert found.shape == images.shape
+    padded = F.pad(images, [1, 1, 1, 1], mode="replicate")
+    moves = []
+    for image, wide in zip(found, padded, strict=True):
+        places = [
+            (down, right) for down in range(3) for right in range(3) if torch.equal(image, wide[:, down : down + 8, right : right + 8])
+        ]
+        moves += places
+    assert len(moves) == len(images)
+    assert set(moves) == {(down, right) for down in range(3) for right in range(3)}
