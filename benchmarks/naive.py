@@ -48,6 +48,7 @@ class NaiveHistory(nn.Module):
         masks = [dense_mask(network, states, tokens, history) for history in (True, False)]
         h = h.flatten(1, 2)
         for index, block in enumerate(network.blocks):
+            assert isinstance(block, Block)
             h = naive_block(block, h, c, masks[0] if index < network.history_layers else masks[1])
         final = network.final_layer
         shift, scale = final.adaLN_modulation(c).chunk(2, -1)

@@ -6,7 +6,7 @@ One fails if its interval excludes the goal.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from benchmarks.ab import compare
 from benchmarks.naive import NaiveHistory
 from harness.conditions import Condition
+from harness.data.images import ImageSet
 from harness.data.trajectories import open_store
 from harness.methods import METHODS
 from harness.methods.base import Player
 from harness.metrics.compute import count_macs
-from harness.networks.dit import size_options
+from harness.networks.dit import DiT, size_options
 from harness.networks.history import EMPTY, HistoryDiT
 from harness.randomness import Keyed, keyed_initialisation
 from harness.tasks import load_task
-from harness.trainer import Trainer, TrainSettings, learning_rate_factor
+from harness.trainer import Trainer, TrainSettings
 
 CPU = torch.device("cpu")
 STATES = 4
@@ -32,7 +33,8 @@ STATES = 4
 def history_network(size: str, history_layers: int) -> HistoryDiT:
     """A history student of a size of the paper on 32 x 32 latents; a fresh DiT outputs zeros, this one does not."""
     with keyed_initialisation(0, size):
-        network = HistoryDiT(STATES, history_layers, image_size=32, in_channels=4, num_classes=1000, **size_options(size))
+        options: dict[str, Any] = size_options(size)
+        network = HistoryDiT(STATES, history_layers, image_size=32, in_channels=4, num_classes=1000, **options)
         for name, parameter in network.named_parameters():
             if "adaLN" in name or name.startswith("final_layer"):
                 nn.init.normal_(parameter, std=0.02)
@@ -88,7 +90,7 @@ def bare_loop(method: Any, trainer: Trainer, first: int, steps: int) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in player.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * learning_rate_factor(player, (step + 1) / trainer.settings.total_steps)
+            group["lr"] = group["initial_lr"] * player.rate((step + 1) / trainer.settings.total_steps)
         player.optimizer.step()
         player.optimizer.zero_grad(set_to_none=True)
         assert player.ema is not None
@@ -123,3 +125,37 @@ def test_trainer_against_a_bare_loop(found: Callable[..., None], tmp_path_factor
     ratio = compare(loop, one_round, pairs=11)
     found("trainer over a bare loop, ARD on digits", ratio, "<= 1.03")
     assert ratio.low <= 1.03
+
+
+def teacher_training(compiled: bool = False, precision: Literal["fp32", "bf16"] = "fp32") -> Callable[[], None]:
+    """A step of training Fashion-MNIST's teacher, at batch 64."""
+    task = load_task("fashion-mnist")
+    with keyed_initialisation(0, "teacher"):
+        method = METHODS["denoising"](METHODS["denoising"].Config(), None, task, task.trajectory_steps, 1000)
+    if compiled:
+        method.student_player.module.compile()
+    images = torch.rand(64, *task.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1  # what they show takes no time
+    source = ImageSet(images, torch.arange(64) % task.num_classes)
+    trainer = Trainer(method, {"data": source}, TrainSettings(1000, 64, 0, precision=precision), None, CPU)
+    trainer.known_flops = {"student/": 0.0}  # not to be counted through what is compiled
+    return lambda: trainer.train(until=trainer.step + 1)
+
+
+@pytest.mark.parametrize(("name", "options"), [("torch.compile", {"compiled": True}), ("bf16 autocast", {"precision": "bf16"})])
+def test_teacher_training(name: str, options: dict[str, Any], found: Callable[..., None]) -> None:
+    """What might make a teacher's training faster on this machine; there is no goal."""
+    found(
+        f"teacher training, Fashion-MNIST: {name} over neither", compare(teacher_training(), teacher_training(**options), warmup=3), "none"
+    )
+
+
+@torch.no_grad()
+def test_guidance(found: Callable[..., None]) -> None:
+    """Both evaluations of a guided teacher as one batch, over one after the other."""
+    task = load_task("fashion-mnist")
+    network = DiT(**task.network_options)
+    guided, index = task.guided(network).at(1.5), torch.arange(250)
+    x, cond, t = Keyed("benchmark", 0).normal("x", index, task.shape), Condition(index % task.num_classes), torch.tensor(0.5)
+    without = cond.replaced(torch.ones(len(index), dtype=torch.bool), task.null)
+    ratio = compare(lambda: (guided.denoiser(x, t, cond), guided.denoiser(x, t, without)), lambda: guided(x, t, cond), pairs=11)
+    found("a guided evaluation of 250 images, Fashion-MNIST: one batch over two", ratio, "none")

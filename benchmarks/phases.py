@@ -1,0 +1,127 @@
+"""Where the time goes: `python -m benchmarks.phases TASK [METHOD]` prints a table for teacher training, trajectories, distillation and
+evaluation, by kind of operation, and what each metric takes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from harness.data.trajectories import open_store
+from harness.evaluator import ImageEvaluator
+from harness.methods import METHODS
+from harness.metrics import METRICS
+from harness.metrics.base import Judged
+from harness.metrics.features import classify
+from harness.randomness import Keyed, keyed_initialisation
+from harness.schedules import few_step_levels
+from harness.solvers import SOLVERS, integrate
+from harness.tasks import Task, load_task
+from harness.trainer import Source, Trainer, TrainSettings
+
+KINDS = {  # the first whose word is in an operation's name
+    "attention": ("scaled_dot_product", "flash", "softmax"),
+    "matrix products": ("mm", "linear", "conv"),
+    "GELU, norms": ("gelu", "norm", "silu", "sigmoid"),
+    "copies": ("copy", "cat", "contiguous", "index", "fill", "zero"),
+    "optimizer": ("foreach", "lerp", "addcdiv"),
+}
+STEPS = 4
+T = TypeVar("T")
+
+
+def kind_of(operation: str) -> str:
+    """Of an operation of torch's."""
+    return next((kind for kind, words in KINDS.items() if any(word in operation for word in words)), "the rest")
+
+
+def shares(call: Callable[[], object]) -> tuple[float, dict[str, float]]:
+    """Seconds of a call, and the part of each kind of operation in it, after a first call that warms up."""
+    call()
+    started = time.perf_counter()
+    call()
+    seconds = time.perf_counter() - started
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        call()
+    by_kind: dict[str, float] = {}
+    for event in profiled.key_averages():
+        by_kind[kind_of(event.key)] = by_kind.get(kind_of(event.key), 0.0) + event.self_cpu_time_total
+    total = sum(by_kind.values())
+    return seconds, {kind: found / total for kind, found in by_kind.items()}
+
+
+def trainer_of(name: str, task: Task, source: dict[str, Source], batch_size: int) -> Trainer:
+    """A trainer that has counted its FLOPs."""
+    cls = METHODS[name]
+    with keyed_initialisation(0, name):
+        method = cls(cls.Config(), task.teacher(CPU), task, STEPS, 1000)
+    return Trainer(method, source, TrainSettings(1000, batch_size, 0), None, CPU)
+
+
+def one_step(trainer: Trainer) -> None:
+    trainer.train(until=trainer.step + 1)
+
+
+CPU = torch.device("cpu")
+
+
+def main(task_name: str = "digits", method: str = "step-distillation") -> None:
+    """Prints both tables."""
+    task = load_task(task_name)
+    teacher, network = task.teacher(CPU), task.spec.teacher
+    store = open_store(task.recipe, teacher, CPU)
+    index = torch.arange(task.spec.evaluation.batch_size)
+    x_T, cond = Keyed("phases", 0).normal("x_T", index, task.shape), task.conditions.balanced(index)
+    training = trainer_of("denoising", task, {"data": task.split.train}, network.training.batch_size if network else task.spec.batch_size)
+    distilling = trainer_of(method, task, {"trajectory": store}, task.spec.batch_size)
+    levels = few_step_levels(task.trajectory_steps)
+
+    @torch.no_grad()
+    def solve() -> None:
+        integrate(SOLVERS[task.spec.trajectories.solver](), teacher, x_T, levels, cond)
+
+    phases = {
+        f"teacher training, a step of {training.settings.batch_size}": lambda: one_step(training),
+        f"trajectories, {len(index)} in {task.trajectory_steps} evaluations": solve,
+        f"distillation ({method}, {STEPS} steps), a step of {task.spec.batch_size}": lambda: one_step(distilling),
+    }
+    print(f"{task_name}, {torch.get_num_threads()} threads\n")
+    print(f"| | seconds | {' | '.join([*KINDS, 'the rest'])} |\n|---|---|{'---|' * (len(KINDS) + 1)}")
+    for name, call in phases.items():
+        seconds, parts = shares(call)
+        print(f"| {name} | {seconds:.3f} | {' | '.join(f'{parts.get(kind, 0.0):.0%}' for kind in [*KINDS, 'the rest'])} |", flush=True)
+    print(f"\n| evaluation of {task.spec.evaluation.samples} samples | seconds |\n|---|---|")
+    for name, seconds in evaluation_seconds(task, teacher).items():
+        print(f"| {name} | {seconds:.1f} |", flush=True)
+
+
+def evaluation_seconds(task: Task, teacher: nn.Module) -> dict[str, float]:
+    """What each part of an evaluation takes: of real images in the place of samples, since the numbers do not matter here."""
+    found = {}
+
+    def timed(name: str, call: Callable[[], T]) -> T:
+        started = time.perf_counter()
+        result = call()
+        found[name] = time.perf_counter() - started
+        return result
+
+    evaluator = timed("reference features, once", lambda: ImageEvaluator(task, lambda k: images, CPU))
+    count = task.spec.evaluation.samples
+    images = task.split.train.images[torch.arange(count) % len(task.split.train)]
+    labels = task.split.train.labels[torch.arange(count) % len(task.split.train)]
+    features, logits = timed("features", lambda: classify(evaluator.classifier, images))
+    spec = task.spec.evaluation
+    judged = Judged(images, labels, features, logits, task.split.train, evaluator.reference, spec.kid_subset_size, spec.neighbours)
+    for name in METRICS.names():  # those that share distances pay for them once, the first of them
+        timed(name, lambda name=name: METRICS[name]()(judged))  # type: ignore[misc]
+    return found
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
