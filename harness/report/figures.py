@@ -13,6 +13,8 @@ MOST_NAMED = 10
 """Curves with a colour and a name; the others are grey."""
 MOST_GREY = 200
 """Of more grey ones every second, third, ... is drawn."""
+MOST_SHAPES = 1000
+"""Points above which all are one picture inside the figure, which is drawn sooner and is smaller."""
 
 
 def curves_figure(curves: Sequence[Line], x_label: str, y_label: str, log: bool = False, bars: bool = False) -> str:
@@ -50,7 +52,7 @@ def pareto_figure(points: Sequence[tuple[str, float, float]], x_label: str, y_la
     """Points (name, x, y), both in logarithms, of which the front (less of both is better) is drawn and named below."""
     front = pareto_front([(x, y) for _, x, y in points])
     figure, axes = _figure(3.0 + 0.16 * min(len(front), MOST_NAMED))
-    axes.scatter([x for _, x, _ in points], [y for *_, y in points], s=10, color="#9aa3b2", zorder=1)
+    axes.scatter([x for _, x, _ in points], [y for *_, y in points], s=10, color="#9aa3b2", zorder=1, rasterized=len(points) > MOST_SHAPES)
     axes.plot([points[i][1] for i in front], [points[i][2] for i in front], color="#0b5fad", linewidth=1, alpha=0.5, zorder=2)
     for number, i in enumerate(front[:MOST_NAMED], 1):
         name, x, y = points[i]
@@ -93,5 +95,5 @@ def _svg(figure, axes, x_label: str, y_label: str) -> str:  # type: ignore[no-un
     axes.grid(alpha=0.3)
     text = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "harness"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        figure.savefig(text, format="svg", dpi=200, metadata={"Date": None})
     return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import cache, cached_property, reduce
 from itertools import combinations
 from operator import xor
 from pathlib import Path
@@ -37,7 +37,7 @@ class Row:
     off_default: Mapping[str, Any]
     """Those that differ from their method's defaults."""
 
-    @property
+    @cached_property
     def finished(self) -> tuple[Record, ...]:
         return tuple(record for record in self.records if record.status == "finished")
 
@@ -130,12 +130,16 @@ def alike_but_one(sides: Sequence[Mapping[str, Any]], axes: Sequence[Iterable[st
         sides: name: value of each.
         axes: the names that may be that one thing, for each.
     """
+    first = sides[0] if sides else {}
+    varying: set[str] = set()
+    for side in sides:
+        varying |= {name for name in first.keys() | side.keys() if first.get(name, "") != side.get(name, "")}
     groups: dict[tuple[str, int], list[int]] = {}
     for place, (side, names) in enumerate(zip(sides, axes, strict=True)):
-        marks = {name: 0 if value == "" else hash((name, repr(value))) for name, value in side.items()}
+        marks = {name: hash((name, repr(side[name]))) for name in varying & side.keys() if side[name] != ""}
         whole = reduce(xor, marks.values(), 0)
-        for name in names:
-            groups.setdefault((name, whole ^ marks[name]), []).append(place)
+        for name in (name for name in names if name in varying):
+            groups.setdefault((name, whole ^ marks.get(name, 0)), []).append(place)
     return groups
 
 
