@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from harness.cli import main
 from harness.config import key_of_record, parse_config, resolve
+from harness.data.images import IMAGE_SETS, ImageSet, Split
 from harness.errors import RunFailed, UsageError
 from harness.leases import leases_of
 from harness.preview import estimate
@@ -207,8 +208,13 @@ def test_the_files_of_the_docs_are_valid(tmp_path: Path) -> None:
     assert searches(yaml.safe_load(search), "docs", tmp_path, CPU)
 
 
+def few_images() -> ImageSet:
+    return ImageSet(torch.zeros(20, 1, 28, 28), torch.arange(20) % 10)
+
+
 @pytest.mark.parametrize("file", sorted(ABLATIONS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_our_own_files_are_valid(file: Path, tmp_path: Path) -> None:
+def test_our_own_files_are_valid(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(IMAGE_SETS, "fashion-mnist", lambda seed: Split(few_images(), few_images()))  # the real ones do not ship
     content = yaml.safe_load(file.read_text())
     if "search" in content:
         assert searches(content, file.name, tmp_path, CPU)
