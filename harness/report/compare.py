@@ -133,7 +133,9 @@ def agreement_table(by_task: dict[str, list[Row]]) -> pd.DataFrame:
     lines, known_rows = [], {}
     for task, rows in by_task.items():
         tuned = load_task(task).spec.defaults if task in task_names() else {}
-        known_rows[task] = {known_as(row, tuned): row for row in equal_compute(rows) if row.finished}
+        found = [row for row in equal_compute(rows) if row.finished]
+        farthest_first = sorted(found, key=lambda row: -len(row.off_default))  # of those known by one name the plainest counts
+        known_rows[task] = {known_as(row, tuned): row for row in farthest_first}
     for one, other in combinations(by_task, 2):
         known = [known_rows[one], known_rows[other]]
         shared = [key for key in known[0] if key in known[1]]
@@ -142,7 +144,7 @@ def agreement_table(by_task: dict[str, list[Row]]) -> pd.DataFrame:
             if len(keys) < FEWEST:
                 continue
             values = [[metric_interval(rows[key].finished, headline(list(rows.values()))).mean for key in keys] for rows in known]
-            found = stats.spearmanr(*values)
+            rank = stats.spearmanr(*values)
             lines.append({"tasks": f"{one} and {other}", "steps": str(steps), "methods": str(len(keys)),
-                          "rank correlation": f"{found.statistic:.2f}", "p": f"{found.pvalue:.2g}"})  # fmt: skip
+                          "rank correlation": f"{rank.statistic:.2f}", "p": f"{rank.pvalue:.2g}"})  # fmt: skip
     return pd.DataFrame(lines)

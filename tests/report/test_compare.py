@@ -90,6 +90,16 @@ def test_tasks_agree_or_not() -> None:
     assert len(agreement_table({"one": rows_of(field()), "two": rows_of(field()[:4])})) == 0
 
 
+@pytest.mark.parametrize("layers", [2, 5, 8])
+def test_of_rows_that_are_known_by_one_name_the_plainest_counts(layers: int) -> None:
+    """On both tasks ARD's default is the worst; with other layers on one of them it would be the best."""
+    fids = {method: 2.0 + number for number, method in enumerate(METHODS)} | {"ard": 50.0}
+    other = trained("ard", 0.1).model_copy(update={"run_id": "other", "options": {"history_layers": layers}})
+    for found in ([*field(fids), other], [other, *field(fids)]):
+        (line,) = agreement_table({"one": rows_of(found), "two": rows_of(field(fids))}).to_dict("records")
+        assert line["rank correlation"] == "1.00"
+
+
 def test_a_row_is_known_on_another_task_without_what_suits_a_network() -> None:
     def known(**options: Any) -> str:
         (row,) = rows_of([trained("ard", 1.0).model_copy(update={"options": options})])
