@@ -1,9 +1,10 @@
-"""Where the time goes: `python -m benchmarks.phases TASK [METHOD]` prints a table for teacher training, trajectories, distillation and
-evaluation, by kind of operation, and what each metric takes.
+"""Where the time goes: `python -m benchmarks.phases TASK [METHOD]`, for a task with a feature network, prints a table for teacher
+training, trajectories and distillation, by kind of operation, and what each part of judging a set of samples takes.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +31,6 @@ KINDS = {  # the first whose word is in an operation's name
     "matrix products": ("mm", "linear", "conv"),
     "GELU, norms": ("gelu", "norm", "silu", "sigmoid"),
     "copies": ("copy", "cat", "contiguous", "index", "fill", "zero"),
-    "optimizer": ("foreach", "lerp", "addcdiv"),
 }
 STEPS = 4
 T = TypeVar("T")
@@ -42,18 +42,22 @@ def kind_of(operation: str) -> str:
 
 
 def shares(call: Callable[[], object]) -> tuple[float, dict[str, float]]:
-    """Seconds of a call, and the part of each kind of operation in it, after a first call that warms up."""
+    """Seconds of a call, the median of three after one that warms up; and of the time inside torch's operations the part of each kind."""
     call()
-    started = time.perf_counter()
-    call()
-    seconds = time.perf_counter() - started
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         call()
     by_kind: dict[str, float] = {}
     for event in profiled.key_averages():
+        if not event.key.startswith("aten::"):
+            continue  # what only holds others
         by_kind[kind_of(event.key)] = by_kind.get(kind_of(event.key), 0.0) + event.self_cpu_time_total
     total = sum(by_kind.values())
-    return seconds, {kind: found / total for kind, found in by_kind.items()}
+    return statistics.median(seconds), {kind: found / total for kind, found in by_kind.items()}
 
 
 def trainer_of(name: str, task: Task, source: dict[str, Source], batch_size: int) -> Trainer:
@@ -79,7 +83,7 @@ def main(task_name: str = "digits", method: str = "step-distillation") -> None:
     index = torch.arange(task.spec.evaluation.batch_size)
     x_T, cond = Keyed("phases", 0).normal("x_T", index, task.shape), task.conditions.balanced(index)
     training = trainer_of("denoising", task, {"data": task.split.train}, network.training.batch_size if network else task.spec.batch_size)
-    distilling = trainer_of(method, task, {"trajectory": store}, task.spec.batch_size)
+    distilling = trainer_of(method, task, {"trajectory": store, "data": task.split.train}, task.spec.batch_size)
     levels = few_step_levels(task.trajectory_steps)
 
     @torch.no_grad()
@@ -96,13 +100,13 @@ def main(task_name: str = "digits", method: str = "step-distillation") -> None:
     for name, call in phases.items():
         seconds, parts = shares(call)
         print(f"| {name} | {seconds:.3f} | {' | '.join(f'{parts.get(kind, 0.0):.0%}' for kind in [*KINDS, 'the rest'])} |", flush=True)
-    print(f"\n| evaluation of {task.spec.evaluation.samples} samples | seconds |\n|---|---|")
+    print(f"\n| judging {task.spec.evaluation.samples} samples | seconds |\n|---|---|")
     for name, seconds in evaluation_seconds(task, teacher).items():
         print(f"| {name} | {seconds:.1f} |", flush=True)
 
 
 def evaluation_seconds(task: Task, teacher: nn.Module) -> dict[str, float]:
-    """What each part of an evaluation takes: of real images in the place of samples, since the numbers do not matter here."""
+    """What each part of judging one set of samples takes: real images in their place, since the numbers do not matter here."""
     found = {}
 
     def timed(name: str, call: Callable[[], T]) -> T:
@@ -111,7 +115,8 @@ def evaluation_seconds(task: Task, teacher: nn.Module) -> dict[str, float]:
         found[name] = time.perf_counter() - started
         return result
 
-    evaluator = timed("reference features, once", lambda: ImageEvaluator(task, lambda k: images, CPU))
+    evaluator = ImageEvaluator(task, lambda k: images, CPU)
+    timed("features of the reference, kept where they are many", lambda: classify(evaluator.classifier, task.split.train.images))
     count = task.spec.evaluation.samples
     images = task.split.train.images[torch.arange(count) % len(task.split.train)]
     labels = task.split.train.labels[torch.arange(count) % len(task.split.train)]

@@ -143,15 +143,18 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
 
 
 @contextmanager
-def environment(**values: str) -> Iterator[None]:
-    """Inside, these environment variables have these values; afterwards all are as before."""
-    before = os.environ.copy()
+def environment_with(**values: str) -> Iterator[None]:
+    """Inside, these environment variables have these values; afterwards they are as before."""
+    before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def cache_folder() -> Path:

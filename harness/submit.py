@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from harness.errors import RunFailed, UsageError
-from harness.files import environment
+from harness.files import environment_with
 
 
 def work(words: Sequence[str]) -> int:
@@ -42,7 +42,7 @@ def submit(words: Sequence[str], workers: int, cluster: str, logs: Path, paramet
     except ImportError as error:
         raise UsageError("--submit needs submitit: install distillation-harness[slurm]") from error
     try:
-        with environment(**({"HARNESS_STORAGE": storage} if storage else {})):
+        with environment_with(**({"HARNESS_STORAGE": storage} if storage else {})):
             executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
             executor.update_parameters(**parameters)
             with executor.batch():

@@ -140,8 +140,9 @@ def teacher_quality(task: Task, device: torch.device, report: Report = silent) -
         reference = Run(reference_of(at_scale), Path(), device)
         sampler = reference.sampler(reference.build(at_scale.teacher(device)))
         samples = sample_set(sampler, at_scale, 0, device, report(f"guidance {scale}"))
-        metrics = ImageEvaluator(at_scale, {0: samples}.__getitem__, device).evaluate({0: samples})
-        scan[scale] = {name: round(metrics[name].mean, 4) for name in ("fid", "kid", "label_agreement")}
+        evaluator = ImageEvaluator(at_scale, {0: samples}.__getitem__, device)
+        metrics = evaluator.of_samples(samples, at_scale.evaluation_inputs(0)[1].labels)
+        scan[scale] = {name: round(metrics[name], 4) for name in ("fid", "kid", "label_agreement")}
     best = min(scan, key=lambda scale: scan[scale]["fid"])
     return {"n": n, "noise_set": 0, "guidance_scan": scan, "best_guidance_scale": best}
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 
 from harness import teacher
 from harness.errors import CheckFailed, UsageError
 from harness.files import file_hash, read_tensors
-from harness.records import Metric
-from harness.tasks import Task
+from harness.tasks import Task, TaskSpec
 from harness.tasks.base import Guidance, Weights
 from harness.teacher import features_quality, teacher_quality, train_networks, verify
 
@@ -58,14 +58,36 @@ def test_the_best_scale_is_that_of_the_lowest_fid(tiny: Task, monkeypatch: pytes
         def __init__(self, task: Task, reference_samples: Any, device: torch.device):
             self.fid = abs(task.spec.guidance.scale - 1.5)
 
-        def evaluate(self, samples: dict[int, torch.Tensor]) -> dict[str, Metric]:
-            metric = Metric(values={0: self.fid}, n=40, direction="lower", identity={})
-            return dict.fromkeys(("fid", "kid", "label_agreement"), metric)
+        def of_samples(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+            return dict.fromkeys(("fid", "kid", "label_agreement"), self.fid)
 
     monkeypatch.setattr(teacher, "ImageEvaluator", ByScale)
     quality = teacher.teacher_quality(Task(tiny.spec.model_copy(update={"guidance_scan": [1.0, 1.5, 4.0]})), CPU)
     assert quality["best_guidance_scale"] == 1.5
     assert {scale: numbers["fid"] for scale, numbers in quality["guidance_scan"].items()} == {1.0: 0.5, 1.5: 0.0, 4.0: 2.5}
+
+
+def test_a_scan_may_see_the_first_samples_alone(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.Tensor] = []
+    whole = teacher.sample_set
+
+    def noted(*args: Any) -> torch.Tensor:
+        asked.append(whole(*args))
+        return asked[-1]
+
+    monkeypatch.setattr(teacher, "sample_set", noted)
+    spec = tiny.spec.model_copy(update={"guidance_scan": [1.0]})
+    part = teacher_quality(Task(spec.model_copy(update={"guidance_scan_samples": 20})), CPU)
+    assert (part["n"], teacher_quality(Task(spec), CPU)["n"]) == (20, tiny.spec.evaluation.samples)
+    some, every = asked
+    assert len(some) == 20
+    torch.testing.assert_close(some, every[:20])
+
+
+@pytest.mark.parametrize("count", [5, 41])
+def test_a_scan_stays_within_a_noise_set(tiny: Task, count: int) -> None:
+    with pytest.raises(ValidationError, match=f"guidance_scan_samples is {count}, but must be 20 .* to 40"):
+        TaskSpec.model_validate({**tiny.spec.model_dump(exclude_none=True), "guidance_scan_samples": count})
 
 
 def test_what_was_trained_is_what_its_card_says(tiny: Task, tmp_path: Path) -> None:

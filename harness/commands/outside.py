@@ -14,7 +14,7 @@ from harness.console import Display
 from harness.contract import Outcome, run_checks
 from harness.errors import CheckFailed, UsageError
 from harness.external import Outside, evaluate_callable, evaluate_samples, evaluate_student
-from harness.files import environment
+from harness.files import environment_with
 from harness.methods import METHODS
 from harness.options import MethodCommand, chosen_device, common
 from harness.plugins import load_plugin
@@ -72,7 +72,7 @@ def test_method_command(file: Path, method: str | None, assignments: tuple[str, 
         raise UsageError(f"{file} registers no method; decorate a class with @METHODS.register(NAME)")
     options = dict(assignment.partition("=")[::2] for assignment in assignments)
     outcomes: dict[str, list[Outcome]] = {}
-    with tempfile.TemporaryDirectory() as folder, environment(HARNESS_CACHE=str(Path(folder) / "cache")):
+    with tempfile.TemporaryDirectory() as folder, environment_with(HARNESS_CACHE=str(Path(folder) / "cache")):
         for name in found:
             parsed = parse_options(name, options).model_dump()
             outcomes[name] = []

@@ -130,10 +130,10 @@ def alike_but_one(sides: Sequence[Mapping[str, Any]], axes: Sequence[Iterable[st
         sides: name: value of each.
         axes: the names that may be that one thing, for each.
     """
-    first = sides[0] if sides else {}
+    first = {name: repr(value) for name, value in sides[0].items()} if sides else {}
     varying: set[str] = set()
     for side in sides:
-        varying |= {name for name in first.keys() | side.keys() if first.get(name, "") != side.get(name, "")}
+        varying |= {name for name in first.keys() | side.keys() if first.get(name, "''") != repr(side.get(name, ""))}
     groups: dict[tuple[str, int], list[int]] = {}
     for place, (side, names) in enumerate(zip(sides, axes, strict=True)):
         marks = {name: hash((name, repr(side[name]))) for name in varying & side.keys() if side[name] != ""}

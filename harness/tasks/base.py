@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from harness.conditions import Condition, Conditions
@@ -153,8 +153,8 @@ class TaskSpec(_Spec):
     guidance: Guidance
     guidance_scan: list[float]
     """Scales that teacher training tries; the best FID should be `guidance.scale`."""
-    guidance_scan_samples: int | None = Field(None, gt=1)
-    """The first so many samples of noise set 0, on which it tries them; none is all."""
+    guidance_scan_samples: int | None = None
+    """The first so many samples of noise set 0, on which it tries them; none is all. FID depends on N: the scan's is not a table's."""
     features: Weights | None
     """The feature network; none where samples are judged by the exact distribution."""
     mixture: MixtureSpec | None = None
@@ -167,6 +167,13 @@ class TaskSpec(_Spec):
     budgets: dict[str, Budget]
     defaults: dict[str, dict[str, Any]] = {}
     """By method, the options that it has on this task if nothing is said: those that a search found."""
+
+    @model_validator(mode="after")
+    def _scan_within_a_noise_set(self) -> TaskSpec:
+        least, most = self.evaluation.kid_subset_size, self.evaluation.samples
+        if self.guidance_scan_samples is not None and not least <= self.guidance_scan_samples <= most:
+            raise ValueError(f"guidance_scan_samples is {self.guidance_scan_samples}, but must be {least} (KID's subsets) to {most}")
+        return self
 
 
 class Task:

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.conditions import Condition
 from harness.methods.base import Batch
 from harness.methods.classification import Classification
-from harness.randomness import Keyed
+from harness.randomness import Keyed, keyed_initialisation
 from harness.tasks import Task
 
 
@@ -20,9 +21,16 @@ def augmented(task: Task, images: Tensor, **options: Any) -> Tensor:
     return method.augmented(images, Batch(torch.arange(len(images)), None, None, Keyed("train", 0, 0)))
 
 
+def loss(task: Task, images: Tensor, index: Tensor, **options: Any) -> Tensor:
+    """Of the samples `index`, whose images these are."""
+    with keyed_initialisation(0, "classifier"):
+        method = Classification(Classification.Config(**options), None, task, 1, 10)
+    return method.loss(Batch(index, (images, Condition(index % 10)), None, Keyed("train", 0, 0)))[0]
+
+
 @pytest.fixture
 def images() -> Tensor:
-    return torch.arange(200 * 64.0).view(200, 1, 8, 8)
+    return torch.arange(200 * 64.0).view(200, 1, 8, 8) / 12800
 
 
 def test_images_stay_as_they_are(tiny: Task, images: Tensor) -> None:
@@ -49,3 +57,15 @@ def test_images_move_in_both_directions_and_repeat_their_edges(tiny: Task, image
         moves += places
     assert len(moves) == len(images)
     assert set(moves) == {(down, right) for down in range(3) for right in range(3)}
+
+
+def test_the_loss_is_of_what_was_augmented(tiny: Task, images: Tensor) -> None:
+    index = torch.arange(len(images))
+    assert loss(tiny, images, index, flip=1.0) == loss(tiny, images.flip(-1), index)
+    assert loss(tiny, images, index, flip=1.0) != loss(tiny, images, index)
+
+
+def test_micro_batches_are_augmented_as_the_whole(tiny: Task, images: Tensor) -> None:
+    index, options = torch.arange(len(images)), {"flip": 0.5, "shift": 2}
+    parts = [loss(tiny, images[part], part, **options) for part in index.split(50)]
+    torch.testing.assert_close(sum(parts) / 4, loss(tiny, images, index, **options))
