@@ -13,7 +13,7 @@ from harness.records import Record, read_record, write_record
 from harness.report.claims import claims_table, read_claims
 from harness.report.compare import agreement_table, equal_compute_table, equal_images_table
 from harness.report.plots import write_plots
-from harness.report.rows import rows_of
+from harness.report.rows import counted, rows_of
 from harness.report.tables import (
     KEYS,
     QUALITY,
@@ -136,7 +136,7 @@ def _copy_grids(records: Sequence[Record], results: Path, folder: Path) -> str:
             if picture.exists():
                 steps, batch = row.training
                 trained = f", trained {steps} × {batch}" if steps else ""
-                lines.append(f"{row.label}, {row.num_steps} steps{trained}:\n\n![samples](samples/{picture.name})")
+                lines.append(f"{row.label}, {counted(row.num_steps)}{trained}:\n\n![samples](samples/{picture.name})")
     if not lines:
         return ""
     return "\nSamples of noise set 0; the lower row is the task's reference from the same noise.\n\n" + "\n\n".join(lines) + "\n"
