@@ -41,12 +41,14 @@ FEATURE_ROOMS = ("metrics/features.py", "networks/classifier.py", "data/images.p
 
 
 @torch.no_grad()
-def sample_set(sampler: Sampler, task: Task, noise_set: int, device: torch.device, progress: Progress | None = None) -> Tensor:
-    """Samples of one evaluation noise set, [N, C, H, W] on the CPU."""
+def sample_set(sampler: Sampler, task: Task, noise_set: int, device: torch.device, progress: Progress | None = None,
+               count: int | None = None) -> Tensor:  # fmt: skip
+    """Samples of one evaluation noise set, or the first `count` of them: [N, C, H, W] on the CPU."""
     x_T, cond = task.evaluation_inputs(noise_set)
+    x_T = x_T[:count]
     size, done = task.spec.evaluation.batch_size, []
     for start in range(0, len(x_T), size):
-        part = slice(start, start + size)
+        part = slice(start, min(start + size, len(x_T)))
         noise = task.evaluation_noise(noise_set, part)
         done.append(sampler(x_T[part].to(device), cond[part].to(device), noise).float().cpu())
         if progress:
@@ -129,8 +131,8 @@ class Evaluator(ABC):
         return n
 
     def quality(self, images: Tensor) -> dict[str, float]:
-        """The few metrics of a milestone, of samples of noise set 0 [N, C, H, W]."""
-        labels = self.task.evaluation_inputs(0)[1].labels
+        """The few metrics of a milestone, of the first samples of noise set 0 [n, C, H, W]."""
+        labels = self.task.evaluation_inputs(0)[1][: len(images)].labels
         found = {**self.of_samples(images, labels), **self.of_noise_set(images, 0, None)}
         return {name: found[name] for name in self.milestone_metrics}
 
@@ -186,11 +188,11 @@ class ImageEvaluator(Evaluator):
         return whole
 
     def of_noise_set(self, images: Tensor, noise_set: int, sampler: Sampler | None) -> dict[str, float]:
-        return {"distance_to_teacher": distance_to_reference(images, self.reference_samples(noise_set))}
+        return {"distance_to_teacher": distance_to_reference(images, self.reference_samples(noise_set)[: len(images)])}
 
     def quality(self, images: Tensor) -> dict[str, float]:
         features, logits = classify(self.classifier, images)
-        labels = self.task.evaluation_inputs(0)[1].labels
+        labels = self.task.evaluation_inputs(0)[1][: len(images)].labels
         found = {"fid": fid(features, self.reference)}
         if labels is not None:
             found["label_agreement"] = label_agreement(logits, labels)
@@ -215,7 +217,7 @@ class MixtureEvaluator(Evaluator):
         return {"frechet_distance": frechet_distance(sample_moments(images.flatten(1)), self.mixture.moments())}
 
     def of_noise_set(self, images: Tensor, noise_set: int, sampler: Sampler | None) -> dict[str, float]:
-        reference, exact = self.reference_samples(noise_set), self.ode_map(noise_set)
+        reference, exact = (known(noise_set)[: len(images)] for known in (self.reference_samples, self.ode_map))
         found = {
             "map_error": distance_to_reference(images, exact),
             "solver_error": distance_to_reference(reference, exact),

@@ -71,14 +71,14 @@ def preview(resolved: Resolved, results: Path, device: torch.device, reuse: bool
         if missing := {part: count for part, count in samples_of.items() if not cached[part]}:
             one = timed(reference.sampler(reference.build(teacher)), task, device)
             seconds |= {part: one * count for part, count in missing.items()}
-        one = timed(sampler, task, device) * n
+        one = timed(sampler, task, device)
         if steps and (sibling := run.sibling()):
             cached[f"student of {sibling.run_id}"] = True
         elif steps:
             trainer = rehearsal(resolved.method, resolved.config, task, resolved.num_steps, resolved.settings, device)
             seconds["training"] = seconds_a_step(trainer) * steps
-            seconds["milestones"] = len(MILESTONES) * one
-        seconds["samples"] = one * resolved.noise_sets
+            seconds["milestones"] = len(MILESTONES) * one * (task.spec.evaluation.milestone_samples or n)
+        seconds["samples"] = one * n * resolved.noise_sets
     return Preview(resolved.run_id, state, resolved.method, resolved.config.model_dump(mode="json"), resolved.run_settings, nfe, macs,
                    cached, seconds)  # fmt: skip
 

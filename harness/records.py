@@ -90,13 +90,15 @@ class LatencyEntry(_Part):
 
 
 class Milestone(_Part):
-    """Quality at a part of the budget, of the averaged weights at that step, on noise set 0 with the metrics' N."""
+    """Quality at a part of the budget, of the averaged weights at that step, on noise set 0."""
 
     step: int
     images: int
     flops: float
     """Training FLOPs until then, trajectories not included."""
     quality: dict[str, float]
+    n: int | None = None
+    """How many samples, the first of the set; none is all of them, the metrics' N."""
 
 
 class TrainingBill(_Part):

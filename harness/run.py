@@ -175,10 +175,11 @@ class Run:
             self.report(f"student of {sibling.run_id}, trained before")(1, 1)
             method.start_from(read_tensors(self.folder.parent / sibling.run_id / "student.safetensors"))
         trainer = self._trainer(method, teacher) if r.settings.total_steps and not sibling else None
+        count = task.spec.evaluation.milestone_samples
         if trainer:
             progress = self.report("training")
-            trainer.train(progress=lambda done, total, means: progress(done, total), may_write=self.may_write,
-                          measure=lambda: self._judged(trainer, evaluator.quality(sample_set(sampler, task, 0, self.device))))  # fmt: skip
+            trainer.train(progress=lambda done, total, means: progress(done, total), may_write=self.may_write, measure=lambda:
+                          self._judged(trainer, evaluator.quality(sample_set(sampler, task, 0, self.device, count=count))))  # fmt: skip
         samples = {k: self.samples(sampler, k) for k in range(r.noise_sets)}
         measuring = self.report("metrics")
         metrics = evaluator.evaluate(samples, None if method.solver.stochastic and r.num_steps > 1 else self.sampler(method, grad=True))
@@ -187,7 +188,7 @@ class Run:
             bill = sibling.cost.training
         self.may_write()
         if trainer:
-            trainer.note_quality({name: metrics[name].values[0] for name in evaluator.milestone_metrics if name in metrics})
+            trainer.note_quality(evaluator.quality(samples[0][:count]))
             trainer.write_curves()
         nfe, macs = sampling_cost(sampler, method.passes_through, task, self.device)
         measuring(1, 1)
@@ -208,7 +209,7 @@ class Run:
                     latency=latency, training=bill)  # fmt: skip
         levels = [round(float(method_time), 4) for method_time in task.schedule.network_time(method.levels[:-1])]
         first = {name: value for name, value in trainer.curve[0].items() if name != "step"} if trainer else {}
-        milestones = [Milestone(**point) for point in trainer.milestones] if trainer else []
+        milestones = [Milestone(**point, n=count) for point in trainer.milestones] if trainer else []
         return self._record(status="finished", levels=levels, metrics=metrics, exposure=exposure, cost=cost, flags=flags,
                             target=method.target, init=method.init if task.network_teacher else "random",
                             first_losses=first, milestones=milestones, trained_in=sibling.run_id if sibling else "")  # fmt: skip

@@ -134,14 +134,13 @@ def features_quality(task: Task, device: torch.device) -> dict[str, float]:
 def teacher_quality(task: Task, device: torch.device, report: Report = silent) -> dict[str, Any]:
     """FID, KID and label agreement by guidance scale under the task's reference sampler, on noise set 0; the best scale."""
     scan, n = {}, task.spec.guidance_scan_samples or task.spec.evaluation.samples
-    evaluation = task.spec.evaluation.model_copy(update={"samples": n})
     for scale in task.spec.guidance_scan:
-        at_scale = _with(task, evaluation=evaluation, guidance=Guidance(scale=scale, channels=task.spec.guidance.channels))
+        at_scale = _with(task, guidance=Guidance(scale=scale, channels=task.spec.guidance.channels))
         reference = Run(reference_of(at_scale), Path(), device)
         sampler = reference.sampler(reference.build(at_scale.teacher(device)))
-        samples = sample_set(sampler, at_scale, 0, device, report(f"guidance {scale}"))
+        samples = sample_set(sampler, at_scale, 0, device, report(f"guidance {scale}"), n)
         evaluator = ImageEvaluator(at_scale, {0: samples}.__getitem__, device)
-        metrics = evaluator.of_samples(samples, at_scale.evaluation_inputs(0)[1].labels)
+        metrics = evaluator.of_samples(samples, task.evaluation_inputs(0)[1][:n].labels)
         scan[scale] = {name: round(metrics[name], 4) for name in ("fid", "kid", "label_agreement")}
     best = min(scan, key=lambda scale: scan[scale]["fid"])
     return {"n": n, "noise_set": 0, "guidance_scan": scan, "best_guidance_scale": best}

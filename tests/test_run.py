@@ -18,6 +18,7 @@ from harness import records, run
 from harness.config import reference_of, resolve
 from harness.denoiser import count_passes
 from harness.errors import Interrupted, RunFailed, UsageError
+from harness.evaluator import sample_set
 from harness.files import read_tensors
 from harness.methods import METHODS
 from harness.records import Record, read_record
@@ -93,6 +94,20 @@ def test_quality_along_the_budget(tiny: Task, tmp_path: Path) -> None:
     assert len({point.quality["fid"] for point in record.milestones}) == 4
     short = new_run(tmp_path, budget="steps=1").execute()
     assert [point.step for point in short.milestones] == [1]
+
+
+def test_milestones_may_see_the_first_samples_alone(tiny: Task, tmp_path: Path) -> None:
+    """The last one too, so that a curve is of one N."""
+    asked = config(seed=3, budget="steps=8")
+    evaluation = tiny.spec.evaluation.model_copy(update={"milestone_samples": 25})
+    part = Task(tiny.spec.model_copy(update={"evaluation": evaluation}), tiny.folder)
+    whole, some = (Run(resolve(asked, task), tmp_path / str(n), CPU).execute() for n, task in enumerate((tiny, part)))
+    assert [point.n for point in whole.milestones + some.milestones] == [None] * 4 + [25] * 4
+    assert some.metrics["fid"].values == whole.metrics["fid"].values
+    assert whole.milestones[-1].quality["fid"] == whole.metrics["fid"].values[0]
+    x_T = tiny.evaluation_inputs(0)[0]
+    assert sample_set(lambda x, cond, noise: x, part, 0, CPU, count=25).equal(x_T[:25])
+    assert all(a.quality != b.quality for a, b in zip(whole.milestones, some.milestones, strict=True))
 
 
 def test_milestones_survive_an_interruption(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

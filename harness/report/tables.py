@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from harness.metrics import METRICS
+from harness.records import Record
 from harness.report.rows import Row, headline, neighbours, reference_record, trains
 from harness.report.statistics import Difference, degradation_ratio, holm, metric_interval, paired_difference, t_interval
 
@@ -170,6 +171,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
             for entry in protocols.values()
         )
     said.append("Trajectory FLOPs are those of the whole store, charged in full to each run.")
+    said += [f"Quality along training is of the first {n} samples of noise set 0." for n in sorted(_curves_of(records))]
     random = sorted({row.label for row in rows if row.finished and row.records[0].init == "random" and row.training[0]})
     if random:
         said.append(f"Students start from random weights in: {'; '.join(random)}.")
@@ -187,3 +189,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         state = " with uncommitted changes" if dirty else ""
         said.append(f"Made on {device} ({cpu}), Python {python}, torch {torch}, commit {commit}{state}, code {code}.")
     return said
+
+
+def _curves_of(records: Sequence[Record]) -> set[int]:
+    """On how many samples curves are, where not on all."""
+    return {point.n for record in records for point in record.milestones if point.n is not None}

@@ -116,6 +116,8 @@ class EvaluationSpec(_Spec):
     latency_batch: int
     neighbours: int | None = Field(None, gt=5)
     """Reference images, the first so many, that precision, recall, density and coverage see; None is all."""
+    milestone_samples: int | None = Field(None, gt=1)
+    """Samples, the first so many of noise set 0, on which quality is measured along training; None is all. FID depends on N."""
 
 
 class Reference(_Spec):
@@ -299,8 +301,7 @@ class Task:
         spoken = {"summary", "budgets", "like", "defaults", "guidance_scan_samples"}
         without = {*spoken, *(part for part in ("mixture", "prompts") if getattr(self.spec, part) is None)}
         content = self.spec.model_dump(mode="json", exclude=without)
-        if self.spec.evaluation.neighbours is None:
-            del content["evaluation"]["neighbours"]
+        content["evaluation"] = {name: value for name, value in content["evaluation"].items() if value is not None}
         return digest(content)
 
     @property
