@@ -1,4 +1,4 @@
-"""What the harness promises of speed, as ratios measured side by side: `pytest benchmarks` (about 8 minutes on 2 idle cores).
+"""What the harness promises of speed, as ratios measured side by side: `pytest benchmarks` (about 5 minutes on 2 idle cores).
 
 One fails if its interval excludes the goal.
 """

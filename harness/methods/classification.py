@@ -19,8 +19,6 @@ class Classification(Method):
     class Config(OptimizerConfig):
         flip: float = Field(0.0, ge=0, le=1)
         """Share of images that are mirrored left to right."""
-        shift: int = Field(0, ge=0)
-        """Pixels by which images are moved at most, up or down and left or right."""
 
     sources = frozenset({"data"})
     target = "data"
@@ -44,10 +42,6 @@ class Classification(Method):
         return F.cross_entropy(logits, cond.classes), {"accuracy": accuracy}
 
     def augmented(self, images: Tensor, batch: Batch) -> Tensor:
-        """Images [B, C, H, W] mirrored and moved at random; at an edge its pixels are repeated."""
+        """Images [B, C, H, W], of which a share is mirrored at random."""
         mirrored = (batch.uniform("flip") < self.config.flip).view(-1, 1, 1, 1)
-        images = torch.where(mirrored, images.flip(-1), images)
-        most, (height, width) = self.config.shift, images.shape[-2:]
-        windows = F.pad(images, [most] * 4, mode="replicate").unfold(2, height, 1).unfold(3, width, 1)
-        down, right = ((batch.uniform(name) * (2 * most + 1)).long() for name in ("down", "right"))
-        return windows[torch.arange(len(images), device=images.device), :, down, right]
+        return torch.where(mirrored, images.flip(-1), images)

@@ -138,8 +138,9 @@ def alike_but_one(sides: Sequence[Mapping[str, Any]], axes: Sequence[Iterable[st
     for place, (side, names) in enumerate(zip(sides, axes, strict=True)):
         marks = {name: hash((name, repr(side[name]))) for name in varying & side.keys() if side[name] != ""}
         whole = reduce(xor, marks.values(), 0)
-        for name in (name for name in names if name in varying):
-            groups.setdefault((name, whole ^ marks.get(name, 0)), []).append(place)
+        for name in names:
+            if name in varying:
+                groups.setdefault((name, whole ^ marks.get(name, 0)), []).append(place)
     return groups
 
 

@@ -1,4 +1,4 @@
-"""Mirroring and moving the images of the feature network's training."""
+"""Mirroring the images of the feature network's training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from harness.conditions import Condition
@@ -45,20 +44,6 @@ def test_the_share_that_is_asked_for_is_mirrored(tiny: Task, images: Tensor) -> 
     assert torch.equal(augmented(tiny, images, flip=1.0), images.flip(-1))
 
 
-def test_images_move_in_both_directions_and_repeat_their_edges(tiny: Task, images: Tensor) -> None:
-    found = augmented(tiny, images, shift=1)
-    assert found.shape == images.shape
-    padded = F.pad(images, [1, 1, 1, 1], mode="replicate")
-    moves = []
-    for image, wide in zip(found, padded, strict=True):
-        places = [
-            (down, right) for down in range(3) for right in range(3) if torch.equal(image, wide[:, down : down + 8, right : right + 8])
-        ]
-        moves += places
-    assert len(moves) == len(images)
-    assert set(moves) == {(down, right) for down in range(3) for right in range(3)}
-
-
 def test_the_loss_is_of_what_was_augmented(tiny: Task, images: Tensor) -> None:
     index = torch.arange(len(images))
     assert loss(tiny, images, index, flip=1.0) == loss(tiny, images.flip(-1), index)
@@ -66,6 +51,6 @@ def test_the_loss_is_of_what_was_augmented(tiny: Task, images: Tensor) -> None:
 
 
 def test_micro_batches_are_augmented_as_the_whole(tiny: Task, images: Tensor) -> None:
-    index, options = torch.arange(len(images)), {"flip": 0.5, "shift": 2}
+    index, options = torch.arange(len(images)), {"flip": 0.5}
     parts = [loss(tiny, images[part], part, **options) for part in index.split(50)]
     torch.testing.assert_close(sum(parts) / 4, loss(tiny, images, index, **options))
