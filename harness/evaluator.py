@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from harness.conditions import Condition
 from harness.data.images import to_uint8
-from harness.data.trajectories import cached_samples
+from harness.data.trajectories import cached_samples, cached_tensors
 from harness.denoiser import count_passes
 from harness.errors import UsageError
 from harness.metrics import METRICS, Judged
@@ -119,9 +119,13 @@ class Evaluator(ABC):
 
     def floors(self) -> dict[str, Metric]:
         """What the metrics of samples say of held-out real images."""
+        n = len(self.task.split.held_out)
+        return {f"{name}_floor": self._metric(f"{name}_floor", {0: value}, n) for name, value in self.of_held_out().items()}
+
+    def of_held_out(self) -> dict[str, float]:
+        """`of_samples` of the held-out real images."""
         held_out = self.task.split.held_out
-        measured = self.of_samples(held_out.images, held_out.of(torch.arange(len(held_out))).labels)
-        return {f"{name}_floor": self._metric(f"{name}_floor", {0: value}, len(held_out)) for name, value in measured.items()}
+        return self.of_samples(held_out.images, held_out.of(torch.arange(len(held_out))).labels)
 
     def _metric(self, name: str, values: dict[int, float], n: int) -> Metric:
         return Metric(values=values, n=n, direction=directions()[name.removesuffix("_floor")], identity=self.identity(name, n))
@@ -179,6 +183,19 @@ class ImageEvaluator(Evaluator):
         metrics = {name: METRICS[name] for name in METRICS.names() if labels is not None or not METRICS[name].needs_labels}
         found = {name: float(metric()(judged)) for name, metric in metrics.items()}
         return found | {extractor.metric: fid(extractor(images), reference) for extractor, reference in self.extra}
+
+    def of_held_out(self) -> dict[str, float]:
+        """The same; beside many reference images it is kept in the cache."""
+        if len(self.reference) < FEW:
+            return super().of_held_out()
+        spec, extra = self.task.spec.evaluation, [extractor.sha256 for extractor, _ in self.extra]
+        key = {**self.task.hashes, "held out": [spec.kid_subset_size, spec.neighbours, *extra], "metrics": METRICS.names(),
+               "device": self.device.type, "code": code_digest()}  # fmt: skip
+
+        def measured() -> dict[str, Tensor]:
+            return {name: torch.tensor(value, dtype=torch.float64) for name, value in super(ImageEvaluator, self).of_held_out().items()}
+
+        return {name: float(value) for name, value in cached_tensors(key, measured).items()}
 
     def identity(self, name: str, n: int) -> dict[str, Any]:
         whole = super().identity(name, n)

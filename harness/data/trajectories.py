@@ -153,10 +153,15 @@ def cached_samples(key: dict, compute: Callable[[], Tensor]) -> Tensor:
 
     Raises UsageError if the cached file was damaged or the cache folder cannot be written.
     """
+    return cached_tensors(key, lambda: {"samples": compute()})["samples"]
+
+
+def cached_tensors(key: dict, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The same for several tensors by name."""
     folder = samples_folder(key)
     path = folder / "samples.safetensors"
     if not path.exists():
         with locked_folder(folder):
             if not path.exists():
-                write_mapped(path, {"samples": compute()})
-    return map_tensors(path)["samples"].clone()
+                write_mapped(path, compute())
+    return {name: tensor.clone() for name, tensor in map_tensors(path).items()}

@@ -5,21 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SEARCHED_AT_ONCE, CANDIDATES = 500, 8
-"""Samples whose neighbours are searched in one matrix, and how many of these are measured exactly."""
+AT_ONCE, CANDIDATES = 500, 8
+"""Samples whose distances to all others make one matrix (larger ones cost more time to allocate than to fill), and how many of the
+nearest in pixels are measured exactly.
+"""
 
 
 def radii(features: Tensor, k: int) -> Tensor:
     """Distance of each feature vector [n, d] to its k-th nearest other one: [n]."""
-    return torch.cdist(features, features).kthvalue(k + 1, dim=1).values
+    return torch.cat([torch.cdist(part, features).topk(k + 1, largest=False).values[:, k] for part in features.split(AT_ONCE)])
 
 
 def precision_recall(generated: Tensor, real: Tensor, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 to 3); features [n, d] and [m, d]."""
-    distance = torch.cdist(generated, real)
-    precision = (distance <= radii(real, k)).any(1).double().mean()
-    recall = (distance <= radii(generated, k).unsqueeze(1)).any(0).double().mean()
-    return float(precision), float(recall)
+    return _inside(generated, real, radii(real, k)), _inside(real, generated, radii(generated, k))
+
+
+def _inside(points: Tensor, centres: Tensor, radius: Tensor) -> float:
+    """Share of points [n, d] that lie in at least one ball around centres [m, d] of these radii [m]."""
+    return float(torch.cat([(torch.cdist(part, centres) <= radius).any(1) for part in points.split(AT_ONCE)]).double().mean())
 
 
 def density_coverage(generated: Tensor, real: Tensor, k: int = 5) -> tuple[float, float]:
@@ -28,8 +32,11 @@ def density_coverage(generated: Tensor, real: Tensor, k: int = 5) -> tuple[float
     Density counts the real neighbourhoods around a sample and can exceed 1; coverage is the share of real neighbourhoods that
     hold a sample.
     """
-    inside = torch.cdist(generated, real) <= radii(real, k)
-    return float(inside.double().sum(1).mean() / k), float(inside.any(0).double().mean())
+    counts = []
+    for part, radius in zip(real.split(AT_ONCE), radii(real, k).split(AT_ONCE), strict=True):
+        counts.append((torch.cdist(part, generated) <= radius.unsqueeze(1)).sum(1))
+    inside = torch.cat(counts)
+    return float(inside.sum() / (k * len(generated))), float((inside > 0).double().mean())
 
 
 def inception_style_score(logits: Tensor) -> float:
@@ -58,7 +65,7 @@ def memorised_share(samples: Tensor, training: Tensor, ratio: float = 1 / 3) -> 
         samples, training: [n, C, H, W] and [m, C, H, W].
     """
     samples, training = samples.flatten(1), training.flatten(1)
-    found = [nearest_two(part, training) for part in samples.split(SEARCHED_AT_ONCE)]
+    found = [nearest_two(part, training) for part in samples.split(AT_ONCE)]
     nearest = torch.cat(found)
     return float((nearest[:, 0] < ratio * nearest[:, 1]).double().mean())
 
