@@ -102,6 +102,19 @@ def test_features_of_many_images_are_kept(tiny: Task, monkeypatch: pytest.Monkey
     assert torch.equal(first, classify(tiny.classifier(CPU), tiny.split.train.images)[0])
 
 
+def test_the_floor_beside_many_images_is_kept(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = changed(tiny, evaluation={"neighbours": 100})
+    measured = {task: ImageEvaluator(task, lambda k: noise_images(task, 40), CPU).floors() for task in (tiny, some)}
+    monkeypatch.setattr(evaluator_module, "FEW", 1000)
+    for task in (tiny, some):
+        evaluator = ImageEvaluator(task, lambda k: noise_images(tiny, 40), CPU)
+        assert evaluator.floors() == measured[task]
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageEvaluator, "of_samples", lambda *args: pytest.fail("it is measured again"))
+            assert evaluator.floors() == measured[task]
+    assert measured[tiny]["recall_floor"].values != measured[some]["recall_floor"].values
+
+
 def test_every_noise_set_has_its_value(tiny: Task) -> None:
     samples = {k: noise_images(tiny, 80)[40 * k : 40 * k + 40] for k in (0, 1)}
     metrics = ImageEvaluator(tiny, samples.__getitem__, CPU).evaluate(samples)

@@ -36,7 +36,7 @@ def density_coverage(generated: Tensor, real: Tensor, k: int = 5) -> tuple[float
     for part, radius in zip(real.split(AT_ONCE), radii(real, k).split(AT_ONCE), strict=True):
         counts.append((torch.cdist(part, generated) <= radius.unsqueeze(1)).sum(1))
     inside = torch.cat(counts)
-    return float(inside.sum() / (k * len(generated))), float((inside > 0).double().mean())
+    return float(inside.sum()) / (k * len(generated)), float((inside > 0).double().mean())
 
 
 def inception_style_score(logits: Tensor) -> float:

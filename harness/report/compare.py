@@ -111,21 +111,25 @@ def equal_images_table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame([line for *_, line in sorted(lines, key=lambda line: line[:2])]).fillna("")
 
 
-def known_as(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> str:
-    """By what a row is found again on another task: its method, steps and the options that its task does not run it with anyway, but
-    for those that suit a network (its depth).
+def off_task(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The options that its task does not run the row's method with anyway.
 
     Args:
         tuned: by method, the options that are its task's defaults.
     """
-    record = row.records[0]
-    if record.method not in METHODS.names():
-        return json.dumps([record.method, row.num_steps, record.options], sort_keys=True)
-    fields = METHODS[record.method].Config.model_fields
-    plain = METHODS[record.method].Config(**tuned.get(record.method, {})).model_dump(mode="json")
-    options = {name: value for name, value in row.options.items() if value != plain.get(name)}
-    own = {name: value for name, value in options.items() if name not in fields or not in_label(fields[name])}
-    return json.dumps([record.method, row.num_steps, own], sort_keys=True)
+    method = row.records[0].method
+    plain = METHODS[method].Config(**tuned.get(method, {})).model_dump(mode="json") if method in METHODS.names() else {}
+    return {name: value for name, value in row.options.items() if name not in plain or value != plain[name]}
+
+
+def known_as(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> str:
+    """By what a row is found again on another task: its method, steps and the options off its task's defaults, but for those that suit
+    a network (its depth).
+    """
+    method = row.records[0].method
+    fields = METHODS[method].Config.model_fields if method in METHODS.names() else {}
+    own = {name: value for name, value in off_task(row, tuned).items() if name not in fields or not in_label(fields[name])}
+    return json.dumps([method, row.num_steps, own], sort_keys=True)
 
 
 def agreement_table(by_task: dict[str, list[Row]]) -> pd.DataFrame:
@@ -134,7 +138,7 @@ def agreement_table(by_task: dict[str, list[Row]]) -> pd.DataFrame:
     for task, rows in by_task.items():
         tuned = load_task(task).spec.defaults if task in task_names() else {}
         found = [row for row in equal_compute(rows) if row.finished]
-        farthest_first = sorted(found, key=lambda row: -len(row.off_default))  # of those known by one name the plainest counts
+        farthest_first = sorted(found, key=lambda row: -len(off_task(row, tuned)))  # of those known by one name the plainest counts
         known_rows[task] = {known_as(row, tuned): row for row in farthest_first}
     for one, other in combinations(by_task, 2):
         known = [known_rows[one], known_rows[other]]

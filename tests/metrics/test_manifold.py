@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.metrics import manifold
 from harness.metrics.manifold import (
     class_diversity,
     density_coverage,
@@ -35,6 +36,20 @@ def test_a_set_against_itself_is_perfect() -> None:
     density, coverage = density_coverage(real, real)
     assert coverage == 1.0
     assert density == pytest.approx(1.2, abs=0.2)  # each sample lies in its own neighbourhood too
+
+
+def test_parts_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published definitions on whole matrices of distances."""
+    generated, real = normal(70, 0), normal(50, 1)
+    between, own = torch.cdist(generated, real), {k: torch.cdist(real, real).kthvalue(k + 1, dim=1).values for k in (3, 5)}
+    around = torch.cdist(generated, generated).kthvalue(4, dim=1).values
+    for at_once in (7, 1000):
+        monkeypatch.setattr(manifold, "AT_ONCE", at_once)
+        precision, recall = (between <= own[3]).any(1), (between <= around.unsqueeze(1)).any(0)
+        assert precision_recall(generated, real) == (float(precision.double().mean()), float(recall.double().mean()))
+        inside = between <= own[5]
+        expected = (float(inside.double().sum(1).mean() / 5), float(inside.any(0).double().mean()))
+        assert density_coverage(generated, real) == pytest.approx(expected, rel=1e-12)
 
 
 def test_sets_far_apart_share_nothing() -> None:

@@ -12,6 +12,7 @@ from harness.records import Milestone
 from harness.report.compare import agreement_table, at_images, equal_compute, equal_compute_table, equal_images_table, known_as
 from harness.report.markdown import page
 from harness.report.rows import rows_of
+from harness.tasks import load_task
 
 
 def test_rows_of_another_budget_are_left_out() -> None:
@@ -97,6 +98,16 @@ def test_of_rows_that_are_known_by_one_name_the_plainest_counts(layers: int) -> 
     other = trained("ard", 0.1).model_copy(update={"run_id": "other", "options": {"history_layers": layers}})
     for found in ([*field(fids), other], [other, *field(fids)]):
         (line,) = agreement_table({"one": rows_of(found), "two": rows_of(field(fids))}).to_dict("records")
+        assert line["rank correlation"] == "1.00"
+
+
+def test_the_plainest_is_what_the_task_runs() -> None:
+    """The task's own number of layers, not the method's."""
+    fids = {method: 2.0 + number for number, method in enumerate(METHODS)} | {"ard": 0.1}
+    (layers,) = load_task("fashion-mnist").spec.defaults["ard"].values()
+    own = trained("ard", 50.0).model_copy(update={"run_id": "own", "options": {"history_layers": layers}})
+    for found in ([*field(fids), own], [own, *field(fids)]):
+        (line,) = agreement_table({"fashion-mnist": rows_of(found), "two": rows_of(field({**fids, "ard": 50.0}))}).to_dict("records")
         assert line["rank correlation"] == "1.00"
 
 
