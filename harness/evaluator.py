@@ -20,6 +20,7 @@ from harness.data.images import to_uint8
 from harness.data.trajectories import cached_samples, cached_tensors
 from harness.denoiser import count_passes
 from harness.errors import UsageError
+from harness.files import tensors_digest
 from harness.metrics import METRICS, Judged
 from harness.metrics.base import Direction
 from harness.metrics.compute import count_macs
@@ -166,6 +167,7 @@ class ImageEvaluator(Evaluator):
         self.classifier, self.device = task.classifier(device), device
         self.reference = self._reference_features()
         self.extra = [(extractor, extractor(task.split.train.images)) for extractor in extra]
+        self.code = code_digest()  # as it is now: sources may be edited while a run trains
 
     def _reference_features(self) -> Tensor:
         """Features of the training images, float64 [n, 64]; of many they are kept in the cache."""
@@ -188,9 +190,12 @@ class ImageEvaluator(Evaluator):
         """The same; beside many reference images it is kept in the cache."""
         if len(self.reference) < FEW:
             return super().of_held_out()
-        spec, extra = self.task.spec.evaluation, [extractor.sha256 for extractor, _ in self.extra]
-        key = {**self.task.hashes, "held out": [spec.kid_subset_size, spec.neighbours, *extra], "metrics": METRICS.names(),
-               "device": self.device.type, "code": code_digest()}  # fmt: skip
+        held_out, spec = self.task.split.held_out, self.task.spec.evaluation
+        key = {
+            **self.task.hashes, "held out": tensors_digest({"images": to_uint8(held_out.images), "labels": held_out.labels}),
+            "metrics": METRICS.names(), "kid_subset_size": spec.kid_subset_size, "neighbours": spec.neighbours,
+            "extra": [[extractor.metric, extractor.sha256] for extractor, _ in self.extra], "device": self.device.type, "code": self.code,
+        }  # fmt: skip
 
         def measured() -> dict[str, Tensor]:
             return {name: torch.tensor(value, dtype=torch.float64) for name, value in super(ImageEvaluator, self).of_held_out().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from harness import evaluator as evaluator_module
 from harness.conditions import Condition
 from harness.config import RunConfig, resolve
+from harness.data.images import ImageSet
 from harness.evaluator import ImageEvaluator, sample_grid, sample_set, sampling_cost
 from harness.methods import METHODS
 from harness.metrics.features import classify
@@ -102,17 +104,42 @@ def test_features_of_many_images_are_kept(tiny: Task, monkeypatch: pytest.Monkey
     assert torch.equal(first, classify(tiny.classifier(CPU), tiny.split.train.images)[0])
 
 
+class Extractor:
+    """Two metrics of the literature may rest on the same weights."""
+
+    sha256 = "the same"
+
+    def __init__(self, metric: str):
+        self.metric = metric
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images
+
+
 def test_the_floor_beside_many_images_is_kept(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    some = changed(tiny, evaluation={"neighbours": 100})
-    measured = {task: ImageEvaluator(task, lambda k: noise_images(task, 40), CPU).floors() for task in (tiny, some)}
+    def evaluator(task: Task, *extra: Any) -> ImageEvaluator:
+        return ImageEvaluator(task, lambda k: noise_images(task, 40), CPU, extra)
+
+    measured = evaluator(tiny).floors()
     monkeypatch.setattr(evaluator_module, "FEW", 1000)
-    for task in (tiny, some):
-        evaluator = ImageEvaluator(task, lambda k: noise_images(tiny, 40), CPU)
-        assert evaluator.floors() == measured[task]
-        with monkeypatch.context() as patch:
-            patch.setattr(ImageEvaluator, "of_samples", lambda *args: pytest.fail("it is measured again"))
-            assert evaluator.floors() == measured[task]
-    assert measured[tiny]["recall_floor"].values != measured[some]["recall_floor"].values
+    assert evaluator(tiny).floors() == measured
+    calls: list[int] = []
+    monkeypatch.setattr(ImageEvaluator, "of_samples", lambda *args: calls.append(0) or {"fid": float(len(calls))})
+    assert evaluator(tiny).floors() == measured
+    # for each thing that decides it there is one
+    other_held_out, other_train = Task(tiny.spec), Task(tiny.spec)
+    fewer = {name: ImageSet(part.images[10:], part.labels[10:]) for name, part in vars(tiny.split).items()}
+    other_held_out.__dict__["split"] = replace(tiny.split, held_out=fewer["held_out"])
+    other_train.__dict__["split"] = replace(tiny.split, train=fewer["train"])
+    some = changed(tiny, evaluation={"neighbours": 100})
+    smaller = changed(tiny, evaluation={"kid_subset_size": 50})
+    others = [evaluator(task) for task in (other_held_out, other_train, some, smaller)]
+    others += [evaluator(tiny, Extractor("fid_inception")), evaluator(tiny, Extractor("fid_clean"))]
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluator_module, "code_digest", lambda *args: "other code")
+        others.append(evaluator(tiny))
+    for _ in range(2):
+        assert [other.floors()["fid_floor"].mean for other in others] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_every_noise_set_has_its_value(tiny: Task) -> None:

@@ -168,7 +168,7 @@ class TaskSpec(_Spec):
     """Samples a training step of a distillation run."""
     budgets: dict[str, Budget]
     defaults: dict[str, dict[str, Any]] = {}
-    """By method, the options that it has on this task if nothing is said: those that a search found."""
+    """By method, the options that it has on this task if nothing is said: what a search found, or what suits its networks."""
 
     @model_validator(mode="after")
     def _scan_within_a_noise_set(self) -> TaskSpec:
