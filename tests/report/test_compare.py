@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 from typing import Any
 
 import pytest
+from scipy import stats
 from written import METHODS, field, record, trained
 
 from harness.records import Milestone
-from harness.report.compare import agreement_table, at_images, equal_compute, equal_compute_table, equal_images_table, known_as
+from harness.report.compare import (
+    agreement_table,
+    at_images,
+    equal_compute,
+    equal_compute_table,
+    equal_images_table,
+    known_as,
+    rank_correlation,
+)  # fmt: skip
 from harness.report.markdown import page
 from harness.report.rows import rows_of
 from harness.tasks import load_task
@@ -89,6 +99,25 @@ def test_tasks_agree_or_not() -> None:
         (line,) = table.to_dict("records")
         assert (line["tasks"], line["steps"], line["methods"], line["rank correlation"]) == ("one and two", "4", "6", expected)
     assert len(agreement_table({"one": rows_of(field()), "two": rows_of(field()[:4])})) == 0
+
+
+def test_a_rank_correlation_of_few_is_judged_by_all_orders() -> None:
+    assert rank_correlation([1, 2, 3, 4, 5], [2.0, 3.0, 5.0, 7.0, 9.0]) == pytest.approx((1.0, 2 / math.factorial(5)))
+    assert rank_correlation([1, 2, 3, 4, 5], [9.0, 7.0, 5.0, 3.0, 2.0]) == pytest.approx((-1.0, 2 / math.factorial(5)))
+    first, second = [1, 2, 3, 4, 5, 6], [2, 1, 4, 3, 6, 5]
+    correlation, p = rank_correlation(first, second)
+    as_good = sum(sum(a * b for a, b in zip(first, order, strict=True)) >= 88 for order in permutations(second))
+    assert (correlation, p) == pytest.approx((1 - 6 * 6 / 210, 2 * as_good / 720))
+
+
+def test_a_rank_correlation_of_many_is_judged_by_random_orders() -> None:
+    many = list(range(12))
+    assert rank_correlation(many, many) == pytest.approx((1.0, 2 / 10_000))
+    shuffled = [5, 0, 11, 3, 8, 2, 9, 6, 1, 10, 4, 7]
+    correlation, p = rank_correlation(many, shuffled)
+    usual = stats.spearmanr(many, shuffled)
+    assert correlation == usual.statistic
+    assert p == pytest.approx(usual.pvalue, abs=0.02)
 
 
 @pytest.mark.parametrize("layers", [2, 5, 8])
