@@ -113,13 +113,15 @@ def entry_of(record: Record) -> Entry:
 
 def config_of(record: Record) -> dict[str, Any]:
     """The config that makes a record again."""
-    config, budgets = record.config, load_task(record.task).spec.budgets
+    config, spec = record.config, load_task(record.task).spec
     steps = config["total_steps"]
     trains = record.method in METHODS.names() and bool(METHODS[record.method].sources)
-    named = [name for name, budget in budgets.items()
+    named = [name for name, budget in spec.budgets.items()
              if budget.noise_sets == config["noise_sets"] and (not trains or budget.steps == steps)]  # fmt: skip
     found = {"task": record.task, "method": record.method, "options": record.options, "num_steps": config["num_steps"],
              "budget": named[0] if named else f"steps={steps}"}  # fmt: skip
+    if not named and config["noise_sets"] != spec.evaluation.noise_sets:
+        found["noise_sets"] = config["noise_sets"]
     if steps:
         sizes = {name: config[name] for name in ("batch_size", "micro_batch_size", "precision") if config.get(name)}
         found |= {"seed": config["seed"], **sizes}
