@@ -19,7 +19,7 @@ from harness.report.compare import (
     equal_images_table,
     known_as,
     rank_correlation,
-)  # fmt: skip
+)
 from harness.report.markdown import page
 from harness.report.rows import rows_of
 from harness.tasks import load_task
