@@ -15,12 +15,15 @@ from scipy import stats
 from harness.methods import METHODS
 from harness.records import Milestone, Record
 from harness.report.rows import Row, counted, headline, in_label
-from harness.report.statistics import metric_interval, t_interval
+from harness.report.statistics import metric_interval, paired_difference, t_interval
 from harness.report.tables import QUALITY
 from harness.tasks import load_task, task_names
 
 FEWEST = 5
 """Methods from which on they are compared at equal cost."""
+
+ABOVE = "above the best"
+"""The column of differences."""
 
 
 def flops_class(row: Row) -> str:
@@ -109,6 +112,28 @@ def equal_images_table(rows: Sequence[Row]) -> pd.DataFrame:
             part = f"{images / found[0][-1].images:.2f}"
             lines.append((row.num_steps, here.mean, {**shown, column: here.text(digits), "part of its run": part}))
     return pd.DataFrame([line for *_, line in sorted(lines, key=lambda line: line[:2])]).fillna("")
+
+
+def against_best_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """At equal training FLOPs, by number of steps: rows of two seeds or more beside the best of them, paired within seed and noise set.
+
+    A row is shown not to be the best if p, times the number of the others, is below 0.05. Only the row that is best in truth can be
+    said so wrongly, and each of the others had one chance to make it so; hence which looks best may be learnt from the same numbers,
+    as in multiple comparisons with the best (Hsu 1984), here by Bonferroni.
+    """
+    lines, name = [], headline(rows) if equal_compute(rows) else ""
+    group = [row for row in equal_compute(rows) if len(row.finished) > 1]
+    for steps in sorted({row.num_steps for row in group}):
+        best, *others = sorted((row for row in group if row.num_steps == steps), key=lambda row: metric_interval(row.finished, name).mean)
+        for row in (best, *others) if others else ():
+            line = {"steps": str(steps), "method": row.label, "training": f"{row.training[0]} × {row.training[1]}"}
+            found = paired_difference(row.finished, best.finished, name) if row is not best else None
+            if found:
+                shown = found.p_value * len(others) < 0.05
+                line |= {"seeds": str(found.seeds), ABOVE: found.interval.text(QUALITY[name][1]), "p": f"{found.p_value:.2g}",
+                         "not the best (95 %)": "shown" if shown else "not shown"}  # fmt: skip
+            lines.append(line if found else {**line, ABOVE: "the best" if row is best else "no seeds in common"})
+    return pd.DataFrame(lines).fillna("")
 
 
 def off_task(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import pandas as pd
 
 from harness.records import Record
 from harness.report.claims import claims_table, read_claims
-from harness.report.compare import agreement_table, equal_compute_table, equal_images_table
+from harness.report.compare import against_best_table, agreement_table, equal_compute_table, equal_images_table
 from harness.report.figures import curves_figure, pareto_figure
-from harness.report.markdown import CLAIMS, by_task
+from harness.report.markdown import AGAINST_BEST, CLAIMS, by_task
 from harness.report.plots import ablations, budget_lines, exposure_lines
 from harness.report.rows import Row, counted, headline, rows_of
 from harness.report.statistics import metric_interval
@@ -59,6 +59,8 @@ def _task_section(rows: Sequence[Row], results: Path) -> str:
     equal = equal_compute_table(rows)
     if len(equal):
         parts.append(f"<h3>Methods at equal training FLOPs</h3>{_table(equal)}")
+        against = against_best_table(rows)
+        parts.append(f"<p>{html.escape(AGAINST_BEST)}</p>{_table(against)}" if len(against) else "")
         parts.append(f"<h3>The same after equally many images</h3>{_table(equal_images_table(rows))}")
     parts.append(f"<h3>All rows</h3>{_table(results_table(rows), f'filter-{task}')}")
     if finished:

@@ -11,7 +11,7 @@ import pandas as pd
 from harness.files import write_aside, write_text
 from harness.records import Record, read_record, write_record
 from harness.report.claims import claims_table, read_claims
-from harness.report.compare import agreement_table, equal_compute_table, equal_images_table
+from harness.report.compare import against_best_table, agreement_table, equal_compute_table, equal_images_table
 from harness.report.plots import write_plots
 from harness.report.rows import counted, rows_of
 from harness.report.tables import (
@@ -28,6 +28,12 @@ from harness.report.tables import (
 
 CLAIMS = Path(__file__).parent.parent.parent / "baselines" / "claims.yaml"
 """The file of claims of a checkout."""
+
+AGAINST_BEST = (
+    "There, rows of two seeds or more beside the best of their number of steps, paired within training seed and noise set. A row is "
+    "shown not to be the best if p times the number of the others is below 0.05:"
+)
+"""What is said above `against_best_table`."""
 
 
 def markdown_table(table: pd.DataFrame) -> str:
@@ -52,6 +58,9 @@ def task_section(records: Sequence[Record]) -> str:
     equal = equal_compute_table(rows)
     if len(equal):
         parts += ["Methods at equal training FLOPs (trajectories are beside them), by the best of their columns:", markdown_table(equal)]
+        against = against_best_table(rows)
+        if len(against):
+            parts += [AGAINST_BEST, markdown_table(against)]
         said = ("The same after equally many images, from the curves of noise set 0. A run that is looked at before its end had not "
                 "lowered its learning rate yet, so that long runs look worse than short ones would:")  # fmt: skip
         parts += [said, markdown_table(equal_images_table(rows)), "All rows:"]

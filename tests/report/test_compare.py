@@ -10,8 +10,10 @@ import pytest
 from scipy import stats
 from written import METHODS, field, record, trained
 
-from harness.records import Milestone
+from harness.records import Milestone, Record
 from harness.report.compare import (
+    ABOVE,
+    against_best_table,
     agreement_table,
     at_images,
     equal_compute,
@@ -48,6 +50,44 @@ def test_a_table_needs_a_field() -> None:
     assert len(equal_images_table(rows_of(field()[:3]))) == 0
     assert "equal training FLOPs" not in page(field()[:3])
     assert "equal training FLOPs" in page(field())
+
+
+def column(spread: float, num_steps: int = 4, seeds: int = 3) -> list[Record]:
+    """A field whose n-th method has n more than the first, and an n-th of a spread that is not the same for all seeds."""
+    wobble = (0.0, spread, -spread)
+    return [
+        trained(method, 3.0 + seed + number * (1 + wobble[seed]), num_steps=num_steps, seed=seed)
+        for number, method in enumerate(METHODS) for seed in range(seeds)
+    ]  # fmt: skip
+
+
+def test_rows_are_beside_the_best_of_their_number_of_steps() -> None:
+    lines = against_best_table(rows_of([*column(0.05), *column(0.05, num_steps=1)])).to_dict("records")
+    assert [(line["steps"], line["method"]) for line in lines] == [(steps, method) for steps in "14" for method in METHODS]
+    assert [line[ABOVE] for line in lines] == ["the best", *(f"{n}.00 ± {n * 0.05 * 4.303 / 3**0.5:.2f}" for n in range(1, 6))] * 2
+    assert [line["not the best (95 %)"] for line in lines] == ["", *["shown"] * 5] * 2
+
+
+def test_a_row_has_as_many_chances_to_look_worse_as_there_are_others() -> None:
+    two = [made for made in column(0.15) if made.method in METHODS[:2]]
+    rest = [trained(method, 9.0) for method in METHODS[2:]]  # of one seed: they say nothing here
+    (_, alone) = against_best_table(rows_of([*two, *rest])).to_dict("records")
+    assert (alone["method"], alone["p"], alone["not the best (95 %)"]) == (METHODS[1], "0.0074", "shown")
+    (_, *among) = against_best_table(rows_of(column(0.15))).to_dict("records")
+    assert 5 * 0.0074 < 0.05 < 7 * 0.0074
+    assert {line["p"]: line["not the best (95 %)"] for line in among} == {"0.0074": "shown"}
+    more = [trained(method, 90.0 + seed**2, seed=seed) for method in ("ctm", "meanflow") for seed in range(3)]
+    (_, *crowd) = against_best_table(rows_of([*column(0.15), *more])).to_dict("records")
+    assert {line["not the best (95 %)"] for line in crowd if line["p"] == "0.0074"} == {"not shown"}
+
+
+def test_nothing_is_beside_the_best_without_seeds_in_common() -> None:
+    assert against_best_table(rows_of(field())).empty
+    assert "not the best" not in page(field())
+    apart = [trained(METHODS[5], 99.0, seed=seed) for seed in (7, 8)]
+    others = [made for made in column(0.05) if made.method != METHODS[5]]
+    assert against_best_table(rows_of([*others, *apart])).iloc[-1][ABOVE] == "no seeds in common"
+    assert "not the best" in page(others)
 
 
 def test_between_two_points_a_curve_is_a_power() -> None:
