@@ -99,19 +99,20 @@ def equal_images_table(rows: Sequence[Row]) -> pd.DataFrame:
     heading, digits = QUALITY[name]
     curves = {id(row): [record.milestones for record in row.finished if record.milestones] for row in group}
     images = min((points[-1].images for found in curves.values() for points in found), default=0)
-    lines = []
+    column, lines = f"{heading} after {images:,} images", []
+    without: dict[tuple[str, str], list[str]] = {}
     for row in group:
-        found, shown = curves[id(row)], {"method": row.label, "steps": str(row.num_steps)}
-        column = f"{heading} after {images:,} images"
-        if not found:
-            lines.append((row.num_steps, math.inf, {**shown, column: "not measured: its curve was taken at another number of steps"}))
-        elif found[0][0].images > images:
-            lines.append((row.num_steps, math.inf, {**shown, column: "not measured: its curve begins later"}))
-        else:
+        found = curves[id(row)]
+        if found and found[0][0].images <= images:
             here = t_interval([at_images(points, name, images) for points in found])
-            part = f"{images / found[0][-1].images:.2f}"
-            lines.append((row.num_steps, here.mean, {**shown, column: here.text(digits), "part of its run": part}))
-    return pd.DataFrame([line for *_, line in sorted(lines, key=lambda line: line[:2])]).fillna("")
+            line = {"method": row.label, "steps": str(row.num_steps), column: here.text(digits)}
+            lines.append((row.num_steps, here.mean, {**line, "part of its run": f"{images / found[0][-1].images:.2f}"}))
+        else:
+            reason = "its curve begins later" if found else "its curve was taken at another number of steps"
+            without.setdefault((row.label, reason), []).append(str(row.num_steps))
+    measured = [line for *_, line in sorted(lines, key=lambda line: line[:2])]
+    rest = [{"method": label, "steps": ", ".join(at), column: f"not measured: {reason}"} for (label, reason), at in without.items()]
+    return pd.DataFrame([*measured, *rest]).fillna("")
 
 
 def against_best_table(rows: Sequence[Row]) -> pd.DataFrame:
