@@ -116,25 +116,37 @@ def equal_images_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def against_best_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """At equal training FLOPs, by number of steps: rows of two seeds or more beside the best of them, paired within seed and noise set.
+    """At equal training FLOPs, by number of steps: rows of two finished seeds or more beside the best of them, paired within seed and
+    noise set.
 
-    A row is shown not to be the best if p, times the number of the others, is below 0.05. Only the row that is best in truth can be
-    said so wrongly, and each of the others had one chance to make it so; hence which looks best may be learnt from the same numbers,
-    as in multiple comparisons with the best (Hsu 1984), here by Bonferroni.
+    p is a two-sided paired t test's (seeds taken to be normal) times the number of the others. Below 0.05 a row is shown not to be the
+    best: it is the best in truth in fewer than one case in 20, although which looks best is learnt from the same numbers, for each of the
+    others had one chance to make it look worse (multiple comparisons with the best, Hsu 1984, by Bonferroni).
     """
-    lines, name = [], headline(rows) if equal_compute(rows) else ""
-    group = [row for row in equal_compute(rows) if len(row.finished) > 1]
+    if not (group := [row for row in equal_compute(rows) if len(row.finished) > 1]):
+        return pd.DataFrame()
+    name, lines = headline(rows), []
     for steps in sorted({row.num_steps for row in group}):
         best, *others = sorted((row for row in group if row.num_steps == steps), key=lambda row: metric_interval(row.finished, name).mean)
-        for row in (best, *others) if others else ():
-            line = {"steps": str(steps), "method": row.label, "training": f"{row.training[0]} × {row.training[1]}"}
-            found = paired_difference(row.finished, best.finished, name) if row is not best else None
-            if found:
-                shown = found.p_value * len(others) < 0.05
-                line |= {"seeds": str(found.seeds), ABOVE: found.interval.text(QUALITY[name][1]), "p": f"{found.p_value:.2g}",
-                         "not the best (95 %)": "shown" if shown else "not shown"}  # fmt: skip
-            lines.append(line if found else {**line, ABOVE: "the best" if row is best else "no seeds in common"})
+        if not others:
+            continue
+        lines.append({**_known_by(best), ABOVE: "the best"})
+        for row in others:
+            found = paired_difference(row.finished, best.finished, name)
+            if not found:
+                lines.append({**_known_by(row), ABOVE: "fewer than two seeds in common"})
+                continue
+            p = min(1, found.p_value * len(others))
+            shown = p < 0.05 and found.interval.mean > 0
+            lines.append({
+                **_known_by(row), ABOVE: found.interval.text(QUALITY[name][1]), "seeds": str(found.seeds), "p, corrected": f"{p:.2g}",
+                "not the best (95 %)": "shown" if shown else "not shown",
+            })  # fmt: skip
     return pd.DataFrame(lines).fillna("")
+
+
+def _known_by(row: Row) -> dict[str, str]:
+    return {"steps": str(row.num_steps), "method": row.label, "training": f"{row.training[0]} × {row.training[1]}"}
 
 
 def off_task(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -30,8 +30,8 @@ CLAIMS = Path(__file__).parent.parent.parent / "baselines" / "claims.yaml"
 """The file of claims of a checkout."""
 
 AGAINST_BEST = (
-    "There, rows of two seeds or more beside the best of their number of steps, paired within training seed and noise set. A row is "
-    "shown not to be the best if p times the number of the others is below 0.05:"
+    "Those with two seeds or more beside the best of their number of steps: difference and 95 % interval, paired within training seed and "
+    "noise set, and p of a t test times the number of the others. What is not shown may be far from the best, if seeds differ much:"
 )
 """What is said above `against_best_table`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import permutations
 from typing import Any
 
@@ -52,42 +53,75 @@ def test_a_table_needs_a_field() -> None:
     assert "equal training FLOPs" in page(field())
 
 
-def column(spread: float, num_steps: int = 4, seeds: int = 3) -> list[Record]:
-    """A field whose n-th method has n more than the first, and an n-th of a spread that is not the same for all seeds."""
-    wobble = (0.0, spread, -spread)
+def steady(spread: float, methods: Sequence[str] = METHODS, **changes: Any) -> list[Record]:
+    """The n-th method has n more than the first, for all seeds but for n times a spread."""
     return [
-        trained(method, 3.0 + seed + number * (1 + wobble[seed]), num_steps=num_steps, seed=seed)
-        for number, method in enumerate(METHODS) for seed in range(seeds)
+        trained(method, 3.0 + seed + number * (1 + (seed - 1) * spread), seed=seed, **changes)
+        for number, method in enumerate(methods) for seed in range(3)
     ]  # fmt: skip
 
 
 def test_rows_are_beside_the_best_of_their_number_of_steps() -> None:
-    lines = against_best_table(rows_of([*column(0.05), *column(0.05, num_steps=1)])).to_dict("records")
+    other_budget = steady(0.0, ["ctm"], flops=3e12, num_steps=1)
+    alone_in_its_column = steady(0.0, ["ctm"], num_steps=8)
+    records = [*steady(0.05), *steady(0.05, num_steps=1), *other_budget, *alone_in_its_column]
+    lines = against_best_table(rows_of(records)).to_dict("records")
     assert [(line["steps"], line["method"]) for line in lines] == [(steps, method) for steps in "14" for method in METHODS]
     assert [line[ABOVE] for line in lines] == ["the best", *(f"{n}.00 ± {n * 0.05 * 4.303 / 3**0.5:.2f}" for n in range(1, 6))] * 2
     assert [line["not the best (95 %)"] for line in lines] == ["", *["shown"] * 5] * 2
+    assert {(line["training"], line["seeds"]) for line in lines if line["seeds"]} == {("100 × 64", "3")}
 
 
-def test_a_row_has_as_many_chances_to_look_worse_as_there_are_others() -> None:
-    two = [made for made in column(0.15) if made.method in METHODS[:2]]
-    rest = [trained(method, 9.0) for method in METHODS[2:]]  # of one seed: they say nothing here
-    (_, alone) = against_best_table(rows_of([*two, *rest])).to_dict("records")
-    assert (alone["method"], alone["p"], alone["not the best (95 %)"]) == (METHODS[1], "0.0074", "shown")
-    (_, *among) = against_best_table(rows_of(column(0.15))).to_dict("records")
-    assert 5 * 0.0074 < 0.05 < 7 * 0.0074
-    assert {line["p"]: line["not the best (95 %)"] for line in among} == {"0.0074": "shown"}
-    more = [trained(method, 90.0 + seed**2, seed=seed) for method in ("ctm", "meanflow") for seed in range(3)]
-    (_, *crowd) = against_best_table(rows_of([*column(0.15), *more])).to_dict("records")
-    assert {line["not the best (95 %)"] for line in crowd if line["p"] == "0.0074"} == {"not shown"}
+def test_which_is_best_is_by_all_seeds() -> None:
+    wobble = (-2.0, 1.0, 4.0)  # by seed 0 alone the order is turned round
+    records = [trained(method, 20.0 + n * wobble[seed], seed=seed) for n, method in enumerate(METHODS) for seed in range(3)]
+    lines = against_best_table(rows_of(records)).to_dict("records")
+    assert [line["method"] for line in lines] == list(METHODS)
+    assert lines[1][ABOVE].startswith("1.00 ± ")
+    assert {line["not the best (95 %)"] for line in lines} == {"", "not shown"}
 
 
-def test_nothing_is_beside_the_best_without_seeds_in_common() -> None:
+@pytest.mark.parametrize(("spread", "p"), [(0.16, 0.0084), (0.18, 0.0106)])
+def test_a_row_has_as_many_chances_to_look_worse_as_there_are_others(spread: float, p: float) -> None:
+    two, rest = steady(spread, METHODS[:2]), field()  # of one seed: they say nothing here
+    (_, alone) = against_best_table(rows_of([*two, *rest[2:]])).to_dict("records")
+    assert (alone["method"], float(alone["p, corrected"])) == (METHODS[1], pytest.approx(p, rel=0.05))
+    assert alone["not the best (95 %)"] == "shown"
+    (_, *among) = against_best_table(rows_of(steady(spread))).to_dict("records")
+    assert [float(line["p, corrected"]) for line in among] == [pytest.approx(5 * p, rel=0.05)] * 5
+    assert {line["not the best (95 %)"] for line in among} == {"shown" if 5 * p < 0.05 else "not shown"}
+
+
+def test_a_row_that_is_better_where_both_have_seeds_is_not_shown_to_be_worse() -> None:
+    long = [trained("ctm", fid, seed=seed) for seed, fid in enumerate((6.0, 6.1, 6.05, 1.0, 1.0, 1.0))]
+    short = [trained("dmd2", fid, seed=seed) for seed, fid in enumerate((5.0, 5.12, 5.04))]
+    (_, line) = against_best_table(rows_of([*field(), *long, *short])).to_dict("records")
+    assert (line["method"], line["not the best (95 %)"]) == ("dmd2", "not shown")
+    assert line[ABOVE].startswith("-1.00")
+
+
+def test_rows_need_two_finished_seeds_in_common() -> None:
     assert against_best_table(rows_of(field())).empty
+    apart = [trained("ctm", 99.0, seed=seed) for seed in (2, 3)]
+    once = trained("dmd2", 99.0)
+    failed = trained("dmd2", 99.0, seed=1).model_copy(update={"status": "failed", "reason": "loss nan", "metrics": {}, "cost": None})
+    table = against_best_table(rows_of([*steady(0.05), *apart, once, failed])).set_index("method")
+    assert table.loc["ctm", ABOVE] == "fewer than two seeds in common"
+    assert not any("dmd2" in method for method in table.index)
+    assert float(table.loc[METHODS[1], "p, corrected"]) == pytest.approx(6 * 0.00083, rel=0.02)  # among six others
+
+
+def test_the_headline_is_the_task_s() -> None:
+    records = [
+        made.model_copy(update={"metrics": {"frechet_distance": made.metrics["fid"].model_copy(update={"identity": {}})}})
+        for made in steady(0.0)
+    ]  # fmt: skip
+    assert against_best_table(rows_of(records)).iloc[1][ABOVE] == "1.0000 ± 0.0000"
+
+
+def test_pages_have_the_table_where_there_are_seeds() -> None:
     assert "not the best" not in page(field())
-    apart = [trained(METHODS[5], 99.0, seed=seed) for seed in (7, 8)]
-    others = [made for made in column(0.05) if made.method != METHODS[5]]
-    assert against_best_table(rows_of([*others, *apart])).iloc[-1][ABOVE] == "no seeds in common"
-    assert "not the best" in page(others)
+    assert "not the best" in page(steady(0.05))
 
 
 def test_between_two_points_a_curve_is_a_power() -> None:

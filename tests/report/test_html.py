@@ -29,7 +29,7 @@ browser = pytest.mark.skipif(BROWSER is None and not os.environ.get("HARNESS_NEE
 
 
 def sweep() -> list[Record]:
-    """A field at equal FLOPs, an ablation of history layers with its curves, a teacher and a failure."""
+    """A field at equal FLOPs (two methods with two seeds), an ablation of history layers with its curves, a teacher and a failure."""
     layers = []
     for n in (1, 3, 9):
         exposure = Exposure(on_teachers_history=[0.1, 0.2, 0.3, 0.4], on_own_history=[0.1, 0.3, 0.5, 0.4 + 0.1 * n], n=8)
@@ -37,7 +37,8 @@ def sweep() -> list[Record]:
             made = trained("ard", 30.0 / n + seed, flops=9e11, seed=seed)
             layers.append(made.model_copy(update={"options": {"history_layers": n}, "run_id": f"ard-{n}-{seed}", "exposure": exposure}))
     failure = record("ard", seed=3, steps=7).model_copy(update={"status": "failed", "reason": "the loss is <not> finite", "metrics": {}})
-    return [*field(), *layers, record("teacher", steps=0, fid=1.0), failure]
+    again = [trained(method, 4.5 + n, seed=1) for n, method in enumerate(("ect", "imm"))]
+    return [*field(), *again, *layers, record("teacher", steps=0, fid=1.0), failure]
 
 
 def opened(page: Path, script: str = "") -> str:
@@ -78,6 +79,7 @@ def test_the_page_needs_nothing_else_and_shows_everything(page: Path) -> None:
         assert text.count(f'<figure class="{kind}">') >= least, kind
     for part in (
         "Methods at equal training FLOPs",
+        "not the best",
         "after 6,400 images",
         "Claims",
         "Failures",
