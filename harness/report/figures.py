@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from harness.report.plots import Line
+from harness.report.plots import Line, set_log_limits
 
 MOST_NAMED = 10
 """Curves with a colour and a name; the others are grey."""
@@ -39,7 +39,8 @@ def curves_figure(curves: Sequence[Line], x_label: str, y_label: str, log: bool 
         axes.set_xscale("log")
         if values:
             axes.set_yscale("log")
-            axes.set_ylim(min(values) / 1.5, max(values) * 1.5)
+            set_log_limits(axes, values)
+            axes.yaxis.minorticks_off()
     elif len({x for curve in curves for x in curve.x}) <= 12:
         axes.set_xticks(sorted({x for curve in curves for x in curve.x}))
     if len(curves) > 1:

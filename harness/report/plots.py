@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from harness.config import settings
@@ -80,10 +81,9 @@ def write_plot(path: Path, panels: dict[str, list[Line]], x_label: str, y_label:
         if log:
             axes.set_xscale("log")
             axes.set_yscale("log")
-            values = [y for line in lines for y in line.y]
-            axes.set_ylim(min(values) / 1.5, max(values) * 1.5)  # an interval of two seeds may reach below 0
+            set_log_limits(axes, [y for line in lines for y in line.y])
         ticks = sorted({x for line in lines for x in line.x})
-        if log and len(ticks) > 8:  # too many to be read: powers of 2 between them
+        if log and any(b < 1.3 * a for a, b in pairwise(ticks)):  # too near to be read: powers of 2 between them
             first, last = math.ceil(math.log2(ticks[0])), math.floor(math.log2(ticks[-1]))
             ticks = [2.0**power for power in range(first, last + 1)]
         axes.set_xticks(ticks, [f"{x:,.0f}" for x in ticks])
@@ -96,6 +96,18 @@ def write_plot(path: Path, panels: dict[str, list[Line]], x_label: str, y_label:
         more = f"and {len(lines) - MOST_NAMED} higher ones in grey" if len(lines) > MOST_NAMED else None
         beside.legend(*axes.get_legend_handles_labels(), loc="center left", fontsize=8, frameon=False, title=more, title_fontsize=8)
     write_aside(path, lambda aside: figure.savefig(aside, format="png"))
+
+
+def set_log_limits(axes, values: Sequence[float]) -> None:  # type: ignore[no-untyped-def]  # matplotlib takes a second to import
+    """Limits of a logarithmic y axis around positive values (an interval of two seeds may reach below 0), and numbers that are read on
+    less than a decade, too.
+    """
+    from matplotlib.ticker import LogLocator
+
+    low, high = min(values) / 1.5, max(values) * 1.5
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
 
 
 def ablations(rows: Sequence[Row], name: str) -> list[tuple[str, Line]]:

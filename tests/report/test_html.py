@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from written import field, record, trained
 
@@ -20,7 +21,7 @@ from harness.records import Exposure, Record
 from harness.report.figures import pareto_front
 from harness.report.html import html_page
 from harness.report.latex import latex_table
-from harness.report.plots import ablations
+from harness.report.plots import ablations, set_log_limits
 from harness.report.rows import rows_of
 from harness.report.tables import results_table
 
@@ -185,3 +186,14 @@ def test_latex_is_escaped() -> None:
     assert text.count(r"\\") == 3
     assert r"\caption{Results on a\_task.}" in text
     assert r"history\_layers 6" in latex_table(results_table(rows_of([record()])), "x")
+
+
+@pytest.mark.parametrize("values", [[34.7, 46.9], [0.004, 2.3], [30.0, 1100.0]])
+def test_a_logarithmic_axis_has_numbers_to_read(values: list[float]) -> None:
+    axes = Figure().subplots()
+    axes.set_yscale("log")
+    set_log_limits(axes, values)
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    assert 2 <= len(ticks) <= 10
+    assert [float(axes.yaxis.get_major_formatter()(tick)) for tick in ticks] == pytest.approx(ticks)
