@@ -14,10 +14,9 @@ from scipy import stats
 
 from harness.methods import METHODS
 from harness.records import Milestone, Record
-from harness.report.rows import Row, counted, headline, in_label
+from harness.report.rows import Row, counted, defaults_of, headline, in_label, off_default
 from harness.report.statistics import metric_interval, paired_difference, t_interval
 from harness.report.tables import QUALITY
-from harness.tasks import load_task, task_names
 
 FEWEST = 5
 """Methods from which on they are compared at equal cost."""
@@ -149,24 +148,14 @@ def _known_by(row: Row) -> dict[str, str]:
     return {"steps": str(row.num_steps), "method": row.label, "training": f"{row.training[0]} × {row.training[1]}"}
 
 
-def off_task(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The options that its task does not run the row's method with anyway.
-
-    Args:
-        tuned: by method, the options that are its task's defaults.
-    """
-    method = row.records[0].method
-    plain = METHODS[method].Config(**tuned.get(method, {})).model_dump(mode="json") if method in METHODS.names() else {}
-    return {name: value for name, value in row.options.items() if name not in plain or value != plain[name]}
-
-
 def known_as(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> str:
     """By what a row is found again on another task: its method, steps and the options off its task's defaults, but for those that suit
     a network (its depth).
     """
     method = row.records[0].method
     fields = METHODS[method].Config.model_fields if method in METHODS.names() else {}
-    own = {name: value for name, value in off_task(row, tuned).items() if name not in fields or not in_label(fields[name])}
+    off = off_default(method, row.options, tuned.get(method))
+    own = {name: value for name, value in off.items() if name not in fields or not in_label(fields[name])}
     return json.dumps([method, row.num_steps, own], sort_keys=True)
 
 
@@ -174,9 +163,9 @@ def agreement_table(by_task: dict[str, list[Row]]) -> pd.DataFrame:
     """Spearman's rank correlation of tasks' headline metrics, over the rows of equal compute that both have, by number of steps."""
     lines, known_rows = [], {}
     for task, rows in by_task.items():
-        tuned = load_task(task).spec.defaults if task in task_names() else {}
-        found = [row for row in equal_compute(rows) if row.finished]
-        farthest_first = sorted(found, key=lambda row: -len(off_task(row, tuned)))  # of those known by one name the plainest counts
+        tuned, found = defaults_of(task), [row for row in equal_compute(rows) if row.finished]
+        off = {id(row): len(off_default(row.records[0].method, row.options, tuned.get(row.records[0].method))) for row in found}
+        farthest_first = sorted(found, key=lambda row: -off[id(row)])  # of those known by one name the plainest counts
         known_rows[task] = {known_as(row, tuned): row for row in farthest_first}
     for one, other in combinations(by_task, 2):
         known = [known_rows[one], known_rows[other]]

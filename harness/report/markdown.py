@@ -78,7 +78,8 @@ def task_section(records: Sequence[Record]) -> str:
         parts += ["What the error of the ODE map is made of (root mean squares, which do not add up):", markdown_table(split)]
     differences = differences_table(rows)
     if len(differences):
-        said = "Rows that differ in one thing (a method or an option), paired within training seed and noise set:"
+        said = ("Rows that differ in one thing (a method or an option), paired within training seed and noise set. Holm's correction is "
+                "over those of one number of steps and one training:")  # fmt: skip
         parts += [said, markdown_table(differences)]
     parts.append("\n".join(f"- {note}" for note in notes(rows)))
     return "\n\n".join(parts)

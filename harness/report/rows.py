@@ -19,6 +19,7 @@ from harness.errors import NotComparable, UsageError
 from harness.methods import METHODS
 from harness.records import Record, read_record
 from harness.report.statistics import metric_interval
+from harness.tasks import load_task, task_names
 
 HEADLINES = ("fid", "frechet_distance")
 """The metric of differences and curves: the first that a task has."""
@@ -84,15 +85,24 @@ def label(record: Record, options: Mapping[str, Any] | None = None) -> str:
     return record.method + "".join(f", {name} {_shown(value)}" for name, value in off.items())
 
 
-def off_default(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that differ from their method's defaults."""
-    plain = _plain(METHODS[method].Config) if method in METHODS.names() else {}
+def off_default(method: str, options: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The options that differ from their method's defaults.
+
+    Args:
+        given: what is the default of a task in the place of the method's own.
+    """
+    plain = _plain(METHODS[method].Config, json.dumps(given or {})) if method in METHODS.names() else {}
     return {name: value for name, value in options.items() if name not in plain or value != plain[name]}
 
 
 @cache
-def _plain(config: type[BaseModel]) -> dict[str, Any]:
-    return config().model_dump(mode="json")
+def _plain(config: type[BaseModel], given: str) -> dict[str, Any]:
+    return config(**json.loads(given)).model_dump(mode="json")
+
+
+def defaults_of(task: str) -> Mapping[str, Mapping[str, Any]]:
+    """By method, the options that it has on a task if nothing is said; none for a task that is not here."""
+    return load_task(task).spec.defaults if task in task_names() else {}
 
 
 def _shown(value: Any) -> str:
@@ -103,14 +113,16 @@ def _shown(value: Any) -> str:
 
 
 def neighbours(rows: Sequence[Row], name: str) -> list[tuple[Row, Row]]:
-    """Pairs of rows that differ in one thing: the method, an option off its default, or a setting other than steps and training.
+    """Pairs of rows that differ in one thing: the method, an option off its default on this task, or a setting other than steps and
+    training.
 
     Of more than `CROWD` rows that differ in the same thing each is paired with the best alone.
     """
-    sides = []
+    sides, tuned = [], defaults_of(rows[0].records[0].task) if rows else {}
     for row in rows:
         record = row.records[0]
-        side = {"method": record.method, **row.off_default, **settings(record), "rows": (row.num_steps, row.training)}
+        off = off_default(record.method, row.options, tuned.get(record.method))
+        side = {"method": record.method, **off, **settings(record), "rows": (row.num_steps, row.training)}
         sides.append(dict.fromkeys(_options_of(record), "") | side)  # what is at its default says nothing to another method
     buckets = alike_but_one(sides, [side.keys() - {"rows"} for side in sides])
     found = set()

@@ -116,7 +116,9 @@ def error_split_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def differences_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Pairs of trained rows that differ in one thing (a method or an option), paired within seed and noise set, Holm-corrected."""
+    """Pairs of trained rows that differ in one thing (a method or an option), paired within seed and noise set. Holm's correction is over
+    the pairs of one number of steps and one training, so that rows at another budget change nothing.
+    """
     trained = [row for row in rows if row.training[0] and row.finished]
     if not trained:
         return pd.DataFrame()
@@ -129,15 +131,20 @@ def differences_table(rows: Sequence[Row]) -> pd.DataFrame:
     heading, digits = QUALITY[name]
     heading = heading.rstrip(" ↓↑") + " first − second"
     reference = reference_record(rows)
-    significant = holm([difference.p_value for _, _, difference in pairs])
+    families: dict[tuple[int, ...], list[int]] = {}
+    for place, (a, _, _) in enumerate(pairs):
+        families.setdefault((a.num_steps, *a.training), []).append(place)
+    significant: dict[int, bool] = {}
+    for places in families.values():
+        significant |= dict(zip(places, holm([pairs[place][2].p_value for place in places]), strict=True))
     lines = []
-    for (a, b, difference), sure in zip(pairs, significant, strict=True):
+    for place, (a, b, difference) in enumerate(pairs):
         lower = a.label if difference.interval.mean < 0 else b.label
         ratio = degradation_ratio(a.finished, b.finished, reference, name) if reference else None
         lines.append({
             "first": a.label, "second": b.label, "steps": str(a.num_steps), "training": f"{a.training[0]} × {a.training[1]}",
             "seeds": str(difference.seeds), heading: difference.interval.text(digits), "p": f"{difference.p_value:.3g}",
-            "better (Holm, 95 %)": lower if sure else "not shown",
+            "better (Holm, 95 %)": lower if significant[place] else "not shown",
             "over the teacher's, first / second": ratio.text(3) if ratio else "",
         })  # fmt: skip
     return pd.DataFrame(lines)

@@ -203,6 +203,27 @@ def test_a_difference_that_holm_does_not_reject_is_not_named() -> None:
     assert alone["p"] in [line["p"] for line in lines]
 
 
+def test_rows_of_another_budget_do_not_change_what_is_shown() -> None:
+    first, second = seeds("ard", [10.0, 10.0, 10.0]), seeds("step-distillation", [11.0, 11.5, 12.2])
+    elsewhere = [
+        made for changes in ({"steps": 200}, {"num_steps": 2})
+        for made in (*seeds("ard", [5.0, 9.0, 7.0], **changes), *seeds("denoising", [7.0, 7.0, 8.0], **changes))
+    ]  # fmt: skip
+    lines = differences_table(rows_of([*first, *second, *elsewhere])).to_dict("records")
+    shown = {(line["steps"], line["training"]): line[BETTER] for line in lines}
+    assert shown == {("4", "100 × 64"): "ard, history_layers 6", ("4", "200 × 64"): "not shown", ("2", "100 × 64"): "not shown"}
+
+
+def test_what_a_task_gives_a_method_says_nothing_to_another() -> None:
+    """History in 3 layers is ARD's default on this task, not its own; step distillation has no such option."""
+    on = {"task": "fashion-mnist"}
+    ours = seeds("ard", [10.0, 10.0, 10.0], options={"history_layers": 3}, **on)
+    line = difference(ours, seeds("step-distillation", [11.0, 11.5, 12.2], **on))
+    assert (line["first"], line["second"]) == ("ard, history_layers 3", "step-distillation")
+    other = seeds("ard", [10.0, 10.0, 10.0], options={"history_layers": 2}, **on)
+    assert differences_table(rows_of([*other, *seeds("step-distillation", [11.0, 11.5, 12.2], **on)])).empty
+
+
 def test_only_rows_of_equal_steps_and_training_are_compared() -> None:
     pair = [1.0, 2.0]
     records = [*seeds("ard", pair), *seeds("ard", pair, num_steps=2), *seeds("step-distillation", pair, steps=200), teacher()]
