@@ -14,7 +14,7 @@ from scipy import stats
 
 from harness.methods import METHODS
 from harness.records import Milestone, Record
-from harness.report.rows import Row, counted, defaults_of, headline, in_label, off_default
+from harness.report.rows import Row, counted, defaults_of, headline, in_label, off_task
 from harness.report.statistics import metric_interval, paired_difference, t_interval
 from harness.report.tables import QUALITY
 
@@ -119,8 +119,8 @@ def against_best_table(rows: Sequence[Row]) -> pd.DataFrame:
     noise set.
 
     p is a two-sided paired t test's (seeds taken to be normal) times the number of the others. Below 0.05 a row is shown not to be the
-    best: it is the best in truth in fewer than one case in 20, although which looks best is learnt from the same numbers, for each of the
-    others had one chance to make it look worse (multiple comparisons with the best, Hsu 1984, by Bonferroni).
+    best: one that is the best in truth is called so in fewer than one case in 20, although which looks best is learnt from the same
+    numbers, for each of the others had one chance to look better (multiple comparisons with the best, Hsu 1984, by Bonferroni).
     """
     if not (group := [row for row in equal_compute(rows) if len(row.finished) > 1]):
         return pd.DataFrame()
@@ -154,8 +154,7 @@ def known_as(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> str:
     """
     method = row.records[0].method
     fields = METHODS[method].Config.model_fields if method in METHODS.names() else {}
-    off = off_default(method, row.options, tuned.get(method))
-    own = {name: value for name, value in off.items() if name not in fields or not in_label(fields[name])}
+    own = {name: value for name, value in off_task(row, tuned).items() if name not in fields or not in_label(fields[name])}
     return json.dumps([method, row.num_steps, own], sort_keys=True)
 
 
@@ -164,8 +163,7 @@ def agreement_table(by_task: dict[str, list[Row]]) -> pd.DataFrame:
     lines, known_rows = [], {}
     for task, rows in by_task.items():
         tuned, found = defaults_of(task), [row for row in equal_compute(rows) if row.finished]
-        off = {id(row): len(off_default(row.records[0].method, row.options, tuned.get(row.records[0].method))) for row in found}
-        farthest_first = sorted(found, key=lambda row: -off[id(row)])  # of those known by one name the plainest counts
+        farthest_first = sorted(found, key=lambda row: -len(off_task(row, tuned)))  # of those known by one name the plainest counts
         known_rows[task] = {known_as(row, tuned): row for row in farthest_first}
     for one, other in combinations(by_task, 2):
         known = [known_rows[one], known_rows[other]]

@@ -112,6 +112,16 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def off_task(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The options that a task does not run the row's method with anyway.
+
+    Args:
+        tuned: as `defaults_of` gives it.
+    """
+    method = row.records[0].method
+    return off_default(method, row.options, tuned.get(method))
+
+
 def neighbours(rows: Sequence[Row], name: str) -> list[tuple[Row, Row]]:
     """Pairs of rows that differ in one thing: the method, an option off its default on this task, or a setting other than steps and
     training.
@@ -121,8 +131,7 @@ def neighbours(rows: Sequence[Row], name: str) -> list[tuple[Row, Row]]:
     sides, tuned = [], defaults_of(rows[0].records[0].task) if rows else {}
     for row in rows:
         record = row.records[0]
-        off = off_default(record.method, row.options, tuned.get(record.method))
-        side = {"method": record.method, **off, **settings(record), "rows": (row.num_steps, row.training)}
+        side = {"method": record.method, **off_task(row, tuned), **settings(record), "rows": (row.num_steps, row.training)}
         sides.append(dict.fromkeys(_options_of(record), "") | side)  # what is at its default says nothing to another method
     buckets = alike_but_one(sides, [side.keys() - {"rows"} for side in sides])
     found = set()
