@@ -123,7 +123,7 @@ def config_of(record: Record) -> dict[str, Any]:
     if not named and config["noise_sets"] != spec.evaluation.noise_sets:
         found["noise_sets"] = config["noise_sets"]
     if steps:
-        sizes = {name: config[name] for name in ("batch_size", "micro_batch_size", "precision") if config.get(name)}
+        sizes = {name: config[name] for name in ("batch_size", "micro_batch_size", "precision", "compile") if config.get(name)}
         found |= {"seed": config["seed"], **sizes}
     return found
 

@@ -52,6 +52,8 @@ class RunConfig(BaseModel):
     """Samples a forward pass; must divide the batch size."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the losses' forward passes."""
+    compile: bool = False
+    """Whether the networks that are trained go through torch.compile: up to a minute on top, then faster steps."""
     init_from: str | None = None
     """Run id in the results folder whose student this one starts from."""
     extra_features: list[str] = []
@@ -124,7 +126,8 @@ class Resolved:
         s, parent = self.settings, self.parent
         return {
             "num_steps": self.num_steps, "seed": s.seed, "total_steps": s.total_steps, "batch_size": s.batch_size,
-            "micro_batch_size": s.micro_batch_size, "precision": s.precision, "noise_sets": self.noise_sets,
+            "micro_batch_size": s.micro_batch_size, "precision": s.precision, "compile": s.compile,
+            "noise_sets": self.noise_sets,
             "init_from": {"run_id": parent.run_id, "setting": parent.setting, "sha256": parent.sha256} if parent else None,
             "extra_features": ", ".join(f"{extra.name} {extra.sha256[:8]}".strip() for extra in self.extra_features),
         }  # fmt: skip
@@ -201,11 +204,15 @@ def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("r
             raise UsageError(f"{name} is {size}, but {config.method} treats {options.sample_group} samples together: give a multiple")
     if options.whole_batch and micro is not None:
         raise UsageError(f"micro_batch_size is {micro}, but these options of {config.method} need the whole batch at once: leave it out")
+    if options.looks_inside and config.compile:
+        raise UsageError(f"compile is given, but these options of {config.method} look inside the network that is trained: leave it out")
     if not cls.sources and config.init_from is not None:
         raise UsageError(f"init_from is given, but {config.method} trains nothing: leave it out")
 
     def training(total_steps: int) -> TrainSettings:
-        return TrainSettings(total_steps, batch_size, config.seed, micro, config.precision, sample_group=options.sample_group)
+        return TrainSettings(
+            total_steps, batch_size, config.seed, micro, config.precision, config.compile, sample_group=options.sample_group
+        )
 
     def rehearse(total_steps: int) -> Trainer:  # the seed's share in the FLOPs of a step, if any, must not change the budget
         return rehearsal(method, options, task, config.num_steps, replace(training(total_steps), seed=0), device)
@@ -292,7 +299,7 @@ def reference_of(task: Task) -> Resolved:
     return resolve(config, task)
 
 
-PLAIN_CONFIG = {"precision": "fp32", "micro_batch_size": None, "init_from": None}
+PLAIN_CONFIG = {"precision": "fp32", "compile": False, "micro_batch_size": None, "init_from": None}
 """Settings that are named only where they differ; a record from before one existed has it like this."""
 
 

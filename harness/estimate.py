@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from harness.randomness import Keyed, keyed_initialisation
 from harness.schedules import few_step_levels
 from harness.solvers import Trajectory
 from harness.tasks import Task
-from harness.trainer import Trainer, TrainSettings
+from harness.trainer import Source, Trainer, TrainSettings
 
 NOMINAL_STEPS = 1000
 """Length of the run on which phases are looked for."""
@@ -42,12 +42,13 @@ class Blank:
 
 
 def rehearsal(name: str, config: MethodConfig, task: Task, num_steps: int, settings: TrainSettings, device: torch.device) -> Trainer:
-    """A trainer of the method that reads blank trajectories and keeps nothing."""
+    """A trainer of the method that reads blank trajectories and keeps nothing. It never compiles, which takes longer than a few steps."""
     teacher = task.teacher(device)
     with keyed_initialisation(settings.seed, name):
         method = METHODS[name](config, teacher, task, num_steps, settings.total_steps)
     method.to(device)
-    return Trainer(method, {"data": task.split.train, "trajectory": Blank(task.recipe, task.conditions)}, settings, None, device)
+    sources: dict[str, Source] = {"data": task.split.train, "trajectory": Blank(task.recipe, task.conditions)}
+    return Trainer(method, sources, replace(settings, compile=False), None, device)
 
 
 def total_flops(trainer: Trainer) -> float:

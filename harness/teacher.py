@@ -84,7 +84,7 @@ def _train(name: str, cls: type[Method], weights: Weights, task: Task, folder: P
     with keyed_initialisation(training.seed, name):
         method = cls(cls.Config(**training.options), None, task, task.trajectory_steps, training.steps)
     method.to(device)
-    settings = TrainSettings(training.steps, training.batch_size, training.seed)
+    settings = TrainSettings(training.steps, training.batch_size, training.seed, precision=training.precision, compile=training.compile)
     progress = report(name)
     spec = task.spec.model_dump(mode="json", include={"data", "network", "schedule", "prediction_type"})
     identity = digest([name, spec, training.model_dump(mode="json"), code_digest()])

@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import pickle
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -54,9 +56,14 @@ class TrainSettings:
         batch_size, micro_batch_size: samples a step, and samples a forward pass (None: all at once).
         seed: of all the run's randomness.
         precision: "bf16" runs the losses under autocast.
+        compile: whether the players' networks go through torch.compile, in the whole. What a loss differentiates in forward mode
+            stays as it is.
         checkpoint_seconds: how often a checkpoint is written.
         log_every: steps between two points of the curve.
         sample_group: how many consecutive samples a loss treats together.
+
+    Raises:
+        UsageError: for `compile` where there is no C++ compiler.
     """
 
     total_steps: int
@@ -64,9 +71,15 @@ class TrainSettings:
     seed: int
     micro_batch_size: int | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     checkpoint_seconds: float = 60.0
     log_every: int = 10
     sample_group: int = 1
+
+    def __post_init__(self) -> None:
+        compiler = os.environ.get("CXX", "g++")
+        if self.compile and shutil.which(compiler) is None:
+            raise UsageError(f"compile needs a C++ compiler, but there is no {compiler!r} here: install it or name one in CXX")
 
 
 @dataclass
@@ -183,6 +196,8 @@ class Trainer:
         for player in method.players.values():
             for group in player.optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
+            if settings.compile:
+                player.module.compile()
         self._parameters = {name: list(player.module.parameters()) for name, player in method.players.items()}
         self.known_flops: dict[str, float] = {}
 
@@ -300,7 +315,8 @@ class Trainer:
         batch, state = self.batches.of_samples(self.step, torch.arange(few)), copy.deepcopy(self.method.state_dict())
         for key, update in zip(keys, updates, strict=True):  # all of them, in order: one may use what another left in the carry
             self._only(update.player)
-            flops = count_flops(lambda update=update: update.loss(batch)[0].backward())  # type: ignore[misc]
+            with torch.compiler.set_stance("force_eager") if self.settings.compile else nullcontext():  # a compiled pass is not seen
+                flops = count_flops(lambda update=update: update.loss(batch)[0].backward())  # type: ignore[misc]
             self.known_flops.setdefault(key, flops / few)
             self.method.players[update.player].optimizer.zero_grad(set_to_none=True)
         self.method.load_state_dict(state)

@@ -221,8 +221,8 @@ def test_what_a_record_says(tiny: Task, tmp_path: Path) -> None:
     assert (record.status, record.method, record.task, record.task_version) == ("finished", "ard", "tiny", 1)
     assert record.options["history_layers"] == 2
     assert record.config == {
-        "num_steps": 2, "seed": 0, "total_steps": 3, "batch_size": 8, "micro_batch_size": None, "precision": "fp32", "noise_sets": 1,
-        "init_from": None, "extra_features": "",
+        "num_steps": 2, "seed": 0, "total_steps": 3, "batch_size": 8, "micro_batch_size": None, "precision": "fp32", "compile": False,
+        "noise_sets": 1, "init_from": None, "extra_features": "",
     }  # fmt: skip
     assert record.levels == pytest.approx([999, 499], abs=1e-3)
     assert record.hashes == tiny.hashes
@@ -381,6 +381,17 @@ def test_bf16_and_micro_batches_run_through(tiny: Task, tmp_path: Path) -> None:
     record = new_run(tmp_path, precision="bf16", micro_batch_size=4).execute()
     assert record.status == "finished"
     assert record.config["precision"] == "bf16"
+
+
+def test_a_compiled_run_says_the_same(tiny: Task, tmp_path: Path) -> None:
+    """With keys and values of earlier states, and the number of passes."""
+    eager, compiled = (new_run(tmp_path, compile=compile).execute() for compile in (False, True))
+    assert compiled.run_id != eager.run_id
+    assert compiled.config["compile"]
+    assert compiled.first_losses == pytest.approx(eager.first_losses, rel=1e-4)
+    assert compiled.metrics["fid"].mean == pytest.approx(eager.metrics["fid"].mean, rel=1e-3)
+    assert compiled.cost.training.flops == eager.cost.training.flops
+    assert (compiled.cost.nfe, compiled.cost.macs_per_sample) == (eager.cost.nfe, eager.cost.macs_per_sample)
 
 
 def test_every_record_and_student_can_be_read_back(tiny: Task, tmp_path: Path) -> None:

@@ -42,7 +42,15 @@ def test_the_run_id_does_not_depend_on_how_the_budget_was_said(tiny: Task) -> No
 
 @pytest.mark.parametrize(
     "changes",
-    [{"seed": 1}, {"num_steps": 4}, {"batch_size": 4}, {"precision": "bf16"}, {"options": {**ARD, "lr": 0.1}}, {"budget": "table"}],
+    [
+        {"seed": 1},
+        {"num_steps": 4},
+        {"batch_size": 4},
+        {"precision": "bf16"},
+        {"compile": True},
+        {"options": {**ARD, "lr": 0.1}},
+        {"budget": "table"},
+    ],
     ids=str,
 )
 def test_the_run_id_depends_on_every_setting(changes: dict[str, Any], tiny: Task) -> None:
@@ -79,6 +87,7 @@ def test_training_settings_do_not_matter_without_training(tiny: Task) -> None:
         ({"num_step": 3}, "unknown option 'num_step' in run config; did you mean num_steps"),
         ({"num_steps": 0}, "run config: num_steps is 0, but it should be greater than or equal to 1"),
         ({"precision": "fp8"}, "run config: precision is 'fp8', but it should be 'fp32' or 'bf16'"),
+        ({"compile": True, "options": {**ARD, "gan_from": 0.5}}, "compile is given, but these options of ard look inside the network"),
     ],
 )
 def test_wrong_values_are_told_in_one_sentence(changes: dict[str, Any], said: str, tiny: Task) -> None:

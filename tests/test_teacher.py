@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from harness import teacher
 from harness.errors import CheckFailed, UsageError
 from harness.files import file_hash, read_tensors
 from harness.tasks import Task, TaskSpec
-from harness.tasks.base import Guidance, Weights
+from harness.tasks.base import Guidance, Training, Weights
 from harness.teacher import features_quality, teacher_quality, train_networks, verify
+from harness.trainer import Trainer, TrainSettings
 
 CPU = torch.device("cpu")
 
@@ -40,7 +42,7 @@ def test_training_writes_weights_and_cards_that_belong_together(tiny: Task, tmp_
         card = yaml.safe_load(one.path.with_suffix(".yaml").read_text())
         assert card["sha256"] == one.sha256 == file_hash(one.path)
         assert card == one.card
-        assert card["training"] == {"steps": 4, "batch_size": 8, "seed": 0, "options": {}}
+        assert Training(**card["training"]) == Training(steps=4, batch_size=8, seed=0)
         assert card["data"]["images"] == 1437
         assert card["data"]["held_out"] == 360
         assert all(value.dtype == torch.float16 for value in read_tensors(one.path).values())
@@ -49,6 +51,22 @@ def test_training_writes_weights_and_cards_that_belong_together(tiny: Task, tmp_
     assert 0 <= features["held_out_accuracy"] <= 1
     assert network["guidance_scan"].keys() == {1.0, 1.25}
     assert network["best_guidance_scale"] in (1.0, 1.25)
+
+
+def test_a_network_is_trained_as_its_task_says(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[TrainSettings] = []
+
+    class Noting(Trainer):
+        def __init__(self, method: Any, sources: Any, settings: TrainSettings, *args: Any, **more: Any):
+            asked.append(settings)
+            super().__init__(method, sources, dataclasses.replace(settings, compile=False), *args, **more)
+
+    monkeypatch.setattr(teacher, "Trainer", Noting)
+    training = Training(steps=2, batch_size=4, seed=3, precision="bf16", compile=True)
+    spec = tiny.spec.model_copy(update={"teacher": tiny.spec.teacher.model_copy(update={"training": training}), "guidance_scan": [1.0]})
+    train_networks(Task(spec), tmp_path / "made", CPU)
+    plain, wanted = TrainSettings(4, 8, 0), TrainSettings(2, 4, 3, precision="bf16", compile=True)
+    assert asked == [plain, wanted]
 
 
 def test_the_best_scale_is_that_of_the_lowest_fid(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:

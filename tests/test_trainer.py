@@ -106,6 +106,32 @@ def test_settings_that_do_not_suit() -> None:
         Trainer(Toy(), {}, TrainSettings(STEPS, 4, 0), None, CPU)
 
 
+# compiling
+
+
+def test_a_compiled_network_learns_the_same_and_costs_the_same(tmp_path: Path) -> None:
+    eager, whole, halves = Toy(), Toy(), Toy()
+    plain, straight = trainer(eager), trainer(whole, compile=True)
+    plain.train()
+    torch._dynamo.utils.counters.clear()
+    straight.train()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert straight.bill.flops == plain.bill.flops > 0
+    for compiled, known in zip(state(whole), state(eager), strict=True):
+        torch.testing.assert_close(compiled, known)
+    trainer(halves, tmp_path, compile=True).train(until=5)
+    resumed = Toy()
+    trainer(resumed, tmp_path, compile=True).train()
+    assert same(state(whole), state(resumed))
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match="compile needs a C\\+\\+ compiler, but there is no 'no-such-compiler' here"):
+        TrainSettings(STEPS, 4, 0, compile=True)
+    TrainSettings(STEPS, 4, 0)
+
+
 # signals
 
 

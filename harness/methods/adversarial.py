@@ -60,6 +60,11 @@ class GANOptions(OptimizerConfig):
         """The weight from the same batch is a ratio of norms, which does not average over micro-batches."""
         return self.gan_from is not None and self.gan_lag == 0
 
+    @property
+    def looks_inside(self) -> bool:
+        """The weight is from gradients at the last layer's output."""
+        return self.gan_from is not None
+
 
 @dataclass
 class Seen:

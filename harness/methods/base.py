@@ -210,6 +210,11 @@ class MethodConfig(BaseModel):
         """Whether a loss must see the whole batch at once, so that there can be no micro-batches."""
         return False
 
+    @property
+    def looks_inside(self) -> bool:
+        """Whether a loss looks at what happens inside a network that is trained, so that this one cannot be compiled."""
+        return False
+
 
 class OptimizerConfig(MethodConfig):
     """Options that every method which trains by AdamW has. The defaults suit runs of about 1,000 steps on a small task."""

@@ -45,6 +45,10 @@ class Training(_Spec):
     steps: int
     batch_size: int
     seed: int
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the losses' forward passes."""
+    compile: bool = False
+    """Whether the network goes through torch.compile."""
     options: dict[str, Any] = {}
     """Options of the training method that differ from its defaults."""
 

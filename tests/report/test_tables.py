@@ -47,7 +47,7 @@ def test_seeds_of_one_setting_share_a_row() -> None:
 
 
 def test_settings_are_kept_apart() -> None:
-    settings = {"precision": "bf16", "batch_size": 8, "noise_sets": 1}
+    settings = {"precision": "bf16", "compile": True, "batch_size": 8, "noise_sets": 1}
     apart = [record(), record(steps=200), record(options={"history_layers": 2}), record(num_steps=2)]
     apart += [record(config={**record().config, key: value}) for key, value in settings.items()]
     assert len(rows_of(apart)) == len(apart)
