@@ -13,9 +13,10 @@ from elsewhere import elsewhere
 from tiny_runs import ARD, config, new_run
 from torch import Tensor
 
-from harness.config import resolve
+from harness.config import parse_config, resolve
 from harness.run import Run
-from harness.tasks import Task
+from harness.tasks import Task, load_task
+from harness.teacher import search, train_networks
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +72,27 @@ def test_what_may_meet() -> None:
         x[:1] = 5
         assert x.cpu().tolist() == [5, 1, 1]
         assert x.cpu().device.type == "cpu"
+
+
+def test_networks_are_made_and_levels_found_elsewhere(tiny: Task, tmp_path: Path) -> None:
+    expected = search(tiny, "ddim", 2, 4, torch.device("cpu")).levels
+    with elsewhere() as device:
+        made = train_networks(tiny, tmp_path / "made", device)
+        found = search(tiny, "ddim", 2, 4, device).levels
+    assert [one.path.name for one in made] == ["features.safetensors", "teacher.safetensors"]
+    assert torch.equal(found, expected)
+
+
+def test_an_exact_teacher_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    whole = load_task("mixture")
+    fewer = {"evaluation": whole.spec.evaluation.model_copy(update={"samples": 50})}
+    task = type(whole)(whole.spec.model_copy(update=fewer), whole.folder)
+    asked = {"task": "mixture", "method": "ect", "num_steps": 1, "budget": "steps=2", "noise_sets": 1, "batch_size": 8}
+    resolved = resolve(parse_config(asked), task)
+    here = Run(resolved, tmp_path / "here", torch.device("cpu")).execute()
+    with elsewhere() as device:
+        there = Run(resolved, tmp_path / "there", device).execute()
+    assert there.metrics.keys() == here.metrics.keys() >= {"kl"}
+    for name, metric in here.metrics.items():
+        assert there.metrics[name].mean == pytest.approx(metric.mean, rel=1e-3), name
