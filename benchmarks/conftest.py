@@ -31,7 +31,7 @@ def found(rate: float, benchmark: Any) -> Callable[..., None]:
             reached = " / ".join(parts)
         a, b = ratio.seconds
         benchmark.extra_info |= {"ratio": ratio.median, "low": ratio.low, "high": ratio.high, "goal": goal}
-        FOUND.append(f"| {name} | {ratio} | {goal} | {a:.3f} / {b:.3f} | {reached} | {ratio.pairs} |")
+        FOUND.append(f"| {name} | {ratio} | {goal} | {a:.3g} / {b:.3g} | {reached} | {ratio.pairs} |")
 
     return note
 

@@ -6,6 +6,7 @@ One fails if its interval excludes the goal.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -147,6 +148,15 @@ def training(name: str, **settings: Any) -> Callable[[], None]:
 def test_training(name: str, how: str, settings: dict[str, Any], found: Callable[..., None]) -> None:
     """What might make training faster on this machine, of a teacher and of a student in 4 steps; there is no goal."""
     found(f"{name}, Fashion-MNIST: {how} over neither", compare(training(name), training(name, **settings), warmup=3), "none")
+
+
+def test_loading(found: Callable[..., None]) -> None:
+    """A batch of 64 of Fashion-MNIST's trajectories out of memory-mapped files, over the same out of memory."""
+    task = load_task("fashion-mnist")
+    store = open_store(replace(task.recipe, count=256), task.teacher(CPU), CPU, shard_size=64)
+    whole, items = store.batch(torch.arange(256)), Keyed("benchmark", 0).permutation("items", 256)[:64]
+    ratio = compare(lambda: (whole.states[items], whole.predictions[items]), lambda: store.batch(items), pairs=51, warmup=5)
+    found("64 trajectories, Fashion-MNIST: from mapped files over from memory", ratio, "none")
 
 
 @torch.no_grad()
