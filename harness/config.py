@@ -301,6 +301,8 @@ def reference_of(task: Task) -> Resolved:
 
 PLAIN_CONFIG = {"precision": "fp32", "compile": False, "micro_batch_size": None, "init_from": None}
 """Settings that are named only where they differ; a record from before one existed has it like this."""
+LATER = ("compile",)
+"""Those that baselines are older than: a key holds them only where they differ."""
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -308,7 +310,8 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     known by its setting.
     """
     whole = {**PLAIN_CONFIG, **{name: value for name, value in config.items() if name not in ("seed", "extra_features")}}
-    return whole | {"init_from": whole["init_from"] and whole["init_from"]["setting"]}
+    whole |= {"init_from": whole["init_from"] and whole["init_from"]["setting"]}
+    return {name: value for name, value in whole.items() if name not in LATER or value != PLAIN_CONFIG[name]}
 
 
 def settings(record: Record) -> dict[str, Any]:

@@ -34,7 +34,8 @@ def record(method: str = "ard", seed: int = 0, fid: float = 5.0, steps: int = 10
     given = {
         "run_id": f"{method}-{num_steps}-{steps}-{seed}", "task": "tiny", "task_version": 1, "method": method, "options": options,
         "config": config, "target": "guided teacher", "hashes": {}, "status": "finished", "metrics": metrics, "environment": ENVIRONMENT,
-        "cost": Cost(parameters=2_500_000, nfe=4.0, macs_per_sample=3_000_000, latency=LATENCY, training=bill if steps else None),
+        "cost": Cost(parameters=2_500_000, nfe=float(num_steps), macs_per_sample=3_000_000, latency=LATENCY,
+                     training=bill if steps else None),
     }  # fmt: skip
     return Record(**{**given, **changes})
 

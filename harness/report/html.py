@@ -15,7 +15,7 @@ from harness.report.claims import claims_table, read_claims
 from harness.report.compare import against_best_table, agreement_table, equal_compute_table, equal_images_table
 from harness.report.figures import curves_figure, pareto_figure
 from harness.report.markdown import AGAINST_BEST, CLAIMS, by_task
-from harness.report.plots import ablations, budget_lines, exposure_lines
+from harness.report.plots import BY_PASSES, ablations, budget_lines, exposure_lines, passes_lines
 from harness.report.rows import Row, counted, headline, rows_of
 from harness.report.statistics import metric_interval
 from harness.report.tables import QUALITY, differences_table, error_split_table, notes, results_table
@@ -92,7 +92,7 @@ def _table(table: pd.DataFrame, filter_id: str = "", prose: bool = False) -> str
 
 
 def _figures(rows: Sequence[Row]) -> list[str]:
-    """Pareto plots, ablations, exposure bias and training curves, as SVG."""
+    """Pareto plots, quality by passes, ablations, exposure bias and training curves, as SVG."""
     name = headline(rows)
     heading = QUALITY[name][0].rstrip(" ↓↑")
     found = []
@@ -110,6 +110,10 @@ def _figures(rows: Sequence[Row]) -> list[str]:
                 points.append((f"{row.label}, {counted(row.num_steps)}", x, metric_interval(row.finished, name).mean))
         if len(points) > 1:
             found.append(_figure("pareto", pareto_figure(points, label, heading), f"{heading} against {label}; the front is named."))
+    if lines := passes_lines(rows):
+        found.append(
+            _figure("passes", curves_figure(lines, "network passes a sample", heading, log=True, bars=True), f"{heading} {BY_PASSES}")
+        )
     for title, curve in ablations(rows, name):
         caption = f"{heading} by {curve.label}: {title}. Bars are 95 % intervals."
         found.append(_figure("ablation", curves_figure([curve], curve.label, heading, bars=True), caption))

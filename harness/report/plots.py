@@ -1,4 +1,4 @@
-"""Pictures of a task's rows: ablations, exposure bias by step, and quality along the budget."""
+"""Pictures of a task's rows: quality by number of passes, ablations, exposure bias by step, and quality along the budget."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from pathlib import Path
 from harness.config import settings
 from harness.files import write_aside
 from harness.methods import METHODS
-from harness.report.rows import Row, alike_but_one, counted, headline
+from harness.report.compare import equal_compute
+from harness.report.rows import Row, alike_but_one, counted, headline, trains
 from harness.report.statistics import metric_interval, t_interval
 from harness.report.tables import QUALITY
 
 MOST_NAMED, MOST_ABLATIONS = 30, 12
 """Lines with a colour and a name in a panel, and ablations that are shown."""
+
+BY_PASSES = "by network passes a sample (a guided one is two), after equal training FLOPs, and of the teacher's own solvers."
+"""What is said of `passes_lines`."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,27 @@ class Line:
     half_width: list[float]
 
 
+def passes_lines(rows: Sequence[Row]) -> list[Line]:
+    """The headline metric by network passes a sample, for each setting with two numbers of steps or more: of what was trained for equal
+    FLOPs, and of the teacher's own solvers beside it.
+    """
+    equal = equal_compute(rows)
+    beside = [row for row in rows if row.finished and not trains(row.records[0])] if equal else []
+    by_label: dict[str, list[Row]] = {}
+    for row in sorted((row for row in [*equal, *beside] if row.finished[0].cost), key=lambda row: row.num_steps):
+        by_label.setdefault(row.label, []).append(row)
+    lines = []
+    for label, mine in by_label.items():
+        intervals = [metric_interval(row.finished, headline(rows)) for row in mine]
+        passes = [row.finished[0].cost.nfe for row in mine if row.finished[0].cost]
+        lines.append(Line(label, passes, [i.mean for i in intervals], [i.half_width for i in intervals]))
+    return [line for line in lines if len(line.x) > 1]
+
+
 def exposure_lines(rows: Sequence[Row]) -> dict[str, list[Line]]:
     """For each number of steps, the gap between a row's error on its own history and on the teacher's, after each step."""
     panels: dict[str, list[Line]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.num_steps):
         exposures = [record.exposure for record in row.finished if record.exposure]
         if not exposures or not row.training[0]:
             continue
@@ -60,9 +81,9 @@ def budget_lines(rows: Sequence[Row]) -> dict[str, list[Line]]:
     return panels
 
 
-def write_plot(path: Path, panels: dict[str, list[Line]], x_label: str, y_label: str, log: bool = False) -> None:
-    """One panel below the other, each with its legend beside it; half-transparent bands are 95 % t intervals over seeds. Of many lines
-    those that end highest are grey and have no name.
+def write_plot(path: Path, panels: dict[str, list[Line]], x_label: str, y_label: str, log: bool = False, bars: bool = False) -> None:
+    """One panel below the other, each with its legend beside it; half-transparent bands, or bars, are 95 % t intervals over seeds. Of
+    many lines those that end highest are grey and have no name.
     """
     from matplotlib.figure import Figure  # here: it takes a second to import
 
@@ -75,6 +96,10 @@ def write_plot(path: Path, panels: dict[str, list[Line]], x_label: str, y_label:
             axes.plot(line.x, line.y, color="#c9ced8", linewidth=0.8, zorder=1)
         for number, line in enumerate(ordered[-MOST_NAMED:]):
             style = {"color": f"C{number % 10}", "marker": "osD^v*"[number // 10 % 6], "markersize": 4, "linewidth": 1.3}
+            if bars:
+                half = [0.0 if math.isnan(width) else width for width in line.half_width]
+                axes.errorbar(line.x, line.y, half, label=line.label, capsize=3, elinewidth=0.8, **style)
+                continue
             axes.plot(line.x, line.y, label=line.label, **style)
             low, high = ([y + sign * h for y, h in zip(line.y, line.half_width, strict=True)] for sign in (-1, 1))
             axes.fill_between(line.x, low, high, color=style["color"], alpha=0.12, linewidth=0)
@@ -111,13 +136,14 @@ def set_log_limits(axes, values: Sequence[float]) -> None:  # type: ignore[no-un
 
 
 def ablations(rows: Sequence[Row], name: str) -> list[tuple[str, Line]]:
-    """Trained rows that differ in one number among their options, or in the number of steps alone: a title and a curve for each set of
-    three, the first dozen.
+    """Trained rows that differ in one number among their options, or in the number of steps alone (but for those of `passes_lines`): a
+    title and a curve for each set of three, the first dozen.
     """
     trained = [row for row in rows if row.training[0] and row.records[0].method in METHODS.names()]
     sides = [{**settings(row.records[0]), **row.options, "num_steps": row.num_steps, "row": (row.training, row.records[0].method)}
              for row in trained]  # fmt: skip
-    numbers = [{**row.options, "num_steps": row.num_steps} for row in trained]
+    equal = set(map(id, equal_compute(rows)))
+    numbers = [{**row.options, **({} if id(row) in equal else {"num_steps": row.num_steps})} for row in trained]
     axes = [[axis for axis, value in of.items() if type(value) in (int, float)] for of in numbers]
     found = []
     for (axis, _), places in alike_but_one(sides, axes).items():
@@ -163,15 +189,17 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
     """
     made = []
     trained = [row for row in rows if row.finished]
+    heading = QUALITY[headline(rows)][0].rstrip(" ↓↑") if trained else ""
+    if lines := passes_lines(rows):
+        write_plot(folder / "passes.png", {"": lines}, "network passes a sample", heading, log=True, bars=True)
+        made.append(("passes.png", f"{heading} {BY_PASSES}"))
     if trained and (curves := ablations(trained, headline(rows))):
-        heading = QUALITY[headline(rows)][0].rstrip(" ↓↑")
         write_ablations(folder / "ablations.png", curves, heading)
         made.append(("ablations.png", f"{heading} where one number alone changes. Bars are 95 % intervals over seeds."))
     if panels := exposure_lines(rows):
         write_plot(folder / "exposure.png", panels, "step", "error on own − on teacher's history")
         made.append(("exposure.png", "Exposure bias: root mean squared error on the student's own history minus that on the teacher's."))
     if panels := budget_lines(rows):
-        heading = QUALITY[headline(rows)][0].rstrip(" ↓↑")
         write_plot(folder / "budget.png", panels, "images", heading, log=True)
         made.append(("budget.png", f"{heading} at 1/8, 1/4, 1/2 and the whole of the budget, on noise set 0."))
     return made

@@ -81,7 +81,7 @@ def label(record: Record, options: Mapping[str, Any] | None = None) -> str:
         fields = METHODS[record.method].Config.model_fields
         told = [name for name in options if name in fields and in_label(fields[name])]
         off = {name: options[name] for name in told} | off
-    off |= {name: config[name] for name, plain in PLAIN_CONFIG.items() if config[name] != plain}
+    off |= {name: config[name] for name, plain in PLAIN_CONFIG.items() if config.get(name, plain) != plain}
     return record.method + "".join(f", {name} {_shown(value)}" for name, value in off.items())
 
 
