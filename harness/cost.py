@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from harness.conditions import Condition, Conditions
 from harness.denoiser import Denoiser, Guided, count_passes
 from harness.errors import UsageError, unknown
+from harness.estimate import NOMINAL_STEPS
 from harness.methods import METHODS, MethodConfig
 from harness.metrics.compute import count_macs, macs_by_kind, parameters
 from harness.networks.dit import SIZES, DiT, size_options
@@ -79,17 +83,36 @@ def paper_problem(network: str, image_size: int, latent: bool, num_classes: int,
     return PaperProblem((channels, side, side), num_classes, whole, VPSchedule(), num_steps)
 
 
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Inside, networks are made on the meta device, where they take no memory; all other numbers are as ever."""
+    parameter, buffer = nn.Module.register_parameter, nn.Module.register_buffer
+
+    def register_parameter(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
+        parameter(module, name, value if value is None else nn.Parameter(value.detach().to("meta"), value.requires_grad))
+
+    def register_buffer(module: nn.Module, name: str, value: Tensor | None, persistent: bool = True) -> None:
+        buffer(module, name, value if value is None else value.to("meta"), persistent)
+
+    nn.Module.register_parameter, nn.Module.register_buffer = register_parameter, register_buffer  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter, nn.Module.register_buffer = parameter, buffer  # type: ignore[method-assign]
+
+
 def sampling_cost_on_meta(method: str, config: MethodConfig, problem: PaperProblem, num_steps: int) -> SamplingCost:
     """Counts a method's sampler as it runs, for one sample without guidance."""
     METHODS[method].check(config, problem, num_steps)
-    with torch.device("meta"), torch.no_grad():
+    x, cond = torch.empty(1, *problem.shape, device="meta"), Condition(torch.empty(1, dtype=torch.long, device="meta"))
+    with without_weights():
         network = DiT(**problem.network_options)
         teacher = Guided(Denoiser(network, problem.schedule), 1.0, problem.null)
-        x, cond = torch.empty(1, *problem.shape), Condition(torch.empty(1, dtype=torch.long))
-        plain = count_macs(lambda: network(x, torch.empty(1), cond))
-        built = METHODS[method](config, teacher, problem, num_steps, total_steps=1)
+        built = METHODS[method](config, teacher, problem, num_steps, NOMINAL_STEPS)
     sampled = built.passes_through
+    with torch.no_grad():
+        plain = count_macs(lambda: network(x, torch.empty(1, device="meta"), cond))
     with torch.no_grad(), count_passes(sampled) as passes:
-        by_kind = macs_by_kind(lambda: integrate(built.solver, built.student, x, built.levels, cond))
+        by_kind = macs_by_kind(lambda: integrate(built.solver, built.student, x, built.levels, cond, lambda name: x))
     macs = sum(by_kind.values())
     return SamplingCost(macs, plain * passes.total, by_kind, passes.total, parameters(sampled))

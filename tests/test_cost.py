@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from harness.cost import SamplingCost, paper_problem, sampling_cost_on_meta
 from harness.errors import UsageError
@@ -50,6 +51,18 @@ def test_a_training_free_sampler_is_counted_the_same_way() -> None:
     found = cost("teacher", "DiT-S/8", 64, num_steps=5, solver="heun")
     assert found.nfe == 9
     assert found.extra == 0
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_any_method_is_counted_without_weights(method: str) -> None:
+    steps = 1 if method == "knowledge-distillation" else 4
+    problem, cls = paper_problem("DiT-S/8", 64, True, 1000, steps), METHODS[method]
+    options = {"history_layers": 6} if method == "ard" else {}
+    found = sampling_cost_on_meta(method, cls.Config(**options), problem, steps)
+    assert found.nfe == steps
+    assert found.parameters > 3e7
+    assert 0 <= found.extra < 0.1  # of 16 tokens the embedding of a further number is a part that can be seen
+    assert torch.nn.Linear(1, 1).weight.device.type == "cpu"
 
 
 @pytest.mark.parametrize(("network", "size", "said"), [("DiT-XM/2", 256, "did you mean"), ("DiT-S/2", 250, "must be a multiple of 16")])
