@@ -182,7 +182,7 @@ def compare(baseline: Baseline, records: Iterable[Record]) -> list[Finding]:
 def refuse_nothing(findings: Sequence[Finding]) -> None:
     """Raises CheckFailed if nothing was compared."""
     if all(finding.state in ("missing", "new") for finding in findings):
-        raise CheckFailed("nothing was compared: no record has the settings of any run of the baseline")
+        raise CheckFailed("nothing was compared: no record has the settings of any run of the baseline (--run makes them)")
 
 
 def _name(entry: Entry) -> str:

@@ -45,7 +45,7 @@ class RunConfig(BaseModel):
     budget: str = "quick"
     """A budget of the task, or steps=NUMBER (0: the untrained student), images=NUMBER, flops=NUMBER or seconds=NUMBER of training."""
     noise_sets: int | None = Field(None, ge=1)
-    """Noise sets that the student is evaluated on (the budget's by default)."""
+    """Noise sets that the student is evaluated on (by default a named budget's, and all of the task's for NUMBERs)."""
     batch_size: int | None = Field(None, ge=1, le=2**20)
     """Samples a training step (the task's by default)."""
     micro_batch_size: int | None = Field(None, ge=1, le=2**20)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
 
 from harness.conditions import Condition, Conditions
 from harness.denoiser import Denoiser, Guided, count_passes
@@ -86,19 +87,19 @@ def paper_problem(network: str, image_size: int, latent: bool, num_classes: int,
 @contextmanager
 def without_weights() -> Iterator[None]:
     """Inside, networks are made on the meta device, where they take no memory; all other numbers are as ever."""
-    parameter, buffer = nn.Module.register_parameter, nn.Module.register_buffer
 
-    def register_parameter(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
-        parameter(module, name, value if value is None else nn.Parameter(value.detach().to("meta"), value.requires_grad))
+    def weight(module: nn.Module, name: str, value: nn.Parameter) -> nn.Parameter:
+        return nn.Parameter(value.detach().to("meta"), value.requires_grad)
 
-    def register_buffer(module: nn.Module, name: str, value: Tensor | None, persistent: bool = True) -> None:
-        buffer(module, name, value if value is None else value.to("meta"), persistent)
-
-    nn.Module.register_parameter, nn.Module.register_buffer = register_parameter, register_buffer  # type: ignore[method-assign]
+    hooks = (
+        register_module_parameter_registration_hook(weight),  # type: ignore[arg-type]  # what a hook returns takes the value's place
+        register_module_buffer_registration_hook(lambda module, name, value: value if value is None else value.to("meta")),
+    )
     try:
         yield
     finally:
-        nn.Module.register_parameter, nn.Module.register_buffer = parameter, buffer  # type: ignore[method-assign]
+        for hook in hooks:
+            hook.remove()
 
 
 def sampling_cost_on_meta(method: str, config: MethodConfig, problem: PaperProblem, num_steps: int) -> SamplingCost:

@@ -30,6 +30,7 @@ def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(aside)
+        aside.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
         aside.replace(path)
     except BaseException as error:
         with suppress(OSError):
@@ -38,6 +39,13 @@ def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise UsageError(f"cannot write {path}: {reason}; free some space or name another folder") from error
         raise
+
+
+def _umask() -> int:
+    """The process's, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager
@@ -78,7 +86,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        said = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
+        raise UsageError(f"{path} is not YAML: {said}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold a mapping from names to values")
     return content

@@ -54,11 +54,12 @@ class SweepFile(BaseModel):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep, and whether it is already there."""
+    """One run of a sweep; its record if it is already there, and whether one of any code is published."""
 
     config: RunConfig
     resolved: Resolved
     record: Record | None
+    published: bool = False
 
 
 def expand(content: dict[str, Any], where: str) -> list[RunConfig]:
@@ -102,17 +103,22 @@ def plan(configs: Sequence[RunConfig], results: Path, device: torch.device, reus
     """
     code = capture_environment(device).code
     found = [record for record in map(read_record, sorted(results.glob("*/records/*.json"))) if record.status == "finished"]
-    published = {key_of_record(record): record for record in found if reuse or record.environment.code == code}
+    published = {key_of_record(record): record for record in found}
     cells: dict[str, Cell] = {}
     settled: dict[str, Resolved] = {}  # what seeds share: a budget in FLOPs takes seconds to count
     task_of = cache(load_task)  # with its data, once
     for config in configs:
         alike = config.model_dump_json(exclude={"seed"})
         if alike not in settled:
-            settled[alike] = resolve(config, task_of(config.task), results, device)
+            try:
+                settled[alike] = resolve(config, task_of(config.task), results, device)
+            except UsageError as error:
+                raise UsageError(f"{config.method} on {config.task}: {error}") from error
         resolved = settled[alike].with_seed(config.seed)
-        record = Run(resolved, results, device).finished_record(reuse) or published.get(resolved.key)
-        cells.setdefault(resolved.run_id, Cell(config, resolved, record))
+        known = published.get(resolved.key)
+        taken = known if known is not None and (reuse or known.environment.code == code) else None
+        record = Run(resolved, results, device).finished_record(reuse) or taken
+        cells.setdefault(resolved.run_id, Cell(config, resolved, record, known is not None))
     return list(cells.values())
 
 

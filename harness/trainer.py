@@ -89,7 +89,7 @@ class Bill:
     Attributes:
         images: samples that the losses were called on.
         flops: training FLOPs (forward and backward, all networks), counted on the first step and multiplied.
-        seconds: wall time of the training steps.
+        seconds: wall time of the training steps, without the counting of FLOPs and the compiling that come before a loss is first used.
         peak_memory_bytes: the process's (CPU) or the device's (CUDA) peak.
         updates: optimizer steps of each player.
         teacher_evaluations: passes through the teacher inside the losses.
@@ -220,6 +220,7 @@ class Trainer:
             torch.cuda.reset_peak_memory_stats(self.device)
         with signals_noted() as caught:
             while self.step < until:
+                started += self._prepare()
                 means = self._one_step()
                 self.step += 1
                 now = time.perf_counter()
@@ -249,6 +250,12 @@ class Trainer:
     def note_quality(self, quality: dict[str, float]) -> None:
         """Adds a milestone at the current step."""
         self.milestones.append({"step": self.step, "images": self.bill.images, "flops": self.bill.flops, "quality": quality})
+
+    def _prepare(self) -> float:
+        """Counts and compiles what the next step uses for the first time; returns the seconds that this took."""
+        before = time.perf_counter()
+        self.flops_of(list(self.method.updates(self.step)))
+        return time.perf_counter() - before
 
     def _one_step(self) -> dict[str, float]:
         means: dict[str, float] = {}
@@ -309,15 +316,18 @@ class Trainer:
         return sum(self.known_flops[key] for key in keys) * self.settings.batch_size
 
     def _count_flops(self, updates: Sequence[Update], keys: Sequence[str]) -> None:
-        """Counts each new loss and its backward on a few samples, without an optimizer step."""
+        """Counts each new loss and its backward on a few samples, and has it compiled on a whole batch, without an optimizer step."""
         group = self.settings.sample_group
         few = min(-(-FEW // group) * group, self.settings.micro_batch_size or self.settings.batch_size)
         batch, state = self.batches.of_samples(self.step, torch.arange(few)), copy.deepcopy(self.method.state_dict())
+        whole = self.batches.of_step(self.step)[0] if self.settings.compile else None
         for key, update in zip(keys, updates, strict=True):  # all of them, in order: one may use what another left in the carry
             self._only(update.player)
             with torch.compiler.set_stance("force_eager") if self.settings.compile else nullcontext():  # a compiled pass is not seen
                 flops = count_flops(lambda update=update: update.loss(batch)[0].backward())  # type: ignore[misc]
             self.known_flops.setdefault(key, flops / few)
+            if whole is not None:
+                update.loss(whole)[0].backward()
             self.method.players[update.player].optimizer.zero_grad(set_to_none=True)
         self.method.load_state_dict(state)
 

@@ -267,7 +267,7 @@ def test_mixed_identities_exit_with_4(results: Path, harness: Harness) -> None:
     fid = record.metrics["fid"]
     record.metrics["fid"] = fid.model_copy(update={"identity": {**fid.identity, "task_version": 2}})
     write_record(path, record)
-    assert sentence(harness("report", results), 4).endswith("they differ in task_version")
+    assert sentence(harness("report", results), 4).endswith("they differ in task_version; keep them below results folders of their own")
 
 
 # list, describe, env, teacher

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from harness.errors import UsageError
-from harness.files import cache_folder, digest, file_hash, read_tensors, tensors_digest, write_aside, write_tensors, write_text
+from harness.files import cache_folder, digest, file_hash, read_tensors, read_yaml, tensors_digest, write_aside, write_tensors, write_text
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2])}
 
@@ -88,6 +88,19 @@ def test_tensors_come_back(tmp_path: Path) -> None:
     assert torch.equal(found["a"], TENSORS["a"])
     assert torch.equal(found["b"], TENSORS["b"])
     assert torch.equal(found["turned"], TENSORS["a"].T)
+
+
+def test_tensors_may_be_read_by_those_who_may_read_texts(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "t.safetensors", {"a": torch.zeros(1)})
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "t.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_broken_yaml_file_is_told_by_name_and_line(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("a: 1\nb: [")
+    with pytest.raises(UsageError, match=r"x.yaml is not YAML: .* in line 2") as caught:
+        read_yaml(tmp_path / "x.yaml")
+    assert "unicode" not in str(caught.value)
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from harness.leases import leases_of
 from harness.preview import estimate
 from harness.records import Record, write_record
 from harness.report.markdown import publish
+from harness.report.rows import load_records
 from harness.run import Run
 from harness.search import searches
 from harness.sweep import Cell, expand, plan, run_sweep, run_workers
@@ -114,9 +115,11 @@ def test_published_records_of_other_code_count_when_asked(tiny: Task, tmp_path: 
     old = record.model_copy(update={"run_id": "an-old-name", "options": options, "environment": other_code})
     assert key_of_record(old) == key_of_record(record) == resolve(configs[0]).key
     publish([old], tmp_path / "second")
-    assert [cell.record for cell in plan(configs, tmp_path / "second", CPU)] == [None]
+    assert [(cell.record, cell.published) for cell in plan(configs, tmp_path / "second", CPU)] == [(None, True)]
     (cell,) = plan(configs, tmp_path / "second", CPU, reuse=True)
     assert cell.record == old
+    assert load_records(tmp_path / "second" / "tiny" / "records") == [old]
+    assert [cell.published for cell in plan(configs, tmp_path / "third", CPU)] == [False]
 
 
 def test_published_records_of_this_code_always_count(tiny: Task, tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ def evaluate_command(samples: Path | None, student: Path | None, function: str |
             chosen = {key: value for key, value in options.items() if value is not None}
             config = parse_config({"method": method, "task": task, "num_steps": num_steps, "options": chosen})
             record = evaluate_student(student, config, outside, results, where, display)  # type: ignore[arg-type]
+    whole = load_task(task).spec.evaluation.samples
+    if (n := max((metric.n for name, metric in record.metrics.items() if not name.endswith("_floor")), default=whole)) != whole:
+        click.echo(f"harness: these are {n} samples, but rows of {task} are made of {whole}: a report refuses to mix them", err=True)
     if as_json:
         click.echo(record.model_dump_json(indent=1))
         return

@@ -34,7 +34,10 @@ from harness.run import Run, run
 @click.pass_context
 def run_command(ctx: click.Context, method: str | None, config: str | None, assignments: tuple[str, ...], reuse: bool, dry_run: bool,
                 storage: str, as_json: bool, results: Path, device: str, **given: str | None) -> None:  # fmt: skip
-    """Run one method on a task and print its row beside the reference's."""
+    """Run one method on a task and print its row beside the reference's.
+
+    Where nothing is said, a method's options are its own defaults, or the task's, which --dry-run shows.
+    """
     values = dict(ctx.meta["file"])
     options = values.pop("options", None) or {}
     if not isinstance(options, dict):
@@ -95,4 +98,5 @@ def time_told(found: Preview) -> str:
     whole, parts = sum(found.seconds.values()), ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items())
     told = f"{whole:.0f} s" if whole < 300 else f"{whole / 60:.0f} minutes"
     start = "from its start " if found.state == "interrupted" else ""
-    return f"about {told} {start}on {torch.get_num_threads()} threads, metrics not counted: {parts}"
+    without = "metrics and compiling" if found.config.get("compile") else "metrics"
+    return f"about {told} {start}on {torch.get_num_threads()} threads, {without} not counted: {parts}"

@@ -65,7 +65,8 @@ def sweep_command(file: str, dry_run: bool, timing: bool, reuse: bool, workers: 
             return
         for line in lines:
             click.echo(f"{line['state']:9} {line['run_id']:40} seed {line['seed']} {json.dumps(line.get('options', {}))}")
-        click.echo(f"{missing} of {len(cells)} runs to make")
+        others = sum(cell.record is None and cell.published for cell in cells)
+        click.echo(f"{missing} of {len(cells)} runs to make" + (f"; {others} are published, made by other code: --reuse" if others else ""))
         if timing:
             parts = estimate([cell.resolved for cell in cells if cell.record is None], results, where)
             told = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in parts.items())

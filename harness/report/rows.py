@@ -53,11 +53,13 @@ class Row:
 
 
 def load_records(results: Path) -> list[Record]:
-    """All records below a results folder, those of `runs/` and the committed ones; of one run id the former counts.
+    """All records below a results folder (or in a folder `records`), those of `runs/` and the committed ones; of one run id the former
+    counts.
 
     Raises UsageError if there is none.
     """
     paths = [*results.glob("*/records/*.json"), *results.glob("records/*.json"), *results.glob("runs/*/record.json")]
+    paths += results.glob("*.json") if results.name == "records" else []
     found = {record.run_id: record for record in map(read_record, sorted(paths, key=lambda p: p.name == "record.json"))}
     if not found:
         raise UsageError(f"there is no record below {results}; `harness run` makes one")
@@ -206,7 +208,8 @@ def refuse_mixed_identities(records: Sequence[Record]) -> None:
                 keys = metric.identity.keys() | theirs.identity.keys()
                 differing = sorted(k for k in keys if metric.identity.get(k) != theirs.identity.get(k))
                 raise NotComparable(
-                    f"{name} of {record.run_id} and of {other.run_id} are not comparable: they differ in {', '.join(differing)}"
+                    f"{name} of {record.run_id} and of {other.run_id} are not comparable: they differ in {', '.join(differing)}; "
+                    f"keep them below results folders of their own"
                 )
 
 

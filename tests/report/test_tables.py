@@ -77,7 +77,7 @@ def test_mixed_identities_are_refused_by_name() -> None:
     with pytest.raises(NotComparable) as caught:
         rows_of([record(), other])
     said = str(caught.value)
-    assert said.endswith("are not comparable: they differ in features, version")
+    assert said.endswith("are not comparable: they differ in features, version; keep them below results folders of their own")
     assert record().run_id in said
     assert other.run_id in said
     assert NotComparable.exit_code == 4
@@ -86,7 +86,7 @@ def test_mixed_identities_are_refused_by_name() -> None:
 def test_every_metric_counts_for_comparability() -> None:
     other = record(seed=1)
     other.metrics["kid"] = metric("kid", {0: 1.0}, subset_size=10)
-    with pytest.raises(NotComparable, match=r"^kid of .* they differ in subset_size$"):
+    with pytest.raises(NotComparable, match=r"^kid of .* they differ in subset_size;"):
         rows_of([record(), other])
 
 
