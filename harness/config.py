@@ -53,7 +53,8 @@ class RunConfig(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the losses' forward passes."""
     compile: bool = False
-    """Whether the networks that are trained go through torch.compile: up to a minute on top, then faster steps."""
+    """Whether the networks that are trained go through torch.compile, where they are called as a whole: a minute or so on top, then
+    faster steps."""
     init_from: str | None = None
     """Run id in the results folder whose student this one starts from."""
     extra_features: list[str] = []
@@ -206,6 +207,10 @@ def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("r
         raise UsageError(f"micro_batch_size is {micro}, but these options of {config.method} need the whole batch at once: leave it out")
     if options.looks_inside and config.compile:
         raise UsageError(f"compile is given, but these options of {config.method} look inside the network that is trained: leave it out")
+    if config.compile and config.budget.startswith("seconds="):
+        raise UsageError(
+            f"budget is {config.budget!r}, but seconds are measured without compile: give another budget, or leave compile out"
+        )
     if not cls.sources and config.init_from is not None:
         raise UsageError(f"init_from is given, but {config.method} trains nothing: leave it out")
 

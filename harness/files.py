@@ -30,7 +30,6 @@ def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(aside)
-        aside.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
         aside.replace(path)
     except BaseException as error:
         with suppress(OSError):
@@ -39,13 +38,6 @@ def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise UsageError(f"cannot write {path}: {reason}; free some space or name another folder") from error
         raise
-
-
-def _umask() -> int:
-    """The process's, which can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager
@@ -96,7 +88,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file aside and renames it."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_aside(path, lambda aside: save_file(contiguous, aside, metadata))
+
+    def write(aside: Path) -> None:
+        aside.touch()
+        mode = aside.stat().st_mode
+        save_file(contiguous, aside, metadata)
+        aside.chmod(mode)  # it makes files that nobody else may read
+
+    write_aside(path, write)
 
 
 def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:

