@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 from torch import Tensor, nn
 
 from harness.conditions import Condition, Conditions
@@ -51,6 +51,12 @@ class Training(_Spec):
     """Whether the network goes through torch.compile."""
     options: dict[str, Any] = {}
     """Options of the training method that differ from its defaults."""
+
+    @model_serializer(mode="wrap")
+    def _said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What came after the first digests of tasks is written only where it differs from its default, so that those stay."""
+        plain = {name: type(self).model_fields[name].default for name in ("precision", "compile")}
+        return {name: value for name, value in dump(self).items() if name not in plain or value != plain[name]}
 
 
 class Weights(_Spec):
