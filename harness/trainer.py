@@ -396,7 +396,7 @@ def name_of(update: Update) -> str:
 
 def check_compiler() -> None:
     """Raises UsageError where there is nothing that torch.compile could compile with."""
-    compiler = shlex.split(os.environ.get("CXX", "g++"))[0]
+    compiler = shlex.split(os.environ.get("CXX") or "g++")[0]
     if shutil.which(compiler) is None:
         raise UsageError(f"compile needs a C++ compiler, but there is no {compiler!r} here: install it or name one in CXX")
 

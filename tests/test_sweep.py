@@ -127,7 +127,7 @@ def test_published_records_of_this_code_always_count(tiny: Task, tmp_path: Path)
     (record,) = run_sweep(plan(configs, tmp_path / "first", CPU), tmp_path / "first", CPU)
     publish([record], tmp_path / "second")
     other_code = record.environment.model_copy(update={"code": "another"})
-    for name in ("a-later-name", "0-an-earlier-name"):
+    for name in ("z-a-later-name", "0-an-earlier-name"):
         publish([record.model_copy(update={"run_id": name, "environment": other_code})], tmp_path / "second")
     assert [cell.record for cell in plan(configs, tmp_path / "second", CPU)] == [record]
 

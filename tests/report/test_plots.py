@@ -36,6 +36,6 @@ def test_what_is_shown_by_passes_is_no_ablation_of_the_number_of_steps() -> None
 
 def test_exposure_is_shown_from_few_steps_to_many() -> None:
     exposure = Exposure(on_teachers_history=[0.0, 0.1], on_own_history=[0.0, 0.3], drift=[0.0, 0.2], n=8)
-    found = exposure_lines(rows_of([record(num_steps=steps, steps=100 * steps, exposure=exposure) for steps in (8, 2, 4)]))
+    found = exposure_lines(rows_of([record(num_steps=steps, steps=1000 - 100 * steps, exposure=exposure) for steps in (8, 2, 4)]))
     assert list(found) == ["2 steps", "4 steps", "8 steps"]
     assert found["2 steps"][0].y[1] == 0.3 - 0.1
