@@ -12,6 +12,7 @@ import yaml
 
 from harness.errors import RunFailed, UsageError
 from harness.files import environment_with
+from harness.sweep import environment_of_workers
 
 
 def work(words: Sequence[str]) -> int:
@@ -26,10 +27,10 @@ def submit(words: Sequence[str], workers: int, cluster: str, logs: Path, paramet
     """Hands in so many jobs that share the work of `harness WORDS`.
 
     Args:
-        cluster: "slurm", or "local" for processes of this machine.
+        cluster: "slurm", or "local" for processes that share the threads of this machine.
         logs: folder of what jobs print.
         parameters: submitit's, such as timeout_min or slurm_partition.
-        storage: as in `harness.sweep.run_workers`; jobs get the environment of whoever hands them in.
+        storage: as in `harness.sweep.environment_of_workers`; jobs get the environment of whoever hands them in.
 
     Returns:
         The jobs of submitit, with `job_id` and `result()`.
@@ -42,7 +43,7 @@ def submit(words: Sequence[str], workers: int, cluster: str, logs: Path, paramet
     except ImportError as error:
         raise UsageError("--submit needs submitit: install distillation-harness[slurm]") from error
     try:
-        with environment_with(**({"HARNESS_STORAGE": storage} if storage else {})):
+        with environment_with(**environment_of_workers(workers, storage, here=cluster == "local")):
             executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
             executor.update_parameters(**parameters)
             with executor.batch():

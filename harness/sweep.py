@@ -173,16 +173,23 @@ def records_of(cells: Sequence[Cell], results: Path) -> list[Record]:
     return [record for record in found if record is not None]
 
 
+def environment_of_workers(workers: int, storage: str = "", here: bool = True) -> dict[str, str]:
+    """Variables that each of so many workers is started with.
+
+    Args:
+        storage: as in `harness.database.storage_of`; others see the words of a process, and a URL may hold a password.
+        here: whether they share the threads of this machine: with more of them than cores, each waits for the others at every step.
+    """
+    threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // workers))} if here else {}
+    return {**threads, **({"HARNESS_STORAGE": storage} if storage else {})}
+
+
 def run_workers(words: Sequence[str], workers: int, storage: str = "") -> None:
     """Runs `harness WORDS` in so many processes that share its work, each with its part of the threads.
 
-    Args:
-        storage: goes by the environment, since others see the words of a process, and a URL may hold a password.
-
     Raises RunFailed if one of them ends otherwise than by failed runs; the others go on to the end first.
     """
-    threads = max(1, torch.get_num_threads() // workers)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **({"HARNESS_STORAGE": storage} if storage else {})}
+    environment = {**os.environ, **environment_of_workers(workers, storage)}
     command = [sys.executable, "-m", "harness", *words]
     names = [f"worker {number}" for number in range(1, workers + 1)]
     started = [subprocess.Popen(command, env={**environment, "HARNESS_WORKER": name}) for name in names]

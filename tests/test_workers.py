@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import sqlalchemy as sa
+import torch
 import yaml
 from click.testing import CliRunner
 
@@ -56,6 +57,7 @@ def test_jobs_of_a_cluster_share_the_work(tmp_path: Path) -> None:
     assert len(set(ids)) == 2
     wait_until(lambda: all((results / "jobs" / f"{job}_0_result.pkl").exists() for job in ids))
     assert [text.count("training is done") for text in logs(results)] == [1, 1]
+    assert all(f" {max(1, torch.get_num_threads() // 2)} threads" in text for text in logs(results))
     assert (tmp_path / "elsewhere.db").exists()  # jobs were told where
     assert not (results / "harness.db").exists()
     assert "2 of 2 runs finished" in "".join((results / "jobs" / f"{job}_0_log.out").read_text() for job in ids)
