@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -79,14 +80,16 @@ def steps_within(flops: float, build: Callable[[int], Trainer]) -> int:
         build: from a number of steps to a trainer; what a step costs may depend on where in the run it is.
     """
     first = build(NOMINAL_STEPS)
-    steps = max(1, int(flops / (total_flops(first) / NOMINAL_STEPS)))
-    low, high = 0, None
-    while high is None or high - low > 1:
+    steps, gap = max(1, int(flops / (total_flops(first) / NOMINAL_STEPS))), 1  # most often right, so that its neighbours come next
+    low, high = 0, math.inf
+    while high - low > 1:
         trainer = build(steps)
         trainer.known_flops = first.known_flops  # of a loss, wherever in a run it stands
         if total_flops(trainer) <= flops:
-            low = steps
+            low, steps = steps, steps + gap
         else:
-            high = steps
-        steps = low + max(1, low // 64) if high is None else (low + high) // 2
+            high, steps = steps, steps - gap
+        gap *= 2
+        if not low < steps < high:
+            steps = int(low + high) // 2
     return low
