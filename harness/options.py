@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import click
@@ -17,24 +19,30 @@ from harness.errors import HarnessError, UsageError
 from harness.files import read_yaml
 from harness.methods import METHODS
 from harness.plugins import load_plugin
+from harness.tasks import load_task
 
 storage_option = click.option(
     "--storage", default="", metavar="URL",
     help="Database of leases and searches that workers share: sqlite:///FILE on one machine, postgresql+psycopg://... on several "
          "[default: HARNESS_STORAGE, or harness.db in the results folder].",
 )  # fmt: skip
+EMPTY: Mapping[str, str] = MappingProxyType({})
 RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", "options")]
 
 
-def field_options(model: type[BaseModel], names: list[str]) -> list[click.Parameter]:
-    """A command-line option for each field; values stay text, pydantic judges them."""
+def field_options(model: type[BaseModel], names: Iterable[str], elsewhere: Mapping[str, str] = EMPTY) -> list[click.Parameter]:
+    """A command-line option for each field; values stay text, pydantic judges them.
+
+    Args:
+        elsewhere: what is to be said of a field beside its default, by its name.
+    """
     options: list[click.Parameter] = []
     for name in names:
         field = model.model_fields[name]
         default = "none" if field.default in (None, ()) else field.default
         kinds = [part for part in (field.annotation, *get_args(field.annotation)) if get_origin(part) is Literal]
         words = ", ".join(str(word) for kind in kinds for word in get_args(kind))
-        help_text = f"{field.description} [{f'one of: {words}; ' if words else ''}default: {default}]"
+        help_text = f"{field.description} [{f'one of: {words}; ' if words else ''}default: {default}{elsewhere.get(name, '')}]"
         options.append(click.Option([f"--{name.replace('_', '-')}", name], help=help_text, metavar="VALUE"))
     return options
 
@@ -64,9 +72,13 @@ class MethodCommand(click.Command):
         name = name or ctx.meta["file"].get("method")
         if name is not None and not isinstance(name, str):
             raise UsageError(f"config {path}: method is {name!r}, but it should be a name, one of: {', '.join(METHODS.names())}")
-        ctx.meta["method_options"] = list(METHODS[name].Config.model_fields) if name else []
-        extra = field_options(METHODS[name].Config, ctx.meta["method_options"]) if name else []
-        own = self.params
+        own, extra, elsewhere = self.params, [], {}
+        if name:
+            config = METHODS[name].Config
+            task = value_after(args, "--task") or ctx.meta["file"].get("task", RunConfig.model_fields["task"].default)
+            with suppress(UsageError):  # a task that is not there is told when it is needed
+                elsewhere = {key: f", on {task} {value}" for key, value in load_task(str(task)).spec.defaults.get(name, {}).items()}
+            extra = field_options(config, config.model_fields, elsewhere)
         self.params = [*own, *extra]
         try:
             return super().parse_args(ctx, args)

@@ -163,6 +163,18 @@ def test_help_shows_the_options_of_the_method_that_is_asked_for(tiny: Task, harn
     assert "--history-layers" not in harness("run", "--help").out
 
 
+def test_help_shows_what_a_task_has_in_the_place_of_a_default(harness: Harness, tmp_path: Path) -> None:
+    def told(*words: Any) -> str:
+        return " ".join(harness("run", *words, "--help").out.split())
+
+    assert "default: 6, on fashion-mnist 3]" in told("--method", "ard", "--task", "fashion-mnist")
+    (tmp_path / "config.yaml").write_text("{method: ard, task: fashion-mnist}")
+    assert "default: 6, on fashion-mnist 3]" in told("--config", tmp_path / "config.yaml")
+    assert "default: 6]" in told("--method", "ard")
+    assert ", on digits 0.000278]" in told("--method", "ect")
+    assert "default: 6]" in told("--method", "ard", "--task", "fashion")
+
+
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_leaves_no_option_behind(flag: str, tiny: Task, harness: Harness) -> None:
     before = list(commands.run_command.params)
