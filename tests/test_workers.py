@@ -34,7 +34,7 @@ def sweep_file(folder: Path, steps: int, seeds: list[int]) -> str:
     return str(path)
 
 
-def wait_until(true: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_until(true: Callable[[], Any], seconds: float = 600) -> Any:
     end = time.monotonic() + seconds
     while not (found := true()):
         assert time.monotonic() < end, "waited in vain"

@@ -145,7 +145,7 @@ def test_two_processes_share_a_build(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, __file__, str(tmp_path)]
     processes = [subprocess.Popen([*command, name], env=environment, stdout=subprocess.PIPE, text=True) for name in "ab"]
-    told = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+    told = [json.loads(process.communicate(timeout=600)[0]) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert sorted(each["asked"] for each in told) == [0, 11 * 4]  # one computes, the other waits
     second = Teacher()
@@ -240,7 +240,7 @@ def open_beside_another(meeting: Path, name: str) -> None:
     """Waits until both processes are at the door, opens the store slowly enough for them to meet, prints what it found."""
     torch.set_num_threads(1)
     (meeting / f"{name}.ready").touch()
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 500
     while len(list(meeting.glob("*.ready"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.001)
     teacher = Teacher()

@@ -49,7 +49,7 @@ def opened(page: Path, script: str = "") -> str:
     changed.write_text(text)
     assert BROWSER, "HARNESS_NEEDS_CHROMIUM is set, but there is no chromium"
     words = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom", changed.as_uri()]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=True).stdout
+    return subprocess.run(words, capture_output=True, text=True, timeout=600, check=True).stdout
 
 
 def asked(page: Path, expression: str) -> Any:
