@@ -167,7 +167,6 @@ class ImageEvaluator(Evaluator):
         self.classifier, self.device = task.classifier(device), device
         self.reference = self._reference_features()
         self.extra = [(extractor, extractor(task.split.train.images)) for extractor in extra]
-        self.code = code_digest()  # as it is now: sources may be edited while a run trains
 
     def _reference_features(self) -> Tensor:
         """Features of the training images, float64 [n, 64]; of many they are kept in the cache."""
@@ -194,7 +193,7 @@ class ImageEvaluator(Evaluator):
         key = {
             **self.task.hashes, "held out": tensors_digest({"images": to_uint8(held_out.images), "labels": held_out.labels}),
             "metrics": METRICS.names(), "kid_subset_size": spec.kid_subset_size, "neighbours": spec.neighbours,
-            "extra": [[extractor.metric, extractor.sha256] for extractor, _ in self.extra], "device": self.device.type, "code": self.code,
+            "extra": [[extractor.metric, extractor.sha256] for extractor, _ in self.extra], "device": self.device.type, "code": code_digest(),
         }  # fmt: skip
 
         def measured() -> dict[str, Tensor]:

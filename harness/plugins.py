@@ -23,7 +23,7 @@ def load_plugin(path: Path) -> None:
         raise UsageError(f"there is no file {path}")
     if path.suffix != ".py":
         raise UsageError(f"plug-in {path} is not a Python file; a task is a YAML file: give it as --task {path}")
-    name = f"harness_plugin_{path.stem}"
+    content, name = path.read_bytes(), f"harness_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -36,4 +36,4 @@ def load_plugin(path: Path) -> None:
     except Exception as error:  # whatever a stranger's file does at import
         del sys.modules[name]
         raise UsageError(f"plug-in {path} cannot be loaded ({type(error).__name__}: {error})") from error
-    SOURCES_OUTSIDE.append(path)
+    SOURCES_OUTSIDE[path] = content

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Collection
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +20,8 @@ from harness.files import digest, write_text
 
 SCHEMA_VERSION: Literal[1] = 1
 PACKAGES = ("torch", "timm", "torch-fidelity", "numpy", "scikit-learn", "safetensors")
-SOURCES_OUTSIDE: list[Path] = []
-"""Plug-ins that were loaded: they decide numbers too."""
+SOURCES_OUTSIDE: dict[Path, bytes] = {}
+"""Plug-ins that were loaded, as they were then: they decide numbers too."""
 _PRESENTATION = (
     "__main__.py", "cli.py", "commands", "options.py", "console.py", "report", "check.py", "search.py", "status.py", "sweep.py",
     "database.py", "leases.py", "submit.py", "log.py",
@@ -216,28 +217,35 @@ def write_record(path: Path, record: Record) -> None:
     write_text(path, record.model_dump_json(indent=1) + "\n")
 
 
+@cache
+def sources(folder: Path) -> dict[Path, bytes]:
+    """The package's files below its folder, as they were when they were imported: what a process runs, however they are edited then."""
+    return {path.relative_to(folder): path.read_bytes() for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.yaml")])}
+
+
+sources(Path(__file__).parent)
+
+
 def code_digest(rooms: Collection[str] | None = None) -> str:
     """SHA-256 of the sources that decide numbers, of all or of some rooms and files ("solvers", "data/mixture.py").
 
     Returns 16 hexadecimal digits.
     """
-    folder, whole = Path(__file__).parent, hashlib.sha256()
-    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.yaml")]):
-        inside = path.relative_to(folder)
+    whole = hashlib.sha256()
+    for inside, content in sources(Path(__file__).parent).items():
         if {inside.parts[0], inside.as_posix()} & set(rooms) if rooms is not None else inside.parts[0] not in _PRESENTATION:
-            whole.update(f"{inside.as_posix()}\0".encode() + path.read_bytes())
+            whole.update(f"{inside.as_posix()}\0".encode() + content)
     for path in sorted(SOURCES_OUTSIDE):
-        whole.update(path.read_bytes())
+        whole.update(SOURCES_OUTSIDE[path])
     return whole.hexdigest()[:16]
 
 
 def capture_environment(device: torch.device) -> Environment:
     """The machine, the versions and the code of this process."""
-    commit = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain", "--untracked-files=no", "--", ".") if commit else None
+    commit, dirty = checkout(Path(__file__).parent)
     return Environment(
         commit=commit,
-        dirty=None if status is None else bool(status),
+        dirty=dirty,
         code=code_digest(),
         python=platform.python_version(),
         packages={name: found for name in PACKAGES if (found := package_version(name))},
@@ -255,9 +263,16 @@ def package_version(name: str) -> str | None:
         return None
 
 
-def _git(*words: str) -> str | None:
+@cache
+def checkout(folder: Path) -> tuple[str | None, bool | None]:
+    """The commit of the checkout that holds the package, and whether the package's files differed from it when this was first asked."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    status = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".") if commit else None
+    return commit, None if status is None else bool(status)
+
+
+def _git(folder: Path, *words: str) -> str | None:
     """Output of git on the checkout that holds this package, or None where there is none."""
-    folder = Path(__file__).parent
     if not (folder.parent / ".git").exists():
         return None
     try:

@@ -129,7 +129,7 @@ class Run:
     def _execute(self) -> Record:
         if self.resolved.settings.compile:
             check_compiler()
-        self.environment = capture_environment(self.device)  # now: sources may be edited while it runs
+        self.environment = capture_environment(self.device)
         try:
             record = self._train_and_evaluate()
         except Exception as error:

@@ -135,11 +135,11 @@ def test_the_floor_beside_many_images_is_kept(tiny: Task, monkeypatch: pytest.Mo
     smaller = changed(tiny, evaluation={"kid_subset_size": 50})
     others = [evaluator(task) for task in (other_held_out, other_train, some, smaller)]
     others += [evaluator(tiny, Extractor("fid_inception")), evaluator(tiny, Extractor("fid_clean"))]
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluator_module, "code_digest", lambda *args: "other code")
-        others.append(evaluator(tiny))
     for _ in range(2):
-        assert [other.floors()["fid_floor"].mean for other in others] == [1, 2, 3, 4, 5, 6, 7]
+        assert [other.floors()["fid_floor"].mean for other in others] == [1, 2, 3, 4, 5, 6]
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluator_module, "code_digest", lambda *args: "other code")
+            assert evaluator(tiny).floors()["fid_floor"].mean == 7
 
 
 def test_every_noise_set_has_its_value(tiny: Task) -> None:

@@ -58,7 +58,7 @@ images.IMAGE_SETS["halves"] = halves
 @pytest.fixture(autouse=True)
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is forgotten after it."""
-    monkeypatch.setattr(records, "SOURCES_OUTSIDE", [])
+    monkeypatch.setattr(records, "SOURCES_OUTSIDE", {})
     monkeypatch.setattr("harness.plugins.SOURCES_OUTSIDE", records.SOURCES_OUTSIDE)
     before = [(registry, dict(registry._classes)) for registry in (METHODS, METRICS, SOLVERS)]
     yield
@@ -119,6 +119,8 @@ def test_a_records_code_is_the_plugins_too(method_file: Path) -> None:
     once = records.code_digest()
     load_plugin(method_file)
     assert records.code_digest() == once != before
+    method_file.write_text("")
+    assert records.code_digest() == once  # what was loaded runs on
 
 
 def test_a_faulty_method_is_told_what_is_wrong(method_file: Path) -> None:

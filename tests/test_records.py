@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,12 @@ def append(path: Path) -> None:
     path.write_text(path.read_text() + "\n# changed\n")
 
 
+def of_a_new_process() -> str:
+    """The digest of a process that is started now."""
+    records.sources.cache_clear()
+    return code_digest()
+
+
 def test_the_copy_has_the_originals_digest(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = code_digest()
     monkeypatch.undo()
@@ -137,24 +144,40 @@ def test_the_copy_has_the_originals_digest(copied: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", ["trainer.py", "run.py", "methods/ard.py", "tasks/digits.yaml", "metrics/fidelity.py"])
 def test_the_digest_changes_with_what_decides_numbers(name: str, copied: Path) -> None:
-    before = code_digest()
+    before = of_a_new_process()
     append(copied / name)
-    assert code_digest() != before
+    assert code_digest() == before  # of what it runs, which was read before
+    assert of_a_new_process() != before
 
 
 @pytest.mark.parametrize("name", ["cli.py", "console.py", "__main__.py", "report/tables.py", "report/statistics.py", "leases.py"])
 def test_the_digest_does_not_change_with_presentation(name: str, copied: Path) -> None:
-    before = code_digest()
+    before = of_a_new_process()
     append(copied / name)
-    assert code_digest() == before
+    assert of_a_new_process() == before
 
 
 def test_the_digest_changes_with_a_new_or_renamed_file(copied: Path) -> None:
-    before = code_digest()
+    before = of_a_new_process()
     (copied / "methods" / "new.py").write_text("")
-    with_new = code_digest()
+    with_new = of_a_new_process()
     (copied / "methods" / "new.py").rename(copied / "methods" / "newer.py")
-    assert len({before, with_new, code_digest()}) == 3
+    assert len({before, with_new, of_a_new_process()}) == 3
+
+
+EDITED = """
+from harness.records import __file__ as file, code_digest
+with open(file.replace("records.py", "trainer.py"), "a") as source:
+    source.write("# changed")
+print(code_digest())
+"""
+
+
+def test_what_is_edited_after_the_import_does_not_count(copied: Path) -> None:
+    before, words = of_a_new_process(), [sys.executable, "-c", EDITED]
+    found = [subprocess.run(words, cwd=copied.parent, capture_output=True, text=True, check=True).stdout.strip() for _ in range(2)]
+    assert found[0] == before
+    assert found[1] != before
 
 
 def test_the_environment_names_code_versions_and_machine() -> None:
@@ -180,5 +203,7 @@ def test_only_changes_of_the_package_make_it_dirty(copied: Path) -> None:
     (root / "results" / "page.md").write_text("second")
     clean = capture_environment(torch.device("cpu"))
     (copied / "trainer.py").write_text("changed = True")
+    assert capture_environment(torch.device("cpu")) == clean  # what runs was imported before
+    records.checkout.cache_clear()
     assert (clean.dirty, capture_environment(torch.device("cpu")).dirty) == (False, True)
     assert clean.commit
