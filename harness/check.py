@@ -29,7 +29,7 @@ from harness.files import digest, write_text
 from harness.methods import METHODS
 from harness.records import Environment, Record
 from harness.report.rows import HEADLINES, counted, label
-from harness.tasks import load_task
+from harness.tasks import load_task, task_names
 
 LEVEL, TIGHT, LATENCY, UNKNOWN_SPREAD, EXACT_SAMPLER, LENT = 0.05, 1e-3, 1.25, 0.02, 0.001, 10
 """One-sided level of all rows together; tolerance of losses; advisory factor of latency; spread if no row has two seeds, and of a
@@ -101,7 +101,7 @@ def entry_of(record: Record) -> Entry:
     exact: dict[str, float | str] = {"parameters": cost.parameters, "MACs": cost.macs_per_sample, "NFE": cost.nfe}
     return Entry(
         task=record.task,
-        label=f"{record.task}: {label(record)}, {counted(config['num_steps'])}",
+        label=_told(record),
         row=digest([record.task, record.method, all_options(record), settings(record)]),
         config={} if config.get("init_from") else config_of(record),
         exact=exact | {f"hash of {part}": value for part, value in record.hashes.items()},
@@ -109,6 +109,10 @@ def entry_of(record: Record) -> Entry:
         trains=bool(config["total_steps"]),
         quality=Quality(name=name, value=metric.mean, lower_is_better=metric.direction == "lower", identity=metric.identity_hash),
     )  # fmt: skip
+
+
+def _told(record: Record) -> str:
+    return f"{record.task}: {label(record)}, {counted(record.config['num_steps'])}"
 
 
 def config_of(record: Record) -> dict[str, Any]:
@@ -134,14 +138,21 @@ def read_baseline(path: Path) -> Baseline:
         return Baseline.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read baseline {path}: {error.strerror}; --update makes one") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"baseline {path} is no text in UTF-8; --update makes it anew") from error
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"])) or "the whole file"
         raise UsageError(f"baseline {path} cannot be read ({place}: {error.errors()[0]['msg']}); --update makes it anew") from error
 
 
+def checkable(record: Record) -> bool:
+    """Whether a record can be made again by its config: it finished, on a task of ours, and is no work from outside."""
+    return record.status == "finished" and record.cost is not None and record.task in task_names()
+
+
 def baseline_of(records: Sequence[Record], command: str) -> Baseline:
-    """The baseline that records make. Raises UsageError if none of them finished."""
-    finished = [record for record in records if record.status == "finished"]
+    """The baseline that those of the records make that are `checkable`. Raises UsageError if there is none."""
+    finished = [record for record in records if checkable(record)]
     if not finished:
         raise UsageError("there is no finished record to make a baseline of")
     entries = {key_of_record(record): entry_of(record) for record in finished}
@@ -164,7 +175,8 @@ def configs_of(baseline: Baseline) -> list[RunConfig]:
 
 def compare(baseline: Baseline, records: Iterable[Record]) -> list[Finding]:
     """Every comparison that can be made, rows of the baseline first."""
-    here = {key_of_record(record): entry_of(record) for record in records if record.status == "finished"}
+    finished = {key_of_record(record): record for record in records if checkable(record)}
+    here = {key: entry_of(record) for key, record in finished.items() if key in baseline.runs}
     findings = []
     for key, entry in baseline.runs.items():
         name = _name(entry)
@@ -174,9 +186,14 @@ def compare(baseline: Baseline, records: Iterable[Record]) -> list[Finding]:
             findings += [*_exact(name, entry, here[key]), *_losses(name, entry, here[key]), *_latency(name, entry, here[key])]
     findings += _quality(baseline, here)
     tasks = {entry.task for entry in baseline.runs.values()}
-    new = [entry for key, entry in here.items() if key not in baseline.runs and entry.task in tasks]
-    findings += [Finding(_name(entry), "record", "new", "", "not in the baseline") for entry in new]
+    new = [record for key, record in finished.items() if key not in baseline.runs and record.task in tasks]
+    findings += [Finding(_told(record) + _seed_of(record.config), "record", "new", "", "not in the baseline") for record in new]
     return findings
+
+
+def without_losses(baseline: Baseline) -> int:
+    """How many trained runs of a baseline hold no first losses, so that none are compared."""
+    return sum(entry.trains and not entry.losses for entry in baseline.runs.values())
 
 
 def refuse_nothing(findings: Sequence[Finding]) -> None:
@@ -186,7 +203,11 @@ def refuse_nothing(findings: Sequence[Finding]) -> None:
 
 
 def _name(entry: Entry) -> str:
-    return entry.label + (f", seed {entry.config['seed']}" if "seed" in entry.config else "")
+    return entry.label + (_seed_of(entry.config) if "seed" in entry.config else "")
+
+
+def _seed_of(config: dict[str, Any]) -> str:
+    return f", seed {config['seed']}"
 
 
 def _exact(name: str, expected: Entry, found: Entry) -> list[Finding]:
@@ -206,8 +227,10 @@ def _losses(name: str, expected: Entry, found: Entry) -> list[Finding]:
     findings = []
     if expected.losses and not found.losses:
         return [Finding(name, "first losses", "missing", "there", "not in the record")]
-    for what in expected.losses.keys() & found.losses.keys():
-        one, other = expected.losses[what], found.losses[what]
+    for what, one in expected.losses.items():
+        if (other := found.losses.get(what)) is None:
+            findings.append(Finding(name, f"first {what}", "missing", f"{one:.6g}", "not in the record"))
+            continue
         close = math.isclose(one, other, rel_tol=TIGHT, abs_tol=1e-9)
         findings.append(Finding(name, f"first {what}", "same" if close else "regressed", f"{one:.6g}", f"{other:.6g}", f"± {TIGHT:.1%}"))
     return sorted(findings, key=lambda finding: finding.what)

@@ -19,7 +19,7 @@ from harness.conditions import Condition
 from harness.data.images import to_uint8
 from harness.data.trajectories import cached_samples, cached_tensors
 from harness.denoiser import count_passes
-from harness.errors import UsageError
+from harness.errors import RunFailed, UsageError
 from harness.files import tensors_digest
 from harness.metrics import METRICS, Judged
 from harness.metrics.base import Direction
@@ -98,12 +98,12 @@ class Evaluator(ABC):
         Args:
             sampler: what made them, if it is deterministic and gradients go through it.
 
-        Samples that are not finite raise ValueError.
+        Raises RunFailed for samples that are not finite.
         """
         by_set: dict[int, dict[str, float]] = {}
         for noise_set, images in samples.items():
             if not bool(images.isfinite().all()):
-                raise ValueError(f"samples of noise set {noise_set} are not finite")
+                raise RunFailed(f"samples of noise set {noise_set} are not finite")
             by_set[noise_set] = self.of_samples(images, self.task.evaluation_inputs(noise_set)[1].labels)
             by_set[noise_set] |= self.of_noise_set(images, noise_set, sampler)
         n = len(next(iter(samples.values())))
@@ -193,7 +193,8 @@ class ImageEvaluator(Evaluator):
         key = {
             **self.task.hashes, "held out": tensors_digest({"images": to_uint8(held_out.images), "labels": held_out.labels}),
             "metrics": METRICS.names(), "kid_subset_size": spec.kid_subset_size, "neighbours": spec.neighbours,
-            "extra": [[extractor.metric, extractor.sha256] for extractor, _ in self.extra], "device": self.device.type, "code": code_digest(),
+            "extra": [[extractor.metric, extractor.sha256] for extractor, _ in self.extra], "device": self.device.type,
+            "code": code_digest(),
         }  # fmt: skip
 
         def measured() -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,7 +58,7 @@ def read_samples(path: Path, task: Task) -> tuple[Tensor, Tensor | None]:
             images, labels = content["arr_0"], content.get("arr_1", None)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # TypeError: an array alone
         raise UsageError(f"{path} is not a file of samples; it should be .npz with arr_0, uint8 [n, H, W, C]") from error
     channels, height, width = task.shape
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (height, width, channels) or len(images) < 2:

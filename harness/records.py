@@ -205,6 +205,8 @@ def read_record(path: Path) -> Record:
         return Record.model_validate_json(text)
     except OSError as error:
         raise UsageError(f"cannot read record {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"record {path} is no text in UTF-8") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the whole file"

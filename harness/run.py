@@ -211,6 +211,8 @@ class Run:
                     latency=latency, training=bill)  # fmt: skip
         levels = [round(float(method_time), 4) for method_time in task.schedule.network_time(method.levels[:-1])]
         first = {name: value for name, value in trainer.curve[0].items() if name != "step"} if trainer else {}
+        if sibling:
+            first = sibling.first_losses
         milestones = [Milestone(**point, n=count) for point in trainer.milestones] if trainer else []
         return self._record(status="finished", levels=levels, metrics=metrics, exposure=exposure, cost=cost, flags=flags,
                             target=method.target, init=method.init if task.network_teacher else "random",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from written import record as plain
 
 from harness.check import FAILS, Baseline, baseline_of, compare, configs_of, read_baseline, refuse_nothing, write_baseline
@@ -60,6 +61,7 @@ def changed(part: str, **changes: Any) -> Record:
     (changed("latency", ratio=0.1), ("latency / reference", "faster")),
     (HERE[0].model_copy(update={"hashes": {"teacher": "other"}}), ("hash of teacher", "not comparable")),
     (HERE[0].model_copy(update={"first_losses": {"loss": 1.503}}), ("first loss", "regressed")),
+    (HERE[0].model_copy(update={"first_losses": {"student/loss": 1.5}}), ("first loss", "missing")),
 ], ids=lambda value: value[0] if isinstance(value, tuple) else "")  # fmt: skip
 def test_a_difference_is_found(other: Record, found: tuple[str, str]) -> None:
     assert states(BASE, other, *HERE[1:]) == {found}
@@ -71,6 +73,36 @@ def test_a_loss_may_differ_by_rounding_and_on_another_device() -> None:
     elsewhere = HERE[0].environment.model_copy(update={"device": "a GPU"})
     far = HERE[0].model_copy(update={"first_losses": {"loss": 2.0}, "environment": elsewhere})
     assert states(BASE, far, *HERE[1:]) == set()
+
+
+def test_what_cannot_be_made_again_is_no_part_of_a_baseline(tmp_path: Path) -> None:
+    """Work from outside, and tasks in files of one's own, beside what can."""
+    samples = HERE[0].model_copy(update={"run_id": "theirs", "method": "theirs", "cost": None})
+    own = HERE[0].model_copy(update={"run_id": "own", "task": "my-own"})
+    assert states(BASE, *HERE, samples, own) == set()
+    assert baseline_of([*HERE, samples, own], "made here") == BASE
+    with pytest.raises(UsageError, match="no finished record"):
+        baseline_of([samples, own], "made here")
+    for made in (*HERE, samples):
+        write_record(tmp_path / "runs" / made.run_id / "record.json", made)
+    words = ["check", "--baseline", str(tmp_path / "base.json"), "--records", str(tmp_path)]
+    done = CliRunner().invoke(main, [*words, "--update"])
+    assert (done.exit_code, f"wrote {tmp_path / 'base.json'} without theirs" in done.output) == (0, True), done.output
+
+
+def test_runs_without_first_losses_are_counted(tmp_path: Path) -> None:
+    bare = [made.model_copy(update={"first_losses": {}}) for made in HERE[:2]]
+    write_baseline(tmp_path / "base.json", baseline_of([*bare, HERE[2]], "made here"))
+    for made in HERE:
+        write_record(tmp_path / "runs" / made.run_id / "record.json", made)
+    done = CliRunner().invoke(main, ["check", "--baseline", str(tmp_path / "base.json"), "--records", str(tmp_path)])
+    assert (done.exit_code, "2 of 3 runs of the baseline hold no first losses" in done.output) == (0, True), done.output
+
+
+def test_a_baseline_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "base.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="no text in UTF-8"):
+        read_baseline(tmp_path / "base.json")
 
 
 def test_another_metric_is_not_compared() -> None:

@@ -13,6 +13,7 @@ from harness import evaluator as evaluator_module
 from harness.conditions import Condition
 from harness.config import RunConfig, resolve
 from harness.data.images import ImageSet
+from harness.errors import RunFailed
 from harness.evaluator import ImageEvaluator, sample_grid, sample_set, sampling_cost
 from harness.methods import METHODS
 from harness.metrics.features import classify
@@ -180,7 +181,7 @@ def test_label_agreement_asks_for_the_sets_own_labels(tiny: Task, monkeypatch: p
 def test_samples_that_are_not_finite_are_refused(value: float, tiny: Task) -> None:
     images = noise_images(tiny, 40)
     images[3, 0, 0, 0] = value
-    with pytest.raises(ValueError, match="samples of noise set 0 are not finite"):
+    with pytest.raises(RunFailed, match="samples of noise set 0 are not finite"):
         ImageEvaluator(tiny, lambda k: images, CPU).evaluate({0: images})
 
 

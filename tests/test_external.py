@@ -134,6 +134,25 @@ def test_too_few_samples(tiny: Task, tmp_path: Path) -> None:
     assert (done.exit_code, "holds 10 samples, but task tiny needs at least 20" in done.output) == (2, True)
 
 
+def test_files_that_are_no_archive(tiny: Task, tmp_path: Path) -> None:
+    np.save(tmp_path / "array.npy", np.zeros((4, 8, 8, 1), np.uint8))
+    np.savez_compressed(tmp_path / "damaged.npz", arr_0=np.arange(40_000, dtype=np.uint8).reshape(-1, 8, 8, 1))
+    content = bytearray((tmp_path / "damaged.npz").read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 50] = bytes(50)
+    (tmp_path / "damaged.npz").write_bytes(content)
+    for name in ("array.npy", "damaged.npz"):
+        done = call("evaluate", "--samples", tmp_path / name, "--task", "tiny", "--results", tmp_path)
+        assert (done.exit_code, "is not a file of samples" in done.output) == (2, True), done.output
+
+
+def test_a_function_whose_samples_are_not_finite(tiny: Task, tmp_path: Path) -> None:
+    module = types.ModuleType("not_finite")
+    module.sample = lambda x_T, labels: x_T / 0  # type: ignore[attr-defined]
+    sys.modules["not_finite"] = module
+    done = call("evaluate", "--callable", "not_finite:sample", "--task", "tiny", "--results", tmp_path)
+    assert (done.exit_code, "samples of noise set 0 are not finite" in done.output) == (3, True), done.output
+
+
 def test_a_function_of_another_shape(tiny: Task, tmp_path: Path) -> None:
     module = types.ModuleType("other_shape")
     module.sample = lambda x_T, labels: x_T[:, :, :4]  # type: ignore[attr-defined]

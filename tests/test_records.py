@@ -116,6 +116,12 @@ def test_a_metrics_mean_and_identity() -> None:
     assert metric.identity_hash != same.model_copy(update={"identity": {"n": 41}}).identity_hash
 
 
+def test_a_record_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="no text in UTF-8"):
+        read_record(tmp_path / "record.json")
+
+
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the package whose sources are digested."""

@@ -10,7 +10,18 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from harness.check import FAILS, Finding, baseline_of, compare, configs_of, read_baseline, refuse_nothing, write_baseline
+from harness.check import (
+    FAILS,
+    Finding,
+    baseline_of,
+    checkable,
+    compare,
+    configs_of,
+    read_baseline,
+    refuse_nothing,
+    without_losses,
+    write_baseline,
+)
 from harness.console import Display
 from harness.errors import CheckFailed, UsageError
 from harness.options import chosen_device, common
@@ -53,10 +64,13 @@ def check_command(baseline: Path, records: Path | None, to_run: bool, update: bo
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         _show(findings, show_all)
+        if old is not None and (count := without_losses(old)):
+            click.echo(f"{count} of {len(old.runs)} runs of the baseline hold no first losses: none are compared")
     if update:
         given = f" --records {records}" if records else " --run" if to_run else ""
         write_baseline(baseline, baseline_of(found, f"harness check --baseline {baseline}{given} --update"))
-        click.echo(f"wrote {baseline}", err=True)
+        left_out = ", ".join(record.run_id for record in found if record.status == "finished" and not checkable(record))
+        click.echo(f"wrote {baseline}{f' without {left_out}' if left_out else ''}", err=True)
         return
     refuse_nothing(findings)
     failed = [finding for finding in findings if finding.state in FAILS]

@@ -15,11 +15,8 @@ from harness.cost import paper_problem, sampling_cost_on_meta
 from harness.errors import UsageError
 from harness.files import read_yaml
 from harness.records import Record
-from harness.report.rows import HEADLINES, counted
+from harness.report.rows import HEADLINES, counted, reference_of_records, rows_of
 from harness.report.statistics import Interval, degradation_ratio, paired_difference, t_interval
-
-MAX_SEED = 9
-"""Seeds from 0 to here are looked for."""
 
 
 class _Part(BaseModel):
@@ -108,8 +105,8 @@ def measured(claim: Claim, records: Sequence[Record]) -> tuple[Interval, str] | 
         return _difference(first, second, name), _on(first)
     if quantity != "degradation_ratio":
         raise UsageError(f"claims: quantity is {quantity!r}, but must be one of: degradation_ratio, difference, macs_ratio")
-    reference = [record for record in records if record.task == first[0].task and _is_reference(record)]
-    ratio = degradation_ratio(first, second, reference[0], name) if reference else None
+    reference = reference_of_records(record for record in records if record.task == first[0].task and record.status == "finished")
+    ratio = degradation_ratio(first, second, reference, name) if reference else None
     return (ratio, _on(first)) if ratio else None
 
 
@@ -119,9 +116,9 @@ def _row(asked: dict[str, Any], records: Sequence[Record]) -> list[Record]:
     if not alike:
         return []
     resolved = resolve(parse_config(asked))
-    keys = {resolved.with_seed(seed).key for seed in range(MAX_SEED + 1)}
     alike = [record for record in alike if (record.method, record.config["num_steps"]) == (resolved.method, resolved.num_steps)]
-    return [record for record in alike if key_of_record(record) in keys]
+    found = [record for record in alike if key_of_record(record) == resolved.with_seed(record.config["seed"]).key]
+    return [record for row in rows_of(found) for record in row.records]
 
 
 def _difference(first: list[Record], second: list[Record], name: str) -> Interval:
@@ -136,11 +133,6 @@ def _difference(first: list[Record], second: list[Record], name: str) -> Interva
         shared = values.keys() & beside.keys()
         differences.append(sum(values[k] - beside[k] for k in shared) / len(shared))
     return t_interval(differences)
-
-
-def _is_reference(record: Record) -> bool:
-    distance = record.metrics.get("distance_to_teacher")
-    return distance is not None and distance.mean == 0
 
 
 def _on(row: Sequence[Record]) -> str:

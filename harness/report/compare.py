@@ -10,6 +10,7 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 from scipy import stats
 
 from harness.methods import METHODS
@@ -46,37 +47,60 @@ def equal_compute_table(rows: Sequence[Row]) -> pd.DataFrame:
     heading, digits = QUALITY[name]
     counts = sorted({row.num_steps for row in group})
     lines = []
-    by_label: dict[str, dict[int, Row]] = {}
-    for row in group:
-        by_label.setdefault(row.label, {})[row.num_steps] = row
-    for label, mine in by_label.items():
-        first = next(iter(mine.values()))
+    for named, found in by_setting(group).items():
+        mine = {row.num_steps: row for row in found}
+        first = found[0]
         bills = [row.finished[0].cost.training for row in mine.values() if row.finished[0].cost]
         if trained_once(first.records[0]):  # whichever of its numbers of steps trained it
             bills = bills[:1]
         whole = sum(bill.whole_flops for bill in bills if bill)
         best = min(metric_interval(row.finished, name).mean for row in mine.values())
         lines.append((best, {
-            "method": label, **{f"{heading}, {counted(n)}": _cell(mine.get(n), name, digits) for n in counts},
-            "seeds": _seeds([len(mine[n].finished) for n in counts if n in mine]),
+            "method": named, **{f"{heading}, {counted(n)}": _cell(mine.get(n), name, digits) for n in counts},
+            "seeds": _seeds([_of_all(mine[n]) for n in counts if n in mine]),
             "training TFLOPs for all its columns": f"{whole / 1e12:.3g}",
             "target": first.records[0].target, "init": first.records[0].init,
         }))  # fmt: skip
     return pd.DataFrame([line for _, line in sorted(lines, key=lambda found: found[0])])
 
 
+def by_setting(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows that differ in the number of sampling steps alone, each number once, by a name that no others have."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        setting, again = (row.label, row.training[1], row.records[0].config["noise_sets"]), 0
+        while row.num_steps in {other.num_steps for other in groups.get((*setting, again), [])}:  # other training steps, equal FLOPs
+            again += 1
+        groups.setdefault((*setting, again), []).append(row)
+    shared = Counter(label for label, *_ in groups)
+    return {
+        label if shared[label] == 1 else f"{label} ({mine[0].training[0]} × {batch}, {counted(noise_sets, 'noise set')})": mine
+        for (label, batch, noise_sets, _), mine in groups.items()
+    }
+
+
 def trained_once(record: Record) -> bool:
     """Whether one student serves all numbers of steps."""
-    return record.method in METHODS.names() and METHODS[record.method].trained_once(METHODS[record.method].Config(**record.options))
+    if record.method not in METHODS.names():
+        return False
+    try:
+        return METHODS[record.method].trained_once(METHODS[record.method].Config(**record.options))
+    except ValidationError:  # its options are another version's
+        return False
 
 
 def _cell(row: Row | None, name: str, digits: int) -> str:
     return metric_interval(row.finished, name).text(digits) if row else ""
 
 
-def _seeds(numbers: Sequence[int]) -> str:
+def _of_all(row: Row) -> str:
+    """How many seeds finished, and of how many where some failed."""
+    return str(len(row.finished)) + (f" of {len(row.records)}" if len(row.finished) < len(row.records) else "")
+
+
+def _seeds(numbers: Sequence[str]) -> str:
     """Of each column, or once where they are equal."""
-    return ", ".join(map(str, numbers if len(set(numbers)) > 1 else numbers[:1]))
+    return ", ".join(numbers if len(set(numbers)) > 1 else numbers[:1])
 
 
 def at_images(points: Sequence[Milestone], name: str, images: float) -> float:
@@ -104,11 +128,11 @@ def equal_images_table(rows: Sequence[Row]) -> pd.DataFrame:
         found = curves[id(row)]
         if found and found[0][0].images <= images:
             here = t_interval([at_images(points, name, images) for points in found])
-            line = {"method": row.label, "steps": str(row.num_steps), column: here.text(digits)}
+            line = {"method": row.shown, "steps": str(row.num_steps), column: here.text(digits)}
             lines.append((row.num_steps, here.mean, {**line, "part of its run": f"{images / found[0][-1].images:.2f}"}))
         else:
             reason = "its curve begins later" if found else "its curve was taken at another number of steps"
-            without.setdefault((row.label, reason), []).append(str(row.num_steps))
+            without.setdefault((row.shown, reason), []).append(str(row.num_steps))
     measured = [line for *_, line in sorted(lines, key=lambda line: line[:2])]
     rest = [{"method": label, "steps": ", ".join(at), column: f"not measured: {reason}"} for (label, reason), at in without.items()]
     return pd.DataFrame([*measured, *rest]).fillna("")
@@ -145,7 +169,7 @@ def against_best_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def _known_by(row: Row) -> dict[str, str]:
-    return {"steps": str(row.num_steps), "method": row.label, "training": f"{row.training[0]} × {row.training[1]}"}
+    return {"steps": str(row.num_steps), "method": row.shown, "training": f"{row.training[0]} × {row.training[1]}"}
 
 
 def known_as(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.config import settings
 from harness.files import write_aside
 from harness.methods import METHODS
-from harness.report.compare import equal_compute
+from harness.report.compare import by_setting, equal_compute
 from harness.report.rows import Row, alike_but_one, counted, headline, trains
 from harness.report.statistics import metric_interval, t_interval
 from harness.report.tables import QUALITY
@@ -40,11 +40,9 @@ def passes_lines(rows: Sequence[Row]) -> list[Line]:
     """
     equal = equal_compute(rows)
     beside = [row for row in rows if row.finished and not trains(row.records[0])] if equal else []
-    by_label: dict[str, list[Row]] = {}
-    for row in sorted((row for row in [*equal, *beside] if row.finished[0].cost), key=lambda row: row.num_steps):
-        by_label.setdefault(row.label, []).append(row)
+    known = sorted((row for row in [*equal, *beside] if row.finished[0].cost), key=lambda row: row.num_steps)
     lines = []
-    for label, mine in by_label.items():
+    for label, mine in by_setting(known).items():
         intervals = [metric_interval(row.finished, headline(rows)) for row in mine]
         passes = [row.finished[0].cost.nfe for row in mine if row.finished[0].cost]
         lines.append(Line(label, passes, [i.mean for i in intervals], [i.half_width for i in intervals]))

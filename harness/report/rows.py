@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, reduce
@@ -17,7 +18,7 @@ from pydantic.fields import FieldInfo
 from harness.config import PLAIN_CONFIG, all_options, settings
 from harness.errors import NotComparable, UsageError
 from harness.methods import METHODS
-from harness.records import Record, read_record
+from harness.records import Record, code_digest, read_record
 from harness.report.statistics import metric_interval
 from harness.tasks import load_task, task_names
 
@@ -43,6 +44,12 @@ class Row:
         return tuple(record for record in self.records if record.status == "finished")
 
     @property
+    def shown(self) -> str:
+        """Its label, and how many of its seeds failed where others did not."""
+        failed = len(self.records) - len(self.finished)
+        return self.label + (f" ({failed} of {len(self.records)} seeds failed)" if failed and self.finished else "")
+
+    @property
     def num_steps(self) -> int:
         return self.records[0].config["num_steps"]
 
@@ -50,6 +57,11 @@ class Row:
     def training(self) -> tuple[int, int]:
         """Training steps and batch size; (0, 0) without training."""
         return self.records[0].config["total_steps"], self.records[0].config["batch_size"]
+
+    @property
+    def budget(self) -> tuple[int, int, int]:
+        """Sampling steps, training steps and batch size."""
+        return self.num_steps, *self.training
 
 
 def load_records(results: Path) -> list[Record]:
@@ -60,7 +72,7 @@ def load_records(results: Path) -> list[Record]:
     """
     paths = [*results.glob("*/records/*.json"), *results.glob("records/*.json"), *results.glob("runs/*/record.json")]
     paths += results.glob("*.json") if results.name == "records" else []
-    found = {record.run_id: record for record in map(read_record, sorted(paths, key=lambda p: p.name == "record.json"))}
+    found = {record.run_id: record for record in map(read_record, sorted(paths, key=lambda p: (p.name == "record.json", p)))}
     if not found:
         raise UsageError(f"there is no record below {results}; `harness run` makes one")
     return list(found.values())
@@ -124,26 +136,28 @@ def off_task(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     return off_default(method, row.options, tuned.get(method))
 
 
-def neighbours(rows: Sequence[Row], name: str) -> list[tuple[Row, Row]]:
+def neighbours(rows: Sequence[Row], name: str) -> tuple[list[tuple[Row, Row]], Counter[tuple[int, ...]]]:
     """Pairs of rows that differ in one thing: the method, an option off its default on this task, or a setting other than steps and
     training.
 
-    Of more than `CROWD` rows that differ in the same thing each is paired with the best alone.
+    Of more than `CROWD` rows that differ in the same thing each is paired with the best alone. The best is learnt from the numbers that
+    are compared then, so that the pairs left out belong to the family as well: how many of them there are, by `Row.budget`.
     """
     sides, tuned = [], defaults_of(rows[0].records[0].task) if rows else {}
     for row in rows:
         record = row.records[0]
-        side = {"method": record.method, **off_task(row, tuned), **settings(record), "rows": (row.num_steps, row.training)}
+        side = {"method": record.method, **off_task(row, tuned), **settings(record), "rows": row.budget}
         sides.append(dict.fromkeys(_options_of(record), "") | side)  # what is at its default says nothing to another method
     buckets = alike_but_one(sides, [side.keys() - {"rows"} for side in sides])
-    found = set()
+    found, left_out = set(), Counter[tuple[int, ...]]()
     for members in buckets.values():
+        pairs = set(combinations(members, 2))
         if len(members) > CROWD:
             best = min(members, key=lambda number: metric_interval(rows[number].finished, name).mean)
-            found |= {(min(best, number), max(best, number)) for number in members if number != best}
-        else:
-            found |= set(combinations(members, 2))
-    return [(rows[a], rows[b]) for a, b in sorted(found)]
+            left_out[rows[best].budget] += sum(best not in pair for pair in pairs)
+            pairs = {pair for pair in pairs if best in pair}
+        found |= pairs
+    return [(rows[a], rows[b]) for a, b in sorted(found)], left_out
 
 
 def alike_but_one(sides: Sequence[Mapping[str, Any]], axes: Sequence[Iterable[str]]) -> dict[tuple[str, int], list[int]]:
@@ -179,19 +193,24 @@ def in_label(option: FieldInfo) -> bool:
 def rows_of(records: Sequence[Record]) -> list[Row]:
     """Groups records that differ in the seed alone; training-free rows first, then by training and steps.
 
-    Of two records with one seed the one with more metrics counts.
+    Of two records with one seed that of the present code counts, then what finished, then the one with more metrics.
 
     Raises NotComparable if two records' metrics of one name have different identities.
     """
     refuse_mixed_identities(records)
     groups: dict[str, tuple[dict[str, Any], list[Record]]] = {}
+    here = code_digest()
+
+    def rank(record: Record) -> tuple[bool, bool, int]:
+        return record.environment.code == here, record.status == "finished", len(record.metrics)
+
     for record in records:
         options = all_options(record)
         key = json.dumps([record.method, options, settings(record)], sort_keys=True)
         groups.setdefault(key, (options, []))[1].append(record)
     rows = []
     for options, group in groups.values():
-        by_seed = {record.config["seed"]: record for record in sorted(group, key=lambda r: (r.status == "finished", len(r.metrics)))}
+        by_seed = {record.config["seed"]: record for record in sorted(group, key=rank)}
         off = off_default(group[0].method, options)
         rows.append(Row(label(group[0], options), tuple(by_seed[seed] for seed in sorted(by_seed)), options, off))
     return sorted(rows, key=lambda row: (row.training, -row.num_steps if not row.training[0] else row.num_steps, row.label))
@@ -219,9 +238,15 @@ def trains(record: Record) -> bool:
 
 
 def reference_record(rows: Sequence[Row]) -> Record | None:
-    """The record of the teacher's own output, from which others' distance is measured, if it is there."""
-    free = [record for row in rows if not row.training[0] for record in row.finished]
-    return next((r for r in free if "distance_to_teacher" in r.metrics and r.metrics["distance_to_teacher"].mean == 0), None)
+    """The record of the teacher's own output, from which others' distance is measured, if it is there; that of most noise sets."""
+    return reference_of_records([record for row in rows if not row.training[0] for record in row.finished])
+
+
+def reference_of_records(records: Iterable[Record]) -> Record | None:
+    """The same among the finished records of a task."""
+    distances = [(record, record.metrics["distance_to_teacher"]) for record in records if "distance_to_teacher" in record.metrics]
+    own = [record for record, distance in distances if distance.mean == 0]
+    return max(own, key=lambda record: len(record.metrics["distance_to_teacher"].values), default=None)
 
 
 def headline(rows: Sequence[Row]) -> str:

@@ -74,24 +74,30 @@ def paired_difference(first: Sequence[Record], second: Sequence[Record], name: s
 def degradation_ratio(first: Sequence[Record], second: Sequence[Record], reference: Record, name: str) -> Interval | None:
     """How much a metric of one row exceeds the reference's, over how much another row's does, paired within seed and noise set.
 
-    Returns the mean and 95 % t interval over the seeds that both have, or None if one of them does not exceed the reference.
+    Returns the mean and 95 % t interval over the seeds that both have, or None if one of them does not exceed the reference, or has
+    noise sets that the reference has not.
     """
-    excesses = []
+    excesses, beside = [], reference.metrics[name].values
     for row in (first, second):
-        sets = reference.metrics[name].values
-        over = {r.config["seed"]: [v - sets[k] for k, v in r.metrics[name].values.items() if k in sets] for r in row}
-        excesses.append({seed: sum(values) / len(values) for seed, values in over.items() if values})
+        sets = {record.config["seed"]: record.metrics[name].values for record in row}
+        if any(values.keys() - beside.keys() for values in sets.values()):
+            return None
+        excesses.append({seed: sum(v - beside[k] for k, v in values.items()) / len(values) for seed, values in sets.items()})
     seeds = sorted(excesses[0].keys() & excesses[1].keys())
     if not seeds or min(min(excess[seed] for seed in seeds) for excess in excesses) <= 0:
         return None
     return t_interval([excesses[0][seed] / excesses[1][seed] for seed in seeds])
 
 
-def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which hypotheses are rejected by Holm's step-down procedure at a family-wise level."""
+def holm(p_values: Sequence[float], level: float = 0.05, unseen: int = 0) -> list[bool]:
+    """Which hypotheses are rejected by Holm's step-down procedure at a family-wise level.
+
+    Args:
+        unseen: how many more belong to the family, whose p is not looked at and taken to be 1.
+    """
     rejected = [False] * len(p_values)
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        if p_values[index] > level / (len(p_values) - rank):
+        if p_values[index] > level / (len(p_values) + unseen - rank):
             break
         rejected[index] = True
     return rejected

@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.metrics import METRICS
 from harness.records import Record
-from harness.report.rows import Row, headline, neighbours, reference_record, trains
+from harness.report.rows import Row, counted, headline, neighbours, reference_record, trains
 from harness.report.statistics import Difference, degradation_ratio, holm, metric_interval, paired_difference, t_interval
 
 ELSEWHERE = {  # metrics that need more than samples: (heading, digits)
@@ -41,7 +41,7 @@ def results_table(rows: Sequence[Row]) -> pd.DataFrame:
 def _line(row: Row) -> dict[str, str]:
     steps, batch = row.training
     line = {
-        "method": row.label,
+        "method": row.shown,
         "steps": str(row.num_steps),
         "training": f"{steps} × {batch}" if steps else "none" if not trains(row.records[0]) else "untrained",
         "seeds × noise sets": f"{len(row.finished) if steps else '-'} × {row.records[0].config['noise_sets']}",
@@ -62,9 +62,6 @@ def _line(row: Row) -> dict[str, str]:
     if bills:
         line["training TFLOPs + trajectories"] = f"{bills[0].student_flops / 1e12:.1f} + {bills[0].trajectory_flops / 1e12:.1f}"
         line["training seconds"] = f"{t_interval([bill.seconds + bill.inherited_seconds for bill in bills]).mean:.0f}"
-    failed = len(row.records) - len(row.finished)
-    if failed:
-        line["method"] += f" ({failed} of {len(row.records)} seeds failed)"
     return line
 
 
@@ -116,15 +113,16 @@ def error_split_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def differences_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Pairs of trained rows that differ in one thing (a method or an option), paired within seed and noise set. Holm's correction is over
-    the pairs of one number of steps and one training, so that rows at another budget change nothing.
+    """Pairs of trained rows of two finished seeds or more that differ in one thing (a method or an option), paired within seed and noise
+    set. Holm's correction is over the pairs of one number of steps and one training, so that rows at another budget change nothing.
     """
-    trained = [row for row in rows if row.training[0] and row.finished]
+    trained = [row for row in rows if row.training[0] and len(row.finished) > 1]
     if not trained:
         return pd.DataFrame()
     name = headline(rows)
     pairs: list[tuple[Row, Row, Difference]] = []
-    for a, b in neighbours(trained, name):
+    found, left_out = neighbours(trained, name)
+    for a, b in found:
         difference = paired_difference(a.finished, b.finished, name)
         if difference:
             pairs.append((a, b, difference))
@@ -133,10 +131,11 @@ def differences_table(rows: Sequence[Row]) -> pd.DataFrame:
     reference = reference_record(rows)
     families: dict[tuple[int, ...], list[int]] = {}
     for place, (a, _, _) in enumerate(pairs):
-        families.setdefault((a.num_steps, *a.training), []).append(place)
+        families.setdefault(a.budget, []).append(place)
     significant: dict[int, bool] = {}
-    for places in families.values():
-        significant |= dict(zip(places, holm([pairs[place][2].p_value for place in places]), strict=True))
+    for budget, places in families.items():
+        shown = holm([pairs[place][2].p_value for place in places], unseen=left_out[budget])
+        significant |= dict(zip(places, shown, strict=True))
     lines = []
     for place, (a, b, difference) in enumerate(pairs):
         lower = a.label if difference.interval.mean < 0 else b.label
@@ -188,6 +187,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
     targets = sorted({f"{row.label}: {row.records[0].target}" for row in rows if row.records[0].target != "guided teacher"})
     said.extend(f"Target is not the guided teacher in {target}." for target in targets)
     said.extend(sorted({f"{record.run_id}: {flag}." for record in records for flag in record.flags}))
+    said.extend(
+        f"Failed, and in no comparison: {row.label}, {counted(row.num_steps)} ({row.records[0].reason})."
+        for row in rows
+        if not row.finished
+    )
     machines = {
         (e.device, e.cpu, e.python, e.packages.get("torch"), e.commit[:10] if e.commit else "no commit", e.code, e.dirty)
         for e in (record.environment for record in records)

@@ -75,6 +75,26 @@ def test_a_ratio_is_that_of_the_excesses_over_the_teacher() -> None:
     assert measured(claim(), records[:3]) is None
 
 
+def test_one_seed_measured_twice_is_one_seed() -> None:
+    here = {
+        "quantity": "difference",
+        "first": RATIO["second"],
+        "second": {"task": "digits", "method": "teacher", "num_steps": 24, "budget": "table"},
+    }
+    again = finished("ard", 4.0, 0).model_copy(update={"run_id": "again"})
+    found = measured(claim(here=here), [TEACHER, finished("ard", 4.0, 0), again])
+    assert found is not None
+    assert math.isnan(found[0].half_width)
+    assert found[1] == "digits, 4 steps, 1 seed"
+
+
+def test_every_seed_counts() -> None:
+    records = [TEACHER, *(finished(method, fid, seed) for method, fid in (("step-distillation", 12.0), ("ard", 4.0)) for seed in (3, 17))]
+    found = measured(claim(), records)
+    assert found is not None
+    assert found[1] == "digits, 4 steps, 2 seeds"
+
+
 def test_a_difference_from_a_run_without_training_is_over_its_noise_sets() -> None:
     here = {
         "quantity": "difference",

@@ -22,8 +22,10 @@ from harness.report.compare import (
     equal_images_table,
     known_as,
     rank_correlation,
+    trained_once,
 )
 from harness.report.markdown import page
+from harness.report.plots import passes_lines
 from harness.report.rows import rows_of
 from harness.tasks import load_task
 
@@ -44,6 +46,39 @@ def test_the_table_has_a_column_for_each_number_of_steps_and_the_bill_for_all() 
     assert bills["ect"] == "7.02"
     assert bills["reflow"] == "14"
     assert set(table["target"]) == {"guided teacher"}
+
+
+def test_failed_seeds_and_methods_are_seen() -> None:
+    def failed(method: str, seed: int) -> Record:
+        return trained(method, 9.0, seed=seed).model_copy(update={"status": "failed", "reason": "nan", "metrics": {}, "cost": None})
+
+    some = [made for made in field() if made.method != "ict"]
+    text = page([*some, *(failed("ict", seed) for seed in (0, 1)), *(failed("ect", seed) for seed in (1, 2))])
+    table = equal_compute_table(rows_of([*some, failed("ect", 1), failed("ect", 2)])).set_index("method")
+    assert table["seeds"].to_dict() == {"ect": "1 of 3", "imm": "1", "lcm": "1", "reflow": "1", "shortcut": "1"}
+    assert "Failed, and in no comparison: ict, 4 steps (nan)" in text
+    beside = [trained(method, 3.0 + number, seed=seed) for number, method in enumerate(METHODS) for seed in (0, 1)]
+    assert "ect (1 of 3 seeds failed)" in set(against_best_table(rows_of([*beside, failed("ect", 2)]))["method"])
+    assert "ect (1 of 3 seeds failed)" in set(equal_images_table(rows_of([*beside, failed("ect", 2)]))["method"])
+
+
+def test_settings_with_one_label_have_a_line_each() -> None:
+    """Another batch size, or as many FLOPs in other steps."""
+    smaller = trained("lcm", 1.0, steps=200)
+    smaller = smaller.model_copy(update={"config": {**smaller.config, "batch_size": 32}})
+    one_step = trained("lcm", 8.0, num_steps=1)
+    rows = rows_of([*field(), one_step, smaller, trained("ect", 1.5, steps=101)])
+    table = equal_compute_table(rows).set_index("method")
+    assert len(table) == len(METHODS) + 2
+    several = "lcm (100 × 64, 2 noise sets)"
+    assert (table.loc[several, "FID ↓, 4 steps"], table.loc[several, "FID ↓, 1 step"]) == ("5.50", "8.50")
+    assert table.loc["lcm (200 × 32, 2 noise sets)", "FID ↓, 4 steps"] == "1.50"
+    assert table.loc["ect (101 × 64, 2 noise sets)", "FID ↓, 4 steps"] == "2.00"
+    assert [(line.label, line.y) for line in passes_lines(rows)] == [(several, [8.5, 5.5])]
+
+
+def test_options_of_another_version_are_no_error() -> None:
+    assert not trained_once(trained("lcm", 1.0).model_copy(update={"options": {"a later one": 1}}))
 
 
 def test_a_table_needs_a_field() -> None:

@@ -118,6 +118,21 @@ def test_holm_on_a_textbook_example() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]
 
 
+def test_no_ratio_on_other_noise_sets_than_the_references() -> None:
+    rows = [record(0, {0: 10.0, 1: 10.0})], [record(0, {0: 5.0, 1: 8.0})]
+    both = degradation_ratio(*rows, record(0, {0: 2.0, 1: 2.0}, total_steps=0), "fid")
+    assert both is not None
+    assert both.mean == pytest.approx(8 / 4.5)
+    assert degradation_ratio(*rows, record(0, {0: 2.0}, total_steps=0), "fid") is None
+
+
+def test_those_that_are_not_looked_at_belong_to_holms_family() -> None:
+    assert holm([0.016, 0.024]) == [True, True]
+    assert holm([0.016, 0.024], unseen=1) == [True, True]
+    assert holm([0.016, 0.026], unseen=1) == [True, False]
+    assert holm([0.016, 0.024], unseen=2) == [False, False]
+
+
 def test_holm_stops_at_the_first_that_is_not_rejected() -> None:
     assert holm([0.02, 0.021, 0.022]) == [False, False, False]
     assert holm([0.016, 0.024, 0.049]) == [True, True, True]

@@ -13,7 +13,7 @@ from written import ENVIRONMENT, metric, record
 
 from harness.errors import NotComparable, UsageError
 from harness.methods import METHODS
-from harness.records import Exposure, Record, write_record
+from harness.records import Exposure, Record, code_digest, write_record
 from harness.report.console import print_results
 from harness.report.markdown import page, publish
 from harness.report.rows import load_records, rows_of
@@ -151,6 +151,11 @@ def test_a_page_of_failures_alone() -> None:
     assert not notes(rows_of([failed()]))
 
 
+def test_a_row_that_failed_whole_is_named_below_the_tables() -> None:
+    said = notes(rows_of([failed(), record("step-distillation")]))
+    assert "Failed, and in no comparison: ard, history_layers 6, 4 steps (loss nan at step 3)." in said
+
+
 def test_failures_have_no_differences() -> None:
     rows = rows_of([failed("ard", 0), failed("ard", 1), record("step-distillation", 0), record("step-distillation", 1)])
     assert differences_table(rows).empty
@@ -163,6 +168,17 @@ def test_one_seed_measured_twice_is_one_record() -> None:
     rows = rows_of([more, record(), record(seed=1)])
     assert [[r.run_id for r in row.records] for row in rows] == [["more", record(seed=1).run_id]]
     assert floor_table(rows).iloc[0]["FD-DINOv2 ↓"] == "1.5"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_one_seed_measured_twice_the_present_codes_record_counts(order: int) -> None:
+    """Even if it failed, or has fewer metrics."""
+    old = record(run_id="old", fid=3.0)
+    old.metrics["fd_dinov2"] = metric("fd_dinov2", {0: 3.0, 1: 3.0})
+    here = ENVIRONMENT.model_copy(update={"code": code_digest()})
+    for new in (record(run_id="new", environment=here), failed().model_copy(update={"run_id": "new", "environment": here})):
+        (row,) = rows_of([old, new][::order])
+        assert [made.run_id for made in row.records] == ["new"]
 
 
 # differences
@@ -212,6 +228,44 @@ def test_rows_of_another_budget_do_not_change_what_is_shown() -> None:
     lines = differences_table(rows_of([*first, *second, *elsewhere])).to_dict("records")
     shown = {(line["steps"], line["training"]): line[BETTER] for line in lines}
     assert shown == {("4", "100 × 64"): "ard, history_layers 6", ("4", "200 × 64"): "not shown", ("2", "100 × 64"): "not shown"}
+
+
+def crowd(count: int) -> list[Record]:
+    """So many settings of two seeds; with more blocks of history FID falls, and varies more."""
+    return [
+        made for n in range(1, count + 1)
+        for made in seeds("ard", [90.0 - n, 90.0 - n + 0.001 * (count - n)], options={"history_layers": n})
+    ]  # fmt: skip
+
+
+def test_in_a_crowd_each_is_beside_the_best_and_all_pairs_are_in_holms_family() -> None:
+    lines = differences_table(rows_of(crowd(31))).to_dict("records")
+    assert len(lines) == 30
+    assert {line["second"] for line in lines} | {line["first"] for line in lines} >= {f"ard, history_layers {n}" for n in range(1, 32)}
+    assert all("ard, history_layers 31" in (line["first"], line["second"]) for line in lines)
+    p = sorted(float(line["p"]) for line in lines)
+    assert 0.05 / (31 * 30 / 2) < p[0] < 0.05 / 30  # which would be shown, were the others not counted
+    assert {line[BETTER] for line in lines} == {"not shown"}
+
+
+def test_one_lucky_seed_hides_no_differences() -> None:
+    lucky = record("ard", fid=1.0, options={"history_layers": 99})
+    assert len(differences_table(rows_of([*crowd(30), lucky]))) == 30 * 29 / 2
+
+
+def test_a_ratio_is_over_the_reference_with_most_noise_sets() -> None:
+    def reference(sets: dict[int, float], **changes: Any) -> Record:
+        made = teacher(config={**teacher().config, "noise_sets": len(sets)}, **changes)
+        own = {"fid": metric("fid", sets), "distance_to_teacher": metric("distance_to_teacher", dict.fromkeys(sets, 0.0))}
+        return made.model_copy(update={"metrics": {**made.metrics, **own}})
+
+    one, two = reference({0: 4.0}, run_id="one"), reference({0: 4.0, 1: 6.0}, run_id="two")
+    pair = [*seeds("ard", [10.0, 12.0]), *seeds("step-distillation", [20.0, 24.0])]
+    ratios = {tuple(differences_table(rows_of([*pair, *free]))["over the teacher's, first / second"])
+              for free in ([one, two], [two, one], [two])}  # fmt: skip
+    assert len(ratios) == 1
+    assert float(next(iter(ratios))[0].split(" ± ")[0]) == pytest.approx((5.5 / 15.5 + 7.5 / 19.5) / 2, abs=1e-3)
+    assert list(differences_table(rows_of([*pair, one]))["over the teacher's, first / second"]) == [""]
 
 
 def test_what_a_task_gives_a_method_says_nothing_to_another() -> None:
