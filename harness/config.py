@@ -216,7 +216,14 @@ def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("r
 
     def training(total_steps: int) -> TrainSettings:
         return TrainSettings(
-            total_steps, batch_size, config.seed, micro, config.precision, config.compile, sample_group=options.sample_group
+            total_steps,
+            batch_size,
+            config.seed,
+            micro,
+            config.precision,
+            config.compile,
+            sample_group=options.sample_group,
+            counted_samples=options.counted_samples,
         )
 
     def rehearse(total_steps: int) -> Trainer:  # the seed's share in the FLOPs of a step, if any, must not change the budget
@@ -229,7 +236,7 @@ def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("r
         noise_sets = config.noise_sets
     if not cls.sources:  # nothing of the training's settings matters
         return Resolved(task, method, options, TrainSettings(0, 0, 0), config.num_steps, noise_sets, None, extra_features(config))
-    parent = find_parent(config.init_from, results, task) if config.init_from is not None else None
+    parent = find_parent(config.init_from, results, task, cls.output(options, task)) if config.init_from is not None else None
     return Resolved(task, method, options, training(total_steps), config.num_steps, noise_sets, parent, extra_features(config))
 
 
@@ -246,8 +253,10 @@ def extra_features(config: RunConfig) -> tuple[ExtraFeatures, ...]:
     return tuple(found)
 
 
-def find_parent(run_id: str, results: Path, task: Task) -> Parent:
-    """A finished run to start from. Raises UsageError if there is none, or if it belongs to another task."""
+def find_parent(run_id: str, results: Path, task: Task, output: str) -> Parent:
+    """A finished run to start from. Raises UsageError if there is none, if it belongs to another task, or if the output of its student
+    is taken for something else than `output`.
+    """
     folder = results / "runs" / run_id
     if not (folder / "record.json").is_file() or not (folder / "student.safetensors").is_file():
         raise UsageError(f"init_from is {run_id!r}, but {folder} holds no finished run with a student")
@@ -256,6 +265,9 @@ def find_parent(run_id: str, results: Path, task: Task) -> Parent:
         raise UsageError(
             f"init_from is {run_id!r}, which is a {record.status} run of {record.task}: give a finished one of {task.spec.name}"
         )
+    theirs = METHODS[record.method].output(parse_options(record.method, record.options), task)
+    if theirs != output:
+        raise UsageError(f"init_from is {run_id!r}, whose network gives {theirs}, but this one gives {output}: start from the same kind")
     setting = digest([record.method, all_options(record), settings(record)])[:8]
     return Parent(
         run_id=run_id,

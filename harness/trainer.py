@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -32,8 +33,6 @@ from harness.files import write_aside
 from harness.methods.base import Batch, Method, Player, Update
 from harness.randomness import Keyed
 
-FEW = 8
-"""Samples on which FLOPs are counted."""
 MILESTONES = (1 / 8, 1 / 4, 1 / 2)
 """Parts of the budget at which quality is measured; the whole of it is the evaluation itself."""
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -62,6 +61,7 @@ class TrainSettings:
         checkpoint_seconds: how often a checkpoint is written.
         log_every: steps between two points of the curve.
         sample_group: how many consecutive samples a loss treats together.
+        counted_samples: on how many samples FLOPs are counted.
     """
 
     total_steps: int
@@ -73,6 +73,7 @@ class TrainSettings:
     checkpoint_seconds: float = 60.0
     log_every: int = 10
     sample_group: int = 1
+    counted_samples: int = 8
 
 
 @dataclass
@@ -314,14 +315,15 @@ class Trainer:
         return sum(self.known_flops[name] for name in names) * self.settings.batch_size
 
     def _count_flops(self, updates: Sequence[Update]) -> None:
-        """Counts each new loss and its backward on a few samples."""
-        group = self.settings.sample_group
-        few = min(-(-FEW // group) * group, self.settings.micro_batch_size or self.settings.batch_size)
-        batch = self.batches.of_samples(self.step, torch.arange(few))
+        """Counts each new loss and its backward on a few samples, in micro-batches as a step's are."""
+        group, size = self.settings.sample_group, self.settings.batch_size
+        few = min(-(-self.settings.counted_samples // group) * group, size)
+        parts = torch.arange(few).split(self.settings.micro_batch_size or size)
+        batches = [self.batches.of_samples(self.step, part) for part in parts]
 
         def count(update: Update) -> None:
             with torch.compiler.set_stance("force_eager") if self.settings.compile else nullcontext():  # a compiled pass is not seen
-                flops = count_flops(lambda: update.loss(batch)[0].backward())
+                flops = sum(count_flops(partial(lambda batch: update.loss(batch)[0].backward(), batch)) for batch in batches)
             self.known_flops.setdefault(name_of(update), flops / few)
 
         self._try(updates, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,21 @@ def test_flops_are_those_of_the_bill(options: dict[str, Any], tiny: Task, tmp_pa
     record = Run(asked, tmp_path, CPU).execute()
     more = Run(resolved(f"steps={steps + 1}", options=options), tmp_path, CPU).execute()
     assert record.cost.training.flops <= budget < more.cost.training.flops
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.3])
+def test_flops_are_counted_on_each_kind_of_sample_in_its_share(share: float, tiny: Task) -> None:
+    """Whatever the micro-batches are, and as on a whole batch."""
+
+    def counted(share: float, **changes: Any) -> float:
+        asked = resolved("quick", method="shortcut", options={"bootstrap": share, "finest": 16}, batch_size=40)
+        return total_flops(rehearsal("shortcut", asked.config, tiny, 2, replace(asked.settings, total_steps=1, **changes), CPU))
+
+    found = counted(share)
+    assert [counted(share, micro_batch_size=1), counted(share, micro_batch_size=20), counted(share, counted_samples=40)] == [found] * 3
+    none, whole = counted(0.0), counted(1.0)
+    assert found == pytest.approx(none + share * (whole - none), rel=1e-9)
+    assert whole > 1.3 * none
 
 
 def test_equal_budgets_said_in_three_ways_are_one_run(tiny: Task) -> None:

@@ -162,7 +162,7 @@ def test_a_signal_in_the_middle_of_accumulation_waits_for_the_step(tiny: Task, t
         patch.setattr(METHODS["ard"], "loss", interrupted)
         with pytest.raises(Interrupted):
             asked("b").execute()
-    assert len(calls) % 4 == 1  # one call to count, whole steps after it
+    assert len(calls) % 4 == 0  # one step's calls to count, whole steps after it
     resumed = asked("b").execute()
     assert {name: metric.values for name, metric in resumed.metrics.items()} == {n: m.values for n, m in straight.metrics.items()}
     assert (tmp_path / "b" / "runs" / resumed.run_id / "curves.jsonl").read_bytes() == (
@@ -214,6 +214,21 @@ def test_a_student_of_another_shape_is_refused(tiny: Task, tmp_path: Path) -> No
     parent = new_run(tmp_path, budget="steps=1", options={**ARD, "heads": "shared"}).execute()
     with pytest.raises(UsageError, match="another network"):
         Run(resolve(config(budget="steps=2", init_from=parent.run_id), results=tmp_path), tmp_path, CPU).execute()
+
+
+@pytest.mark.parametrize(("method", "parents", "childs"), [
+    ("step-distillation", {"trajectory": "states", "heads": "shared"}, {"parametrization": "teacher"}),
+    ("step-distillation", {"trajectory": "states"}, {"trajectory": "predictions"}),
+    ("ect", {"init": "random"}, {"init": "teacher"}),
+])  # fmt: skip
+def test_a_student_whose_output_means_something_else_is_refused(
+    method: str, parents: dict, childs: dict, tiny: Task, tmp_path: Path
+) -> None:
+    """Its weights would fit."""
+    parent = new_run(tmp_path, method=method, budget="steps=1", options=parents).execute()
+    with pytest.raises(UsageError, match=r"whose network gives .*, but this one gives"):
+        resolve(config(method=method, budget="steps=2", options={**parents, **childs}, init_from=parent.run_id), results=tmp_path)
+    assert resolve(config(method=method, budget="steps=2", options=parents, init_from=parent.run_id), results=tmp_path).parent
 
 
 def test_what_a_record_says(tiny: Task, tmp_path: Path) -> None:

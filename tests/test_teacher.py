@@ -108,6 +108,13 @@ def test_a_scan_stays_within_a_noise_set(tiny: Task, count: int) -> None:
         TaskSpec.model_validate({**tiny.spec.model_dump(exclude_none=True), "guidance_scan_samples": count})
 
 
+def test_a_schedule_that_ends_in_pure_noise_needs_another_prediction_than_eps(tiny: Task) -> None:
+    said = {**tiny.spec.model_dump(exclude_none=True), "schedule": "flow"}
+    assert TaskSpec.model_validate({**said, "prediction_type": "v"})
+    with pytest.raises(ValidationError, match="nothing of x_0 is left at t = 1: give v"):
+        TaskSpec.model_validate({**said, "prediction_type": "eps"})
+
+
 def test_what_was_trained_is_what_its_card_says(tiny: Task, tmp_path: Path) -> None:
     made = dict(zip(("features", "teacher"), train_networks(tiny, tmp_path / "made", CPU), strict=True))
     weights = {

@@ -8,7 +8,8 @@ both noised, through the blocks of the teacher with one head on each (`networks/
 The released code lacks its GAN losses; ours are: the timestep at the discriminator's input is uniform up to `gan_max_time`,
 logits are averaged over heads and tokens, the student's samples are normalised by their own virtual batches in both losses,
 only the last x_0 is judged, and lambda comes from the step before, whose gradients are averaged over the whole batch
-(`gan_lag` 1), so that micro-batches equal a large batch; 0 is the paper's own, and needs the whole batch at once.
+(`gan_lag` 1), so that micro-batches equal a large batch; 0 is the paper's own, and needs the whole batch at once. Under
+`step_counts` the step before was one for another number of sampling steps.
 """
 
 from __future__ import annotations

@@ -206,6 +206,11 @@ class MethodConfig(BaseModel):
         return 1
 
     @property
+    def counted_samples(self) -> int:
+        """On how many samples FLOPs are counted: so many that each kind of sample has its share among them."""
+        return 8
+
+    @property
     def whole_batch(self) -> bool:
         """Whether a loss must see the whole batch at once, so that there can be no micro-batches."""
         return False
@@ -289,6 +294,11 @@ class Method(ABC):
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         """Raises UsageError if the options do not suit the task; called before anything is computed."""
+
+    @classmethod
+    def output(cls, config: Any, task: Problem) -> str:
+        """What the output of its network is taken for; a student starts only from one whose output is the same."""
+        return task.prediction_type
 
     def updates(self, step: int) -> Iterable[Update]:
         """The updates of a step, in order; each is applied before the next one's loss is called."""

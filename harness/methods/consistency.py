@@ -89,8 +89,10 @@ class ConsistencyDistillation(GridDistillation):
     def __init__(self, config: ConsistencyConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
         super().__init__(config, teacher, task, num_steps, total_steps, config.target_half_life)
         self.teacher_solver = SOLVERS[config.solver]()
-        karras = config.grid == "karras"
-        self.grid = karras_levels(config.grid_levels, task.schedule) if karras else few_step_levels(task.trajectory_steps)
+        self.grid = few_step_levels(task.trajectory_steps)
+        if config.grid == "karras":
+            self.grid = karras_levels(config.grid_levels, task.schedule, smallest=0.002 * task.data_std / 0.5)
+            self.levels = self.grid[torch.linspace(0, len(self.grid) - 1, num_steps + 1).round().long()]  # where it was trained
 
     @classmethod
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
@@ -99,6 +101,8 @@ class ConsistencyDistillation(GridDistillation):
 
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
+        if config.grid == "karras" and num_steps > config.grid_levels:
+            raise UsageError(f"num_steps is {num_steps}, but the grid has {config.grid_levels} levels: give as many, or more grid_levels")
         if config.grid == "task" and task.trajectory_steps % num_steps:
             raise UsageError(
                 f"num_steps is {num_steps}, but must divide the {task.trajectory_steps} levels of the task's grid, or the student is "

@@ -23,16 +23,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from harness.denoiser import Guided
+from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem, Update
 from harness.methods.consistency import karras_levels
 from harness.methods.student import DenoisingStudent, HuberConfig, largest_sigma, sigma_ve
+
+SMALLEST_GAP = 1e-6
+"""Of two neighbouring noise levels, as a part of them: float32 tells no closer ones apart."""
 
 Pair = tuple[Tensor, Tensor]
 """Timesteps t and s < t, float64 [B] each."""
@@ -134,6 +138,11 @@ class ICT(ConsistencyTraining):
     Config = ICTConfig
     reference: ClassVar = "Song & Dhariwal 2023, arXiv 2310.14189, table 1 and sec. 3"
 
+    @classmethod
+    def check(cls, config: Any, task: Problem, num_steps: int) -> None:
+        if config.levels_from > config.levels_to:
+            raise UsageError(f"levels_from is {config.levels_from}, but must not exceed levels_to, which is {config.levels_to}")
+
     def grid(self, step: int) -> Tensor:
         """The levels at a step: `N(k) = min(s_0 2^floor(k / K'), s_1) + 1`, `K' = floor(K / (log2(s_1 / s_0) + 1))`; and 0."""
         first, last = self.config.levels_from, self.config.levels_to
@@ -165,6 +174,12 @@ class ECT(ConsistencyTraining):
 
     Config = ECTConfig
     reference: ClassVar = "Geng et al. 2024, arXiv 2406.14548, eq. 13 to 15"
+
+    @classmethod
+    def check(cls, config: Any, task: Problem, num_steps: int) -> None:
+        if config.stages * math.log(config.q) > -math.log(SMALLEST_GAP):
+            raise UsageError(f"q is {config.q:g} and stages {config.stages}, but q ** stages must not exceed {1 / SMALLEST_GAP:g}, or the "
+                             f"last two noise levels are one")  # fmt: skip
 
     def pairs(self, batch: Batch, step: int) -> Pair:
         largest = largest_sigma(self.schedule)

@@ -34,6 +34,11 @@ class ShortcutConfig(StudentConfig):
     finest: int = Field(128, ge=4, le=1024)
     """M, the number of the smallest steps; a power of 2."""
 
+    @property
+    def counted_samples(self) -> int:
+        """The first number from 8 on of which just this share is bootstrapped."""
+        return next((count for count in range(8, 100) if abs(count * self.bootstrap - round(count * self.bootstrap)) < 1e-9), 100)
+
 
 @METHODS.register("shortcut")
 class Shortcut(DenoisingStudent):
@@ -69,7 +74,8 @@ class Shortcut(DenoisingStudent):
         assert batch.data is not None
         x_0, cond = batch.data
         eps, share = batch.normal("eps", x_0.shape[1:]), self.config.bootstrap
-        booted = ((batch.index + 1) * share).floor() > (batch.index * share).floor()
+        index = batch.index.double()  # float32 cannot count the samples of a long run
+        booted = ((index + 1) * share).floor() > (index * share).floor()
         d = 2.0 ** -(1 + (batch.uniform("size") * (self.config.finest.bit_length() - 1)).long()).double()
         place = 1 + (batch.uniform("t") / (2 * d)).long()
         tau = torch.where(booted, place * 2 * d, batch.uniform("t")).clamp(1e-3, self.latest)

@@ -101,13 +101,21 @@ class TrajectoryDistillation(Method):
         if (layers := cls.history(config)[0]) > depth:
             raise UsageError(f"history_layers is {layers}, but the teacher has {depth} layers: give 0 to {depth}")
 
+    @classmethod
+    def output(cls, config: Any, task: Problem) -> str:
+        if config.parametrization == "teacher":
+            return task.prediction_type
+        return "the next noisy state" if config.trajectory == "states" else "x_0"
+
     def teacher_points(self, trajectory: Trajectory) -> Tensor:
         x, target = self.points.inputs_and_targets(trajectory)
         return torch.cat([x, target[:, -1:]], 1)
 
     def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        """Under the teacher's parametrisation and shared heads the unguided teacher under DDIM, as long as no history is seen."""
-        alone = len(self.levels) == 2 or self.history(self.config)[0] == 0
+        """Under the teacher's parametrisation and shared heads the unguided teacher under DDIM, as long as no history is seen and each
+        state is told its level.
+        """
+        alone = len(self.levels) == 2 or (self.history(self.config)[0] == 0 and self.config.time_embedding == "per_state")
         if self.teacher_network is None or self.config.parametrization != "teacher" or not alone:
             return None
         teacher = Denoiser(self.teacher_network, self.points.schedule, self.points.prediction_type)

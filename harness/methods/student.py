@@ -147,7 +147,11 @@ class DenoisingStudent(Method):
 
         It predicts what the teacher's does if it starts with its weights; otherwise v, whose x_0 is well-conditioned at every level.
         """
-        return Denoiser(network, self.task.schedule, self.task.prediction_type if self.starts_as_teacher else "v")
+        return Denoiser(network, self.task.schedule, self.output(self.config, self.task))  # type: ignore[arg-type]
+
+    @classmethod
+    def output(cls, config: Any, task: Problem) -> str:
+        return task.prediction_type if task.network_teacher and config.init == "teacher" else "v"
 
     @property
     def starts_as_teacher(self) -> bool:

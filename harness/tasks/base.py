@@ -181,6 +181,14 @@ class TaskSpec(_Spec):
     """By method, the options that it has on this task if nothing is said: what a search found, or what suits its networks."""
 
     @model_validator(mode="after")
+    def _noise_is_predicted_where_data_is_left(self) -> TaskSpec:
+        if self.prediction_type == "eps" and self.schedule in SCHEDULES:
+            alpha, _ = SCHEDULES[self.schedule]().alpha_sigma(torch.ones((), dtype=torch.float64))
+            if float(alpha) == 0:
+                raise ValueError(f"prediction_type is eps, but under schedule {self.schedule} nothing of x_0 is left at t = 1: give v")
+        return self
+
+    @model_validator(mode="after")
     def _scan_within_a_noise_set(self) -> TaskSpec:
         least, most = self.evaluation.kid_subset_size, self.evaluation.samples
         if self.guidance_scan_samples is not None and not least <= self.guidance_scan_samples <= most:

@@ -137,6 +137,20 @@ def test_levels_off_the_grid_are_refused(tiny: Task) -> None:
     with pytest.raises(UsageError, match="must divide the 4 levels"):
         cls.check(cls.Config(), tiny, 3)
     cls.check(cls.Config(grid="karras"), tiny, 3)
+    with pytest.raises(UsageError, match="the grid has 2 levels"):
+        cls.check(cls.Config(grid="karras", grid_levels=2), tiny, 3)
+
+
+def test_karras_grid_is_sampled_where_it_was_trained(tiny: Task) -> None:
+    cls = METHODS["consistency-distillation"]
+    for steps in (1, 3, 6):
+        method = cls(cls.Config(grid="karras", grid_levels=6), tiny.teacher(CPU), tiny, steps, 10)
+        assert len(method.levels) == steps + 1
+        assert set(method.levels.tolist()) <= set(method.grid.tolist())
+        assert bool((method.levels.diff() < 0).all())
+        assert (method.levels[0], method.levels[-1]) == (1, 0)
+    alpha, sigma = tiny.schedule.alpha_sigma(method.grid[-2])
+    assert float(sigma / alpha) == pytest.approx(0.004 * tiny.data_std, rel=1e-6)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "heun"])

@@ -91,6 +91,12 @@ def test_noise_on_the_channels_is_seen_by_every_step(tiny: Task) -> None:
     assert bool(((seen[0] - seen[1]).abs().amax((0, 2, 3, 4)) > 1e-4).all())
 
 
+def test_under_a_constant_time_the_untrained_student_is_nothing_simple(tiny: Task) -> None:
+    options = {"trajectory": "states", "heads": "shared", "parametrization": "teacher"}
+    assert build(tiny, "step-distillation", options).untrained() is not None
+    assert build(tiny, "step-distillation", {**options, "time_embedding": "constant"}).untrained() is None
+
+
 def test_a_constant_time_is_the_noises(tiny: Task) -> None:
     for kind in ("states", "predictions"):
         times = build(tiny, "ard", {"history_layers": 1, "trajectory": kind, "time_embedding": "constant"}).points.times
