@@ -21,22 +21,26 @@ from harness.report.tables import QUALITY
 
 FEWEST = 5
 """Methods from which on they are compared at equal cost."""
-
+APART = 0.02
+"""By how much training FLOPs that count as equal may differ."""
 ABOVE = "above the best"
 """The column of differences."""
 
 
-def flops_class(row: Row) -> str:
-    """Training FLOPs to two digits, by which rows of a budget in FLOPs are known; empty for rows without training."""
-    cost = row.finished[0].cost if row.finished else None
-    return f"{cost.training.student_flops:.1e}" if cost and cost.training and row.training[0] else ""
-
-
 def equal_compute(rows: Sequence[Row]) -> list[Row]:
-    """The largest set of trained rows with equal training FLOPs: a sweep of methods under one budget; none of fewer than `FEWEST`."""
-    classes = Counter(flops_class(row) for row in rows if flops_class(row))
-    group = [row for row in rows if classes and flops_class(row) == classes.most_common(1)[0][0]]
+    """The largest set of trained rows with training FLOPs within `APART` of each other: a sweep of methods under one budget, which a whole
+    number of steps does not quite use up; none of fewer than `FEWEST`.
+    """
+    flops = [_training_flops(row) for row in rows]
+    groups = [[row for row, mine in zip(rows, flops, strict=True) if (1 - APART) * most <= mine <= most] for most in set(flops) - {0.0}]
+    group = max(groups, key=len, default=[])
     return group if len({row.label for row in group}) >= FEWEST else []
+
+
+def _training_flops(row: Row) -> float:
+    """Of a row's first finished run, 0 without training."""
+    cost = row.finished[0].cost if row.finished and row.training[0] else None
+    return cost.training.student_flops if cost and cost.training else 0.0
 
 
 def equal_compute_table(rows: Sequence[Row]) -> pd.DataFrame:

@@ -36,6 +36,12 @@ def test_rows_of_another_budget_are_left_out() -> None:
     assert sorted(row.records[0].method for row in rows) == sorted(METHODS)
 
 
+def test_a_budget_that_a_few_long_steps_do_not_use_up_is_the_same_budget() -> None:
+    """6.10e12 and 6.04e12 would round to two numbers of two digits."""
+    records = [*field(flops=6.10e12), trained("dmd2", 1.0, flops=6.04e12), trained("ctm", 1.0, flops=5.96e12)]
+    assert sorted(row.records[0].method for row in equal_compute(rows_of(records))) == sorted([*METHODS, "dmd2"])
+
+
 def test_the_table_has_a_column_for_each_number_of_steps_and_the_bill_for_all() -> None:
     one = [trained(method, 9.2 - number, num_steps=1) for number, method in enumerate(METHODS)]
     table = equal_compute_table(rows_of([*field(), *one])).set_index("method")
