@@ -25,10 +25,11 @@ from scipy import stats
 
 from harness.config import RunConfig, all_options, key_of_record, parse_config, settings
 from harness.errors import CheckFailed, UsageError
+from harness.external import from_outside
 from harness.files import digest, write_text
 from harness.methods import METHODS
 from harness.records import Environment, Record
-from harness.report.rows import HEADLINES, counted, label
+from harness.report.rows import HEADLINES, counted, label, present_last
 from harness.tasks import load_task, task_names
 
 LEVEL, TIGHT, LATENCY, UNKNOWN_SPREAD, EXACT_SAMPLER, LENT = 0.05, 1e-3, 1.25, 0.02, 0.001, 10
@@ -146,13 +147,14 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def checkable(record: Record) -> bool:
-    """Whether a record can be made again by its config: it finished, on a task of ours, and is no work from outside."""
-    return record.status == "finished" and record.cost is not None and record.task in task_names()
+    """Whether a record belongs into a baseline: it finished, on a task of ours, by a method that is loaded, and is no work from outside."""
+    known = record.task in task_names() and record.method in METHODS.names()
+    return record.status == "finished" and known and not from_outside(record)
 
 
 def baseline_of(records: Sequence[Record], command: str) -> Baseline:
     """The baseline that those of the records make that are `checkable`. Raises UsageError if there is none."""
-    finished = [record for record in records if checkable(record)]
+    finished = [record for record in present_last(records) if checkable(record)]
     if not finished:
         raise UsageError("there is no finished record to make a baseline of")
     entries = {key_of_record(record): entry_of(record) for record in finished}
@@ -175,8 +177,8 @@ def configs_of(baseline: Baseline) -> list[RunConfig]:
 
 def compare(baseline: Baseline, records: Iterable[Record]) -> list[Finding]:
     """Every comparison that can be made, rows of the baseline first."""
-    finished = {key_of_record(record): record for record in records if checkable(record)}
-    here = {key: entry_of(record) for key, record in finished.items() if key in baseline.runs}
+    known = {key_of_record(record): record for record in present_last(records)}
+    here = {key: entry_of(record) for key, record in known.items() if key in baseline.runs and record.status == "finished"}
     findings = []
     for key, entry in baseline.runs.items():
         name = _name(entry)
@@ -186,8 +188,13 @@ def compare(baseline: Baseline, records: Iterable[Record]) -> list[Finding]:
             findings += [*_exact(name, entry, here[key]), *_losses(name, entry, here[key]), *_latency(name, entry, here[key])]
     findings += _quality(baseline, here)
     tasks = {entry.task for entry in baseline.runs.values()}
-    new = [record for key, record in finished.items() if key not in baseline.runs and record.task in tasks]
-    findings += [Finding(_told(record) + _seed_of(record.config), "record", "new", "", "not in the baseline") for record in new]
+    new = [record for key, record in known.items() if key not in baseline.runs and record.task in tasks and checkable(record)]
+    findings += [
+        Finding(
+            _told(record) + (_seed_of(record.config) if record.config["total_steps"] else ""), "record", "new", "", "not in the baseline"
+        )
+        for record in new
+    ]
     return findings
 
 

@@ -236,7 +236,7 @@ def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("r
         noise_sets = config.noise_sets
     if not cls.sources:  # nothing of the training's settings matters
         return Resolved(task, method, options, TrainSettings(0, 0, 0), config.num_steps, noise_sets, None, extra_features(config))
-    parent = find_parent(config.init_from, results, task, cls.output(options, task)) if config.init_from is not None else None
+    parent = find_parent(config.init_from, results, task, METHODS[method].output(options, task)) if config.init_from is not None else None
     return Resolved(task, method, options, training(total_steps), config.num_steps, noise_sets, parent, extra_features(config))
 
 
@@ -265,7 +265,7 @@ def find_parent(run_id: str, results: Path, task: Task, output: str) -> Parent:
         raise UsageError(
             f"init_from is {run_id!r}, which is a {record.status} run of {record.task}: give a finished one of {task.spec.name}"
         )
-    theirs = METHODS[record.method].output(parse_options(record.method, record.options), task)
+    theirs = METHODS[record.method].output(parse_options(record.method, record.options, f"init_from {run_id}"), task)
     if theirs != output:
         raise UsageError(f"init_from is {run_id!r}, whose network gives {theirs}, but this one gives {output}: start from the same kind")
     setting = digest([record.method, all_options(record), settings(record)])[:8]

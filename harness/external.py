@@ -28,6 +28,13 @@ from harness.run import Run
 from harness.solvers import Noise
 from harness.tasks import Task
 
+NOT_OURS = "not trained here"
+
+
+def from_outside(record: Record) -> bool:
+    """Whether a record is of work that was evaluated here alone."""
+    return any(flag.startswith(NOT_OURS) for flag in record.flags)
+
 
 @dataclass(frozen=True)
 class Outside:
@@ -45,7 +52,7 @@ class Outside:
 
     @property
     def flags(self) -> list[str]:
-        return [f"not trained here; bill as stated: {self.stated or 'nothing'}"]
+        return [f"{NOT_OURS}; bill as stated: {self.stated or 'nothing'}"]
 
 
 def read_samples(path: Path, task: Task) -> tuple[Tensor, Tensor | None]:

@@ -72,18 +72,24 @@ class MethodCommand(click.Command):
         name = name or ctx.meta["file"].get("method")
         if name is not None and not isinstance(name, str):
             raise UsageError(f"config {path}: method is {name!r}, but it should be a name, one of: {', '.join(METHODS.names())}")
-        own, extra, elsewhere = self.params, [], {}
+        own, extra = self.params, []
         if name:
-            config = METHODS[name].Config
+            has_task = any(option.name == "task" for option in own)
             task = value_after(args, "--task") or ctx.meta["file"].get("task", RunConfig.model_fields["task"].default)
-            with suppress(UsageError):  # a task that is not there is told when it is needed
-                elsewhere = {key: f", on {task} {value}" for key, value in load_task(str(task)).spec.defaults.get(name, {}).items()}
-            extra = field_options(config, config.model_fields, elsewhere)
+            config = METHODS[name].Config
+            extra = field_options(config, config.model_fields, _defaults_on(str(task), name) if has_task else {})
         self.params = [*own, *extra]
         try:
             return super().parse_args(ctx, args)
         finally:
             self.params = own
+
+
+def _defaults_on(task: str, method: str) -> dict[str, str]:
+    """What is to be said of options that a task has in the place of their defaults; a task that is not there is told when it is needed."""
+    with suppress(UsageError):
+        return {name: f", on {task} {value}" for name, value in load_task(task).spec.defaults.get(method, {}).items()}
+    return {}
 
 
 class Group(click.Group):

@@ -221,7 +221,7 @@ def write_record(path: Path, record: Record) -> None:
 
 @cache
 def sources(folder: Path) -> dict[Path, bytes]:
-    """The package's files below its folder, as they were when they were imported: what a process runs, however they are edited then."""
+    """The package's files below its folder, as they were when it was imported: what a process runs, however they are edited then."""
     return {path.relative_to(folder): path.read_bytes() for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.yaml")])}
 
 

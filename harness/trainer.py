@@ -317,7 +317,7 @@ class Trainer:
     def _count_flops(self, updates: Sequence[Update]) -> None:
         """Counts each new loss and its backward on a few samples, in micro-batches as a step's are."""
         group, size = self.settings.sample_group, self.settings.batch_size
-        few = min(-(-self.settings.counted_samples // group) * group, size)
+        few = -(-self.settings.counted_samples // group) * group
         parts = torch.arange(few).split(self.settings.micro_batch_size or size)
         batches = [self.batches.of_samples(self.step, part) for part in parts]
 

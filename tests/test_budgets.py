@@ -49,6 +49,7 @@ def test_flops_are_counted_on_each_kind_of_sample_in_its_share(share: float, tin
 
     found = counted(share)
     assert [counted(share, micro_batch_size=1), counted(share, micro_batch_size=20), counted(share, counted_samples=40)] == [found] * 3
+    assert 5 * counted(share, batch_size=8) == pytest.approx(found, rel=1e-12)
     none, whole = counted(0.0), counted(1.0)
     assert found == pytest.approx(none + share * (whole - none), rel=1e-9)
     assert whole > 1.3 * none

@@ -17,7 +17,7 @@ from harness.check import FAILS, Baseline, baseline_of, compare, configs_of, rea
 from harness.cli import main
 from harness.config import key_of_record, parse_config, resolve
 from harness.errors import CheckFailed, UsageError
-from harness.records import Metric, Record, read_record, write_record
+from harness.records import Metric, Record, code_digest, read_record, write_record
 from harness.report.rows import load_records
 from harness.sweep import expand
 
@@ -78,16 +78,31 @@ def test_a_loss_may_differ_by_rounding_and_on_another_device() -> None:
 def test_what_cannot_be_made_again_is_no_part_of_a_baseline(tmp_path: Path) -> None:
     """Work from outside, and tasks in files of one's own, beside what can."""
     samples = HERE[0].model_copy(update={"run_id": "theirs", "method": "theirs", "cost": None})
+    samples = samples.model_copy(update={"flags": ["not trained here; bill as stated: nothing"]})
+    student = HERE[0].model_copy(
+        update={"run_id": "student", "flags": samples.flags, "config": {**HERE[0].config, "init_from": {"setting": "theirs"}}}
+    )
     own = HERE[0].model_copy(update={"run_id": "own", "task": "my-own"})
-    assert states(BASE, *HERE, samples, own) == set()
-    assert baseline_of([*HERE, samples, own], "made here") == BASE
+    absent = HERE[0].model_copy(update={"run_id": "absent", "method": "a plug-in's"})
+    assert states(BASE, *HERE, samples, student, own, absent) == set()
+    assert baseline_of([*HERE, samples, student, own, absent], "made here") == BASE
     with pytest.raises(UsageError, match="no finished record"):
-        baseline_of([samples, own], "made here")
+        baseline_of([samples, student, own, absent], "made here")
     for made in (*HERE, samples):
         write_record(tmp_path / "runs" / made.run_id / "record.json", made)
     words = ["check", "--baseline", str(tmp_path / "base.json"), "--records", str(tmp_path)]
     done = CliRunner().invoke(main, [*words, "--update"])
     assert (done.exit_code, f"wrote {tmp_path / 'base.json'} without theirs" in done.output) == (0, True), done.output
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_records_of_a_run_the_present_codes_is_checked(order: int) -> None:
+    here = HERE[0].environment.model_copy(update={"code": code_digest()})
+    worse = record(0, 9.0).model_copy(update={"run_id": "worse"})
+    present = HERE[0].model_copy(update={"run_id": "present", "environment": here})
+    assert states(BASE, *HERE[1:], *[worse, present][::order]) == set()
+    failed = present.model_copy(update={"status": "failed"})
+    assert states(BASE, *HERE[1:], *[HERE[0], failed][::order]) == {("record", "missing")}
 
 
 def test_runs_without_first_losses_are_counted(tmp_path: Path) -> None:

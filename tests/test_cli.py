@@ -173,6 +173,7 @@ def test_help_shows_what_a_task_has_in_the_place_of_a_default(harness: Harness, 
     assert "default: 6]" in told("--method", "ard")
     assert ", on digits 0.000278]" in told("--method", "ect")
     assert "default: 6]" in told("--method", "ard", "--task", "fashion")
+    assert ", on digits" not in harness("cost", "--method", "ect", "--help").out  # which knows no task
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

@@ -36,7 +36,7 @@ def run_command(ctx: click.Context, method: str | None, config: str | None, assi
                 storage: str, as_json: bool, results: Path, device: str, **given: str | None) -> None:  # fmt: skip
     """Run one method on a task and print its row beside the reference's.
 
-    Where nothing is said, a method's options are its own defaults, or the task's; with --method and --task --help shows both.
+    Where nothing is said, a method's options are its own defaults, or the task's: `--method NAME --task TASK --help` shows both.
     """
     values = dict(ctx.meta["file"])
     options = values.pop("options", None) or {}

@@ -36,8 +36,8 @@ class ShortcutConfig(StudentConfig):
 
     @property
     def counted_samples(self) -> int:
-        """The first number from 8 on of which just this share is bootstrapped."""
-        return next((count for count in range(8, 100) if abs(count * self.bootstrap - round(count * self.bootstrap)) < 1e-9), 100)
+        """The first number from 8 on of which just this share is bootstrapped, or 100."""
+        return next((count for count in range(8, 100) if (count * self.bootstrap).is_integer()), 100)
 
 
 @METHODS.register("shortcut")

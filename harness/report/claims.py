@@ -112,13 +112,13 @@ def measured(claim: Claim, records: Sequence[Record]) -> tuple[Interval, str] | 
 
 def _row(asked: dict[str, Any], records: Sequence[Record]) -> list[Record]:
     """The finished records of a run config, one a seed."""
-    alike = [record for record in records if record.task == asked["task"] and record.status == "finished"]
+    alike = [record for record in records if record.task == asked["task"]]
     if not alike:
         return []
     resolved = resolve(parse_config(asked))
     alike = [record for record in alike if (record.method, record.config["num_steps"]) == (resolved.method, resolved.num_steps)]
     found = [record for record in alike if key_of_record(record) == resolved.with_seed(record.config["seed"]).key]
-    return [record for row in rows_of(found) for record in row.records]
+    return [record for row in rows_of(found) for record in row.finished]
 
 
 def _difference(first: list[Record], second: list[Record], name: str) -> Interval:

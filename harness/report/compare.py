@@ -32,7 +32,10 @@ def equal_compute(rows: Sequence[Row]) -> list[Row]:
     number of steps does not quite use up; none of fewer than `FEWEST`.
     """
     flops = [_training_flops(row) for row in rows]
-    groups = [[row for row, mine in zip(rows, flops, strict=True) if (1 - APART) * most <= mine <= most] for most in set(flops) - {0.0}]
+    groups = [
+        [row for row, mine in zip(rows, flops, strict=True) if (1 - APART) * most <= mine <= most]
+        for most in sorted(set(flops) - {0.0}, reverse=True)
+    ]
     group = max(groups, key=len, default=[])
     return group if len({row.label for row in group}) >= FEWEST else []
 
@@ -69,18 +72,27 @@ def equal_compute_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def by_setting(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows that differ in the number of sampling steps alone, each number once, by a name that no others have."""
+    """Rows of one label and batch size by a name that no others have: one student for all numbers of steps, or one for each. Where a number
+    of steps stands there twice, trained for longer, the second one begins another line.
+    """
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        setting, again = (row.label, row.training[1], row.records[0].config["noise_sets"]), 0
-        while row.num_steps in {other.num_steps for other in groups.get((*setting, again), [])}:  # other training steps, equal FLOPs
-            again += 1
+    for row in sorted(rows, key=lambda row: (row.training, row.num_steps, -_noise_sets(row))):
+        steps, batch = row.training
+        setting = (row.label, batch, _noise_sets(row) if steps else None, steps if trained_once(row.records[0]) else None)
+        again = sum(row.num_steps == other.num_steps for key, mine in groups.items() if key[:-1] == setting for other in mine)
         groups.setdefault((*setting, again), []).append(row)
     shared = Counter(label for label, *_ in groups)
-    return {
-        label if shared[label] == 1 else f"{label} ({mine[0].training[0]} × {batch}, {counted(noise_sets, 'noise set')})": mine
-        for (label, batch, noise_sets, _), mine in groups.items()
-    }
+    named = {}
+    for (label, *_), mine in groups.items():
+        mine.sort(key=lambda row: row.num_steps)
+        trainings = dict.fromkeys(f"{steps} × {batch}" for steps, batch in (row.training for row in mine) if steps)
+        sets = dict.fromkeys(counted(_noise_sets(row), "noise set") for row in mine)
+        named[label if shared[label] == 1 else f"{label} ({', '.join([*trainings, *sets])})"] = mine
+    return named
+
+
+def _noise_sets(row: Row) -> int:
+    return row.records[0].config["noise_sets"]
 
 
 def trained_once(record: Record) -> bool:

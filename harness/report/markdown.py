@@ -13,7 +13,7 @@ from harness.records import Record, read_record, write_record
 from harness.report.claims import claims_table, read_claims
 from harness.report.compare import against_best_table, agreement_table, equal_compute_table, equal_images_table
 from harness.report.plots import write_plots
-from harness.report.rows import counted, rows_of
+from harness.report.rows import CROWD, counted, rows_of
 from harness.report.tables import (
     KEYS,
     QUALITY,
@@ -57,7 +57,10 @@ def task_section(records: Sequence[Record]) -> str:
     parts = []
     equal = equal_compute_table(rows)
     if len(equal):
-        parts += ["Methods at equal training FLOPs (trajectories are beside them), by the best of their columns:", markdown_table(equal)]
+        parts += [
+            "Methods at equal training FLOPs (within 2 %; trajectories are beside them), by the best of their columns:",
+            markdown_table(equal),
+        ]
         against = against_best_table(rows)
         if len(against):
             parts += [AGAINST_BEST, markdown_table(against)]
@@ -79,7 +82,8 @@ def task_section(records: Sequence[Record]) -> str:
     differences = differences_table(rows)
     if len(differences):
         said = ("Rows that differ in one thing (a method or an option), paired within training seed and noise set. Holm's correction is "
-                "over those of one number of steps and one training:")  # fmt: skip
+                f"over those of one number of steps and one training; of more than {CROWD} such rows each stands beside the best alone, "
+                "but all pairs count:")  # fmt: skip
         parts += [said, markdown_table(differences)]
     parts.append("\n".join(f"- {note}" for note in notes(rows)))
     return "\n\n".join(parts)

@@ -190,27 +190,30 @@ def in_label(option: FieldInfo) -> bool:
     return isinstance(option.json_schema_extra, dict) and bool(option.json_schema_extra.get("in_label"))
 
 
+def present_last(records: Iterable[Record]) -> list[Record]:
+    """Records in the order of how much they count: last those of the present code, of these what finished, and of that what has most
+    metrics.
+    """
+    here = code_digest()
+    return sorted(records, key=lambda record: (record.environment.code == here, record.status == "finished", len(record.metrics)))
+
+
 def rows_of(records: Sequence[Record]) -> list[Row]:
     """Groups records that differ in the seed alone; training-free rows first, then by training and steps.
 
-    Of two records with one seed that of the present code counts, then what finished, then the one with more metrics.
+    Of two records with one seed the one counts that is later in `present_last`.
 
     Raises NotComparable if two records' metrics of one name have different identities.
     """
     refuse_mixed_identities(records)
     groups: dict[str, tuple[dict[str, Any], list[Record]]] = {}
-    here = code_digest()
-
-    def rank(record: Record) -> tuple[bool, bool, int]:
-        return record.environment.code == here, record.status == "finished", len(record.metrics)
-
-    for record in records:
+    for record in present_last(records):
         options = all_options(record)
         key = json.dumps([record.method, options, settings(record)], sort_keys=True)
         groups.setdefault(key, (options, []))[1].append(record)
     rows = []
     for options, group in groups.values():
-        by_seed = {record.config["seed"]: record for record in sorted(group, key=rank)}
+        by_seed = {record.config["seed"]: record for record in group}
         off = off_default(group[0].method, options)
         rows.append(Row(label(group[0], options), tuple(by_seed[seed] for seed in sorted(by_seed)), options, off))
     return sorted(rows, key=lambda row: (row.training, -row.num_steps if not row.training[0] else row.num_steps, row.label))

@@ -114,7 +114,8 @@ def error_split_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 def differences_table(rows: Sequence[Row]) -> pd.DataFrame:
     """Pairs of trained rows of two finished seeds or more that differ in one thing (a method or an option), paired within seed and noise
-    set. Holm's correction is over the pairs of one number of steps and one training, so that rows at another budget change nothing.
+    set. Holm's correction is over the pairs of one number of steps and one training, so that rows at another budget change nothing;
+    of a crowd (see `neighbours`) it is over all its pairs.
     """
     trained = [row for row in rows if row.training[0] and len(row.finished) > 1]
     if not trained:

@@ -17,6 +17,7 @@ from harness.report.compare import (
     against_best_table,
     agreement_table,
     at_images,
+    by_setting,
     equal_compute,
     equal_compute_table,
     equal_images_table,
@@ -81,6 +82,32 @@ def test_settings_with_one_label_have_a_line_each() -> None:
     assert table.loc["lcm (200 × 32, 2 noise sets)", "FID ↓, 4 steps"] == "1.50"
     assert table.loc["ect (101 × 64, 2 noise sets)", "FID ↓, 4 steps"] == "2.00"
     assert [(line.label, line.y) for line in passes_lines(rows)] == [(several, [8.5, 5.5])]
+
+
+def test_students_for_all_numbers_of_steps_are_apart_by_their_training() -> None:
+    """LCM is trained once, so that one training of 101 steps served both numbers of steps, and that of 100 steps one."""
+    rows = rows_of([*field(), trained("lcm", 8.0, num_steps=1, steps=101), trained("lcm", 4.0, steps=101)])
+    long, short = "lcm (101 × 64, 2 noise sets)", "lcm (100 × 64, 2 noise sets)"
+    assert {label: len(found) for label, found in by_setting(rows).items() if label.startswith("lcm")} == {short: 1, long: 2}
+    table = equal_compute_table(rows).set_index("method")
+    assert (table.loc[long, "FID ↓, 4 steps"], table.loc[long, "FID ↓, 1 step"]) == ("4.50", "8.50")
+    assert table.loc[long, "training TFLOPs for all its columns"] == table.loc[short, "training TFLOPs for all its columns"] == "7.02"
+    assert [(line.label, line.y) for line in passes_lines(rows)] == [(long, [8.5, 4.5])]
+    each = rows_of([*field(), trained("reflow", 8.0, num_steps=1, steps=101), trained("reflow", 9.0, steps=101)])
+    names = [label for label in by_setting(each) if label.startswith("reflow")]
+    assert names == ["reflow (101 × 64, 100 × 64, 2 noise sets)", "reflow (101 × 64, 2 noise sets)"]
+
+
+def test_the_teachers_line_holds_all_its_steps() -> None:
+    """Whatever the noise sets are; the record with most of them counts."""
+    free = [record("teacher", steps=0, num_steps=n) for n in (4, 24)]
+    more = free[0].model_copy(update={"run_id": "more", "config": {**free[0].config, "noise_sets": 3}})
+    lines = {line.label: line.x for line in passes_lines(rows_of([*field(), free[1], more]))}
+    assert lines["teacher"] == [4, 24]
+    found = by_setting(rows_of([*free, more]))
+    assert {name: [(row.num_steps, row.records[0].config["noise_sets"]) for row in rows] for name, rows in found.items()} == {
+        "teacher (3 noise sets, 2 noise sets)": [(4, 3), (24, 2)], "teacher (2 noise sets)": [(4, 2)],
+    }  # fmt: skip
 
 
 def test_options_of_another_version_are_no_error() -> None:
