@@ -216,7 +216,7 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
         by_seed = {record.config["seed"]: record for record in group}
         off = off_default(group[0].method, options)
         rows.append(Row(label(group[0], options), tuple(by_seed[seed] for seed in sorted(by_seed)), options, off))
-    return sorted(rows, key=lambda row: (row.training, -row.num_steps if not row.training[0] else row.num_steps, row.label))
+    return sorted(rows, key=lambda row: (row.training, row.num_steps * (1 if row.training[0] else -1), row.label, row.records[0].run_id))
 
 
 def refuse_mixed_identities(records: Sequence[Record]) -> None:
