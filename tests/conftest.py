@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,10 +40,13 @@ def tiny(tiny_folder: Path) -> Task:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(tmp_path_factory.mktemp("postgresql"))
+def server() -> Iterator[Server]:
+    """Not below pytest's own folder, which a second session of pytest closes to the server's user; removed by no fork of a test."""
+    folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
+    made = Server(folder)
     yield made
     made.inside.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
