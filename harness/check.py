@@ -189,12 +189,9 @@ def compare(baseline: Baseline, records: Iterable[Record]) -> list[Finding]:
     findings += _quality(baseline, here)
     tasks = {entry.task for entry in baseline.runs.values()}
     new = [record for key, record in known.items() if key not in baseline.runs and record.task in tasks and checkable(record)]
-    findings += [
-        Finding(
-            _told(record) + (_seed_of(record.config) if record.config["total_steps"] else ""), "record", "new", "", "not in the baseline"
-        )
-        for record in new
-    ]
+    for record in new:
+        seed = _seed_of(record.config) if record.config["total_steps"] else ""
+        findings.append(Finding(_told(record) + seed, "record", "new", "", "not in the baseline"))
     return findings
 
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import click
@@ -26,23 +25,23 @@ storage_option = click.option(
     help="Database of leases and searches that workers share: sqlite:///FILE on one machine, postgresql+psycopg://... on several "
          "[default: HARNESS_STORAGE, or harness.db in the results folder].",
 )  # fmt: skip
-EMPTY: Mapping[str, str] = MappingProxyType({})
 RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", "options")]
 
 
-def field_options(model: type[BaseModel], names: Iterable[str], elsewhere: Mapping[str, str] = EMPTY) -> list[click.Parameter]:
+def field_options(model: type[BaseModel], names: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> list[click.Parameter]:
     """A command-line option for each field; values stay text, pydantic judges them.
 
     Args:
         elsewhere: what is to be said of a field beside its default, by its name.
     """
     options: list[click.Parameter] = []
+    beside = elsewhere or {}
     for name in names:
         field = model.model_fields[name]
         default = "none" if field.default in (None, ()) else field.default
         kinds = [part for part in (field.annotation, *get_args(field.annotation)) if get_origin(part) is Literal]
         words = ", ".join(str(word) for kind in kinds for word in get_args(kind))
-        help_text = f"{field.description} [{f'one of: {words}; ' if words else ''}default: {default}{elsewhere.get(name, '')}]"
+        help_text = f"{field.description} [{f'one of: {words}; ' if words else ''}default: {default}{beside.get(name, '')}]"
         options.append(click.Option([f"--{name.replace('_', '-')}", name], help=help_text, metavar="VALUE"))
     return options
 

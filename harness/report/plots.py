@@ -40,9 +40,8 @@ def passes_lines(rows: Sequence[Row]) -> list[Line]:
     """
     equal = equal_compute(rows)
     beside = [row for row in rows if row.finished and not trains(row.records[0])] if equal else []
-    known = sorted((row for row in [*equal, *beside] if row.finished[0].cost), key=lambda row: row.num_steps)
     lines = []
-    for label, mine in by_setting(known).items():
+    for label, mine in by_setting([row for row in [*equal, *beside] if row.finished[0].cost]).items():
         intervals = [metric_interval(row.finished, headline(rows)) for row in mine]
         passes = [row.finished[0].cost.nfe for row in mine if row.finished[0].cost]
         lines.append(Line(label, passes, [i.mean for i in intervals], [i.half_width for i in intervals]))
