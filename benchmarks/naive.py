@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.conditions import Condition
+from harness.diffusion.conditions import Condition
 from harness.networks.dit import Block, modulate
 from harness.networks.history import HistoryDiT
 

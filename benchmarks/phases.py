@@ -15,16 +15,16 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from harness.data.trajectories import open_store
-from harness.evaluator import ImageEvaluator
+from harness.diffusion.randomness import Keyed, keyed_initialisation
+from harness.diffusion.schedules import few_step_levels
 from harness.methods import METHODS
 from harness.metrics import METRICS
 from harness.metrics.base import Judged
+from harness.metrics.evaluator import ImageEvaluator
 from harness.metrics.features import classify
-from harness.randomness import Keyed, keyed_initialisation
-from harness.schedules import few_step_levels
 from harness.solvers import SOLVERS, integrate
 from harness.tasks import Task, load_task
-from harness.trainer import Source, Trainer, TrainSettings
+from harness.training.trainer import Source, Trainer, TrainSettings
 
 KINDS = {  # the first whose word is in an operation's name
     "attention": ("scaled_dot_product", "flash", "softmax"),

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from benchmarks.ab import compare
 from benchmarks.naive import NaiveHistory
-from harness.conditions import Condition
 from harness.data.images import ImageSet
 from harness.data.trajectories import open_store
-from harness.estimate import Blank
+from harness.diffusion.conditions import Condition
+from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.methods import METHODS
 from harness.methods.base import Player
 from harness.metrics.compute import count_macs
 from harness.networks.dit import DiT, size_options
 from harness.networks.history import EMPTY, HistoryDiT
-from harness.randomness import Keyed, keyed_initialisation
 from harness.tasks import load_task
-from harness.trainer import Source, Trainer, TrainSettings
+from harness.training.estimate import Blank
+from harness.training.trainer import Source, Trainer, TrainSettings
 
 CPU = torch.device("cpu")
 STATES = 4

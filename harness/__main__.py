@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Runs the command line. Its imports take seconds, in which an interrupt is no error either."""
     try:
-        from harness.cli import main as command_line
+        from harness.cli.main import main as command_line
     except KeyboardInterrupt:
         sys.exit(130)
     command_line()

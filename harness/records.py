@@ -22,10 +22,7 @@ SCHEMA_VERSION: Literal[1] = 1
 PACKAGES = ("torch", "timm", "torch-fidelity", "numpy", "scikit-learn", "safetensors")
 SOURCES_OUTSIDE: dict[Path, bytes] = {}
 """Plug-ins that were loaded, as they were then: they decide numbers too."""
-_PRESENTATION = (
-    "__main__.py", "cli.py", "commands", "options.py", "console.py", "report", "check.py", "search.py", "status.py", "sweep.py",
-    "database.py", "leases.py", "submit.py", "log.py",
-)  # fmt: skip
+_PRESENTATION = ("__main__.py", "cli", "report", "sweeps")
 """What decides no number of a run."""
 
 

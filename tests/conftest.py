@@ -12,9 +12,9 @@ import torch
 import yaml
 from databases import Server
 
-from harness.contract import tiny_spec
 from harness.tasks import Task, load_task
-from harness.tasks import base as tasks_base
+from harness.tasks import task as tasks_base
+from harness.training.contract import tiny_spec
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ import torch
 
 from benchmarks.ab import compare
 from benchmarks.naive import NaiveHistory, dense_mask
-from harness.conditions import Condition
+from harness.diffusion.conditions import Condition
+from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.networks.history import HistoryDiT, causal, keep_first, window
-from harness.randomness import Keyed, keyed_initialisation
 
 SMALL = {"image_size": 8, "patch_size": 4, "in_channels": 1, "hidden_size": 16, "depth": 3, "num_heads": 2, "num_classes": 5}
 

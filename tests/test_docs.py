@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from harness.contract import STEPS, Case
-from harness.counting import count_flops
+from harness.diffusion.counting import count_flops
 from harness.methods import METHODS
 from harness.tasks import Task
+from harness.training.contract import STEPS, Case
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
 OPTIONS: dict[str, dict[str, Any]] = {"ard": {"history_layers": 2}, "imm": {"group": 2}, "ladd": {"gan_virtual_batch": 2}}

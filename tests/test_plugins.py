@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from harness import records
-from harness.cli import main
+from harness.cli.main import main
 from harness.data.images import IMAGE_SETS
 from harness.errors import UsageError
 from harness.methods import METHODS

@@ -148,7 +148,7 @@ def test_the_copy_has_the_originals_digest(copied: Path, monkeypatch: pytest.Mon
     assert len(found) == 16
 
 
-@pytest.mark.parametrize("name", ["trainer.py", "run.py", "methods/ard.py", "tasks/digits.yaml", "metrics/fidelity.py"])
+@pytest.mark.parametrize("name", ["training/trainer.py", "runs/run.py", "methods/ard.py", "tasks/digits.yaml", "metrics/fidelity.py"])
 def test_the_digest_changes_with_what_decides_numbers(name: str, copied: Path) -> None:
     before = of_a_new_process()
     append(copied / name)
@@ -156,7 +156,7 @@ def test_the_digest_changes_with_what_decides_numbers(name: str, copied: Path) -
     assert of_a_new_process() != before
 
 
-@pytest.mark.parametrize("name", ["cli.py", "console.py", "__main__.py", "report/tables.py", "report/statistics.py", "leases.py"])
+@pytest.mark.parametrize("name", ["cli/main.py", "cli/console.py", "__main__.py", "report/tables.py", "sweeps/sweep.py"])
 def test_the_digest_does_not_change_with_presentation(name: str, copied: Path) -> None:
     before = of_a_new_process()
     append(copied / name)
@@ -173,7 +173,7 @@ def test_the_digest_changes_with_a_new_or_renamed_file(copied: Path) -> None:
 
 EDITED = """
 from harness.records import __file__ as file, code_digest
-with open(file.replace("records.py", "trainer.py"), "a") as source:
+with open(file.replace("records.py", "training/trainer.py"), "a") as source:
     source.write("# changed")
 print(code_digest())
 """
@@ -208,7 +208,7 @@ def test_only_changes_of_the_package_make_it_dirty(copied: Path) -> None:
         subprocess.run(["git", *words], cwd=root, check=True)
     (root / "results" / "page.md").write_text("second")
     clean = capture_environment(torch.device("cpu"))
-    (copied / "trainer.py").write_text("changed = True")
+    (copied / "training" / "trainer.py").write_text("changed = True")
     assert capture_environment(torch.device("cpu")) == clean  # what runs was imported before
     records.checkout.cache_clear()
     assert (clean.dirty, capture_environment(torch.device("cpu")).dirty) == (False, True)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from harness.config import RunConfig, parse_config, resolve
-from harness.log import silent
-from harness.run import Run
+from harness.runs.config import RunConfig, parse_config, resolve
+from harness.runs.log import silent
+from harness.runs.run import Run
 
 CPU = torch.device("cpu")
 ARD = {"history_layers": 2}

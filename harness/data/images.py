@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from harness.conditions import Condition, Conditions
+from harness.diffusion.conditions import Condition, Conditions
 from harness.errors import UsageError, unknown
 from harness.files import data_folder
 

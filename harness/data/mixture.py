@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.conditions import Condition
-from harness.denoiser import like
-from harness.randomness import Keyed
-from harness.schedules import Schedule
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import like
+from harness.diffusion.randomness import Keyed
+from harness.diffusion.schedules import Schedule
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.conditions import Conditions
-from harness.denoiser import Model
+from harness.diffusion.conditions import Conditions
+from harness.diffusion.denoiser import Model
+from harness.diffusion.randomness import Keyed
+from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
 from harness.files import cache_folder, digest, locked_folder, map_tensors, write_mapped, write_text
-from harness.randomness import Keyed
 from harness.records import code_digest
-from harness.schedules import few_step_levels
 from harness.solvers import SOLVERS, Trajectory, integrate
 
-TRAJECTORY_ROOMS = ("schedules.py", "conditions.py", "randomness.py", "denoiser.py", "networks", "solvers", "data/mixture.py")
+TRAJECTORY_ROOMS = ("diffusion", "networks", "solvers", "data/mixture.py")
 """The rooms whose sources decide a trajectory."""
 
 Progress = Callable[[int, int], None]

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Problem
-from harness.methods.points import DistillationConfig
+from harness.methods.parts.points import DistillationConfig
 from harness.methods.step_distillation import StepDistillation, TrajectoryDistillation
 from harness.networks.history import Visible, causal, keep_first, window
 

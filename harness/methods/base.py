@@ -17,12 +17,12 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor, nn
 
-from harness.conditions import Condition
-from harness.denoiser import Denoiser, Guided, PredictionType
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Denoiser, Guided, PredictionType
+from harness.diffusion.randomness import Keyed
+from harness.diffusion.schedules import Schedule
 from harness.errors import UsageError
-from harness.randomness import Keyed
 from harness.registry import Registry
-from harness.schedules import Schedule
 from harness.solvers import Solver, Trajectory
 
 

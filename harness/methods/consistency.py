@@ -22,12 +22,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.conditions import Condition
-from harness.denoiser import Guided
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Guided
+from harness.diffusion.schedules import Schedule, few_step_levels
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem
-from harness.methods.student import DenoisingStudent, HuberConfig, largest_sigma
-from harness.schedules import Schedule, few_step_levels
+from harness.methods.parts.student import DenoisingStudent, HuberConfig, largest_sigma
 from harness.solvers import SOLVERS, Solver
 
 

@@ -29,11 +29,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.denoiser import Guided
+from harness.diffusion.denoiser import Guided
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem, Update
 from harness.methods.consistency import karras_levels
-from harness.methods.student import DenoisingStudent, HuberConfig, largest_sigma, sigma_ve
+from harness.methods.parts.student import DenoisingStudent, HuberConfig, largest_sigma, sigma_ve
 
 SMALLEST_GAP = 1e-6
 """Of two neighbouring noise levels, as a part of them: float32 tells no closer ones apart."""

@@ -21,12 +21,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.conditions import Condition
-from harness.denoiser import Denoiser, Guided, Prediction
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Denoiser, Guided, Prediction
+from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem
-from harness.methods.student import DenoisingStudent, HuberConfig, Jumps
-from harness.schedules import few_step_levels
+from harness.methods.parts.student import DenoisingStudent, HuberConfig, Jumps
 from harness.solvers.ddim import ddim_step
 
 

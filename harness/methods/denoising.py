@@ -15,10 +15,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from harness.denoiser import Denoiser, Guided, like
+from harness.diffusion.denoiser import Denoiser, Guided, like
+from harness.diffusion.schedules import NUM_LEVELS, few_step_levels
 from harness.methods.base import METHODS, Batch, Method, OptimizerConfig, Problem, Update
 from harness.networks.dit import DiT
-from harness.schedules import NUM_LEVELS, few_step_levels
 from harness.solvers import DDIM
 
 

@@ -19,11 +19,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.conditions import Condition
-from harness.denoiser import Denoiser, Guided
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Denoiser, Guided
 from harness.methods.base import METHODS, Batch, Problem, Update
-from harness.methods.matching import Matching, MatchingConfig
-from harness.methods.student import DenoisingStudent, StudentConfig
+from harness.methods.parts.matching import Matching, MatchingConfig
+from harness.methods.parts.student import DenoisingStudent, StudentConfig
 
 
 class DMD2Config(StudentConfig, MatchingConfig):

@@ -22,10 +22,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.conditions import Condition
-from harness.denoiser import Guided
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Guided
 from harness.methods.base import METHODS, Batch, Problem
-from harness.methods.student import DenoisingStudent, Jumps, StudentConfig, largest_sigma, sigma_ve, time_of_flow
+from harness.methods.parts.student import DenoisingStudent, Jumps, StudentConfig, largest_sigma, sigma_ve, time_of_flow
 from harness.solvers.ddim import ddim_step
 
 

@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from harness.denoiser import Guided
+from harness.diffusion.denoiser import Guided
 from harness.errors import UsageError
-from harness.methods.adversarial import Critic
 from harness.methods.base import METHODS, Batch, Problem, Update
-from harness.methods.student import DenoisingStudent, StudentConfig
+from harness.methods.parts.adversarial import Critic
+from harness.methods.parts.student import DenoisingStudent, StudentConfig
 
 
 class LADDConfig(StudentConfig):

@@ -17,13 +17,13 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from harness.conditions import Condition
-from harness.denoiser import Guided
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Guided
+from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem
 from harness.methods.consistency import GridDistillation
-from harness.methods.student import ConsistencySteps, HuberConfig
-from harness.schedules import few_step_levels
+from harness.methods.parts.student import ConsistencySteps, HuberConfig
 from harness.solvers import DDIM
 
 

@@ -20,11 +20,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.conditions import Condition
-from harness.counting import jvp
-from harness.denoiser import Guided, like
+from harness.diffusion.conditions import Condition
+from harness.diffusion.counting import jvp
+from harness.diffusion.denoiser import Guided, like
 from harness.methods.base import METHODS, Batch, Problem
-from harness.methods.student import DenoisingStudent, Jumps, StudentConfig, time_of_flow, velocity
+from harness.methods.parts.student import DenoisingStudent, Jumps, StudentConfig, time_of_flow, velocity
 
 
 class MeanFlowConfig(StudentConfig):

@@ -24,11 +24,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.denoiser import Guided, Model, like
+from harness.diffusion.denoiser import Guided, Model, like
+from harness.diffusion.schedules import NUM_LEVELS, few_step_levels
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem, Update
-from harness.methods.student import DenoisingStudent, StudentConfig
-from harness.schedules import NUM_LEVELS, few_step_levels
+from harness.methods.parts.student import DenoisingStudent, StudentConfig
 from harness.solvers import DDIM
 from harness.solvers.ddim import ddim_step, implied_x_0
 

@@ -23,9 +23,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.denoiser import Guided
+from harness.diffusion.denoiser import Guided
 from harness.methods.base import METHODS, Batch, Problem, Update
-from harness.methods.student import DenoisingStudent, StudentConfig, time_of_flow, velocity
+from harness.methods.parts.student import DenoisingStudent, StudentConfig, time_of_flow, velocity
 from harness.solvers import DDIM
 
 

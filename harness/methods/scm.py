@@ -25,11 +25,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from harness.conditions import Condition
-from harness.counting import jvp
-from harness.denoiser import Denoiser, Guided, like
+from harness.diffusion.conditions import Condition
+from harness.diffusion.counting import jvp
+from harness.diffusion.denoiser import Denoiser, Guided, like
 from harness.methods.base import METHODS, Batch, Player, Problem, Update
-from harness.methods.student import DenoisingStudent, StudentConfig, largest_sigma
+from harness.methods.parts.student import DenoisingStudent, StudentConfig, largest_sigma
 from harness.networks.dit import TimestepEmbedder
 
 

@@ -21,11 +21,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.conditions import Condition
-from harness.denoiser import Denoiser, Guided, like
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Denoiser, Guided, like
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem
-from harness.methods.student import DenoisingStudent, Jumps, StudentConfig, time_of_flow
+from harness.methods.parts.student import DenoisingStudent, Jumps, StudentConfig, time_of_flow
 
 
 class ShortcutConfig(StudentConfig):

@@ -17,15 +17,15 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from harness.conditions import Condition
-from harness.denoiser import Denoiser, Guided
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Denoiser, Guided
+from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
-from harness.methods.adversarial import Adversary
 from harness.methods.base import METHODS, Batch, Loss, Method, Player, Problem, Update
-from harness.methods.matching import MatchingStage
-from harness.methods.points import CachedSteps, DistillationConfig, Points
+from harness.methods.parts.adversarial import Adversary
+from harness.methods.parts.matching import MatchingStage
+from harness.methods.parts.points import CachedSteps, DistillationConfig, Points
 from harness.networks.history import HistoryDiT, Visible, causal
-from harness.schedules import few_step_levels
 from harness.solvers import DDIM, Trajectory, integrate
 
 

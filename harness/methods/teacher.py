@@ -12,10 +12,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from harness.denoiser import Guided
+from harness.diffusion.denoiser import Guided
+from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Method, MethodConfig, Numbers, Problem
-from harness.schedules import few_step_levels
 from harness.solvers import SOLVERS, FeatureReuse
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.counting import count_flops
+from harness.diffusion.counting import count_flops
 
 
 def count_macs(run: Callable[[], Any]) -> int:

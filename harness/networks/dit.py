@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.conditions import Condition
+from harness.diffusion.conditions import Condition
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From queries, keys and values [..., heads, T, width of a head] to the attended values, same shape as the queries."""

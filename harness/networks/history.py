@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.conditions import Condition
+from harness.diffusion.conditions import Condition
 from harness.networks.dit import FinalLayer, Trunk, attend_within
 
 Visible = Callable[[int], tuple[int, ...]]

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.config import key_of_record, parse_config, parse_options, resolve
-from harness.cost import paper_problem, sampling_cost_on_meta
 from harness.errors import UsageError
 from harness.files import read_yaml
 from harness.records import Record
 from harness.report.rows import HEADLINES, counted, reference_of_records, rows_of
 from harness.report.statistics import Interval, degradation_ratio, paired_difference, t_interval
+from harness.runs.config import key_of_record, parse_config, parse_options, resolve
+from harness.runs.cost import paper_problem, sampling_cost_on_meta
 
 
 class _Part(BaseModel):

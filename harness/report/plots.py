@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from harness.config import settings
 from harness.files import write_aside
 from harness.methods import METHODS
 from harness.report.compare import by_setting, equal_compute
 from harness.report.rows import Row, alike_but_one, counted, headline, trains
 from harness.report.statistics import metric_interval, t_interval
 from harness.report.tables import QUALITY
+from harness.runs.config import settings
 
 MOST_NAMED, MOST_ABLATIONS = 30, 12
 """Lines with a colour and a name in a panel, and ablations that are shown."""

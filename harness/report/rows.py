@@ -15,11 +15,11 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from harness.config import PLAIN_CONFIG, all_options, settings
 from harness.errors import NotComparable, UsageError
 from harness.methods import METHODS
 from harness.records import Record, code_digest, read_record
 from harness.report.statistics import metric_interval
+from harness.runs.config import PLAIN_CONFIG, all_options, settings
 from harness.tasks import load_task, task_names
 
 HEADLINES = ("fid", "frechet_distance")

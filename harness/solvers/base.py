@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from harness.conditions import Condition
+from harness.diffusion.conditions import Condition
 from harness.registry import Registry
 
 Noise = Callable[[str], Tensor]

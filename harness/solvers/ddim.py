@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from harness.conditions import Condition
-from harness.denoiser import Model, Prediction, like
-from harness.schedules import Schedule
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Model, Prediction, like
+from harness.diffusion.schedules import Schedule
 from harness.solvers.base import SOLVERS, Noise, Solver
 
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from harness.conditions import Condition
-from harness.denoiser import Model, like
-from harness.schedules import Schedule
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Model, like
+from harness.diffusion.schedules import Schedule
 from harness.solvers.base import SOLVERS, Noise, Solver
 
 

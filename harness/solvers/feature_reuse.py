@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from harness.conditions import Condition
-from harness.denoiser import Guided
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Guided
 from harness.networks.dit import DiT
 from harness.solvers.base import Noise, Solver
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.conditions import Condition
-from harness.denoiser import Model, like
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Model, like
 from harness.solvers.base import SOLVERS, Noise, Solver
 from harness.solvers.ddim import ddim_step
 

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.datasets import FashionMNIST
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.data.images import Split, digits, load_split, to_uint8
 from harness.errors import UsageError
 from harness.files import data_folder

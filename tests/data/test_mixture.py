@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.conditions import Condition
 from harness.data.mixture import ExactNetwork, GaussianMixture
-from harness.denoiser import Denoiser
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Denoiser
+from harness.diffusion.randomness import Keyed
+from harness.diffusion.schedules import FlowSchedule, Schedule, VPSchedule
 from harness.metrics.exact import kl_of_map
 from harness.metrics.fidelity import frechet_distance, sample_moments
-from harness.randomness import Keyed
-from harness.schedules import FlowSchedule, Schedule, VPSchedule
 
 KEYS = Keyed("test", 0)
 MIXTURE = GaussianMixture.drawn(0, 3, 2, 2, 0.8, (0.2, 0.4))

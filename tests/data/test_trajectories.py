@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.conditions import Condition
 from harness.data.trajectories import Recipe, TrajectoryStore, cached_samples, open_store
-from harness.denoiser import Prediction, predict
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Prediction, predict
+from harness.diffusion.randomness import Keyed
+from harness.diffusion.schedules import VPSchedule, few_step_levels
 from harness.errors import UsageError
 from harness.files import tensors_digest
-from harness.randomness import Keyed
-from harness.schedules import VPSchedule, few_step_levels
 from harness.solvers import DDIM, integrate
 
 CPU = torch.device("cpu")

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.config import RunConfig, resolve
 from harness.data.trajectories import open_store
+from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.errors import UsageError
 from harness.methods import METHODS, Batch
-from harness.methods.adversarial import Seen, watch
+from harness.methods.parts.adversarial import Seen, watch
 from harness.networks.discriminator import Heads, SpectralConv1d, VirtualBatchNorm
-from harness.randomness import Keyed, keyed_initialisation
+from harness.runs.config import RunConfig, resolve
 from harness.tasks import Task
-from harness.trainer import Trainer, TrainSettings
+from harness.training.trainer import Trainer, TrainSettings
 
 CPU = torch.device("cpu")
 STEPS = 40

@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.config import RunConfig, resolve
 from harness.data.trajectories import TrajectoryStore, open_store
-from harness.denoiser import Guided
+from harness.diffusion.denoiser import Guided
+from harness.diffusion.randomness import Keyed, keyed_initialisation
+from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
 from harness.methods import METHODS, Batch
 from harness.methods.ard import ARD, ARDConfig
-from harness.methods.points import DistillationConfig
+from harness.methods.parts.points import DistillationConfig
 from harness.methods.step_distillation import TrajectoryDistillation
-from harness.randomness import Keyed, keyed_initialisation
-from harness.schedules import few_step_levels
+from harness.runs.config import RunConfig, resolve
 from harness.solvers import DDIM, Trajectory, integrate
 from harness.tasks import Task
-from harness.trainer import Trainer, TrainSettings
+from harness.training.trainer import Trainer, TrainSettings
 
 CPU = torch.device("cpu")
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.conditions import Condition
+from harness.diffusion.conditions import Condition
+from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.methods.base import Batch
-from harness.methods.classification import Classification
-from harness.randomness import Keyed, keyed_initialisation
+from harness.methods.parts.classification import Classification
 from harness.tasks import Task
 
 

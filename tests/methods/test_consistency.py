@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.conditions import Condition
-from harness.denoiser import Denoiser, like
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Denoiser, like
+from harness.diffusion.randomness import Keyed, keyed_initialisation
+from harness.diffusion.schedules import SCHEDULES, VPSchedule
 from harness.errors import UsageError
 from harness.methods import METHODS, Batch
 from harness.methods.consistency import karras_levels
-from harness.methods.student import ConsistencySteps
-from harness.randomness import Keyed, keyed_initialisation
-from harness.schedules import SCHEDULES, VPSchedule
+from harness.methods.parts.student import ConsistencySteps
 from harness.solvers import SOLVERS, integrate
 from harness.tasks import Task, load_task
 

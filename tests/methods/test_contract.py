@@ -12,16 +12,16 @@ import torch
 from elsewhere import elsewhere
 from torch import Tensor
 
-from harness import contract
-from harness.contract import Case, Check, checks_of, run_checks
 from harness.methods import METHODS, Batch, Update
 from harness.methods.ard import ARD
 from harness.methods.base import EMA
-from harness.methods.points import CachedSteps
+from harness.methods.parts.points import CachedSteps
 from harness.methods.teacher import Teacher
 from harness.solvers import integrate
 from harness.tasks import Task
-from harness.trainer import Items, Trainer, TrainSettings
+from harness.training import contract
+from harness.training.contract import Case, Check, checks_of, run_checks
+from harness.training.trainer import Items, Trainer, TrainSettings
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS.names()} | {
     "ard": ("ard", {"history_layers": 2}),  # the default suits a deeper teacher

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from harness.diffusion.randomness import keyed_initialisation
+from harness.diffusion.schedules import few_step_levels
 from harness.methods import METHODS
 from harness.methods.step_distillation import TrajectoryDistillation
-from harness.randomness import keyed_initialisation
-from harness.schedules import few_step_levels
 from harness.solvers import DDIM, Trajectory, integrate
 from harness.tasks import Task
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from harness.conditions import Condition
 from harness.data.images import ImageSet
+from harness.diffusion.conditions import Condition
+from harness.diffusion.randomness import Keyed, keyed_initialisation
+from harness.diffusion.schedules import FlowSchedule
 from harness.methods import Batch
 from harness.methods.denoising import Denoising
-from harness.randomness import Keyed, keyed_initialisation
-from harness.schedules import FlowSchedule
 from harness.tasks import Task
-from harness.trainer import Trainer, TrainSettings
+from harness.training.trainer import Trainer, TrainSettings
 
 CPU = torch.device("cpu")
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.conditions import Condition, Conditions
-from harness.denoiser import Prediction
+from harness.diffusion.conditions import Condition, Conditions
+from harness.diffusion.denoiser import Prediction
+from harness.diffusion.randomness import Keyed, keyed_initialisation
+from harness.diffusion.schedules import SCHEDULES, Schedule, few_step_levels
 from harness.methods import METHODS, Batch
-from harness.methods.student import flow_time, sigma_ve, time_of_flow
-from harness.randomness import Keyed, keyed_initialisation
-from harness.schedules import SCHEDULES, Schedule, few_step_levels
+from harness.methods.parts.student import flow_time, sigma_ve, time_of_flow
 from harness.solvers import DDIM, Trajectory, integrate
 
 MEAN, STD, SHAPE, COUNT = 0.3, 0.5, (1, 2, 2), 512

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from harness.data.trajectories import open_store
+from harness.diffusion.randomness import keyed_initialisation
 from harness.methods import METHODS
 from harness.metrics.fidelity import frechet_distance, sample_moments
-from harness.randomness import keyed_initialisation
 from harness.solvers import integrate
 from harness.tasks import MixtureTask, load_task
-from harness.trainer import Trainer, TrainSettings
+from harness.training.trainer import Trainer, TrainSettings
 
 CPU = torch.device("cpu")
 STEPS = 100

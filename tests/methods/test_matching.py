@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from harness.conditions import Condition
-from harness.config import RunConfig, resolve
 from harness.data.trajectories import open_store
+from harness.diffusion.conditions import Condition
+from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.errors import UsageError
 from harness.methods import METHODS, Batch
 from harness.methods.base import EMA
-from harness.methods.matching import Matching, MatchingConfig
-from harness.randomness import Keyed, keyed_initialisation
+from harness.methods.parts.matching import Matching, MatchingConfig
+from harness.runs.config import RunConfig, resolve
 from harness.tasks import Task
-from harness.trainer import Trainer, TrainSettings
+from harness.training.trainer import Trainer, TrainSettings
 
 CPU = torch.device("cpu")
 

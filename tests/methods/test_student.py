@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from harness.diffusion.randomness import Keyed
+from harness.diffusion.schedules import SCHEDULES
 from harness.errors import UsageError
 from harness.methods import METHODS
 from harness.methods.base import Batch
-from harness.methods.student import flow_time, largest_sigma, time_of_flow
-from harness.randomness import Keyed
-from harness.schedules import SCHEDULES
+from harness.methods.parts.student import flow_time, largest_sigma, time_of_flow
 from harness.tasks import Task
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.conditions import Condition
+from harness.diffusion.conditions import Condition
 from harness.metrics.compute import count_flops, count_macs, history_extra_macs, parameters
 from harness.networks.dit import DiT, size_options
 from harness.networks.history import EMPTY, HistoryDiT, causal, keep_first, window

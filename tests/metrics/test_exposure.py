@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.conditions import Condition
+from harness.diffusion.conditions import Condition
 from harness.metrics.exposure import exposure_bias
 from harness.solvers import Solver
 

@@ -13,14 +13,14 @@ from cleanfid import fid as cleanfid
 from scipy import linalg
 from torch import Tensor
 
-from harness.config import RunConfig, parse_config, resolve
+from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.errors import UsageError
-from harness.evaluator import evaluator_of
 from harness.files import file_hash
 from harness.metrics import extractors
+from harness.metrics.evaluator import evaluator_of
 from harness.metrics.extractors import EXTRACTORS, CleanInception, DINOv2, Inception
 from harness.metrics.fidelity import fid
-from harness.randomness import Keyed, keyed_initialisation
+from harness.runs.config import RunConfig, parse_config, resolve
 from harness.tasks import MixtureTask, Task, load_task
 
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from harness.data.images import to_uint8
+from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.metrics.features import classify
 from harness.metrics.fidelity import distance_to_reference, fid, kid, label_agreement
 from harness.networks.classifier import Classifier
-from harness.randomness import Keyed, keyed_initialisation
 
 
 def normal(name: str, *shape: int) -> Tensor:

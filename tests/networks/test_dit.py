@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from harness.conditions import Condition
+from harness.diffusion.conditions import Condition
+from harness.diffusion.randomness import keyed_initialisation
 from harness.networks.dit import DiT, attend_within, sincos_position_embedding, size_options
-from harness.randomness import keyed_initialisation
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = {"image_size": 8, "patch_size": 4, "in_channels": 1, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 3}

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harness.conditions import Condition
+from harness.diffusion.conditions import Condition
+from harness.diffusion.randomness import keyed_initialisation
 from harness.networks.dit import DiT, Trunk
 from harness.networks.history import EMPTY, Cache, HistoryDiT, Visible, attend_blocks, causal, keep_first, window
-from harness.randomness import keyed_initialisation
 
 T = TypeVar("T", bound=Trunk)
 

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from written import metric, record
 
-from harness.config import all_options, parse_config, resolve
 from harness.errors import UsageError
 from harness.records import Record
 from harness.report.claims import Claim, claims_table, measured, read_claims, verdict
 from harness.report.rows import load_records
 from harness.report.statistics import Interval
+from harness.runs.config import all_options, parse_config, resolve
 
 ROOT = Path(__file__).parent.parent.parent
 RATIO = {"quantity": "degradation_ratio", "first": {"task": "digits", "method": "step-distillation", "budget": "table"},

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.conditions import Condition
-from harness.denoiser import Prediction, predict
-from harness.schedules import VPSchedule, few_step_levels
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Prediction, predict
+from harness.diffusion.schedules import VPSchedule, few_step_levels
 from harness.solvers import DDIM, SOLVERS, Solver, Trajectory, ddim_step, integrate
 from harness.solvers.ddim import implied_x_0
 

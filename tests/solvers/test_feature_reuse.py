@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.config import RunConfig, resolve
-from harness.counting import count_flops
-from harness.denoiser import count_passes
+from harness.diffusion.counting import count_flops
 from harness.errors import UsageError
 from harness.methods import METHODS
+from harness.networks.passes import count_passes
+from harness.runs.config import RunConfig, resolve
 from harness.solvers import SOLVERS, FeatureReuse, integrate
 from harness.tasks import Task
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.conditions import Condition
-from harness.denoiser import Prediction
-from harness.schedules import FlowSchedule, Schedule, VPSchedule
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Prediction
+from harness.diffusion.schedules import FlowSchedule, Schedule, VPSchedule
 from harness.solvers import SOLVERS, integrate
 
 MEAN, DEVIATION = 0.3, 0.5

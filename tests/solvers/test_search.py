@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.conditions import Condition
-from harness.config import RunConfig, resolve
-from harness.denoiser import Prediction
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Prediction
+from harness.diffusion.schedules import FlowSchedule, Schedule, VPSchedule, few_step_levels
 from harness.errors import UsageError
 from harness.methods import METHODS
-from harness.schedules import FlowSchedule, Schedule, VPSchedule, few_step_levels
+from harness.runs.config import RunConfig, resolve
+from harness.runs.teacher_training import search
 from harness.solvers import SOLVERS, Trajectory, integrate
 from harness.solvers.search import search_levels
 from harness.tasks import Task
-from harness.teacher import search
 
 CPU = torch.device("cpu")
 

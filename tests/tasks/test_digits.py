@@ -6,17 +6,17 @@ import pytest
 import torch
 import yaml
 
-from harness.config import parse_options
+from harness.diffusion.randomness import Keyed
+from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
 from harness.files import file_hash
 from harness.metrics.features import classify
 from harness.metrics.fidelity import label_agreement
-from harness.randomness import Keyed
-from harness.schedules import few_step_levels
+from harness.runs.config import parse_options
+from harness.runs.teacher_training import features_quality
 from harness.solvers import DDIM, integrate
 from harness.tasks import load_task, task_names
-from harness.tasks.base import Training
-from harness.teacher import features_quality
+from harness.tasks.task import Training
 
 CPU = torch.device("cpu")
 OWN_TEACHER = [name for name in task_names() if (task := load_task(name)).network_teacher and not task.borrows("teacher")]

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config import parse_config, resolve
 from harness.errors import UsageError
-from harness.evaluator import evaluator_of
+from harness.metrics.evaluator import evaluator_of
 from harness.report.markdown import task_section
-from harness.run import Run
+from harness.runs.config import parse_config, resolve
+from harness.runs.run import Run
+from harness.runs.teacher_training import train_networks, verify
 from harness.tasks import MixtureTask, load_task
-from harness.teacher import train_networks, verify
 
 CPU = torch.device("cpu")
 

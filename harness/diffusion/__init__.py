@@ -1,0 +1,1 @@
+"""Schedules, conditions, keyed noise, and a network seen through them."""

@@ -1,0 +1,153 @@
+"""How a student goes through a teacher's trajectory: options, points, and sampling on a cache of the states so far.
+
+What step distillation and ARD (arXiv 2504.11295) share below their losses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import like, predict
+from harness.diffusion.schedules import Schedule
+from harness.errors import UsageError
+from harness.methods.base import Numbers, Problem
+from harness.methods.parts.adversarial import GANOptions
+from harness.methods.parts.matching import StageOptions
+from harness.networks.history import EMPTY, Cache, HistoryDiT
+from harness.solvers import Noise, Solver, Trajectory, ddim_step
+from harness.solvers.ddim import implied_x_0
+
+
+class DistillationConfig(GANOptions, StageOptions):
+    """What step distillation and ARD share. The defaults are those of ARD's released code."""
+
+    lr: float = Field(3e-3, gt=0, le=1)
+    """Peak learning rate of AdamW (the papers' 1e-4 is for runs of 300,000 steps)."""
+    trajectory: Literal["states", "predictions", "renoised"] = "predictions"
+    """Points of the trajectory: the teacher's noisy states; its x_0-predictions; or these with the noise mixed in again."""
+    heads: Literal["shared", "per_step"] = "per_step"
+    """One final layer for all steps, or one for each, copied from the teacher's."""
+    parametrization: Literal["direct", "teacher"] = "direct"
+    """What the output is: the next point itself, or an eps whose DDIM step gives it (needs noisy states)."""
+    time_embedding: Literal["per_state", "constant"] = "per_state"
+    """Whether each state carries its own time, or all of them the noise's."""
+    noise_channels: bool = False
+    """Whether every step sees the noise x_T as further channels, whose weights start at zero."""
+    own_history: float = Field(0.0, ge=0, le=1)
+    """Share of a batch that is trained on the points where the student's own sampling takes it, towards the teacher's targets."""
+    step_counts: Numbers = ()
+    """Numbers of steps, as in 1,2,4, that one student is trained for in turn, told the size of a step; none means for its own alone."""
+
+    def check_options(self, task: Problem, num_steps: int) -> None:
+        """Raises UsageError for options that contradict each other."""
+        if self.parametrization == "teacher" and self.trajectory != "states":
+            raise UsageError("parametrization 'teacher' is a DDIM step between noisy states: give trajectory 'states' with it")
+        if self.step_counts and num_steps not in self.step_counts:
+            counts = ", ".join(map(str, self.step_counts))
+            raise UsageError(f"num_steps is {num_steps}, but step_counts say that the student is trained for {counts}: give one of these")
+        if self.step_counts and self.heads == "per_step":
+            raise UsageError("step_counts make one student for several numbers of steps, with one final layer: give heads 'shared' with it")
+        if self.gan_from is not None and self.dmd_from is not None:
+            raise UsageError("gan_from and dmd_from are two ways to finish a student: give one")
+        for option in ("gan_from", "dmd_from"):
+            if getattr(self, option) is not None and not task.network_teacher:
+                raise UsageError(f"{option} needs a teacher that is a network, but this task's is a closed formula: leave it out")
+
+    def without_idle_stages(self) -> DistillationConfig:
+        """The same; where a stage is off its options are the defaults, so that equal models are equal configs."""
+        idle = [stage for stage in ("gan", "dmd") if getattr(self, f"{stage}_from") is None]
+        fields = type(self).model_fields.items()
+        return self.model_copy(update={name: field.default for name, field in fields if name.split("_")[0] in idle})
+
+
+@dataclass(frozen=True)
+class Points:
+    """How a student goes through the S + 1 points of a trajectory; point i stands at `levels[i]`.
+
+    Point i is what j = K i / S of the teacher's K evaluations have produced: their noisy state ("states"), the x_0 that the
+    last of them returned ("predictions"), or `alpha x_0 + sigma x_T` ("renoised"); point 0 is the noise x_T.
+    """
+
+    config: DistillationConfig
+    schedule: Schedule
+    prediction_type: Any
+    levels: Tensor
+
+    def told(self, count: int, device: torch.device) -> dict[str, Tensor]:
+        """Numbers [count] that the student is told: of several numbers of steps, the size of one."""
+        return {"step_size": torch.full((count,), 1 / (len(self.levels) - 1), device=device)} if self.config.step_counts else {}
+
+    @property
+    def times(self) -> Tensor:
+        """What the time embedding receives at each of the S steps: the state's true level, 999 (1 - i / S) for x_0-predictions."""
+        steps = len(self.levels) - 1
+        t = self.levels[:-1]
+        if self.config.trajectory == "predictions":
+            t = (999 * (1 - torch.arange(steps, dtype=torch.float64) / steps) + 1) / 1000
+        if self.config.time_embedding == "constant":
+            t = t[:1].expand(steps)
+        return self.schedule.network_time(t)
+
+    def inputs_and_targets(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+        """What the student sees and what it should answer, [B, S, C, H, W] each."""
+        every = trajectory.steps // (len(self.levels) - 1)
+        if self.config.trajectory == "states":
+            states = trajectory.states[:, ::every]
+            return states[:, :-1], states[:, 1:]
+        x_T, targets = trajectory.states[:, :1], trajectory.predictions[:, every - 1 :: every]
+        following = [self.following(targets[:, i], x_T[:, 0], s) for i, s in enumerate(self.levels[1:-1])]
+        return torch.cat([x_T, *(x.unsqueeze(1) for x in following)], 1), targets
+
+    def answer(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """From the network's output for x_t to what is compared with the target, float32 [B, C, H, W]; t and s are 0-d or [B]."""
+        if self.config.parametrization == "direct":
+            return output.float()
+        return ddim_step(predict(output, x_t, t, self.schedule, self.prediction_type), s, self.schedule)
+
+    def following(self, answer: Tensor, x_T: Tensor, s: Tensor) -> Tensor:
+        """From an answer to the next point: itself, but with the noise mixed in again under "renoised"."""
+        if self.config.trajectory != "renoised":
+            return answer
+        alpha, sigma = (like(c, answer) for c in self.schedule.alpha_sigma(s))
+        return alpha * answer + sigma * x_T
+
+    def x_0(self, answer: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The x_0 that an answer implies: itself, but between noisy states the one from which DDIM leads there."""
+        return implied_x_0(x_t, answer, t, s, self.schedule) if self.config.trajectory == "states" else answer
+
+    def network_input(self, x: Tensor, x_T: Tensor) -> Tensor:
+        """States [B, S, C, H, W], with the noise [B, C, H, W] as further channels where the student has them."""
+        return torch.cat([x, x_T.unsqueeze(1).expand_as(x)], 2) if self.config.noise_channels else x
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What sampling carries: the noise [B, C, H, W] and the cache of the states so far."""
+
+    x_T: Tensor
+    cache: Cache
+
+
+class CachedSteps(Solver):
+    """S steps of a student, each on the cache of those before."""
+
+    def __init__(self, points: Points):
+        self.points = points
+
+    def init(self, model: HistoryDiT, x_T: Tensor, cond: Condition) -> Progress:
+        return Progress(x_T, EMPTY)
+
+    def step(self, model: HistoryDiT, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: Progress,
+             noise: Noise | None) -> tuple[Tensor, Tensor, Progress]:  # fmt: skip
+        time = self.points.times[state.cache.states].to(x_t.device).expand(len(x_t), 1)
+        cond = cond.told(**self.points.told(len(x_t), x_t.device))
+        output, cache = model(self.points.network_input(x_t.unsqueeze(1), state.x_T), time, cond, state.cache)
+        answer = self.points.answer(output[:, 0, : x_t.shape[1]], x_t, t, s)
+        x_s = self.points.following(answer, state.x_T, s)
+        return x_s, self.points.x_0(answer, x_t, t, s), Progress(state.x_T, cache)

@@ -1,0 +1,34 @@
+"""Counts the passes through a network: what an NFE is measured with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from harness.networks.dit import Trunk
+
+
+@dataclass
+class Passes:
+    """Counts network passes: one for each sample (and each state of a trajectory) that goes through."""
+
+    total: int = 0
+
+
+@contextmanager
+def count_passes(network: nn.Module) -> Iterator[Passes]:
+    """Counts the passes through `network` inside the block; divided by the number of samples this is the NFE."""
+    passes = Passes()
+
+    def count(module: nn.Module, args: tuple) -> None:
+        passes.total += args[0].shape[:-3].numel()
+
+    entrance = network.x_embedder if isinstance(network, Trunk) else network  # some ask a network for its blocks alone
+    handle = entrance.register_forward_pre_hook(count)
+    try:
+        yield passes
+    finally:
+        handle.remove()

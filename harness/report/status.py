@@ -1,0 +1,94 @@
+"""What is going on below a results folder: which runs are being made and how far they are, what failed, what is best. Floor 9."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.records import Record, read_record
+from harness.report.rows import headline, rows_of
+from harness.report.statistics import metric_interval
+from harness.report.tables import QUALITY
+from harness.runs.database import is_there, storage_of
+from harness.runs.leases import leases_of, of_runs
+from harness.runs.log import LINE
+
+
+@dataclass(frozen=True)
+class Working:
+    """A run that a process is at.
+
+    Attributes:
+        stage: what it does, such as "training"; empty before the first stage.
+        done, total: how far the stage is, 0 of 0 before it has said so.
+        seconds_left: of the stage, at the pace since it started; None before it can be told.
+        silent_for: seconds since its log grew.
+        worker: who is at it.
+    """
+
+    run_id: str
+    stage: str
+    done: int
+    total: int
+    seconds_left: float | None
+    silent_for: float
+    worker: str = ""
+
+
+def working(results: Path, storage: str = "", now: datetime | None = None) -> list[Working]:
+    """The runs that workers are at, by the leases that they hold and the logs that they write."""
+    if not is_there(storage_of(results, storage)):
+        return []
+    now = now or datetime.now().astimezone()
+    leases = of_runs(leases_of(results, storage).running())
+    return [replace(_read_log(results / "runs" / lease.name, now), worker=lease.worker) for lease in leases]
+
+
+def _read_log(folder: Path, now: datetime) -> Working:
+    path = folder / "run.log"
+    found = [match for line in (path.read_text(encoding="utf-8").splitlines() if path.exists() else []) if (match := LINE.match(line))]
+    start = max((i for i, match in enumerate(found) if not match[3] and match[0].endswith("starts")), default=None)
+    if start is None:
+        return Working(folder.name, "", 0, 0, None, 0.0)
+    stage, last = found[start][2], datetime.fromisoformat(found[-1][1])
+    points = [(datetime.fromisoformat(match[1]), int(match[3])) for match in found[start:] if match[3]]
+    total = int(found[-1][4]) if points else 0
+    first = points[0] if len(points) > 1 else (datetime.fromisoformat(found[start][1]), 0)  # a resumed stage does not begin at 0
+    done, left = points[-1][1] if points else 0, None
+    if points and done > first[1]:
+        left = (total - done) * (last - first[0]).total_seconds() / (done - first[1])
+    return Working(folder.name, "" if stage.startswith("run ") else stage, done, total, left, max(0.0, (now - last).total_seconds()))
+
+
+def summary(results: Path, storage: str = "") -> dict[str, object]:
+    """Runs under way, interrupted and failed; of each task how many finished, and the best for each number of steps.
+
+    Raises UsageError if there is no such folder.
+    """
+    if not (results / "runs").is_dir():
+        raise UsageError(f"there are no runs below {results}: harness run and harness sweep write them to {results / 'runs'}")
+    records = [read_record(path) for path in sorted((results / "runs").glob("*/record.json"))]
+    at_work = working(results, storage)
+    busy = {one.run_id for one in at_work}
+    failed = {record.run_id: record.reason for record in records if record.status == "failed" and record.run_id not in busy}
+    tasks = sorted({record.task for record in records})
+    stopped = sorted({path.parent.name for path in (results / "runs").glob("*/checkpoint")} - busy - failed.keys())
+    best = {task: _best([record for record in records if record.task == task]) for task in tasks}
+    return {"working": at_work, "interrupted": stopped, "failed": failed, "tasks": best}
+
+
+def _best(records: Sequence[Record]) -> dict[str, object]:
+    """How many runs finished, and for each number of steps the trained row with the lowest headline metric."""
+    rows = [row for row in rows_of(records) if row.finished and row.training[0]]
+    best: dict[int, str] = {}
+    for steps in sorted({row.num_steps for row in rows}):
+        name = headline(rows)
+        first = min((row for row in rows if row.num_steps == steps), key=lambda row: metric_interval(row.finished, name).mean)
+        heading, digits = QUALITY[name]
+        trained = f"trained {first.training[0]} × {first.training[1]}"
+        value = metric_interval(first.finished, name).text(digits)
+        best[steps] = f"{first.label}, {trained}: {heading.rstrip(' ↓↑')} {value}"
+    return {"finished": sum(record.status == "finished" for record in records), "best": best}

@@ -1,0 +1,120 @@
+"""What sampling costs, without weights: any method on any network size, on the meta device. Floor 7."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
+
+from harness.diffusion.conditions import Condition, Conditions
+from harness.diffusion.denoiser import Denoiser, Guided
+from harness.diffusion.schedules import Schedule, VPSchedule
+from harness.errors import UsageError, unknown
+from harness.methods import METHODS, MethodConfig
+from harness.metrics.compute import count_macs, macs_by_kind, parameters
+from harness.networks.dit import SIZES, DiT, size_options
+from harness.networks.passes import count_passes
+from harness.solvers import integrate
+from harness.training.estimate import NOMINAL_STEPS
+
+LATENT_FACTOR, LATENT_CHANNELS, PIXEL_CHANNELS = 8, 4, 3
+
+
+@dataclass(frozen=True)
+class PaperProblem:
+    """A class-conditional problem with a DiT of the paper's sizes, without data or weights."""
+
+    shape: tuple[int, int, int]
+    num_classes: int
+    network_options: dict[str, Any]
+    schedule: Schedule
+    trajectory_steps: int
+    prediction_type: Any = "eps"
+    data_std: float = 0.5
+    guidance_scale: float = 1.0
+    network_teacher: bool = True
+
+    @property
+    def null(self) -> Condition:
+        return Conditions(self.num_classes).null
+
+
+@dataclass(frozen=True)
+class SamplingCost:
+    """Multiply-adds of one sample.
+
+    Attributes:
+        macs: of the whole sampler.
+        plain_macs: of as many passes of the plain network as the sampler takes: what step distillation costs.
+        by_kind: `macs` by kind of layer.
+        nfe: network passes.
+        parameters: of the sampled network.
+    """
+
+    macs: int
+    plain_macs: int
+    by_kind: dict[str, int]
+    nfe: float
+    parameters: int
+
+    @property
+    def extra(self) -> float:
+        """What history adds, as a fraction of the plain passes."""
+        return self.macs / self.plain_macs - 1
+
+
+def paper_problem(network: str, image_size: int, latent: bool, num_classes: int, num_steps: int) -> PaperProblem:
+    """The problem of a network size such as "DiT-XL/2" at an image size in pixels, on latents 8 times smaller or on pixels.
+
+    Raises UsageError for a size that does not exist or an image that the patches do not divide.
+    """
+    try:
+        options = size_options(network)
+    except KeyError:
+        raise unknown("network", network, [f"{size}/{patch}" for size in SIZES for patch in (2, 4, 8)]) from None
+    side, channels = (image_size // LATENT_FACTOR, LATENT_CHANNELS) if latent else (image_size, PIXEL_CHANNELS)
+    unit = options["patch_size"] * (LATENT_FACTOR if latent else 1)
+    if image_size % unit or image_size < unit:
+        raise UsageError(f"image_size is {image_size}, but must be a multiple of {unit} for {network}{' on latents' if latent else ''}")
+    whole = {**options, "image_size": side, "in_channels": channels, "num_classes": num_classes, "learn_sigma": True}
+    return PaperProblem((channels, side, side), num_classes, whole, VPSchedule(), num_steps)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Inside, networks are made on the meta device, where they take no memory; all other numbers are as ever."""
+
+    def weight(module: nn.Module, name: str, value: nn.Parameter) -> nn.Parameter:
+        return nn.Parameter(value.detach().to("meta"), value.requires_grad)
+
+    hooks = (
+        register_module_parameter_registration_hook(weight),  # type: ignore[arg-type]  # what a hook returns takes the value's place
+        register_module_buffer_registration_hook(lambda module, name, value: value if value is None else value.to("meta")),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def sampling_cost_on_meta(method: str, config: MethodConfig, problem: PaperProblem, num_steps: int) -> SamplingCost:
+    """Counts a method's sampler as it runs, for one sample without guidance."""
+    METHODS[method].check(config, problem, num_steps)
+    x, cond = torch.empty(1, *problem.shape, device="meta"), Condition(torch.empty(1, dtype=torch.long, device="meta"))
+    with without_weights():
+        network = DiT(**problem.network_options)
+        teacher = Guided(Denoiser(network, problem.schedule), 1.0, problem.null)
+        built = METHODS[method](config, teacher, problem, num_steps, NOMINAL_STEPS)
+    sampled = built.passes_through
+    with torch.no_grad():
+        plain = count_macs(lambda: network(x, torch.empty(1, device="meta"), cond))
+    with torch.no_grad(), count_passes(sampled) as passes:
+        by_kind = macs_by_kind(lambda: integrate(built.solver, built.student, x, built.levels, cond, lambda name: x))
+    macs = sum(by_kind.values())
+    return SamplingCost(macs, plain * passes.total, by_kind, passes.total, parameters(sampled))

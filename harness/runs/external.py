@@ -1,0 +1,147 @@
+"""Work that was not trained here gets the same record: a file of samples, a student's weights, or a function. Floor 8.
+
+Its bill is what its author states; where samples alone are known there is no cost either. Identities are those of every other
+record, so a sample file of another size is refused a place in the same column.
+"""
+
+from __future__ import annotations
+
+import importlib
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.diffusion.conditions import Condition
+from harness.errors import UsageError
+from harness.files import digest, file_hash
+from harness.metrics.evaluator import Evaluator, evaluator_of, sample_set
+from harness.records import Metric, Record, capture_environment, write_record
+from harness.runs.config import Parent, Resolved, RunConfig, reference_of, resolve
+from harness.runs.log import Report, silent
+from harness.runs.run import Run
+from harness.solvers import Noise
+from harness.tasks import Task
+
+NOT_OURS = "not trained here"
+
+
+def from_outside(record: Record) -> bool:
+    """Whether a record is of work that was evaluated here alone."""
+    return any(flag.startswith(NOT_OURS) for flag in record.flags)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What is said of work from outside.
+
+    Attributes:
+        name: what the table calls it.
+        num_steps: its sampling steps.
+        stated: its bill, in its author's words.
+    """
+
+    name: str
+    num_steps: int
+    stated: str = ""
+
+    @property
+    def flags(self) -> list[str]:
+        return [f"{NOT_OURS}; bill as stated: {self.stated or 'nothing'}"]
+
+
+def read_samples(path: Path, task: Task) -> tuple[Tensor, Tensor | None]:
+    """Samples and labels of an ADM-style file: `arr_0` uint8 [n, H, W, C] and, if it is there, `arr_1` [n].
+
+    Returns images [n, C, H, W] in [-1, 1]. Raises UsageError if the file is broken or holds other images than the task's.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            images, labels = content["arr_0"], content.get("arr_1", None)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # TypeError: an array alone
+        raise UsageError(f"{path} is not a file of samples; it should be .npz with arr_0, uint8 [n, H, W, C]") from error
+    channels, height, width = task.shape
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (height, width, channels) or len(images) < 2:
+        wanted = f"uint8 [n, {height}, {width}, {channels}]"
+        raise UsageError(f"{path}: arr_0 is {images.dtype} {list(images.shape)}, but task {task.spec.name} needs {wanted}")
+    if labels is not None and (labels.shape != (len(images),) or not 0 <= labels.min() <= labels.max() < task.num_classes):
+        raise UsageError(f"{path}: arr_1 should hold {len(images)} labels from 0 to {task.num_classes - 1}")
+    if len(images) < (least := task.spec.evaluation.kid_subset_size):
+        raise UsageError(f"{path} holds {len(images)} samples, but task {task.spec.name} needs at least {least}")
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pixels, None if labels is None else torch.from_numpy(labels).long()
+
+
+def load_function(said: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function named module:function. Raises UsageError if there is none."""
+    module, _, name = said.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"callable {said!r} cannot be loaded ({error}); give module:function") from error
+
+
+def _evaluator(task: Task, results: Path, device: torch.device, report: Report) -> Evaluator:
+    reference = Run(reference_of(task), results, device, report)
+    sampler = reference.sampler(reference.build(task.teacher(device)))
+    return evaluator_of(task, lambda k: reference.samples(sampler, k), device)
+
+
+def _record(task: Task, outside: Outside, content: str, noise_sets: int, metrics: dict[str, Metric], device: torch.device) -> Record:
+    config = {"num_steps": outside.num_steps, "seed": 0, "total_steps": 0, "batch_size": 0, "micro_batch_size": None,
+              "precision": "fp32", "noise_sets": noise_sets, "init_from": None}  # fmt: skip
+    run_id = f"{outside.name}-{outside.num_steps}-{digest([task.digest, task.hashes, outside.name, content, config])[:10]}"
+    return Record(run_id=run_id, task=task.spec.name, task_version=task.spec.version, method=outside.name, options={}, config=config,
+                  target="as stated", hashes={**task.hashes, "evaluated": content}, status="finished", metrics=metrics,
+                  flags=outside.flags, environment=capture_environment(device))  # fmt: skip
+
+
+def evaluate_samples(path: Path, outside: Outside, task: Task, results: Path, device: torch.device, report: Report = silent) -> Record:
+    """The record of a file of samples, from whatever noise. Metrics that need labels are left out where it has none."""
+    images, labels = read_samples(path, task)
+    metrics = _evaluator(task, results, device, report).of_file(images, labels)
+    return _kept(_record(task, outside, file_hash(path), 1, metrics, device), results)
+
+
+def evaluate_callable(said: str, outside: Outside, task: Task, results: Path, device: torch.device, report: Report = silent) -> Record:
+    """The record of a function from noise [B, C, H, W] and labels [B] to samples [B, C, H, W] in [-1, 1], on the task's noise."""
+    function = load_function(said)
+
+    def sampler(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
+        images = function(x_T, cond.classes if cond.text is None else cond.text)
+        if not isinstance(images, Tensor) or images.shape != x_T.shape:
+            found = f"{tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise UsageError(f"callable {said!r} gives {found} for noise {tuple(x_T.shape)}; it should give samples of that shape")
+        return images
+
+    sets = range(task.spec.evaluation.noise_sets)
+    samples = {k: sample_set(sampler, task, k, device, report(f"sampling, noise set {k}")) for k in sets}
+    metrics = _evaluator(task, results, device, report).evaluate(samples)
+    return _kept(_record(task, outside, said, len(sets), metrics, device), results)
+
+
+def evaluate_student(
+    path: Path, config: RunConfig, outside: Outside, results: Path, device: torch.device, report: Report = silent
+) -> Record:
+    """The record of a student's weights (safetensors) under one of our methods' samplers, untrained here, cost measured."""
+    resolved: Resolved = resolve(config.model_copy(update={"budget": "steps=0"}), results=results)
+    if not path.is_file():
+        raise UsageError(f"there is no file of weights {path}")
+    sha256 = file_hash(path)
+    parent = Parent(run_id=path.name, weights=path, sha256=sha256, setting=f"{outside.name} {sha256[:8]}", bill=None)
+    run = Run(replace(resolved, parent=parent), results, device, report)
+    record = run.execute()
+    cost = record.cost.model_copy(update={"training": None}) if record.cost else None
+    return _kept(record.model_copy(update={"flags": [*record.flags, *outside.flags], "cost": cost}), results)
+
+
+def _kept(record: Record, results: Path) -> Record:
+    write_record(results / "runs" / record.run_id / "record.json", record)
+    return record

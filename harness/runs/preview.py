@@ -1,0 +1,115 @@
+"""What a run would do, without doing it: its settled config, what is there already, MACs, and an estimate of the time. Floor 8."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.data.trajectories import store_folder
+from harness.methods import METHODS
+from harness.metrics.evaluator import Sampler, sampling_cost
+from harness.runs.config import Resolved, reference_of
+from harness.runs.run import Run
+from harness.tasks import Task
+from harness.training.estimate import rehearsal, seconds_a_step
+from harness.training.trainer import MILESTONES
+
+SHARED = ("reference samples", "trajectories")
+"""Parts that runs of one task share."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do.
+
+    Attributes:
+        state: "finished", "interrupted" (it would resume) or "new".
+        cached: for each part that is shared between runs, whether it is there.
+        seconds: an estimate for each part that is to be made, from small pieces timed now; of an interrupted run from its start.
+    """
+
+    run_id: str
+    state: str
+    method: str
+    options: dict[str, Any]
+    config: dict[str, Any]
+    nfe: float
+    macs_per_sample: int
+    cached: dict[str, bool] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def preview(resolved: Resolved, results: Path, device: torch.device, reuse: bool = False) -> Preview:
+    """Looks and times; nothing is written.
+
+    Args:
+        reuse: whether what other code finished counts.
+    """
+    task, steps = resolved.task, resolved.settings.total_steps
+    beside = replace(reference_of(task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features)
+    run, reference = Run(resolved, results, device), Run(beside, results, device)
+    teacher = task.teacher(device)
+    method = run.build(teacher)
+    sampler = run.sampler(method)
+    nfe, macs = sampling_cost(sampler, method.passes_through, task, device)
+    finished = run.finished_record(reuse) is not None
+    state = "finished" if finished else "interrupted" if (run.folder / "checkpoint").exists() else "new"
+    cached = {"reference record": reference.finished_record(reuse) is not None}
+    seconds: dict[str, float] = {}
+    n = task.spec.evaluation.samples
+    if not finished:
+        samples_of = {"reference samples": n * resolved.noise_sets}
+        cached["reference samples"] = all(reference.samples_folder(k).exists() for k in range(resolved.noise_sets))
+        if steps and "trajectory" in METHODS[resolved.method].sources:
+            samples_of["trajectories"] = task.recipe.count
+            cached["trajectories"] = (store_folder(task.recipe) / "manifest.json").exists()
+        if missing := {part: count for part, count in samples_of.items() if not cached[part]}:
+            one = timed(reference.sampler(reference.build(teacher)), task, device)
+            seconds |= {part: one * count for part, count in missing.items()}
+        one = timed(sampler, task, device)
+        if steps and (sibling := run.sibling()):
+            cached[f"student of {sibling.run_id}"] = True
+        elif steps:
+            trainer = rehearsal(resolved.method, resolved.config, task, resolved.num_steps, resolved.settings, device)
+            seconds["training"] = seconds_a_step(trainer) * steps
+            seconds["milestones"] = len(MILESTONES) * one * (task.spec.evaluation.milestone_samples or n)
+        seconds["samples"] = one * n * resolved.noise_sets
+    return Preview(resolved.run_id, state, resolved.method, resolved.config.model_dump(mode="json"), resolved.run_settings, nfe, macs,
+                   cached, seconds)  # fmt: skip
+
+
+def estimate(missing: Sequence[Resolved], results: Path, device: torch.device) -> dict[str, float]:
+    """Seconds of each part of many runs, what they share counted once; of runs that differ in the seed alone one is timed."""
+    alike: dict[str, list[Resolved]] = {}
+    for resolved in missing:
+        alike.setdefault(replace(resolved, settings=replace(resolved.settings, seed=0)).run_id, []).append(resolved)
+    total: dict[str, float] = {}
+    for group in alike.values():
+        for part, seconds in preview(group[0], results, device).seconds.items():
+            if part in SHARED:
+                total[part] = max(total.get(part, 0.0), seconds)
+            else:
+                total[part] = total.get(part, 0.0) + seconds * len(group)
+    return total
+
+
+def timed(sampler: Sampler, task: Task, device: torch.device) -> float:
+    """Seconds a sample, on one batch after a small one."""
+    x_T, cond = task.evaluation_inputs(0)
+    size = min(task.spec.evaluation.batch_size, 100)
+
+    def call(count: int) -> Callable[[], object]:
+        part = slice(0, count)
+        return lambda: sampler(x_T[part].to(device), cond[part].to(device), lambda name: x_T[part].to(device))
+
+    call(2)()
+    start = time.perf_counter()
+    call(size)()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - start) / size

@@ -1,0 +1,203 @@
+"""Making and verifying the networks that ship with a task: the feature network, the teacher, their cards; its levels. Floor 7."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from harness.diffusion.randomness import Keyed, keyed_initialisation
+from harness.diffusion.schedules import few_step_levels
+from harness.errors import CheckFailed, UsageError
+from harness.files import digest, file_hash, write_tensors, write_text
+from harness.methods import METHODS, Method
+from harness.methods.parts.classification import Classification
+from harness.metrics.evaluator import ImageEvaluator, sample_set
+from harness.metrics.features import classify
+from harness.metrics.fidelity import fid, label_agreement
+from harness.records import code_digest
+from harness.runs.config import reference_of
+from harness.runs.log import Report, silent
+from harness.runs.run import Run
+from harness.solvers import SOLVERS, Trajectory, integrate
+from harness.solvers.search import Search, search_levels
+from harness.tasks import Task
+from harness.tasks.task import Guidance, Part, Weights
+from harness.training.trainer import Trainer, TrainSettings
+
+
+@dataclass(frozen=True)
+class Made:
+    """A file of weights and its card."""
+
+    path: Path
+    sha256: str
+    card: dict[str, Any]
+
+
+def train_networks(task: Task, folder: Path, device: torch.device, report: Report = silent) -> list[Made]:
+    """Trains the feature network, then the teacher, as the task's file says; scans guidance; writes weights and cards.
+
+    It resumes where it was interrupted. What the task borrows of another is not trained.
+
+    Returns:
+        The files that were made.
+    """
+    made = []
+    for part in _own(task):
+        weights, name, method = task.trained(part), *_METHODS[part]
+        path = folder / Path(weights.file).name
+        network = _train(name, method, weights, task, folder / part, device, report)
+        write_tensors(path, {key: tensor.half() for key, tensor in network.state_dict().items()})
+        file = weights.model_copy(update={"file": str(path.resolve()), "sha256": file_hash(path)})
+        task = _with(task, **{part: file})
+        made.append(_finish(path, weights, task, _quality(part, task, device, report)))
+    return made
+
+
+_METHODS: dict[Part, tuple[str, type[Method]]] = {
+    "features": ("classification", Classification),
+    "teacher": ("denoising", METHODS["denoising"]),
+}
+
+
+def _own(task: Task) -> list[Part]:
+    """The networks that the task does not borrow. Raises UsageError if there is none."""
+    if own := [part for part in _METHODS if not task.borrows(part)]:
+        return own
+    raise UsageError(f"task {task.spec.name} has the networks of {task.spec.like}: name that one")
+
+
+def _quality(part: Part, task: Task, device: torch.device, report: Report) -> dict[str, Any]:
+    return features_quality(task, device) if part == "features" else teacher_quality(task, device, report)
+
+
+def _train(name: str, cls: type[Method], weights: Weights, task: Task, folder: Path, device: torch.device,
+           report: Report) -> nn.Module:  # fmt: skip
+    """The averaged network of a method that learns from real images."""
+    training = weights.training
+    with keyed_initialisation(training.seed, name):
+        method = cls(cls.Config(**training.options), None, task, task.trajectory_steps, training.steps)
+    method.to(device)
+    settings = TrainSettings(training.steps, training.batch_size, training.seed, precision=training.precision, compile=training.compile)
+    progress = report(name)
+    spec = task.spec.model_dump(mode="json", include={"data", "network", "schedule", "prediction_type"})
+    identity = digest([name, spec, training.model_dump(mode="json"), code_digest()])
+    Trainer(method, {"data": task.split.train}, settings, folder, device, identity=identity).train(
+        progress=lambda done, total, means: progress(done, total)
+    )
+    (player,) = method.players.values()
+    assert player.ema is not None
+    return player.ema.module
+
+
+def _with(task: Task, **changes: Any) -> Task:
+    """The task with parts of its spec replaced."""
+    return Task(task.spec.model_copy(update=changes), task.folder)
+
+
+def _finish(path: Path, weights: Weights, task: Task, quality: dict[str, Any]) -> Made:
+    """Writes the card beside the weights."""
+    sha256 = file_hash(path)
+    card: dict[str, Any] = {
+        "command": f"harness teacher train --task {task.spec.name}",
+        "sha256": sha256,
+        "format": "fp16 safetensors of the averaged weights",
+        "training": weights.training.model_dump(mode="json"),
+        "data": {**task.spec.data.model_dump(mode="json"), "images": len(task.split.train), "held_out": len(task.split.held_out)},
+        "quality": quality,
+    }
+    write_text(path.with_suffix(".yaml"), yaml.safe_dump(card, sort_keys=False))
+    return Made(path, sha256, card)
+
+
+def features_quality(task: Task, device: torch.device) -> dict[str, float]:
+    """Accuracy on both splits, and what FID says of real images: held-out ones and two halves of the training ones."""
+    classifier = task.classifier(device)
+    train, held_out = task.split.train, task.split.held_out
+    features, logits = classify(classifier, train.images)
+    features_out, logits_out = classify(classifier, held_out.images)
+    half = len(features) // 2
+    return {
+        "train_accuracy": round(label_agreement(logits, train.labels), 4),
+        "held_out_accuracy": round(label_agreement(logits_out, held_out.labels), 4),
+        "fid_held_out": round(fid(features_out, features), 3),
+        "fid_halves": round(fid(features[:half], features[half:]), 3),
+    }
+
+
+def teacher_quality(task: Task, device: torch.device, report: Report = silent) -> dict[str, Any]:
+    """FID, KID and label agreement by guidance scale under the task's reference sampler, on noise set 0; the best scale."""
+    scan, n = {}, task.spec.guidance_scan_samples or task.spec.evaluation.samples
+    for scale in task.spec.guidance_scan:
+        at_scale = _with(task, guidance=Guidance(scale=scale, channels=task.spec.guidance.channels))
+        reference = Run(reference_of(at_scale), Path(), device)
+        sampler = reference.sampler(reference.build(at_scale.teacher(device)))
+        samples = sample_set(sampler, at_scale, 0, device, report(f"guidance {scale}"), n)
+        evaluator = ImageEvaluator(at_scale, {0: samples}.__getitem__, device)
+        metrics = evaluator.of_samples(samples, task.evaluation_inputs(0)[1][:n].labels)
+        scan[scale] = {name: round(metrics[name], 4) for name in ("fid", "kid", "label_agreement")}
+    best = min(scan, key=lambda scale: scan[scale]["fid"])
+    return {"n": n, "noise_set": 0, "guidance_scan": scan, "best_guidance_scale": best}
+
+
+def verify(task: Task, device: torch.device, report: Report = silent) -> list[str]:
+    """Measures the shipped networks again and compares with their cards.
+
+    Returns:
+        A line for each number compared.
+
+    Raises:
+        CheckFailed: if one is off by more than 2 %, or the task does not use the scale with the best FID.
+    """
+    lines = []
+    for part in _own(task):
+        weights, measured = task.trained(part), _quality(part, task, device, report)
+        path, found = task.path(weights).with_suffix(".yaml"), _numbers(measured)
+        try:
+            stated_numbers = _numbers(yaml.safe_load(path.read_text())["quality"])
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"card {path} is missing or states no quality: {error}") from error
+        if missing := stated_numbers.keys() - found.keys():
+            raise CheckFailed(f"card {path} states {', '.join(sorted(missing))}, which is not measured")
+        for name, stated in stated_numbers.items():
+            close = math.isclose(found[name], stated, rel_tol=0.02, abs_tol=2e-3)
+            lines.append(f"{Path(weights.file).stem}: {name} is {found[name]}, its card says {stated}{'' if close else ': not the same'}")
+            if not close:
+                raise CheckFailed(lines[-1])
+        if measured.get("best_guidance_scale", task.spec.guidance.scale) != task.spec.guidance.scale:
+            raise CheckFailed(f"the best guidance scale is {measured['best_guidance_scale']}, the task uses {task.spec.guidance.scale}")
+    return lines
+
+
+def search(task: Task, solver: str, num_steps: int, count: int, device: torch.device) -> Search:
+    """Levels for few steps of a solver, searched for with `count` trajectories of their own noise.
+
+    Raises UsageError for an unknown solver, one that draws noise, or more steps than the task's trajectories have.
+    """
+    chosen = SOLVERS[solver]()
+    if chosen.stochastic:
+        raise UsageError(f"solver {solver} draws noise, so that no path has an end to meet: give another")
+    if not 1 <= num_steps <= task.trajectory_steps:
+        raise UsageError(
+            f"num_steps is {num_steps}, but levels are chosen among {task.trajectory_steps}: give 1 to {task.trajectory_steps}"
+        )
+    index, teacher = torch.arange(count), task.teacher(device)
+    x_T, cond = Keyed("levels", 0).normal("x_T", index, task.shape).to(device), task.conditions.balanced(index).to(device)
+    with torch.no_grad():
+        path = integrate(chosen, teacher, x_T, few_step_levels(task.trajectory_steps), cond, save=True)
+    assert isinstance(path, Trajectory)
+    return search_levels(chosen, teacher, path, num_steps)
+
+
+def _numbers(tree: dict[Any, Any], prefix: str = "") -> dict[str, float]:
+    """A nested dictionary's numbers by dotted name."""
+    flat: dict[str, float] = {}
+    for key, value in tree.items():
+        flat |= _numbers(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": float(value)}
+    return flat

@@ -1,0 +1,256 @@
+"""The evaluator: what it says of real images, what a metric's identity holds, what sampling costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.data.images import ImageSet
+from harness.diffusion.conditions import Condition
+from harness.diffusion.randomness import Keyed
+from harness.errors import RunFailed
+from harness.methods import METHODS
+from harness.metrics import evaluator as evaluator_module
+from harness.metrics.evaluator import ImageEvaluator, sample_grid, sample_set, sampling_cost
+from harness.metrics.features import classify
+from harness.metrics.fidelity import fid
+from harness.metrics.manifold import density_coverage, precision_recall
+from harness.records import Metric
+from harness.runs.config import RunConfig, resolve
+from harness.solvers import Noise, integrate
+from harness.tasks import Task
+
+CPU = torch.device("cpu")
+
+
+def changed(task: Task, **changes: Any) -> Task:
+    """The task with parts of its spec replaced; a dictionary replaces parts of a part."""
+    spec = task.spec
+    for name, value in changes.items():
+        part = getattr(spec, name)
+        value = part.model_copy(update=value) if isinstance(value, dict) else value
+        spec = spec.model_copy(update={name: value})
+    return Task(spec)
+
+
+def noise_images(task: Task, count: int) -> Tensor:
+    return Keyed("test", 0).normal("images", torch.arange(count), task.shape)
+
+
+class Replay:
+    """A perfect sampler: it returns given images in order."""
+
+    def __init__(self, images: Tensor):
+        self.images, self.calls = images, list[int]()
+
+    def __call__(self, x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
+        start = sum(self.calls)
+        self.calls.append(len(x_T))
+        return self.images[start : start + len(x_T)]
+
+
+def test_the_reference_itself_has_no_distance(tiny: Task) -> None:
+    real = tiny.split.train.images
+    task = changed(tiny, evaluation={"samples": len(real), "batch_size": 500})
+    sampler = Replay(real)
+    samples = sample_set(sampler, task, 0, CPU)
+    assert sampler.calls == [500, 500, len(real) - 1000]
+    assert torch.equal(samples, real)
+    metrics = ImageEvaluator(task, lambda k: real, CPU).evaluate({0: samples})
+    other = ImageEvaluator(task, lambda k: real, CPU).evaluate({0: noise_images(task, len(real))})
+    assert abs(metrics["fid"].mean) < 1e-4 * other["fid"].mean
+    assert abs(metrics["kid"].mean) < 0.1 * other["kid"].mean
+    assert metrics["distance_to_teacher"].mean == 0
+    assert other["distance_to_teacher"].mean > 0.5
+
+
+def test_the_floor_is_that_of_held_out_images(tiny: Task) -> None:
+    held_out = tiny.split.held_out
+    task = changed(tiny, evaluation={"samples": len(held_out)})
+    evaluator = ImageEvaluator(task, lambda k: held_out.images, CPU)
+    metrics = evaluator.evaluate({0: held_out.images})
+    assert metrics["fid_floor"].n == len(held_out) == 360
+    for name in ("fid", "kid"):
+        assert metrics[name].mean == pytest.approx(metrics[f"{name}_floor"].mean, rel=1e-9)
+        assert metrics[name].direction == metrics[f"{name}_floor"].direction == "lower"
+
+
+def test_neighbourhoods_of_a_part_of_the_reference(tiny: Task) -> None:
+    """The part is in the identity; other metrics see all."""
+    images = noise_images(tiny, 40)
+    some = changed(tiny, evaluation={"neighbours": 100})
+    for task, count in ((tiny, 1437), (some, 100)):
+        evaluator = ImageEvaluator(task, lambda k: images, CPU)
+        found = evaluator.evaluate({0: images})
+        features = classify(evaluator.classifier, images)[0]
+        assert found["coverage"].mean == density_coverage(features, evaluator.reference[:count])[1]
+        assert found["recall"].mean == precision_recall(features, evaluator.reference[:count])[1]
+        assert found["fid"].mean == fid(features, evaluator.reference)
+        assert found["coverage"].identity.get("neighbours") == (100 if task is some else None)
+    assert some.digest != tiny.digest
+
+
+def test_features_of_many_images_are_kept(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluator_module, "FEW", 1000)
+    first = ImageEvaluator(tiny, lambda k: noise_images(tiny, 40), CPU).reference
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluator_module, "classify", lambda *args: pytest.fail("they are made again"))
+        assert torch.equal(ImageEvaluator(tiny, lambda k: noise_images(tiny, 40), CPU).reference, first)
+    other = changed(tiny, data={"split_seed": 1})
+    assert not torch.equal(ImageEvaluator(other, lambda k: noise_images(tiny, 40), CPU).reference, first)
+    assert torch.equal(first, classify(tiny.classifier(CPU), tiny.split.train.images)[0])
+
+
+class Extractor:
+    """Two metrics of the literature may rest on the same weights."""
+
+    sha256 = "the same"
+
+    def __init__(self, metric: str):
+        self.metric = metric
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images
+
+
+def test_the_floor_beside_many_images_is_kept(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluator(task: Task, *extra: Any) -> ImageEvaluator:
+        return ImageEvaluator(task, lambda k: noise_images(task, 40), CPU, extra)
+
+    measured = evaluator(tiny).floors()
+    monkeypatch.setattr(evaluator_module, "FEW", 1000)
+    assert evaluator(tiny).floors() == measured
+    calls: list[int] = []
+    monkeypatch.setattr(ImageEvaluator, "of_samples", lambda *args: calls.append(0) or {"fid": float(len(calls))})
+    assert evaluator(tiny).floors() == measured
+    # for each thing that decides it there is one
+    other_held_out, other_train = Task(tiny.spec), Task(tiny.spec)
+    fewer = {name: ImageSet(part.images[10:], part.labels[10:]) for name, part in vars(tiny.split).items()}
+    other_held_out.__dict__["split"] = replace(tiny.split, held_out=fewer["held_out"])
+    other_train.__dict__["split"] = replace(tiny.split, train=fewer["train"])
+    some = changed(tiny, evaluation={"neighbours": 100})
+    smaller = changed(tiny, evaluation={"kid_subset_size": 50})
+    others = [evaluator(task) for task in (other_held_out, other_train, some, smaller)]
+    others += [evaluator(tiny, Extractor("fid_inception")), evaluator(tiny, Extractor("fid_clean"))]
+    for _ in range(2):
+        assert [other.floors()["fid_floor"].mean for other in others] == [1, 2, 3, 4, 5, 6]
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluator_module, "code_digest", lambda *args: "other code")
+            assert evaluator(tiny).floors()["fid_floor"].mean == 7
+
+
+def test_every_noise_set_has_its_value(tiny: Task) -> None:
+    samples = {k: noise_images(tiny, 80)[40 * k : 40 * k + 40] for k in (0, 1)}
+    metrics = ImageEvaluator(tiny, samples.__getitem__, CPU).evaluate(samples)
+    for name, metric in metrics.items():
+        if not name.endswith("_floor"):
+            assert metric.values.keys() == {0, 1}
+            assert metric.n == 40
+    assert metrics["fid"].values[0] != metrics["fid"].values[1]
+    alone = ImageEvaluator(tiny, samples.__getitem__, CPU).evaluate({1: samples[1]})
+    assert alone["fid"].values[1] == metrics["fid"].values[1]
+
+
+class Oracle(nn.Module):
+    """Reads the label from the first pixel, which is -1 for label 0 and 0.8 for label 9."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = nn.Parameter(torch.arange(10) / 5 - 1, requires_grad=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        return -(features[:, :1] - self.levels).abs()
+
+
+def test_label_agreement_asks_for_the_sets_own_labels(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "classifier", lambda device: Oracle())
+    images, labels = noise_images(tiny, 40), tiny.evaluation_inputs(0)[1].labels
+    images[:, 0, 0, 0] = labels / 5 - 1
+    images[:10, 0, 0, 0] = (labels[:10] + 1) % 10 / 5 - 1  # ten wrong ones
+    assert ImageEvaluator(tiny, lambda k: images, CPU).evaluate({0: images})["label_agreement"].mean == 0.75
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_samples_that_are_not_finite_are_refused(value: float, tiny: Task) -> None:
+    images = noise_images(tiny, 40)
+    images[3, 0, 0, 0] = value
+    with pytest.raises(RunFailed, match="samples of noise set 0 are not finite"):
+        ImageEvaluator(tiny, lambda k: images, CPU).evaluate({0: images})
+
+
+def identity_hash(task: Task, name: str = "fid", n: int = 40) -> str:
+    identity = ImageEvaluator(task, lambda k: torch.zeros(1), CPU).identity(name, n)
+    return Metric(values={0: 1.0}, n=n, direction="lower", identity=identity).identity_hash
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": 2},
+        {"name": "other"},
+        {"evaluation": {"seed": 1}},
+        {"evaluation": {"kid_subset_size": 10}},
+        {"data": {"split_seed": 1}},
+        {"guidance": {"scale": 1.5}},
+    ],
+    ids=str,
+)
+def test_what_a_metrics_identity_holds(changes: dict[str, Any], tiny: Task) -> None:
+    assert identity_hash(changed(tiny, **changes)) != identity_hash(tiny)
+
+
+def test_an_identity_holds_n_and_the_metric(tiny: Task) -> None:
+    assert identity_hash(tiny) == identity_hash(changed(tiny))
+    assert identity_hash(tiny, n=41) != identity_hash(tiny)
+    assert identity_hash(tiny, "kid") != identity_hash(tiny)
+
+
+@pytest.mark.parametrize("network", ["features", "teacher"])
+def test_an_identity_holds_the_networks_weights(network: str, tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identity_hash(tiny)
+    other = changed(tiny, **{network: {"sha256": "0" * 64}})
+    monkeypatch.setattr(other, "classifier", lambda device: tiny.classifier(device))
+    assert identity_hash(other) != before
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "nfe"),
+    [("teacher", {}, 8), ("step-distillation", {}, 4), ("ard", {"history_layers": 2}, 4), ("denoising", {}, 4)],
+)
+def test_a_guided_step_costs_two_passes_and_a_students_one(method: str, options: dict[str, Any], nfe: int, tiny: Task) -> None:
+    resolved = resolve(RunConfig(method=method, options=options, task="tiny"), tiny)
+    built = METHODS[method](resolved.config, tiny.teacher(CPU), tiny, 4, 10)
+
+    def sampler(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
+        return integrate(built.solver, built.student, x_T, built.levels, cond)
+
+    found, macs = sampling_cost(sampler, built.passes_through, tiny, CPU)
+    assert found == nfe
+    tokens, d = 4, 16
+    linear = tokens * 12 * d * d + 6 * d * d
+    forward = tokens * 16 * d + 256 * d + d * d + 3 * (linear + 2 * tokens**2 * d) + 2 * d * d + tokens * d * 16
+    extra = 2 * tokens**2 * d * 2 * 6 if method == "ard" else 0
+    assert macs == nfe * forward + extra
+
+
+def test_a_grid_shows_rows_of_samples_enlarged() -> None:
+    rows = [torch.full((30, 1, 8, 8), value) for value in (-1.0, 1.0)]
+    picture = sample_grid(rows, columns=6, scale=5, gap=2)
+    assert picture.shape == (2 * (8 * 5 + 4), 6 * (8 * 5 + 4), 3)
+    assert picture.dtype == torch.uint8
+    assert picture[0].unique().tolist() == [255]
+    assert picture[2:42, 2:42].unique().tolist() == [0]
+    assert picture[46:86].unique().tolist() == [255]
+
+
+def test_a_grid_keeps_colours_and_takes_fewer_samples_than_columns() -> None:
+    picture = sample_grid([torch.tensor([-1.0, 0.0, 1.0]).reshape(1, 3, 1, 1).expand(2, 3, 4, 4)], columns=20, scale=2, gap=1)
+    assert picture.shape == (10, 20, 3)
+    assert picture[5, 5].tolist() == [0, 128, 255]

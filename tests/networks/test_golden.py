@@ -1,0 +1,166 @@
+"""Parity with the authors' code: outputs of the official DiT and of ARD on random weights (see `tests/golden`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from harness.diffusion.conditions import Condition, Conditions
+from harness.diffusion.denoiser import Denoiser, Guided
+from harness.diffusion.randomness import Keyed
+from harness.diffusion.schedules import VPSchedule, dit_levels, respaced_levels
+from harness.methods.ard import ARD, ARDConfig
+from harness.methods.base import Batch
+from harness.networks.dit import DiT, sincos_position_embedding
+from harness.networks.history import EMPTY, HistoryDiT
+from harness.solvers import DDIM, Trajectory, integrate
+
+FOLDER = Path(__file__).parents[1] / "golden"
+DIT = {
+    "image_size": 16,
+    "patch_size": 2,
+    "in_channels": 4,
+    "hidden_size": 48,
+    "depth": 2,
+    "num_heads": 4,
+    "num_classes": 10,
+    "learn_sigma": True,
+}
+LAYERS = [0, 1, 2]
+
+
+FREE_RUN = 5e-5
+"""What four free-running steps make of rounding: in float64 the authors' own numbers are 3.5e-5 of the largest value off."""
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """Equal to `tolerance` of the largest expected value."""
+    assert found.shape == expected.shape
+    assert float((found - expected).detach().abs().max() / expected.abs().max()) < tolerance
+
+
+def part(golden: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in golden.items() if name.startswith(prefix)}
+
+
+@pytest.fixture(scope="module")
+def dit() -> dict[str, Tensor]:
+    """Numbers of facebookresearch/DiT."""
+    return load_file(FOLDER / "dit.safetensors")
+
+
+@pytest.fixture(scope="module")
+def denoiser(dit: dict[str, Tensor]) -> Denoiser:
+    """The official weights in our DiT."""
+    network = DiT(**DIT)
+    network.load_state_dict(part(dit, "dit."))
+    return Denoiser(network.requires_grad_(False), VPSchedule(), "eps")
+
+
+@pytest.fixture(scope="module")
+def ard() -> dict[str, Tensor]:
+    """Numbers of alsdudrla10/ARD."""
+    return load_file(FOLDER / "ard.safetensors")
+
+
+def student(ard: dict[str, Tensor], layers: int) -> HistoryDiT:
+    """ARD's weights in our history DiT."""
+    network = HistoryDiT(4, layers, per_step_heads=True, **{**DIT, "image_size": 32})
+    network.load_state_dict(part(ard, "ard."))
+    return network
+
+
+@pytest.mark.parametrize(("name", "side"), [("dit", 8), ("ard", 16)])
+def test_fixed_positions(request: pytest.FixtureRequest, name: str, side: int) -> None:
+    """Loading a state dict overwrites them, so the other tests do not see what a fresh network has."""
+    close(sincos_position_embedding(48, (side, side)), request.getfixturevalue(name)[f"{name}.pos_embed"])
+
+
+def test_dit_forward(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
+    close(denoiser.network(dit["io.x"], dit["io.t"], Condition(dit["io.y"])), dit["io.out"])
+
+
+def test_dit_guided_forward(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
+    level_500 = torch.tensor(501 / 1000, dtype=torch.float64)
+    found = Guided(denoiser, 1.5, Conditions(10).null, channels=3)(dit["io.z"], level_500, Condition(dit["io.labels"]))
+    close(found.eps, dit["io.cfg_out_t500_w1.5"][:, :4])
+
+
+@pytest.mark.parametrize("steps", [8, 25])
+def test_dit_respaced_levels(dit: dict[str, Tensor], steps: int) -> None:
+    assert dit_levels(respaced_levels(steps)) == dit[f"io.ddim{steps}_timesteps"].flip(0).tolist()
+
+
+def test_dit_guided_ddim(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
+    model = Guided(denoiser, 1.5, Conditions(10).null, channels=3)
+    found = integrate(DDIM(), model, dit["io.z"], respaced_levels(25), Condition(dit["io.labels"]))
+    close(found, dit["io.ddim25_w1.5_first3channels"])
+
+
+def test_dit_unguided_ddim(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
+    found = integrate(DDIM(), denoiser, dit["io.z"], respaced_levels(8), Condition(dit["io.labels"]))
+    close(found, dit["io.ddim8_unguided"])
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_ard_predictions_losses_and_gradients(ard: dict[str, Tensor], layers: int) -> None:
+    network, states = student(ard, layers), ard["io.states"]
+    output, _ = network(states[:, :-1], ard["io.times"].expand(2, 4), Condition(ard["io.labels"]))
+    error = output[:, :, :4] - states[:, 1:]
+    loss = error.square().mean((1, 2, 3, 4))
+    loss.mean().backward()
+    close(output[:, :, :4], ard[f"out.N{layers}.pred"])
+    close(loss, ard[f"out.N{layers}.loss"])
+    norms = part(ard, f"out.N{layers}.gradnorm.")
+    assert len(norms) == 6
+    for name, norm in norms.items():
+        close(network.get_parameter(name).grad.norm(), norm)
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_ard_each_sampling_step_on_a_cache(ard: dict[str, Tensor], layers: int) -> None:
+    """From their state to their next one, so that rounding does not grow from step to step."""
+    network, sample, cache = student(ard, layers).requires_grad_(False), ard[f"out.N{layers}.sample"], EMPTY
+    states = torch.cat([ard["io.states"][:, :1], sample], 1)
+    for step, time in enumerate(ard["io.times"]):
+        output, cache = network(states[:, step : step + 1], time.expand(2, 1), Condition(ard["io.labels"]), cache)
+        close(output[:, 0, :4], sample[:, step])
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_ard_free_running_sampling(ard: dict[str, Tensor], layers: int) -> None:
+    network = student(ard, layers).requires_grad_(False)
+    x, cache, found = ard["io.states"][:, :1], EMPTY, []
+    for time in ard["io.times"]:
+        output, cache = network(x, time.expand(2, 1), Condition(ard["io.labels"]), cache)
+        x = output[:, :, :4]
+        found.append(x)
+    close(torch.cat(found, 1), ard[f"out.N{layers}.sample"], FREE_RUN)
+
+
+class Problem:
+    """What the method asks of the task on which the authors' numbers were made."""
+
+    shape, num_classes, network_options = (4, 32, 32), 10, {**DIT, "image_size": 32}
+    schedule, prediction_type, trajectory_steps, network_teacher = VPSchedule(), "eps", 4, True
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_the_method_itself_has_their_loss_and_samples(ard: dict[str, Tensor], layers: int) -> None:
+    teacher = Guided(Denoiser(DiT(**Problem.network_options), VPSchedule()), 1.5, Conditions(10).null)
+    method = ARD(ARDConfig(history_layers=layers), teacher, Problem(), 4, 1)
+    for network in (method.players["student"].module, method.student):
+        network.load_state_dict(part(ard, "ard."))
+    states, cond = ard["io.states"], Condition(ard["io.labels"])
+    trajectory = Trajectory(
+        torch.full_like(states, torch.nan).index_copy(1, torch.tensor([0]), states[:, :1]), states[:, 1:], method.levels, cond
+    )
+    loss, _ = method.loss(Batch(torch.arange(2), None, trajectory, Keyed("test", 0)))
+    close(loss, ard[f"out.N{layers}.loss"].mean())
+    path = integrate(method.solver, method.student, states[:, 0], method.levels, cond, save=True)
+    close(path.states[:, 1:], ard[f"out.N{layers}.sample"], FREE_RUN)

@@ -1,0 +1,89 @@
+"""What is going on: runs under way by their leases and logs, failures, the best so far."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from written import record
+
+from harness.cli.main import main
+from harness.errors import UsageError
+from harness.records import write_record
+from harness.report.status import summary, working
+from harness.runs.leases import leases_of
+
+START = datetime.fromisoformat("2026-01-01T12:00:00+00:00")
+
+
+def log(results: Path, run_id: str, *lines: tuple[int, str]) -> AbstractContextManager[Any]:
+    """A run's log, lines by seconds; returns its lease."""
+    folder = results / "runs" / run_id
+    folder.mkdir(parents=True)
+    text = [f"{(START + timedelta(seconds=seconds)).isoformat()} {line}" for seconds, line in lines]
+    (folder / "run.log").write_text("\n".join(text) + "\n")
+    return leases_of(results).holding(run_id)
+
+
+TRAINING = (
+    (0, "run ard-4 starts: code c, torch 2, 1 threads"), (1, "trajectories starts"), (5, "trajectories is done: 4096"),
+    (10, "training starts"), (30, "training: 100/1000"), (50, "training: 200/1000"),
+)  # fmt: skip
+
+
+def test_a_run_under_way_says_how_far_it_is(tmp_path: Path) -> None:
+    with log(tmp_path, "ard-4", *TRAINING):
+        (one,) = working(tmp_path, now=START + timedelta(seconds=57))
+    assert one.worker == leases_of(tmp_path).worker
+    assert (one.run_id, one.stage, one.done, one.total, one.silent_for) == ("ard-4", "training", 200, 1000, 7)
+    assert one.seconds_left == pytest.approx(800 * 20 / 100)
+    assert working(tmp_path) == []  # nobody is at it any more
+
+
+@pytest.mark.parametrize(("lines", "stage", "left"), [
+    (TRAINING[:1], "", None), (TRAINING[:2], "trajectories", None), (TRAINING[:4], "training", None),
+    (TRAINING[:5], "training", 900 * 20 / 100), ((*TRAINING, (60, "sampling, noise set 0 starts")), "sampling, noise set 0", None),
+    ((), "", None),
+])  # fmt: skip
+def test_stages(lines: tuple[tuple[int, str], ...], stage: str, left: float | None, tmp_path: Path) -> None:
+    with log(tmp_path, "ard-4", *lines):
+        (one,) = working(tmp_path, now=START + timedelta(seconds=100))
+    assert (one.stage, one.seconds_left) == (stage, left)
+
+
+def test_a_resumed_stage_is_paced_from_where_it_went_on(tmp_path: Path) -> None:
+    lines = (
+        *TRAINING,
+        (200, "run ard-4 starts: code c"),
+        (201, "training starts"),
+        (220, "training: 600/1000"),
+        (240, "training: 700/1000"),
+    )
+    with log(tmp_path, "ard-4", *lines):
+        (one,) = working(tmp_path, now=START + timedelta(seconds=241))
+    assert one.seconds_left == pytest.approx(300 * 20 / 100)
+
+
+def test_the_command(tmp_path: Path, tiny: Any) -> None:
+    for fid, run_id in ((5.0, "ard-a"), (4.0, "ard-b")):
+        made = record(fid=fid).model_copy(update={"run_id": run_id, "options": {"history_layers": int(fid)}})
+        write_record(tmp_path / "runs" / run_id / "record.json", made)
+    for name in ("ard-c", "ard-d"):  # what failed keeps its checkpoint, but is not interrupted
+        (tmp_path / "runs" / name / "checkpoint").mkdir(parents=True)
+    bad = record().model_copy(update={"run_id": "ard-c", "status": "failed", "reason": "not finite", "metrics": {}})
+    write_record(tmp_path / "runs" / "ard-c" / "record.json", bad)
+    with log(tmp_path, "ard-4", *TRAINING):
+        text = CliRunner().invoke(main, ["status", str(tmp_path)], env={"COLUMNS": "200"}).output
+        found = json.loads(CliRunner().invoke(main, ["status", str(tmp_path), "--json"]).output)
+    for part in ("training", "200/1000", "ard, history_layers 4, trained 100 × 64: FID 4.50", "not finite", "interrupted"):
+        assert part in text, part
+    assert found["tasks"]["tiny"] == {"finished": 2, "best": {"4": "ard, history_layers 4, trained 100 × 64: FID 4.50"}}
+    assert found["interrupted"] == ["ard-d"]
+    assert found["failed"] == {"ard-c": "not finite"}
+    with pytest.raises(UsageError, match="there are no runs below"):
+        summary(tmp_path / "nowhere")

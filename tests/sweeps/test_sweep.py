@@ -1,0 +1,258 @@
+"""Sweeps: what a file expands to, what is found done, and what a failure leaves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Timer
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from harness.cli.main import main
+from harness.data.images import IMAGE_SETS, ImageSet, Split
+from harness.errors import RunFailed, UsageError
+from harness.records import Record, write_record
+from harness.report.markdown import publish
+from harness.report.rows import load_records
+from harness.runs.config import key_of_record, parse_config, resolve
+from harness.runs.leases import leases_of
+from harness.runs.preview import estimate
+from harness.runs.run import Run
+from harness.sweeps.search import searches
+from harness.sweeps.sweep import Cell, expand, plan, run_sweep, run_workers
+from harness.tasks import Task
+
+CPU = torch.device("cpu")
+BASE = {"task": "tiny", "num_steps": 2, "budget": "steps=1"}
+ABLATIONS = Path(__file__).parents[2] / "ablations"
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    return {"base": BASE, "cells": [{"method": "step-distillation"}], **changes}
+
+
+def test_cells_axes_and_seeds_multiply() -> None:
+    cells = [{"method": "ard", "options": {"heads": "shared"}, "axes": {"options.history_layers": [1, 2]}},
+             {"method": "teacher", "seeds": [7]}]  # fmt: skip
+    configs = expand(content(cells=cells, seeds=[0, 1], axes={"num_steps": [2, 4]}), "here")
+    assert len(configs) == 2 * 2 * 2 + 2
+    assert configs[0] == parse_config({**BASE, "method": "ard", "options": {"heads": "shared", "history_layers": 1}, "seed": 0})
+    assert [config.seed for config in configs[-2:]] == [7, 7]
+    assert {config.num_steps for config in configs} == {2, 4}
+
+
+def test_a_cell_counts_more_than_the_base_and_options_are_merged() -> None:
+    base = {**BASE, "options": {"lr": 0.1, "heads": "shared"}}
+    (config,) = expand(content(base=base, cells=[{"method": "ard", "num_steps": 4, "options": {"lr": 0.2}}]), "here")
+    assert (config.num_steps, config.options) == (4, {"lr": 0.2, "heads": "shared"})
+
+
+def test_what_a_cell_says_counts_more_than_an_axis_of_the_file() -> None:
+    cells = [{"method": "ard", "num_steps": 8}, {"method": "ard", "options": {"heads": "shared"}}]
+    configs = expand(content(cells=cells, axes={"num_steps": [1, 2], "options.heads": ["per_step"]}), "here")
+    assert [(c.num_steps, c.options["heads"]) for c in configs] == [(8, "per_step"), (1, "shared"), (2, "shared")]
+
+
+def test_repeated_runs_are_one() -> None:
+    assert len(expand(content(cells=[{"method": "ard"}, {"method": "ard"}], seeds=[0, 0]), "here")) == 1
+
+
+@pytest.mark.parametrize(("changes", "complaint"), [
+    ({"cell": []}, "unknown option 'cell' in here; did you mean cells"),
+    ({"seeds": "many"}, "here: seeds is 'many'"),
+    ({"cells": [{"method": "ard", "num_step": 4}]}, "unknown option 'num_step' in run config; did you mean num_steps"),
+    ({"cells": [{}]}, "method is missing"),
+    ({"cells": [{"method": "ard", "seeds": 3}]}, "seeds is 3"),
+    ({"cells": [{"method": "ard", "axes": {"options.heads": "shared"}}]}, "heads is 'shared'"),
+    ({"base": {**BASE, "seed": 5}}, "list the seeds under seeds"),
+    ({"axes": {"seed": [1, 2]}}, "list the seeds under seeds"),
+])  # fmt: skip
+def test_what_a_file_may_not_say(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        expand(content(**changes), "here")
+
+
+def test_a_space_needs_a_search() -> None:
+    with pytest.raises(UsageError, match="a cell has a space, but the file has no search"):
+        expand({"base": {"method": "ard"}, "cells": [{"space": {"options.lr": [1e-3]}}]}, "here")
+
+
+def test_every_cell_is_checked_before_anything_runs(tiny: Task, tmp_path: Path) -> None:
+    configs = expand(content(cells=[{"method": "step-distillation"}, {"method": "ard", "options": {"history_layers": 99}}]), "here")
+    with pytest.raises(UsageError, match="history_layers is 99"):
+        plan(configs, tmp_path, CPU)
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_equal_models_are_one_cell(tiny: Task, tmp_path: Path) -> None:
+    cells = [{"method": "step-distillation"}, {"method": "ard", "options": {"history_layers": 0}}]
+    assert len(plan(expand(content(cells=cells), "here"), tmp_path, CPU)) == 1
+
+
+def test_finished_runs_are_not_made_again(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = expand(content(seeds=[0, 1]), "here")
+    records = run_sweep(plan(configs, tmp_path, CPU), tmp_path, CPU)
+    assert [record.config["seed"] for record in records] == [0, 1]
+    monkeypatch.setattr(Run, "execute", lambda self, *args: pytest.fail("made again"))
+    cells = plan(configs, tmp_path, CPU)
+    assert all(cell.record for cell in cells)
+    assert run_sweep(cells, tmp_path, CPU) == records
+
+
+def test_published_records_of_other_code_count_when_asked(tiny: Task, tmp_path: Path) -> None:
+    """A fresh checkout has no runs/, and a record's id may be another version's; its settings say what it is."""
+    configs = expand(content(), "here")
+    (record,) = run_sweep(plan(configs, tmp_path / "first", CPU), tmp_path / "first", CPU)
+    options = {name: value for name, value in record.options.items() if not name.startswith("gan_")}
+    other_code = record.environment.model_copy(update={"code": "another"})
+    old = record.model_copy(update={"run_id": "an-old-name", "options": options, "environment": other_code})
+    assert key_of_record(old) == key_of_record(record) == resolve(configs[0]).key
+    publish([old], tmp_path / "second")
+    assert [(cell.record, cell.published) for cell in plan(configs, tmp_path / "second", CPU)] == [(None, True)]
+    (cell,) = plan(configs, tmp_path / "second", CPU, reuse=True)
+    assert cell.record == old
+    assert load_records(tmp_path / "second" / "tiny" / "records") == [old]
+    assert [cell.published for cell in plan(configs, tmp_path / "third", CPU)] == [False]
+
+
+def test_published_records_of_this_code_always_count(tiny: Task, tmp_path: Path) -> None:
+    configs = expand(content(), "here")
+    (record,) = run_sweep(plan(configs, tmp_path / "first", CPU), tmp_path / "first", CPU)
+    publish([record], tmp_path / "second")
+    other_code = record.environment.model_copy(update={"code": "another"})
+    for name in ("z-a-later-name", "0-an-earlier-name"):
+        publish([record.model_copy(update={"run_id": name, "environment": other_code})], tmp_path / "second")
+    assert [cell.record for cell in plan(configs, tmp_path / "second", CPU)] == [record]
+
+
+@pytest.fixture
+def held(tiny: Task, tmp_path: Path) -> Iterator[tuple[list[Cell], Any]]:
+    """Two cells, the first of which somebody else is at, and what gives that one back."""
+    cells = plan(expand(content(seeds=[0, 1]), "here"), tmp_path, CPU)
+    with ExitStack() as stack:
+        stack.enter_context(leases_of(tmp_path).holding(cells[0].resolved.run_id))
+        yield cells, stack.close
+
+
+def test_a_run_of_a_process_that_dies_is_taken_over(held: tuple[list[Cell], Any], tmp_path: Path) -> None:
+    cells, give_back = held
+    said: list[str] = []
+
+    def follow(text: str) -> None:
+        said.append(text)
+        if "waits" in text:
+            Timer(0.5, give_back).start()  # it leaves no record
+
+    records = run_sweep(cells, tmp_path, CPU, said=follow)
+    assert [text.split(": ")[1] for text in said] == ["starts", "another worker is at it", "starts", "waits for the worker that is at it"]
+    assert [(record.config["seed"], record.status) for record in records] == [(0, "finished"), (1, "finished")]
+
+
+def test_what_failed_in_another_process_is_not_made_twice(held: tuple[list[Cell], Any], tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    cells, _ = held
+    executed, execute = [], Run.execute
+
+    def other_fails(self: Run, *args: Any) -> Record:
+        executed.append(self.resolved.settings.seed)
+        found = execute(self, *args)
+        run = Run(cells[0].resolved, tmp_path, CPU)
+        run.folder.mkdir(parents=True)
+        write_record(run.folder / "record.json", found.model_copy(update={"run_id": cells[0].resolved.run_id, "status": "failed"}))
+        return found
+
+    monkeypatch.setattr(Run, "execute", other_fails)
+    records = run_sweep(cells, tmp_path, CPU)
+    assert [record.status for record in records] == ["failed", "finished"]
+    assert executed == [0, 1]
+
+
+def test_workers_share_the_threads_and_the_work(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two processes on the mixture: every run once, in both."""
+    file = tmp_path / "sweep.yaml"
+    base = {"task": "mixture", "method": "step-distillation", "budget": "steps=2", "options": {"trajectory": "states"}}
+    file.write_text(yaml.safe_dump({"base": base, "seeds": [0, 1]}))
+    done = CliRunner().invoke(main, ["sweep", str(file), "--results", str(tmp_path / "results"), "--device", "cpu", "--workers", "2"])
+    assert done.exit_code == 0, done.output
+    assert "2 of 2 runs finished, 0 failed" in done.output
+    said = capfd.readouterr()
+    assert "runs finished" not in said.out
+    assert {line.split(": ")[0] for line in said.err.splitlines() if ": " in line} == {"worker 1", "worker 2"}
+    logs = [path.read_text() for path in (tmp_path / "results" / "runs").glob("step-distillation-*/run.log")]
+    assert [text.count("training is done") for text in logs] == [1, 1]
+    assert all(f"{max(1, torch.get_num_threads() // 2)} threads" in text for text in logs)
+
+
+def test_a_worker_that_ends_badly_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="2 of 2 workers ended with exit code 2, 2"):
+        run_workers(["sweep", str(tmp_path / "nowhere.yaml")], 2)
+
+
+def test_a_failed_run_is_a_record_and_the_sweep_goes_on(tiny: Task, tmp_path: Path) -> None:
+    cells = [{"method": "step-distillation", "options": {"lr": 1.0, "clip": 1e6, "warmup": 0.0}, "budget": "steps=40"},
+             {"method": "teacher"}]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.methods.step_distillation.TrajectoryDistillation.loss", lambda self, batch: (
+            sum(p.sum() for p in self.players["student"].module.parameters()) * float("nan"), {}))  # fmt: skip
+        records = run_sweep(plan(expand(content(cells=cells), "here"), tmp_path, CPU), tmp_path, CPU)
+    assert [record.status for record in records] == ["failed", "finished"]
+
+
+def test_the_files_of_the_docs_are_valid(tmp_path: Path) -> None:
+    grid, search = re.findall(r"```yaml\n(.*?)```", (ABLATIONS.parent / "docs" / "sweeps.md").read_text(), re.DOTALL)
+    configs = expand(yaml.safe_load(grid), "docs")
+    assert len(configs) == (3 + 1) * 2 * 3 + 2
+    for config in configs:
+        resolve(config, results=tmp_path)
+    assert searches(yaml.safe_load(search), "docs", tmp_path, CPU)
+
+
+def few_images() -> ImageSet:
+    return ImageSet(torch.zeros(20, 1, 28, 28), torch.arange(20) % 10)
+
+
+@pytest.mark.parametrize("file", sorted(ABLATIONS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_our_own_files_are_valid(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(IMAGE_SETS, "fashion-mnist", lambda seed: Split(few_images(), few_images()))  # the real ones do not ship
+    content = yaml.safe_load(file.read_text())
+    if "search" in content:
+        assert searches(content, file.name, tmp_path, CPU)
+        return
+    cells = plan(expand(content, file.name), tmp_path, CPU)
+    assert len(cells) > 3
+    assert not any(cell.record for cell in cells)
+
+
+def test_an_estimate_counts_seeds_and_shares_what_is_shared(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(resolved: Any, results: Path, device: torch.device) -> Any:
+        return SimpleNamespace(seconds={"trajectories": 10.0 * resolved.num_steps, "training": 3.0})
+
+    monkeypatch.setattr("harness.runs.preview.preview", fake)
+    cells = plan(expand(content(seeds=[0, 1, 2], axes={"num_steps": [2, 4]}), "here"), tmp_path, CPU)
+    assert estimate([cell.resolved for cell in cells], tmp_path, CPU) == {"trajectories": 40.0, "training": 18.0}
+
+
+def test_the_command(tiny: Task, tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(content(seeds=[0, 1])))
+    results = ["--results", str(tmp_path / "results"), "--device", "cpu"]
+    dry = CliRunner().invoke(main, ["sweep", str(file), "--dry-run", *results])
+    assert "2 of 2 runs to make" in dry.output
+    timed = CliRunner().invoke(main, ["sweep", str(file), "--dry-run", "--estimate", *results])
+    assert "minutes on" in timed.output
+    alone = CliRunner().invoke(main, ["sweep", str(file), "--estimate", *results])
+    assert alone.exit_code == 2
+    assert "belongs to --dry-run" in alone.output
+    assert "training" in timed.output
+    assert not (tmp_path / "results").exists()
+    done = CliRunner().invoke(main, ["sweep", str(file), *results])
+    assert (done.exit_code, "2 of 2 runs finished, 0 failed" in done.output) == (0, True)
+    again = CliRunner().invoke(main, ["sweep", str(file), "--dry-run", *results])
+    assert "0 of 2 runs to make" in again.output

@@ -1,0 +1,107 @@
+"""Budgets in other units come down to steps before step 0."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.errors import UsageError
+from harness.runs.config import parse_config, resolve
+from harness.runs.run import Run
+from harness.tasks import Task
+from harness.training import estimate
+from harness.training.estimate import Blank, rehearsal, seconds_a_step, steps_within, total_flops
+from harness.training.trainer import TrainSettings
+
+CPU = torch.device("cpu")
+GAN = {"history_layers": 2, "gan_from": 0.5, "gan_virtual_batch": 2}
+
+
+def resolved(budget: str, **changes: Any) -> Any:
+    return resolve(
+        parse_config({"method": "ard", "task": "tiny", "num_steps": 2, "budget": budget, "options": {"history_layers": 2}, **changes})
+    )
+
+
+@pytest.mark.parametrize("options", [{"history_layers": 2}, GAN])
+def test_flops_are_those_of_the_bill(options: dict[str, Any], tiny: Task, tmp_path: Path) -> None:
+    """The largest number of steps that stays within: the bill of the run does, one step more would not."""
+    budget = 3.3e8
+    asked = resolved(f"flops={budget}", options=options)
+    steps = asked.settings.total_steps
+    assert steps > 3
+    record = Run(asked, tmp_path, CPU).execute()
+    more = Run(resolved(f"steps={steps + 1}", options=options), tmp_path, CPU).execute()
+    assert record.cost.training.flops <= budget < more.cost.training.flops
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.3])
+def test_flops_are_counted_on_each_kind_of_sample_in_its_share(share: float, tiny: Task) -> None:
+    """Whatever the micro-batches are, and as on a whole batch."""
+
+    def counted(share: float, **changes: Any) -> float:
+        asked = resolved("quick", method="shortcut", options={"bootstrap": share, "finest": 16}, batch_size=40)
+        return total_flops(rehearsal("shortcut", asked.config, tiny, 2, replace(asked.settings, total_steps=1, **changes), CPU))
+
+    found = counted(share)
+    assert [counted(share, micro_batch_size=1), counted(share, micro_batch_size=20), counted(share, counted_samples=40)] == [found] * 3
+    assert 5 * counted(share, batch_size=8) == pytest.approx(found, rel=1e-12)
+    none, whole = counted(0.0), counted(1.0)
+    assert found == pytest.approx(none + share * (whole - none), rel=1e-9)
+    assert whole > 1.3 * none
+
+
+def test_equal_budgets_said_in_three_ways_are_one_run(tiny: Task) -> None:
+    steps = resolved("flops=3e8").settings.total_steps
+    ids = {resolved(budget).run_id for budget in ("flops=3e8", "flops=300000000", f"steps={steps}", f"images={8 * steps}")}
+    assert len(ids) == 1
+
+
+def test_seconds_are_measured_steps(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.runs.config.seconds_a_step", lambda trainer: 0.25)
+    assert resolved("seconds=10").settings.total_steps == 40
+    assert resolved("seconds=10").run_id == resolved("steps=40").run_id
+
+
+def test_a_steps_seconds_count_every_stage(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = rehearsal("ard", resolved("quick", options=GAN).config, tiny, 2, TrainSettings(100, 8, 0), CPU)
+    seen = []
+    step = type(trainer)._one_step
+    monkeypatch.setattr(type(trainer), "_one_step", lambda self: (seen.append(self.step), step(self))[1])
+    assert 0 < seconds_a_step(trainer) < 5
+    assert seen == [0, 0, 30, 30, 60, 60, 90, 90]
+
+
+@pytest.mark.parametrize("budget", ["flops=1", "seconds=0", "images=7", "flops=0"])
+def test_less_than_a_step_is_refused(budget: str, tiny: Task) -> None:
+    with pytest.raises(UsageError, match="less than one training step"):
+        resolved(budget)
+
+
+def test_without_training_a_budget_costs_nothing(tiny: Task) -> None:
+    ids = {resolved(budget, method="teacher", options={}).run_id for budget in ("flops=1e9", "seconds=3", "steps=7")}
+    assert len(ids) == 1
+
+
+def test_blank_trajectories_have_the_recipes_shape(tiny: Task) -> None:
+    path = Blank(tiny.recipe, tiny.conditions).batch(torch.arange(3))
+    assert path.states.shape == (3, 5, 1, 8, 8)
+    assert path.predictions.shape == (3, 4, 1, 8, 8)
+    assert path.steps == tiny.trajectory_steps
+
+
+@pytest.mark.parametrize(("flops", "expected"), [(99, 0), (100, 1), (1000, 9), (1049, 9), (1100, 10), (123_456, 1143)])
+def test_the_search_finds_the_largest(flops: float, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of T steps costs 100 T and, in its second half, 16 more a step."""
+
+    class Fake:
+        def __init__(self, steps: int):
+            self.steps, self.known_flops = steps, {}
+
+    monkeypatch.setattr(estimate, "total_flops", lambda fake: 100 * fake.steps + 16 * (fake.steps - (fake.steps + 1) // 2))
+    assert steps_within(flops, Fake) == expected  # type: ignore[arg-type]
+    assert total_flops is not estimate.total_flops

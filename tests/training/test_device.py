@@ -1,0 +1,98 @@
+"""Whole runs on another device than the CPU say the same: nothing is left behind, and nothing meets what stayed there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from elsewhere import elsewhere
+from tiny_runs import ARD, config, new_run
+from torch import Tensor
+
+from harness.runs.config import parse_config, resolve
+from harness.runs.run import Run
+from harness.runs.teacher_training import search, train_networks
+from harness.tasks import Task, load_task
+
+
+@pytest.fixture(autouse=True)
+def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which does not know that device."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **more: nullcontext())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"options": {**ARD, "gan_from": 0.3}},
+        {"method": "consistency-distillation", "options": {}},
+        {"method": "teacher", "options": {"solver": "unipc"}},
+        {"method": "teacher", "options": {"solver": "dpm-solver++3m"}},
+    ],
+    ids=str,
+)
+def test_a_run_elsewhere_says_the_same(changes: dict[str, Any], tiny: Task, tmp_path: Path) -> None:
+    here = new_run(tmp_path / "here", **changes).execute()
+    with elsewhere() as device:
+        there = Run(resolve(config(**changes)), tmp_path / "there", device).execute()
+    assert there.metrics.keys() == here.metrics.keys()
+    for name in ("fid", "label_agreement", "distance_to_teacher"):
+        assert there.metrics[name].mean == pytest.approx(here.metrics[name].mean, rel=1e-3, abs=1e-6)
+    assert (there.cost.nfe, there.cost.macs_per_sample) == (here.cost.nfe, here.cost.macs_per_sample)
+    assert there.first_losses == pytest.approx(here.first_losses, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: x + torch.zeros(2),
+        lambda x: torch.zeros(2)[x.long()],
+        lambda x: torch.cat([x, torch.zeros(2)]),
+        lambda x: torch.stack([x.sum(), torch.zeros(())]),
+        lambda x: torch.nn.Linear(2, 2)(x),
+        lambda x: x.index_put((torch.tensor([0, 1]),), torch.zeros(2)),
+    ],
+)
+def test_what_stands_on_two_devices_does_not_meet(mix: Callable[[Tensor], Tensor]) -> None:
+    with elsewhere() as device, pytest.raises(RuntimeError, match="all tensors on one device"):
+        mix(torch.zeros(2).to(device))
+
+
+def test_what_may_meet() -> None:
+    with elsewhere() as device:
+        x = torch.arange(3.0).to(device)
+        assert x.device == torch.zeros(1, device=device).device == device
+        assert (x + torch.ones(())).cpu().tolist() == [1, 2, 3]
+        assert x[torch.tensor([2])].cpu().tolist() == [2]
+        x.copy_(torch.ones(3))
+        x[:1] = 5
+        assert x.cpu().tolist() == [5, 1, 1]
+        assert x.cpu().device.type == "cpu"
+
+
+def test_networks_are_made_and_levels_found_elsewhere(tiny: Task, tmp_path: Path) -> None:
+    expected = search(tiny, "ddim", 2, 4, torch.device("cpu")).levels
+    with elsewhere() as device:
+        made = train_networks(tiny, tmp_path / "made", device)
+        found = search(tiny, "ddim", 2, 4, device).levels
+    assert [one.path.name for one in made] == ["features.safetensors", "teacher.safetensors"]
+    assert torch.equal(found, expected)
+
+
+def test_an_exact_teacher_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    whole = load_task("mixture")
+    fewer = {"evaluation": whole.spec.evaluation.model_copy(update={"samples": 50})}
+    task = type(whole)(whole.spec.model_copy(update=fewer), whole.folder)
+    asked = {"task": "mixture", "method": "ect", "num_steps": 1, "budget": "steps=2", "noise_sets": 1, "batch_size": 8}
+    resolved = resolve(parse_config(asked), task)
+    here = Run(resolved, tmp_path / "here", torch.device("cpu")).execute()
+    with elsewhere() as device:
+        there = Run(resolved, tmp_path / "there", device).execute()
+    assert there.metrics.keys() == here.metrics.keys() >= {"kl"}
+    for name, metric in here.metrics.items():
+        assert there.metrics[name].mean == pytest.approx(metric.mean, rel=1e-3), name
