@@ -11,7 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from harness import records
+from harness import provenance
 from harness.cli.main import main
 from harness.data.images import IMAGE_SETS
 from harness.errors import UsageError
@@ -58,8 +58,8 @@ images.IMAGE_SETS["halves"] = halves
 @pytest.fixture(autouse=True)
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is forgotten after it."""
-    monkeypatch.setattr(records, "SOURCES_OUTSIDE", {})
-    monkeypatch.setattr("harness.plugins.SOURCES_OUTSIDE", records.SOURCES_OUTSIDE)
+    monkeypatch.setattr(provenance, "PLUGIN_SOURCES", {})
+    monkeypatch.setattr("harness.plugins.PLUGIN_SOURCES", provenance.PLUGIN_SOURCES)
     before = [(registry, dict(registry._classes)) for registry in (METHODS, METRICS, SOLVERS)]
     yield
     for registry, classes in before:
@@ -114,13 +114,13 @@ def test_the_pages_example_refuses_a_teacher_without_weights(method_file: Path) 
 
 
 def test_a_records_code_is_the_plugins_too(method_file: Path) -> None:
-    before = records.code_digest()
+    before = provenance.code_digest()
     load_plugin(method_file)
-    once = records.code_digest()
+    once = provenance.code_digest()
     load_plugin(method_file)
-    assert records.code_digest() == once != before
+    assert provenance.code_digest() == once != before
     method_file.write_text("")
-    assert records.code_digest() == once  # what was loaded runs on
+    assert provenance.code_digest() == once  # what was loaded runs on
 
 
 def test_a_faulty_method_is_told_what_is_wrong(method_file: Path) -> None:

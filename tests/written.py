@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.records import Cost, Environment, LatencyEntry, Metric, Milestone, Record, TrainingBill
+from harness.records import (
+    Cost,
+    Environment,
+    LatencyEntry,
+    Metric,
+    Milestone,
+    Record,
+    TrainingBill,
+)
 from harness.report.tables import QUALITY, diversity
 
 ENVIRONMENT = Environment(commit="0123456789abcdef", dirty=False, code="c", python="3.11", packages={"torch": "2.15.0"}, device="cpu",

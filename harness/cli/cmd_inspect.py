@@ -16,7 +16,7 @@ from harness.errors import unknown
 from harness.methods import METHODS
 from harness.metrics import METRICS
 from harness.metrics.evaluator import directions
-from harness.records import PACKAGES, capture_environment, package_version
+from harness.provenance import PACKAGES, capture_environment, package_version
 from harness.runs.config import parse_options
 from harness.runs.cost import paper_problem, sampling_cost_on_meta
 from harness.solvers import SOLVERS

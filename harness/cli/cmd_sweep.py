@@ -16,7 +16,7 @@ from harness.cli.console import display_of_worker
 from harness.cli.options import chosen_device, common, storage_option
 from harness.errors import RunFailed, UsageError
 from harness.files import read_yaml
-from harness.records import SOURCES_OUTSIDE
+from harness.provenance import PLUGIN_SOURCES
 from harness.runs.database import database_url, storage_of
 from harness.runs.preview import estimate
 from harness.sweeps.submit import parameters_of, submit
@@ -48,7 +48,7 @@ def sweep_command(file: str, dry_run: bool, timing: bool, reuse: bool, workers: 
         raise UsageError("--submit slurm needs --storage postgresql+psycopg://...: a file does not serve several machines")
     content = read_yaml(Path(file))
     words = ["sweep", file, "--results", str(results), "--device", device, *(["--reuse"] if reuse else [])]
-    words += [word for path in SOURCES_OUTSIDE for word in ("--plugin", str(path))]
+    words += [word for path in PLUGIN_SOURCES for word in ("--plugin", str(path))]
     start = partial(_start, words, workers, cluster, parameters, results, storage, as_json)
     if "search" in content:
         if timing:

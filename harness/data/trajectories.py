@@ -20,11 +20,8 @@ from harness.diffusion.randomness import Keyed
 from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
 from harness.files import cache_folder, digest, locked_folder, map_tensors, write_mapped, write_text
-from harness.records import code_digest
+from harness.provenance import code_digest
 from harness.solvers import SOLVERS, Trajectory, integrate
-
-TRAJECTORY_ROOMS = ("diffusion", "networks", "solvers", "data/mixture.py")
-"""The rooms whose sources decide a trajectory."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of items done and the number of all."""
@@ -58,7 +55,7 @@ class Recipe:
     shape: tuple[int, int, int]
     num_classes: int
     conditions: str = ""
-    code: str = field(default_factory=lambda: code_digest(TRAJECTORY_ROOMS))
+    code: str = field(default_factory=lambda: code_digest("data"))
 
 
 class TrajectoryStore:

@@ -28,7 +28,8 @@ from harness.metrics.extractors import Extractor
 from harness.metrics.features import classify
 from harness.metrics.fidelity import distance_to_reference, fid, frechet_distance, label_agreement, sample_moments
 from harness.networks.passes import count_passes
-from harness.records import Metric, code_digest
+from harness.provenance import code_digest
+from harness.records import Metric
 from harness.solvers import Noise
 from harness.tasks import MixtureTask, Task
 
@@ -37,8 +38,6 @@ Sampler = Callable[[Tensor, Condition, Noise], Tensor]
 Progress = Callable[[int, int], None]
 FEW = 10_000
 """Images whose features are made faster than they are looked up."""
-FEATURE_ROOMS = ("metrics/features.py", "networks/classifier.py", "data/images.py")
-"""What decides features: cached ones are not used after a change there."""
 
 
 @torch.no_grad()
@@ -173,7 +172,7 @@ class ImageEvaluator(Evaluator):
         images = self.task.split.train.images
         if len(images) < FEW:
             return classify(self.classifier, images)[0]
-        key = {**self.task.hashes, "device": self.device.type, "code": code_digest(FEATURE_ROOMS)}
+        key = {**self.task.hashes, "device": self.device.type, "code": code_digest("metrics")}
         return cached_samples(key, lambda: classify(self.classifier, images)[0])
 
     def of_samples(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
@@ -194,7 +193,7 @@ class ImageEvaluator(Evaluator):
             **self.task.hashes, "held out": tensors_digest({"images": to_uint8(held_out.images), "labels": held_out.labels}),
             "metrics": METRICS.names(), "kid_subset_size": spec.kid_subset_size, "neighbours": spec.neighbours,
             "extra": [[extractor.metric, extractor.sha256] for extractor, _ in self.extra], "device": self.device.type,
-            "code": code_digest(),
+            "code": code_digest("metrics"),
         }  # fmt: skip
 
         def measured() -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ from pydantic.fields import FieldInfo
 
 from harness.errors import NotComparable, UsageError
 from harness.methods import METHODS
-from harness.records import Record, code_digest, read_record
+from harness.provenance import code_digest
+from harness.records import Record, read_record
 from harness.report.statistics import metric_interval
 from harness.runs.config import PLAIN_CONFIG, all_options, settings
 from harness.tasks import load_task, task_names

@@ -21,7 +21,8 @@ from harness.diffusion.conditions import Condition
 from harness.errors import UsageError
 from harness.files import digest, file_hash
 from harness.metrics.evaluator import Evaluator, evaluator_of, sample_set
-from harness.records import Metric, Record, capture_environment, write_record
+from harness.provenance import capture_environment
+from harness.records import Metric, Record, write_record
 from harness.runs.config import Parent, Resolved, RunConfig, reference_of, resolve
 from harness.runs.log import Report, silent
 from harness.runs.run import Run

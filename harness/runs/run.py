@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.data.trajectories import TRAJECTORY_ROOMS, cached_samples, open_store, samples_folder
+from harness.data.trajectories import cached_samples, open_store, samples_folder
 from harness.diffusion.conditions import Condition
 from harness.diffusion.counting import count_flops
 from harness.diffusion.denoiser import Guided
@@ -27,6 +27,7 @@ from harness.metrics.exposure import exposure_bias
 from harness.metrics.extractors import EXTRACTORS
 from harness.metrics.latency import interleaved_latency
 from harness.networks.passes import count_passes
+from harness.provenance import capture_environment, code_digest
 from harness.records import (
     Cost,
     Environment,
@@ -35,8 +36,6 @@ from harness.records import (
     Milestone,
     Record,
     TrainingBill,
-    capture_environment,
-    code_digest,
     read_record,
     write_record,
 )
@@ -48,8 +47,6 @@ from harness.tasks import Task
 from harness.training.trainer import Bill, Trainer, check_compiler
 
 EMA_WEIGHT_FLAG = 0.01
-SAMPLING_ROOMS = (*TRAJECTORY_ROOMS, "methods", "tasks", "metrics/evaluator.py")
-"""What decides the samples of a training-free run: cached ones are not used after a change there."""
 
 
 @dataclass
@@ -162,7 +159,7 @@ class Run:
 
     def _samples_key(self, noise_set: int) -> dict[str, Any]:
         identity = {k: v for k, v in self.resolved.identity.items() if k not in ("noise_sets", "extra_features")}
-        return {**identity, "set": noise_set, "device": self.device.type, "code": code_digest(SAMPLING_ROOMS)}
+        return {**identity, "set": noise_set, "device": self.device.type, "code": code_digest("methods", "metrics")}
 
     def _train_and_evaluate(self) -> Record:
         r, task = self.resolved, self.resolved.task

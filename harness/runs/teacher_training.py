@@ -20,7 +20,7 @@ from harness.methods.parts.classification import Classification
 from harness.metrics.evaluator import ImageEvaluator, sample_set
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid, label_agreement
-from harness.records import code_digest
+from harness.provenance import code_digest
 from harness.runs.config import reference_of
 from harness.runs.log import Report, silent
 from harness.runs.run import Run

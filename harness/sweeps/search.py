@@ -36,7 +36,8 @@ from harness.files import digest
 from harness.methods import METHODS
 from harness.metrics.base import METRICS
 from harness.metrics.evaluator import evaluator_class
-from harness.records import Record, capture_environment
+from harness.provenance import capture_environment
+from harness.records import Record
 from harness.runs.config import RunConfig, explain, parse_config, resolve
 from harness.runs.database import CONNECTION, database_url, is_there, patiently, storage_of, without_password
 from harness.runs.leases import leases_of

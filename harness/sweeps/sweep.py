@@ -22,7 +22,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import Busy, RunFailed, UsageError
-from harness.records import Record, capture_environment, read_record
+from harness.provenance import capture_environment
+from harness.records import Record, read_record
 from harness.runs.config import Resolved, RunConfig, explain, key_of_record, parse_config, resolve
 from harness.runs.log import Report, silent
 from harness.runs.run import Run

@@ -15,7 +15,8 @@ from written import record as plain
 
 from harness.cli.main import main
 from harness.errors import CheckFailed, UsageError
-from harness.records import Metric, Record, code_digest, read_record, write_record
+from harness.provenance import code_digest
+from harness.records import Metric, Record, read_record, write_record
 from harness.report.check import FAILS, Baseline, baseline_of, compare, configs_of, read_baseline, refuse_nothing, write_baseline
 from harness.report.rows import load_records
 from harness.runs.config import key_of_record, parse_config, resolve

@@ -13,7 +13,8 @@ from written import ENVIRONMENT, metric, record
 
 from harness.errors import NotComparable, UsageError
 from harness.methods import METHODS
-from harness.records import Exposure, Record, code_digest, write_record
+from harness.provenance import code_digest
+from harness.records import Exposure, Record, write_record
 from harness.report.console import print_results
 from harness.report.markdown import page, publish
 from harness.report.rows import load_records, rows_of

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from tiny_runs import ARD, CPU, config, new_run
 
-from harness import records
+from harness import provenance
 from harness.errors import Interrupted, RunFailed, UsageError
 from harness.files import read_tensors
 from harness.methods import METHODS
@@ -246,7 +246,7 @@ def test_what_a_record_says(tiny: Task, tmp_path: Path) -> None:
     assert record.metrics["fid"].values.keys() == {0}
     assert record.cost.nfe == 2
     assert record.cost.latency.ratio > 0
-    assert record.environment.code == records.code_digest()
+    assert record.environment.code == provenance.code_digest()
 
 
 def test_a_training_free_run_has_no_student_and_no_bill(tiny: Task, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from tiny_runs import CPU, config, new_run
 
-from harness import records
+from harness import provenance, records
 from harness.data.trajectories import Progress
 from harness.errors import Busy, Interrupted, RunFailed
 from harness.files import read_tensors, tensors_digest
@@ -110,7 +110,7 @@ def test_who_was_replaced_writes_nothing(stage: str, tiny: Task, tmp_path: Path)
 
 def test_other_code_runs_it_again(tiny: Task, tmp_path: Path, other_code: Callable) -> None:
     first = new_run(tmp_path).execute()
-    assert first.environment.code == records.code_digest()
+    assert first.environment.code == provenance.code_digest()
     other_code()
     again = new_run(tmp_path).execute()
     assert again.environment.code == "another"
