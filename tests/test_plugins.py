@@ -23,14 +23,12 @@ from harness.tasks import Task, load_task
 
 PAGE = Path(__file__).parent.parent / "docs" / "adding-a-method.md"
 METRIC = '''
-from harness.metrics import METRICS, SampleMetric
+from harness.metrics import metric
 
-@METRICS.register("brightness")
-class Brightness(SampleMetric):
+@metric("brightness", direction="none", heading="brightness")
+def brightness(images):
     """Mean pixel."""
-    direction, heading = "none", "brightness"
-    def __call__(self, judged):
-        return judged.images.double().mean()
+    return images.double().mean()
 '''
 SOLVER = '''
 from harness.solvers import SOLVERS, DDIM

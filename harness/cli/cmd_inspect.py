@@ -15,7 +15,6 @@ from harness.cli.options import MethodCommand, chosen_device, common
 from harness.errors import unknown
 from harness.methods import METHODS
 from harness.metrics import METRICS
-from harness.metrics.evaluator import directions
 from harness.provenance import PACKAGES, capture_environment, package_version
 from harness.runs.config import parse_options
 from harness.runs.cost import paper_problem, sampling_cost_on_meta
@@ -33,9 +32,7 @@ def list_command(kind: str, as_json: bool) -> None:
     elif kind == "methods":
         found = {name: summary(METHODS[name]) for name in METHODS.names()}
     elif kind == "metrics":
-        found = {
-            name: f"{direction} is better" if direction != "none" else "neither way is better" for name, direction in directions().items()
-        }
+        found = {name: METRICS[name].summary for name in METRICS.names()}
     else:
         found = {name: summary(SOLVERS[name]) for name in SOLVERS.names()}
     if as_json:
@@ -64,11 +61,11 @@ def describe_command(name: str, as_json: bool) -> None:
         doc = facts.pop("summary")
     elif name in SOLVERS.names():
         doc = inspect.getdoc(SOLVERS[name]) or ""
-    elif name in directions():
-        doc = (inspect.getdoc(METRICS[name]) or "") if name in METRICS.names() else "needs more than samples: not every run has it"
-        facts = {"direction": directions()[name]}
+    elif name in METRICS.names():
+        doc = inspect.getdoc(METRICS[name].function) or ""
+        facts = {"direction": METRICS[name].direction, "needs": list(METRICS[name].needs)}
     else:
-        raise unknown("name", name, [*METHODS.names(), *task_names(), *SOLVERS.names(), *directions()])
+        raise unknown("name", name, [*METHODS.names(), *task_names(), *SOLVERS.names(), *METRICS.names()])
     if as_json:
         click.echo(json.dumps({"name": name, "doc": doc, **facts}, indent=1))
         return

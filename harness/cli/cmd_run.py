@@ -16,8 +16,9 @@ from harness.cli.options import RUN_FIELDS, MethodCommand, chosen_device, common
 from harness.errors import UsageError
 from harness.methods import METHODS
 from harness.report.console import print_results
-from harness.runs.config import RunConfig, parse_config, resolve
+from harness.runs.config import RunConfig, parse_config
 from harness.runs.preview import Preview, preview
+from harness.runs.resolve import resolve
 from harness.runs.run import Run, run
 
 

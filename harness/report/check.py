@@ -28,8 +28,9 @@ from harness.files import digest, write_text
 from harness.methods import METHODS
 from harness.records import Environment, Record
 from harness.report.rows import HEADLINES, counted, label, present_last
-from harness.runs.config import RunConfig, all_options, key_of_record, parse_config, settings
+from harness.runs.config import RunConfig, parse_config
 from harness.runs.external import from_outside
+from harness.runs.identity import all_options, key_of_record, settings_of
 from harness.tasks import load_task, task_names
 
 LEVEL, TIGHT, LATENCY, UNKNOWN_SPREAD, EXACT_SAMPLER, LENT = 0.05, 1e-3, 1.25, 0.02, 0.001, 10
@@ -103,7 +104,7 @@ def entry_of(record: Record) -> Entry:
     return Entry(
         task=record.task,
         label=_told(record),
-        row=digest([record.task, record.method, all_options(record), settings(record)]),
+        row=digest([record.task, record.method, all_options(record), settings_of(record.config)]),
         config={} if config.get("init_from") else config_of(record),
         exact=exact | {f"hash of {part}": value for part, value in record.hashes.items()},
         losses=record.first_losses, device=record.environment.device, latency=cost.latency.ratio if cost.latency else None,

@@ -15,7 +15,7 @@ from harness.report.compare import by_setting, equal_compute
 from harness.report.rows import Row, alike_but_one, counted, headline, trains
 from harness.report.statistics import metric_interval, t_interval
 from harness.report.tables import QUALITY
-from harness.runs.config import settings
+from harness.runs.identity import settings_of
 
 MOST_NAMED, MOST_ABLATIONS = 30, 12
 """Lines with a colour and a name in a panel, and ablations that are shown."""
@@ -137,7 +137,7 @@ def ablations(rows: Sequence[Row], name: str) -> list[tuple[str, Line]]:
     title and a curve for each set of three, the first dozen.
     """
     trained = [row for row in rows if row.training[0] and row.records[0].method in METHODS.names()]
-    sides = [{**settings(row.records[0]), **row.options, "num_steps": row.num_steps, "row": (row.training, row.records[0].method)}
+    sides = [{**settings_of(row.records[0].config), **row.options, "num_steps": row.num_steps, "row": (row.training, row.records[0].method)}
              for row in trained]  # fmt: skip
     equal = set(map(id, equal_compute(rows)))
     numbers = [{**row.options, **({} if id(row) in equal else {"num_steps": row.num_steps})} for row in trained]

@@ -20,11 +20,13 @@ from torch import Tensor
 from harness.diffusion.conditions import Condition
 from harness.errors import UsageError
 from harness.files import digest, file_hash
-from harness.metrics.evaluator import Evaluator, evaluator_of, sample_set
+from harness.metrics.evaluator import Evaluator, sample_set
 from harness.provenance import capture_environment
 from harness.records import Metric, Record, write_record
-from harness.runs.config import Parent, Resolved, RunConfig, reference_of, resolve
+from harness.runs.build import Reference
+from harness.runs.config import RunConfig
 from harness.runs.log import Report, silent
+from harness.runs.resolve import Parent, Resolved, resolve
 from harness.runs.run import Run
 from harness.solvers import Noise
 from harness.tasks import Task
@@ -90,9 +92,7 @@ def load_function(said: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _evaluator(task: Task, results: Path, device: torch.device, report: Report) -> Evaluator:
-    reference = Run(reference_of(task), results, device, report)
-    sampler = reference.sampler(reference.build(task.teacher(device)))
-    return evaluator_of(task, lambda k: reference.samples(sampler, k), device)
+    return Evaluator(task, Reference(task, device, report).samples, device)
 
 
 def _record(task: Task, outside: Outside, content: str, noise_sets: int, metrics: dict[str, Metric], device: torch.device) -> Record:

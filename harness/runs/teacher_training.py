@@ -17,17 +17,16 @@ from harness.errors import CheckFailed, UsageError
 from harness.files import digest, file_hash, write_tensors, write_text
 from harness.methods import METHODS, Method
 from harness.methods.parts.classification import Classification
-from harness.metrics.evaluator import ImageEvaluator, sample_set
+from harness.metrics.evaluator import Evaluator, sample_set
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid, label_agreement
 from harness.provenance import code_digest
-from harness.runs.config import reference_of
+from harness.runs.build import Reference
 from harness.runs.log import Report, silent
-from harness.runs.run import Run
 from harness.solvers import SOLVERS, Trajectory, integrate
 from harness.solvers.search import Search, search_levels
-from harness.tasks import Task
-from harness.tasks.task import Guidance, Part, Weights
+from harness.tasks import Task, borrows
+from harness.tasks.spec import Guidance, Part, Weights
 from harness.training.trainer import Trainer, TrainSettings
 
 
@@ -68,7 +67,7 @@ _METHODS: dict[Part, tuple[str, type[Method]]] = {
 
 def _own(task: Task) -> list[Part]:
     """The networks that the task does not borrow. Raises UsageError if there is none."""
-    if own := [part for part in _METHODS if not task.borrows(part)]:
+    if own := [part for part in _METHODS if not borrows(task, part)]:
         return own
     raise UsageError(f"task {task.spec.name} has the networks of {task.spec.like}: name that one")
 
@@ -136,10 +135,9 @@ def teacher_quality(task: Task, device: torch.device, report: Report = silent) -
     scan, n = {}, task.spec.guidance_scan_samples or task.spec.evaluation.samples
     for scale in task.spec.guidance_scan:
         at_scale = _with(task, guidance=Guidance(scale=scale, channels=task.spec.guidance.channels))
-        reference = Run(reference_of(at_scale), Path(), device)
-        sampler = reference.sampler(reference.build(at_scale.teacher(device)))
+        sampler = Reference(at_scale, device).sampler
         samples = sample_set(sampler, at_scale, 0, device, report(f"guidance {scale}"), n)
-        evaluator = ImageEvaluator(at_scale, {0: samples}.__getitem__, device)
+        evaluator = Evaluator(at_scale, {0: samples}.__getitem__, device)
         metrics = evaluator.of_samples(samples, task.evaluation_inputs(0)[1][:n].labels)
         scan[scale] = {name: round(metrics[name], 4) for name in ("fid", "kid", "label_agreement")}
     best = min(scan, key=lambda scale: scan[scale]["fid"])

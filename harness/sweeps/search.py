@@ -34,14 +34,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from harness.errors import Busy, RunFailed, UsageError, unknown
 from harness.files import digest
 from harness.methods import METHODS
-from harness.metrics.base import METRICS
-from harness.metrics.evaluator import evaluator_class
+from harness.metrics.evaluator import metrics_of, milestone_metrics
 from harness.provenance import capture_environment
 from harness.records import Record
-from harness.runs.config import RunConfig, explain, parse_config, resolve
+from harness.runs.config import RunConfig, explain, parse_config
 from harness.runs.database import CONNECTION, database_url, is_there, patiently, storage_of, without_password
 from harness.runs.leases import leases_of
 from harness.runs.log import Report, silent
+from harness.runs.resolve import resolve
 from harness.runs.run import Run
 from harness.sweeps.sweep import expand
 
@@ -164,8 +164,8 @@ def _searches_of(cell: dict[str, Any], content: dict[str, Any], where: str, resu
             if number and "budget" not in corner:  # counted once
                 config = config.model_copy(update={"budget": "steps=1"})
             task = resolve(config, results=results, device=device).task
-        curve = evaluator_class(task).milestone_metrics
-        known = {*curve, *COSTS, *(() if task.spec.mixture else METRICS.names())}
+        curve = milestone_metrics(task)
+        known = {*metrics_of(task), *COSTS}
         for name in spec.objectives:
             if name not in known:
                 raise unknown("objective", name, sorted(known))

@@ -24,8 +24,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from harness.errors import Busy, RunFailed, UsageError
 from harness.provenance import capture_environment
 from harness.records import Record, read_record
-from harness.runs.config import Resolved, RunConfig, explain, key_of_record, parse_config, resolve
+from harness.runs.config import RunConfig, explain, parse_config
+from harness.runs.identity import key_of_record
 from harness.runs.log import Report, silent
+from harness.runs.resolve import Resolved, resolve
 from harness.runs.run import Run
 from harness.tasks import load_task
 

@@ -18,8 +18,8 @@ from harness import __version__, cli
 from harness.errors import Interrupted
 from harness.methods import METHODS
 from harness.records import read_record, write_record
-from harness.runs.config import RunConfig, resolve
-from harness.runs.run import Run
+from harness.runs.config import RunConfig
+from harness.runs.resolve import resolve
 from harness.solvers import SOLVERS
 from harness.tasks import Task
 
@@ -226,7 +226,7 @@ def test_the_command_line_and_python_ask_for_the_same_run(results: Path) -> None
 
 
 def test_a_failed_run_exits_with_3(tiny: Task, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "sampler", lambda self, method, grad=False: lambda x_T, cond, noise: x_T * float("nan"))
+    monkeypatch.setattr("harness.runs.run.sampler_of", lambda method, grad=False: lambda x_T, cond, noise: x_T * float("nan"))
     done = harness(*ARD, "--history-layers", 2, "--results", tmp_path / "r")
     assert done.code == 3
     assert done.err.splitlines()[-1].endswith("failed: samples of noise set 0 are not finite")

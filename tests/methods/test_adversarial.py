@@ -15,7 +15,8 @@ from harness.errors import UsageError
 from harness.methods import METHODS, Batch
 from harness.methods.parts.adversarial import Seen, watch
 from harness.networks.discriminator import Heads, SpectralConv1d, VirtualBatchNorm
-from harness.runs.config import RunConfig, resolve
+from harness.runs.config import RunConfig
+from harness.runs.resolve import resolve
 from harness.tasks import Task
 from harness.training.trainer import Trainer, TrainSettings
 

@@ -17,7 +17,8 @@ from harness.methods import METHODS, Batch
 from harness.methods.ard import ARD, ARDConfig
 from harness.methods.parts.points import DistillationConfig
 from harness.methods.step_distillation import TrajectoryDistillation
-from harness.runs.config import RunConfig, resolve
+from harness.runs.config import RunConfig
+from harness.runs.resolve import resolve
 from harness.solvers import DDIM, Trajectory, integrate
 from harness.tasks import Task
 from harness.training.trainer import Trainer, TrainSettings

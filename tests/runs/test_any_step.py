@@ -17,8 +17,9 @@ from harness.errors import Busy, UsageError
 from harness.files import read_tensors
 from harness.methods import METHODS
 from harness.records import Record
-from harness.runs.config import RunConfig, resolve
+from harness.runs.config import RunConfig
 from harness.runs.leases import leases_of
+from harness.runs.resolve import resolve
 from harness.runs.run import Run, run
 from harness.tasks import Task
 from harness.training.trainer import Trainer

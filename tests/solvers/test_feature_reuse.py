@@ -12,7 +12,8 @@ from harness.diffusion.counting import count_flops
 from harness.errors import UsageError
 from harness.methods import METHODS
 from harness.networks.passes import count_passes
-from harness.runs.config import RunConfig, resolve
+from harness.runs.config import RunConfig
+from harness.runs.resolve import resolve
 from harness.solvers import SOLVERS, FeatureReuse, integrate
 from harness.tasks import Task
 

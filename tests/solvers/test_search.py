@@ -15,7 +15,8 @@ from harness.diffusion.denoiser import Prediction
 from harness.diffusion.schedules import FlowSchedule, Schedule, VPSchedule, few_step_levels
 from harness.errors import UsageError
 from harness.methods import METHODS
-from harness.runs.config import RunConfig, resolve
+from harness.runs.config import RunConfig
+from harness.runs.resolve import resolve
 from harness.runs.teacher_training import search
 from harness.solvers import SOLVERS, Trajectory, integrate
 from harness.solvers.search import search_levels

@@ -21,9 +21,11 @@ from harness.errors import RunFailed, UsageError
 from harness.records import Record, write_record
 from harness.report.markdown import publish
 from harness.report.rows import load_records
-from harness.runs.config import key_of_record, parse_config, resolve
+from harness.runs.config import parse_config
+from harness.runs.identity import key_of_record
 from harness.runs.leases import leases_of
 from harness.runs.preview import estimate
+from harness.runs.resolve import resolve
 from harness.runs.run import Run
 from harness.sweeps.search import searches
 from harness.sweeps.sweep import Cell, expand, plan, run_sweep, run_workers

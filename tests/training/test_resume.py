@@ -20,9 +20,9 @@ from harness.errors import Busy, Interrupted, RunFailed
 from harness.files import read_tensors, tensors_digest
 from harness.records import read_record
 from harness.runs import run
-from harness.runs.config import resolve
 from harness.runs.leases import TABLE, leases_of
 from harness.runs.log import silent
+from harness.runs.resolve import resolve
 from harness.runs.run import Run
 from harness.tasks import Task
 
@@ -60,7 +60,7 @@ def test_any_failure_is_a_record(tiny: Task, tmp_path: Path, monkeypatch: pytest
     """Also one that nobody thought of; the next look at the run does not find an older reason."""
     one = new_run(tmp_path)
     for said in ("first", "second"):
-        monkeypatch.setattr(run, "evaluator_of", lambda *args, said=said: {}[said])
+        monkeypatch.setattr(run, "Evaluator", lambda *args, said=said: {}[said])
         with pytest.raises(RunFailed, match=f"KeyError: '{said}'"):
             one.execute()
         record = read_record(one.folder / "record.json")
