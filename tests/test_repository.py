@@ -56,7 +56,9 @@ def test_pre_commit_calls_the_hook() -> None:
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no git checkout")
 def test_the_repository_passes_its_own_hook() -> None:
-    names = subprocess.run(["git", "-c", "safe.directory=*", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    names = subprocess.run(
+        ["git", "-c", "safe.directory=*", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     existing = [name for name in names if (ROOT / name).exists()]
     done = subprocess.run([sys.executable, HOOK, *existing], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
