@@ -1,6 +1,7 @@
 """A network seen through its noise schedule, and guidance. Floor 1.
 
-Everybody above sees `Prediction(x_0, eps, v)` in float32, each derived straight from the network's own output.
+Everybody above sees `Prediction(x_0, eps, v)`, each derived straight from the network's own output, in float32 or,
+for images in float64, in float64.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ PredictionType = Literal["eps", "x_0", "v"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a denoiser says of x_t, float32 [B, C, H, W] each: clean image, noise, and velocity (`Schedule.v_weights`)."""
+    """Clean image, noise and velocity (`Schedule.v_weights`) that a denoiser predicts for x_t, [B, C, H, W] each."""
 
     x_0: Tensor
     eps: Tensor
@@ -34,9 +35,14 @@ class Model(Protocol):
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction: ...
 
 
+def full_precision(x: Tensor) -> torch.dtype:
+    """The type to compute with x in: float64 if x has it, otherwise float32."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def like(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A coefficient, 0-d or [B], shaped and typed to multiply x [B, ...] in float32."""
-    return coefficient.to(device=x.device, dtype=torch.float32).reshape(-1, *[1] * (x.dim() - 1))
+    """A coefficient, 0-d or [B], on x's device, shaped to multiply x [B, ...] in full precision."""
+    return coefficient.to(device=x.device, dtype=full_precision(x)).reshape(-1, *[1] * (x.dim() - 1))
 
 
 def predict(output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, prediction_type: PredictionType) -> Prediction:
@@ -47,7 +53,7 @@ def predict(output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, predicti
         t: 0-d or [B]. x_0 needs alpha_t > 0 from "eps" and "v", eps needs sigma_t > 0 from "x_0": at t = 0 it is 0.
         prediction_type: what `output` is.
     """
-    x, out = x_t.float(), output.float()
+    x, out = (value.to(full_precision(x_t)) for value in (x_t, output))
     alpha, sigma = (like(c, x) for c in schedule.alpha_sigma(t))
     a, b = (like(c, x) for c in schedule.v_weights(t))
     if prediction_type == "eps":

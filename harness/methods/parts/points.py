@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import like, predict
+from harness.diffusion.denoiser import full_precision, like, predict
 from harness.diffusion.schedules import Schedule
 from harness.errors import UsageError
 from harness.methods.base import Numbers, Problem
@@ -105,9 +105,9 @@ class Points:
         return torch.cat([x_T, *(x.unsqueeze(1) for x in following)], 1), targets
 
     def answer(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """From the network's output for x_t to what is compared with the target, float32 [B, C, H, W]; t and s are 0-d or [B]."""
+        """From the network's output for x_t to what is compared with the target, [B, C, H, W]; t and s are 0-d or [B]."""
         if self.config.parametrization == "direct":
-            return output.float()
+            return output.to(full_precision(output))
         return ddim_step(predict(output, x_t, t, self.schedule, self.prediction_type), s, self.schedule)
 
     def following(self, answer: Tensor, x_T: Tensor, s: Tensor) -> Tensor:
