@@ -22,7 +22,7 @@ from harness.metrics import METRICS
 from harness.metrics.base import Judged
 from harness.metrics.evaluator import ImageEvaluator
 from harness.metrics.features import classify
-from harness.solvers import SOLVERS, integrate
+from harness.solvers import SOLVERS, sample
 from harness.tasks import Task, load_task
 from harness.training.trainer import Source, Trainer, TrainSettings
 
@@ -88,7 +88,7 @@ def main(task_name: str = "digits", method: str = "step-distillation") -> None:
 
     @torch.no_grad()
     def solve() -> None:
-        integrate(SOLVERS[task.spec.trajectories.solver](), teacher, x_T, levels, cond)
+        sample(SOLVERS[task.spec.trajectories.solver](), teacher, x_T, levels, cond)
 
     phases = {
         f"teacher training, a step of {training.settings.batch_size}": lambda: one_step(training),

@@ -21,7 +21,7 @@ from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
 from harness.files import cache_folder, digest, locked_folder, map_tensors, write_mapped, write_text
 from harness.records import code_digest
-from harness.solvers import SOLVERS, Trajectory, integrate
+from harness.solvers import SOLVERS, Trajectory, trace
 
 TRAJECTORY_ROOMS = ("diffusion", "networks", "solvers", "data/mixture.py")
 """The rooms whose sources decide a trajectory."""
@@ -93,8 +93,7 @@ def _compute(recipe: Recipe, conditions: Conditions, teacher: Model, items: Tens
     """States and predictions of some items."""
     x_T = Keyed("trajectory", recipe.seed).normal("x_T", items, recipe.shape).to(device)
     cond = conditions.balanced(items).to(device)
-    path = integrate(SOLVERS[recipe.solver](), teacher, x_T, few_step_levels(recipe.steps), cond, save=True)
-    assert isinstance(path, Trajectory)
+    path = trace(SOLVERS[recipe.solver](), teacher, x_T, few_step_levels(recipe.steps), cond)
     return {"states": path.states, "predictions": path.predictions}
 
 

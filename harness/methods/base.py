@@ -254,7 +254,7 @@ class Method(ABC):
     Attributes:
         players: the networks that are trained, by name; empty for a training-free method.
         student: what is sampled (its EMA weights).
-        solver, levels: how it is sampled, as `integrate` takes them.
+        solver, levels: how it is sampled, as `sample` takes them.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig

@@ -26,7 +26,7 @@ from harness.methods.parts.adversarial import Adversary
 from harness.methods.parts.matching import MatchingStage
 from harness.methods.parts.points import CachedSteps, DistillationConfig, Points
 from harness.networks.history import HistoryDiT, Visible, causal
-from harness.solvers import DDIM, Trajectory, integrate
+from harness.solvers import DDIM, Trajectory, sample, trace
 
 
 class Stage(Protocol):
@@ -119,7 +119,7 @@ class TrajectoryDistillation(Method):
         if self.teacher_network is None or self.config.parametrization != "teacher" or not alone:
             return None
         teacher = Denoiser(self.teacher_network, self.points.schedule, self.points.prediction_type)
-        return lambda x_T, cond: integrate(DDIM(), teacher, x_T, self.levels, cond)  # type: ignore[return-value]
+        return lambda x_T, cond: sample(DDIM(), teacher, x_T, self.levels, cond)
 
     def updates(self, step: int) -> Iterable[Update]:
         if not self.config.step_counts:
@@ -171,8 +171,7 @@ class TrajectoryDistillation(Method):
     @torch.no_grad()
     def own_points(self, points: Points, x_T: Tensor, cond: Condition) -> Tensor:
         """Where the student's own sampling goes from x_T [B, C, H, W], without the end: [B, S, C, H, W]."""
-        path = integrate(CachedSteps(points), self.players["student"].module, x_T, points.levels, cond, save=True)
-        assert isinstance(path, Trajectory)
+        path = trace(CachedSteps(points), self.players["student"].module, x_T, points.levels, cond)
         return path.states[:, :-1]
 
 

@@ -43,7 +43,7 @@ from harness.records import (
 from harness.runs.config import Resolved, reference_of
 from harness.runs.leases import leases_of
 from harness.runs.log import Report, logged, logging_report, silent
-from harness.solvers import SOLVERS, Noise, Trajectory, integrate
+from harness.solvers import SOLVERS, Noise, sample, trace
 from harness.tasks import Task
 from harness.training.trainer import Bill, Trainer, check_compiler
 
@@ -237,12 +237,10 @@ class Run:
     def sampler(self, method: Method, grad: bool = False) -> Sampler:
         """The method's student under its solver, as a function of noise and conditions; `grad` lets gradients through."""
 
-        def sample(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
-            out = integrate(method.solver, method.student, x_T, method.levels, cond, noise)
-            assert isinstance(out, Tensor)
-            return out
+        def sampler(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
+            return sample(method.solver, method.student, x_T, method.levels, cond, noise)
 
-        return sample if grad else torch.no_grad()(sample)
+        return sampler if grad else torch.no_grad()(sampler)
 
     def _trainer(self, method: Method, teacher: Guided) -> Trainer:
         """The trainer of this run, with what the method learns from."""
@@ -286,8 +284,7 @@ class Run:
         count = task.spec.evaluation.batch_size
         x_T, cond, solver = x_T[:count].to(self.device), cond[:count].to(self.device), SOLVERS[task.recipe.solver]()
         with torch.no_grad():
-            path = integrate(solver, teacher, x_T, few_step_levels(task.trajectory_steps), cond, save=True)
-            assert isinstance(path, Trajectory)
+            path = trace(solver, teacher, x_T, few_step_levels(task.trajectory_steps), cond)
             errors = exposure_bias(method.solver, method.student, method.teacher_points(path), method.levels, cond)
         return Exposure(on_teachers_history=errors[0], on_own_history=errors[1], drift=errors[2], n=len(x_T))
 
@@ -324,7 +321,7 @@ def trajectory_bill(teacher: Guided, task: Task, device: torch.device) -> tuple[
     x_T, cond = task.evaluation_inputs(0)
     x_T, cond, solver = x_T[:2].to(device), cond[:2].to(device), SOLVERS[task.recipe.solver]()
     with torch.no_grad(), count_passes(teacher.denoiser.network) as passes:
-        flops = count_flops(lambda: integrate(solver, teacher, x_T, few_step_levels(task.trajectory_steps), cond))
+        flops = count_flops(lambda: sample(solver, teacher, x_T, few_step_levels(task.trajectory_steps), cond))
     return passes.total * task.recipe.count // 2, flops * task.recipe.count / 2
 
 

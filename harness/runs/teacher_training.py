@@ -24,7 +24,7 @@ from harness.records import code_digest
 from harness.runs.config import reference_of
 from harness.runs.log import Report, silent
 from harness.runs.run import Run
-from harness.solvers import SOLVERS, Trajectory, integrate
+from harness.solvers import SOLVERS, trace
 from harness.solvers.search import Search, search_levels
 from harness.tasks import Task
 from harness.tasks.task import Guidance, Part, Weights
@@ -190,8 +190,7 @@ def search(task: Task, solver: str, num_steps: int, count: int, device: torch.de
     index, teacher = torch.arange(count), task.teacher(device)
     x_T, cond = Keyed("levels", 0).normal("x_T", index, task.shape).to(device), task.conditions.balanced(index).to(device)
     with torch.no_grad():
-        path = integrate(chosen, teacher, x_T, few_step_levels(task.trajectory_steps), cond, save=True)
-    assert isinstance(path, Trajectory)
+        path = trace(chosen, teacher, x_T, few_step_levels(task.trajectory_steps), cond)
     return search_levels(chosen, teacher, path, num_steps)
 
 

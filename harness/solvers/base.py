@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -66,26 +66,35 @@ class Solver(ABC):
 SOLVERS: Registry[Solver] = Registry("solver")
 
 
-def integrate(solver: Solver, model: Any, x_T: Tensor, levels: Tensor, cond: Condition, noise: Noise | None = None, *,
-              save: bool = False) -> Tensor | Trajectory:  # fmt: skip
-    """Samples from noise to data. It never sets the gradient mode.
+def sample(solver: Solver, model: Any, x_T: Tensor, levels: Tensor, cond: Condition, noise: Noise | None = None) -> Tensor:
+    """Samples of a model under a solver. The caller sets the gradient mode.
 
     Args:
         x_T: noise [B, C, H, W].
         levels: falling timesteps [K + 1], float64, from 1 (noise) to 0 (data).
-        noise: where a stochastic solver draws from.
-        save: whether to return the whole trajectory.
+        noise: the source of a stochastic solver's noise.
 
     Returns:
-        x at the last level [B, C, H, W], or under `save` the `Trajectory`.
+        x at the last level [B, C, H, W].
     """
+    x = x_T
+    for x, _ in _steps(solver, model, x_T, levels, cond, noise):  # noqa: B007
+        pass
+    return x
+
+
+def trace(solver: Solver, model: Any, x_T: Tensor, levels: Tensor, cond: Condition, noise: Noise | None = None) -> Trajectory:
+    """The whole path that `sample` takes, with the same arguments."""
+    path = list(_steps(solver, model, x_T, levels, cond, noise))
+    states, predictions = [x_T, *(x for x, _ in path)], [x_0 for _, x_0 in path]
+    return Trajectory(torch.stack(states, 1), torch.stack(predictions, 1), levels, cond)
+
+
+def _steps(
+    solver: Solver, model: Any, x_T: Tensor, levels: Tensor, cond: Condition, noise: Noise | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """After each step, the new x and the x_0 that was predicted on the way."""
     x, state = x_T, solver.init(model, x_T, cond)
-    states, predictions = [x], []
     for t, s in pairwise(levels):
         x, x_0, state = solver.step(model, x, t, s, cond, state, noise)
-        if save:
-            states.append(x)
-            predictions.append(x_0)
-    if not save:
-        return x
-    return Trajectory(torch.stack(states, 1), torch.stack(predictions, 1), levels, cond)
+        yield x, x_0

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.solvers.base import Solver, Trajectory, integrate
+from harness.solvers.base import Solver, Trajectory, sample
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ def search_levels(solver: Solver, model: Any, path: Trajectory, num_steps: int) 
 
     def mse(places: tuple[int, ...]) -> float:
         if places not in known:
-            end = integrate(solver, model, path.states[:, 0], path.levels[list(places)], path.cond)
-            assert isinstance(end, Tensor)
+            end = sample(solver, model, path.states[:, 0], path.levels[list(places)], path.cond)
             known[places] = float((end - path.states[:, -1]).double().square().mean())
         return known[places]
 

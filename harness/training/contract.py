@@ -24,7 +24,7 @@ from harness.files import file_hash, write_tensors
 from harness.methods import METHODS, Batch, Method
 from harness.networks.classifier import Classifier
 from harness.networks.dit import DiT
-from harness.solvers import integrate
+from harness.solvers import sample
 from harness.tasks import Task, TaskSpec
 from harness.training.trainer import Trainer, TrainSettings
 
@@ -124,9 +124,7 @@ class Case:
     def sample(self, method: Method, rows: slice = slice(0, 3)) -> Tensor:
         x_T, cond = self.task.evaluation_inputs(0)
         with torch.no_grad():
-            images = integrate(method.solver, method.student, x_T[rows], method.levels, cond[rows], self.task.evaluation_noise(0, rows))
-        assert isinstance(images, Tensor)
-        return images
+            return sample(method.solver, method.student, x_T[rows], method.levels, cond[rows], self.task.evaluation_noise(0, rows))
 
 
 def weights(method: Method) -> dict[str, Tensor]:

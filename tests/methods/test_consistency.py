@@ -16,7 +16,7 @@ from harness.errors import UsageError
 from harness.methods import METHODS, Batch
 from harness.methods.consistency import karras_levels
 from harness.methods.parts.student import ConsistencySteps
-from harness.solvers import SOLVERS, integrate
+from harness.solvers import SOLVERS, sample
 from harness.tasks import Task, load_task
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ class RestOfThePath(nn.Module):
         for i, level in enumerate(time.double()):
             t = (level + 1) / 1000
             start = int((self.method.grid - t).abs().argmin())
-            end = integrate(self.method.teacher_solver, self.method.teacher, x[i : i + 1], self.method.grid[start:], cond[i : i + 1])
+            end = sample(self.method.teacher_solver, self.method.teacher, x[i : i + 1], self.method.grid[start:], cond[i : i + 1])
             alpha, sigma = (like(c, x[:1]) for c in self.schedule.alpha_sigma(self.method.grid[start]))
             out[i] = ((x[i : i + 1] - alpha * end) / sigma.clamp(min=1e-9))[0]
         return out
@@ -84,9 +84,9 @@ def test_the_time_of_a_noise_level(name: str) -> None:
 def test_a_perfect_student_ends_where_the_tasks_trajectories_end(tiny: Task) -> None:
     method = method_of(tiny)
     x_T, cond = tiny.evaluation_inputs(0)
-    end = integrate(SOLVERS["ddim"](), tiny.teacher(CPU), x_T[:3], method.grid, cond[:3])
+    end = sample(SOLVERS["ddim"](), tiny.teacher(CPU), x_T[:3], method.grid, cond[:3])
     student = Denoiser(RestOfThePath(method), tiny.schedule, tiny.prediction_type)
-    found = integrate(ConsistencySteps(), student, x_T[:3], method.levels, cond[:3])
+    found = sample(ConsistencySteps(), student, x_T[:3], method.levels, cond[:3])
     torch.testing.assert_close(found, end, rtol=1e-3, atol=1e-3)
 
 
@@ -94,7 +94,7 @@ def test_untrained_its_first_step_is_the_teachers_prediction(tiny: Task) -> None
     method = method_of(tiny)
     x_T, cond = tiny.evaluation_inputs(0)
     expected = tiny.teacher(CPU).denoiser(x_T[:3], torch.tensor(1.0), cond[:3]).x_0
-    torch.testing.assert_close(integrate(method.solver, method.student, x_T[:3], method.levels, cond[:3]), expected)
+    torch.testing.assert_close(sample(method.solver, method.student, x_T[:3], method.levels, cond[:3]), expected)
 
 
 def test_several_steps_draw_fresh_noise_by_name(tiny: Task) -> None:
@@ -107,7 +107,7 @@ def test_several_steps_draw_fresh_noise_by_name(tiny: Task) -> None:
         return torch.zeros(3, *tiny.shape)
 
     x = x_T[:3]
-    found = integrate(method.solver, method.student, x, method.levels, cond[:3], noise)
+    found = sample(method.solver, method.student, x, method.levels, cond[:3], noise)
     assert names == ["step 1", "step 2", "step 3"]
     for t, s in zip(method.levels[:-1], method.levels[1:], strict=True):
         x = like(tiny.schedule.alpha_sigma(s)[0], x) * method.student(x, t, cond[:3]).x_0

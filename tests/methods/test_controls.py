@@ -12,7 +12,7 @@ from harness.diffusion.randomness import keyed_initialisation
 from harness.diffusion.schedules import few_step_levels
 from harness.methods import METHODS
 from harness.methods.step_distillation import TrajectoryDistillation
-from harness.solvers import DDIM, Trajectory, integrate
+from harness.solvers import DDIM, Trajectory, sample, trace
 from harness.tasks import Task
 
 CPU = torch.device("cpu")
@@ -27,8 +27,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 def trajectory(task: Task) -> Trajectory:
     x_T, cond = task.evaluation_inputs(0)
     with torch.no_grad():
-        path = integrate(DDIM(), task.teacher(CPU), x_T[:5], few_step_levels(4), cond[:5], save=True)
-    assert isinstance(path, Trajectory)
+        path = trace(DDIM(), task.teacher(CPU), x_T[:5], few_step_levels(4), cond[:5])
     return path
 
 
@@ -79,7 +78,7 @@ def test_noise_on_the_channels_changes_nothing_at_the_start(tiny: Task) -> None:
     outputs = []
     for noise in (False, True):
         method = cls(cls.Config(noise_channels=noise), tiny.teacher(CPU), tiny, 4, 10)
-        outputs.append(integrate(method.solver, method.student, path.states[:, 0], method.levels, path.cond))
+        outputs.append(sample(method.solver, method.student, path.states[:, 0], method.levels, path.cond))
     torch.testing.assert_close(outputs[0], outputs[1])
 
 

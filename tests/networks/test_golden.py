@@ -17,7 +17,7 @@ from harness.methods.ard import ARD, ARDConfig
 from harness.methods.base import Batch
 from harness.networks.dit import DiT, sincos_position_embedding
 from harness.networks.history import EMPTY, HistoryDiT
-from harness.solvers import DDIM, Trajectory, integrate
+from harness.solvers import DDIM, Trajectory, sample, trace
 
 FOLDER = Path(__file__).parents[1] / "golden"
 DIT = {
@@ -98,12 +98,12 @@ def test_dit_respaced_levels(dit: dict[str, Tensor], steps: int) -> None:
 
 def test_dit_guided_ddim(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
     model = Guided(denoiser, 1.5, Conditions(10).null, channels=3)
-    found = integrate(DDIM(), model, dit["io.z"], respaced_levels(25), Condition(dit["io.labels"]))
+    found = sample(DDIM(), model, dit["io.z"], respaced_levels(25), Condition(dit["io.labels"]))
     close(found, dit["io.ddim25_w1.5_first3channels"])
 
 
 def test_dit_unguided_ddim(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
-    found = integrate(DDIM(), denoiser, dit["io.z"], respaced_levels(8), Condition(dit["io.labels"]))
+    found = sample(DDIM(), denoiser, dit["io.z"], respaced_levels(8), Condition(dit["io.labels"]))
     close(found, dit["io.ddim8_unguided"])
 
 
@@ -162,5 +162,5 @@ def test_the_method_itself_has_their_loss_and_samples(ard: dict[str, Tensor], la
     )
     loss, _ = method.loss(Batch(torch.arange(2), None, trajectory, Keyed("test", 0)))
     close(loss, ard[f"out.N{layers}.loss"].mean())
-    path = integrate(method.solver, method.student, states[:, 0], method.levels, cond, save=True)
+    path = trace(method.solver, method.student, states[:, 0], method.levels, cond)
     close(path.states[:, 1:], ard[f"out.N{layers}.sample"], FREE_RUN)

@@ -20,7 +20,7 @@ from harness.diffusion.denoiser import Denoiser, Guided, Model, Prediction, like
 from harness.diffusion.schedules import Schedule, few_step_levels
 from harness.methods.base import EMA, Batch, Method, OptimizerConfig, Problem, Update
 from harness.networks.dit import DiT
-from harness.solvers import DDIM, Noise, Solver, integrate
+from harness.solvers import DDIM, Noise, Solver, sample
 from harness.solvers.ddim import ddim_step
 
 
@@ -167,7 +167,7 @@ class DenoisingStudent(Method):
         """The unguided teacher under DDIM on the same levels; of a sampler that draws noise, in one step."""
         if not self.starts_as_teacher or (self.solver.stochastic and len(self.levels) > 2):
             return None
-        return lambda x_T, cond: integrate(DDIM(), self.teacher.denoiser, x_T, self.levels, cond)  # type: ignore[return-value]
+        return lambda x_T, cond: sample(DDIM(), self.teacher.denoiser, x_T, self.levels, cond)
 
     def velocity_at(self, model: Denoiser, y: Tensor, tau: Tensor, cond: Condition) -> Tensor:
         """`eps - x_0` that a model says at points y [B, C, H, W] of the line, `y = (1 - tau) x_0 + tau eps`, at flow times tau [B]."""
