@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import like
+from harness.diffusion.denoiser import expand_to
 from harness.diffusion.randomness import Keyed
 from harness.diffusion.schedules import Schedule
 
@@ -108,4 +108,4 @@ class ExactNetwork(nn.Module):
         t = self.schedule.time_from_network(time)
         alpha, sigma = self.schedule.alpha_sigma(t)
         x_0 = self.mixture.posterior_mean(x.flatten(1), alpha, sigma, cond.classes).view_as(x)
-        return (x.double() - like(alpha, x).double() * x_0) / like(sigma, x).double()
+        return (x.double() - expand_to(alpha, x).double() * x_0) / expand_to(sigma, x).double()

@@ -45,7 +45,7 @@ class Condition:
         """The whole batch `times` times, one after the other."""
         return self._each(lambda x: x.repeat(times, *[1] * (x.dim() - 1)))
 
-    def told(self, **scalars: Tensor) -> Condition:
+    def with_scalars(self, **scalars: Tensor) -> Condition:
         """The same with these numbers [B] beside, or in the place of those with their names."""
         return Condition(self.labels, self.text, {**self.scalars, **{name: value.float() for name, value in scalars.items()}})
 

@@ -34,7 +34,7 @@ class Model(Protocol):
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction: ...
 
 
-def like(coefficient: Tensor, x: Tensor) -> Tensor:
+def expand_to(coefficient: Tensor, x: Tensor) -> Tensor:
     """A coefficient, 0-d or [B], shaped and typed to multiply x [B, ...] in float32."""
     return coefficient.to(device=x.device, dtype=torch.float32).reshape(-1, *[1] * (x.dim() - 1))
 
@@ -48,8 +48,8 @@ def predict(output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, predicti
         prediction_type: what `output` is.
     """
     x, out = x_t.float(), output.float()
-    alpha, sigma = (like(c, x) for c in schedule.alpha_sigma(t))
-    a, b = (like(c, x) for c in schedule.v_weights(t))
+    alpha, sigma = (expand_to(c, x) for c in schedule.alpha_sigma(t))
+    a, b = (expand_to(c, x) for c in schedule.v_weights(t))
     if prediction_type == "eps":
         x_0 = (x - sigma * out) / alpha
         return Prediction(x_0, out, a * x_0 + b * out)
@@ -100,13 +100,13 @@ class Guided(nn.Module):
         t_both = t if t.dim() == 0 else t.repeat(2)
         kind = self.denoiser.prediction_type
         with_cond, without = getattr(self.denoiser(x_t.repeat(2, 1, 1, 1), t_both, both), kind).chunk(2)
-        scale = like(self.scale, without) if isinstance(self.scale, Tensor) else self.scale
+        scale = expand_to(self.scale, without) if isinstance(self.scale, Tensor) else self.scale
         guided = without + scale * (with_cond - without)
         if self.channels is not None:
             guided = torch.cat([guided[:, : self.channels], with_cond[:, self.channels :]], 1)
         return predict(guided, x_t, t, self.schedule, kind)
 
-    def through(self, network: nn.Module) -> Guided:
+    def with_network(self, network: nn.Module) -> Guided:
         """The same teacher with another network in the place of its own."""
         return Guided(Denoiser(network, self.schedule, self.denoiser.prediction_type), self.scale, self.null, self.channels)
 

@@ -216,7 +216,7 @@ class MethodConfig(BaseModel):
         return False
 
     @property
-    def looks_inside(self) -> bool:
+    def reads_activations(self) -> bool:
         """Whether a loss looks at what happens inside a network that is trained, so that this one cannot be compiled."""
         return False
 
@@ -315,7 +315,7 @@ class Method(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
 
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
+    def untrained_sampler(self) -> Callable[[Tensor, Condition], Tensor] | None:
         """What the untrained student's samples equal, as a function of noise and conditions; None where that is nothing simple."""
         return None
 
@@ -346,7 +346,7 @@ class Method(ABC):
         return trajectory.states[:, :: trajectory.steps // steps]
 
     @property
-    def passes_through(self) -> nn.Module:
+    def sampled_network(self) -> nn.Module:
         """The network whose passes are the NFE."""
         return self.student.network if isinstance(self.student, Denoiser) else self.student
 

@@ -72,5 +72,5 @@ class Teacher(Method):
             raise UsageError(f"reuse_below is {config.reuse_below}, but of {depth} blocks at most {depth - 1} leave something to reuse")
 
     @property
-    def passes_through(self) -> nn.Module:
+    def sampled_network(self) -> nn.Module:
         return self.student.denoiser.network  # type: ignore[union-attr, return-value]

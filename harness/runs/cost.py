@@ -111,7 +111,7 @@ def sampling_cost_on_meta(method: str, config: MethodConfig, problem: PaperProbl
         network = DiT(**problem.network_options)
         teacher = Guided(Denoiser(network, problem.schedule), 1.0, problem.null)
         built = METHODS[method](config, teacher, problem, num_steps, NOMINAL_STEPS)
-    sampled = built.passes_through
+    sampled = built.sampled_network
     with torch.no_grad():
         plain = count_macs(lambda: network(x, torch.empty(1, device="meta"), cond))
     with torch.no_grad(), count_passes(sampled) as passes:

@@ -56,7 +56,7 @@ def preview(resolved: Resolved, results: Path, device: torch.device, reuse: bool
     teacher = task.teacher(device)
     method = run.build(teacher)
     sampler = run.sampler(method)
-    nfe, macs = sampling_cost(sampler, method.passes_through, task, device)
+    nfe, macs = sampling_cost(sampler, method.sampled_network, task, device)
     finished = run.finished_record(reuse) is not None
     state = "finished" if finished else "interrupted" if (run.folder / "checkpoint").exists() else "new"
     cached = {"reference record": reference.finished_record(reuse) is not None}

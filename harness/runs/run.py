@@ -193,7 +193,7 @@ class Run:
         if trainer:
             trainer.note_quality(evaluator.quality(samples[0][:count]))
             trainer.write_curves()
-        nfe, macs = sampling_cost(sampler, method.passes_through, task, self.device)
+        nfe, macs = sampling_cost(sampler, method.sampled_network, task, self.device)
         measuring(1, 1)
         measuring = self.report("latency")
         latency = self._latency(sampler, reference_sampler)
@@ -208,7 +208,7 @@ class Run:
             flags.append("bf16 losses on a network that predicts eps: at the noisiest level x_0 carries 157 times its rounding")
         if method.players and not bill:
             flags.append("untrained: the student as it starts")
-        cost = Cost(parameters=parameters(method.passes_through), nfe=nfe, macs_per_sample=macs,
+        cost = Cost(parameters=parameters(method.sampled_network), nfe=nfe, macs_per_sample=macs,
                     latency=latency, training=bill)  # fmt: skip
         levels = [round(float(method_time), 4) for method_time in task.schedule.network_time(method.levels[:-1])]
         first = {name: value for name, value in trainer.curve[0].items() if name != "step"} if trainer else {}

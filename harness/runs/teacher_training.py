@@ -25,7 +25,7 @@ from harness.runs.config import reference_of
 from harness.runs.log import Report, silent
 from harness.runs.run import Run
 from harness.solvers import SOLVERS, trace
-from harness.solvers.search import Search, search_levels
+from harness.solvers.search import LevelSearch, search_levels
 from harness.tasks import Task
 from harness.tasks.task import Guidance, Part, Weights
 from harness.training.trainer import Trainer, TrainSettings
@@ -175,7 +175,7 @@ def verify(task: Task, device: torch.device, report: Report = silent) -> list[st
     return lines
 
 
-def search(task: Task, solver: str, num_steps: int, count: int, device: torch.device) -> Search:
+def search(task: Task, solver: str, num_steps: int, count: int, device: torch.device) -> LevelSearch:
     """Levels for few steps of a solver, searched for with `count` trajectories of their own noise.
 
     Raises UsageError for an unknown solver, one that draws noise, or more steps than the task's trajectories have.

@@ -19,7 +19,7 @@ from harness.networks.dit import DiT
 from harness.solvers.base import Noise, Solver
 
 
-class Reusing(nn.Module):
+class ReusingDiT(nn.Module):
     """A DiT in one step.
 
     Args:
@@ -47,7 +47,7 @@ class Reusing(nn.Module):
 
 
 @dataclass(frozen=True)
-class Reused:
+class ReuseState:
     """The state of the solver inside, what the upper blocks added, and the steps taken."""
 
     inner: Any
@@ -67,13 +67,13 @@ class FeatureReuse(Solver):
     def __init__(self, solver: Solver, every: int, lowest: int):
         self.solver, self.every, self.lowest = solver, every, lowest
 
-    def init(self, model: Guided, x_T: Tensor, cond: Condition) -> Reused:
-        return Reused(self.solver.init(model, x_T, cond))
+    def init(self, model: Guided, x_T: Tensor, cond: Condition) -> ReuseState:
+        return ReuseState(self.solver.init(model, x_T, cond))
 
-    def step(self, model: Guided, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: Reused,
-             noise: Noise | None) -> tuple[Tensor, Tensor, Reused]:  # fmt: skip
+    def step(self, model: Guided, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: ReuseState,
+             noise: Noise | None) -> tuple[Tensor, Tensor, ReuseState]:  # fmt: skip
         dit = model.denoiser.network
         assert isinstance(dit, DiT)
-        network = Reusing(dit, self.lowest, state.added if state.steps % self.every else None)
-        x_s, x_0, inner = self.solver.step(model.through(network), x_t, t, s, cond, state.inner, noise)
-        return x_s, x_0, Reused(inner, network.added, state.steps + 1)
+        network = ReusingDiT(dit, self.lowest, state.added if state.steps % self.every else None)
+        x_s, x_0, inner = self.solver.step(model.with_network(network), x_t, t, s, cond, state.inner, noise)
+        return x_s, x_0, ReuseState(inner, network.added, state.steps + 1)

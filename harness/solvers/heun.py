@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Model, like
+from harness.diffusion.denoiser import Model, expand_to
 from harness.solvers.base import SOLVERS, Noise, Solver
 from harness.solvers.ddim import ddim_step
 
@@ -30,5 +30,5 @@ class Heun(Solver):
             return x_s, first.x_0, None
         second = model(x_s, s, cond)
         half_step = (sigma_s - alpha_s * sigma_t / alpha_t.clamp(min=1e-12)) / 2
-        correction = like(half_step, x_t) * (second.eps - first.eps)
-        return x_s + torch.where(like(plain, x_t) > 0, 0.0, correction), first.x_0, None
+        correction = expand_to(half_step, x_t) * (second.eps - first.eps)
+        return x_s + torch.where(expand_to(plain, x_t) > 0, 0.0, correction), first.x_0, None

@@ -17,7 +17,7 @@ from harness.solvers.base import Solver, Trajectory, sample
 
 
 @dataclass(frozen=True)
-class Search:
+class LevelSearch:
     """What a search found.
 
     Attributes:
@@ -33,7 +33,7 @@ class Search:
 
 
 @torch.no_grad()
-def search_levels(solver: Solver, model: Any, path: Trajectory, num_steps: int) -> Search:
+def search_levels(solver: Solver, model: Any, path: Trajectory, num_steps: int) -> LevelSearch:
     """The levels of `num_steps` steps out of those of a path.
 
     Args:
@@ -60,4 +60,4 @@ def search_levels(solver: Solver, model: Any, path: Trajectory, num_steps: int) 
             options = [(*best[:i], place, *best[i + 1 :]) for place in range(best[i - 1] + 1, best[i + 1])]
             best = min(options, key=mse)
         if best == before:
-            return Search(path.levels[list(best)], mse(best), mse(start), len(known))
+            return LevelSearch(path.levels[list(best)], mse(best), mse(start), len(known))

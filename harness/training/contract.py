@@ -202,7 +202,7 @@ def untrained(case: Case) -> None:
     x_T, cond = case.task.evaluation_inputs(0)
     for num_steps in (1, case.num_steps):
         method = case.build(num_steps=num_steps)
-        if (expected := method.untrained()) is not None:
+        if (expected := method.untrained_sampler()) is not None:
             with torch.no_grad():
                 all_close(case.sample(method), expected(x_T[:3], cond[:3]), 1e-4, f"untrained, {num_steps} steps")
 

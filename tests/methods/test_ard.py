@@ -230,7 +230,7 @@ def test_a_masked_pass_equals_sampling_steps_on_the_teachers_points(
         for i, (t, s) in enumerate(zip(method.levels[:-1], method.levels[1:], strict=True)):
             x_s, x_0, state = method.solver.step(method.student, points[:, i], t, s, cond, state, None)
             answer = method.points.answer(masked[:, i], points[:, i], t, s)
-            expected = method.points.following(answer, points[:, 0], s)
+            expected = method.points.next_input(answer, points[:, 0], s)
             torch.testing.assert_close(x_s, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
             if options["trajectory"] != "renoised":  # there the error is that of x_0
                 error = float((x_s - points[:, i + 1]).square().mean())

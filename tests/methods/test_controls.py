@@ -58,7 +58,7 @@ def test_cached_steps_on_the_teachers_points_give_the_masked_passs_answers(
         state = method.solver.init(method.student, x[:, 0], path.cond)
         for i in range(4):
             t, s = method.levels[i], method.levels[i + 1]
-            expected = points.following(points.answer(output[:, i], x[:, i], t, s), x[:, 0], s)
+            expected = points.next_input(points.answer(output[:, i], x[:, i], t, s), x[:, 0], s)
             found, _, state = method.solver.step(method.student, x[:, i], t, s, path.cond, state, None)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -92,8 +92,8 @@ def test_noise_on_the_channels_is_seen_by_every_step(tiny: Task) -> None:
 
 def test_under_a_constant_time_the_untrained_student_is_nothing_simple(tiny: Task) -> None:
     options = {"trajectory": "states", "heads": "shared", "parametrization": "teacher"}
-    assert build(tiny, "step-distillation", options).untrained() is not None
-    assert build(tiny, "step-distillation", {**options, "time_embedding": "constant"}).untrained() is None
+    assert build(tiny, "step-distillation", options).untrained_sampler() is not None
+    assert build(tiny, "step-distillation", {**options, "time_embedding": "constant"}).untrained_sampler() is None
 
 
 def test_a_constant_time_is_the_noises(tiny: Task) -> None:

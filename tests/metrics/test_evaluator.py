@@ -231,7 +231,7 @@ def test_a_guided_step_costs_two_passes_and_a_students_one(method: str, options:
     def sampler(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
         return sample(built.solver, built.student, x_T, built.levels, cond)
 
-    found, macs = sampling_cost(sampler, built.passes_through, tiny, CPU)
+    found, macs = sampling_cost(sampler, built.sampled_network, tiny, CPU)
     assert found == nfe
     tokens, d = 4, 16
     linear = tokens * 12 * d * d + 6 * d * d

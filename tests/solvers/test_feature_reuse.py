@@ -29,7 +29,7 @@ def measured(task: Task, num_steps: int = 4, **options: Any) -> tuple[Tensor, fl
         with torch.no_grad():
             return sample(method.solver, method.student, x_T[:count], method.levels, cond[:count])
 
-    with count_passes(method.passes_through) as passes:
+    with count_passes(method.sampled_network) as passes:
         images = run()
     return images, passes.total / 3, count_flops(lambda: run(1))
 
