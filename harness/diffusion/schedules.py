@@ -134,19 +134,4 @@ def few_step_levels(num_steps: int) -> Tensor:
     return torch.tensor(steps, dtype=torch.float64, device="cpu")
 
 
-def respaced_levels(num_steps: int) -> Tensor:
-    """DiT's own respacing to n steps: levels round(i 999 / (n - 1)) for i = n-1..0, then clean data.
-
-    For few steps it wastes evaluations (2 steps: levels 999 and 0), hence `few_step_levels`. Returns timesteps [n + 1].
-    """
-    last = max(num_steps - 1, 1)
-    levels = [round(i * (NUM_LEVELS - 1) / last) for i in range(num_steps - 1, -1, -1)] if num_steps > 1 else [NUM_LEVELS - 1]
-    return torch.tensor([(level + 1) / NUM_LEVELS for level in levels] + [0.0], dtype=torch.float64)
-
-
-def dit_levels(timesteps: Tensor) -> list[float]:
-    """DiT's level numbers of a grid, without the clean end: what a record shows ([999.0, 749.0, ...])."""
-    return [round(float(t) * NUM_LEVELS - 1, 6) for t in timesteps[:-1]]
-
-
 SCHEDULES: dict[str, type[Schedule]] = {"vp": VPSchedule, "flow": FlowSchedule}

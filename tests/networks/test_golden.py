@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Denoiser, Guided
 from harness.diffusion.randomness import Keyed
-from harness.diffusion.schedules import VPSchedule, dit_levels, respaced_levels
+from harness.diffusion.schedules import VPSchedule
 from harness.methods.ard import ARD, ARDConfig
 from harness.methods.base import Batch
 from harness.networks.dit import DiT, sincos_position_embedding
@@ -91,19 +91,20 @@ def test_dit_guided_forward(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
     close(found.eps, dit["io.cfg_out_t500_w1.5"][:, :4])
 
 
-@pytest.mark.parametrize("steps", [8, 25])
-def test_dit_respaced_levels(dit: dict[str, Tensor], steps: int) -> None:
-    assert dit_levels(respaced_levels(steps)) == dit[f"io.ddim{steps}_timesteps"].flip(0).tolist()
+def levels(dit: dict[str, Tensor], steps: int) -> Tensor:
+    """The timesteps of the golden samples: DiT's levels, noise first, and then clean data."""
+    numbers = dit[f"io.ddim{steps}_timesteps"].flip(0).double()
+    return torch.cat([(numbers + 1) / 1000, torch.zeros(1, dtype=torch.float64)])
 
 
 def test_dit_guided_ddim(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
     model = Guided(denoiser, 1.5, Conditions(10).null, channels=3)
-    found = sample(DDIM(), model, dit["io.z"], respaced_levels(25), Condition(dit["io.labels"]))
+    found = sample(DDIM(), model, dit["io.z"], levels(dit, 25), Condition(dit["io.labels"]))
     close(found, dit["io.ddim25_w1.5_first3channels"])
 
 
 def test_dit_unguided_ddim(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
-    found = sample(DDIM(), denoiser, dit["io.z"], respaced_levels(8), Condition(dit["io.labels"]))
+    found = sample(DDIM(), denoiser, dit["io.z"], levels(dit, 8), Condition(dit["io.labels"]))
     close(found, dit["io.ddim8_unguided"])
 
 
