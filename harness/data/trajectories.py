@@ -7,27 +7,25 @@ written aside and renamed under a lock, so an interrupted build goes on where it
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from harness.data.cache import locked_folder
 from harness.diffusion.conditions import Conditions
 from harness.diffusion.denoiser import Model
 from harness.diffusion.randomness import Keyed
 from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
-from harness.files import cache_folder, digest, locked_folder, map_tensors, write_mapped, write_text
+from harness.files import cache_folder, digest, map_tensors, write_mapped, write_text
+from harness.progress import Progress
 from harness.records import code_digest
 from harness.solvers import SOLVERS, Trajectory, trace
 
 TRAJECTORY_ROOMS = ("diffusion", "networks", "solvers", "data/mixture.py")
 """The rooms whose sources decide a trajectory."""
-
-Progress = Callable[[int, int], None]
-"""Called with the number of items done and the number of all."""
 
 
 @dataclass(frozen=True)
@@ -140,27 +138,3 @@ def _build(folder: Path, recipe: Recipe, conditions: Conditions, teacher: Model,
             write_mapped(path, {key: torch.cat([b[key] for b in batches]) for key in batches[0]})
         names.append(path.name)
     write_text(folder / "manifest.json", json.dumps({"recipe": asdict(recipe), "shard_size": shard_size, "shards": names}, indent=1))
-
-
-def samples_folder(key: dict) -> Path:
-    """Where the samples of a key are kept, once they are made."""
-    return cache_folder() / "samples" / digest(key)[:32]
-
-
-def cached_samples(key: dict, compute: Callable[[], Tensor]) -> Tensor:
-    """Samples [n, C, H, W] that are determined by a JSON-like key, from the cache or computed and kept there.
-
-    Raises UsageError if the cached file was damaged or the cache folder cannot be written.
-    """
-    return cached_tensors(key, lambda: {"samples": compute()})["samples"]
-
-
-def cached_tensors(key: dict, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The same for several tensors by name."""
-    folder = samples_folder(key)
-    path = folder / "samples.safetensors"
-    if not path.exists():
-        with locked_folder(folder):
-            if not path.exists():
-                write_mapped(path, compute())
-    return {name: tensor.clone() for name, tensor in map_tensors(path).items()}

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from harness.data.cache import cached_samples, cached_tensors
 from harness.data.images import to_uint8
-from harness.data.trajectories import cached_samples, cached_tensors
 from harness.diffusion.conditions import Condition
 from harness.errors import RunFailed, UsageError
 from harness.files import tensors_digest
@@ -28,13 +28,13 @@ from harness.metrics.extractors import Extractor
 from harness.metrics.features import classify
 from harness.metrics.fidelity import distance_to_reference, fid, frechet_distance, label_agreement, sample_moments
 from harness.networks.passes import count_passes
+from harness.progress import Progress
 from harness.records import Metric, code_digest
 from harness.solvers import Noise
 from harness.tasks import MixtureTask, Task
 
 Sampler = Callable[[Tensor, Condition, Noise], Tensor]
 """From noise [B, C, H, W], conditions and further noise (for stochastic samplers) to samples [B, C, H, W]."""
-Progress = Callable[[int, int], None]
 FEW = 10_000
 """Images whose features are made faster than they are looked up."""
 FEATURE_ROOMS = ("metrics/features.py", "networks/classifier.py", "data/images.py")

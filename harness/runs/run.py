@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.data.trajectories import TRAJECTORY_ROOMS, cached_samples, open_store, samples_folder
+from harness.data.cache import cached_samples, samples_folder
+from harness.data.trajectories import TRAJECTORY_ROOMS, open_store
 from harness.diffusion.conditions import Condition
 from harness.diffusion.counting import count_flops
 from harness.diffusion.denoiser import Guided
@@ -181,7 +182,7 @@ class Run:
         count = task.spec.evaluation.milestone_samples
         if trainer:
             progress = self.report("training")
-            trainer.train(progress=lambda done, total, means: progress(done, total), may_write=self.may_write, measure=lambda:
+            trainer.train(progress=progress, may_write=self.may_write, measure=lambda:
                           self._judged(trainer, evaluator.quality(sample_set(sampler, task, 0, self.device, count=count))))  # fmt: skip
         samples = {k: self.samples(sampler, k) for k in range(r.noise_sets)}
         measuring = self.report("metrics")

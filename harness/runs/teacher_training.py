@@ -85,12 +85,9 @@ def _train(name: str, cls: type[Method], weights: Weights, task: Task, folder: P
         method = cls(cls.Config(**training.options), None, task, task.trajectory_steps, training.steps)
     method.to(device)
     settings = TrainSettings(training.steps, training.batch_size, training.seed, precision=training.precision, compile=training.compile)
-    progress = report(name)
     spec = task.spec.model_dump(mode="json", include={"data", "network", "schedule", "prediction_type"})
     identity = digest([name, spec, training.model_dump(mode="json"), code_digest()])
-    Trainer(method, {"data": task.split.train}, settings, folder, device, identity=identity).train(
-        progress=lambda done, total, means: progress(done, total)
-    )
+    Trainer(method, {"data": task.split.train}, settings, folder, device, identity=identity).train(progress=report(name))
     (player,) = method.players.values()
     assert player.ema is not None
     return player.ema.module

@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.data.trajectories import Recipe, TrajectoryStore, cached_samples, open_store
+from harness.data.cache import cached_samples
+from harness.data.trajectories import Recipe, TrajectoryStore, open_store
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Prediction, predict
 from harness.diffusion.randomness import Keyed
