@@ -17,7 +17,8 @@ from torch import Tensor
 
 from harness.diffusion.denoiser import Denoiser, Guided, expand_to
 from harness.diffusion.schedules import NUM_LEVELS, few_step_levels
-from harness.methods.base import METHODS, Batch, Method, OptimizerConfig, Problem, Update
+from harness.methods.base import METHODS, Batch, Method, Problem, Update
+from harness.methods.parts.options import OptimizerConfig
 from harness.networks.dit import DiT
 from harness.solvers import DDIM
 

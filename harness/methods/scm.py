@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from harness.diffusion.conditions import Condition
 from harness.diffusion.counting import jvp
 from harness.diffusion.denoiser import Denoiser, Guided, expand_to
-from harness.methods.base import METHODS, Batch, Player, Problem, Update
+from harness.methods.base import METHODS, Batch, Problem, Update
+from harness.methods.parts.players import Player
 from harness.methods.parts.student import DenoisingStudent, StudentConfig, largest_sigma
 from harness.networks.dit import TimestepEmbedder
 

@@ -21,9 +21,10 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Denoiser, Guided
 from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
-from harness.methods.base import METHODS, Batch, Loss, Method, Player, Problem, Update
+from harness.methods.base import METHODS, Batch, Loss, Method, Problem, Update
 from harness.methods.parts.adversarial import Adversary
 from harness.methods.parts.matching import MatchingStage
+from harness.methods.parts.players import Player
 from harness.methods.parts.points import CachedSteps, DistillationConfig, Points
 from harness.networks.history import HistoryDiT, Visible, causal
 from harness.solvers import DDIM, Trajectory, sample, trace

@@ -15,7 +15,8 @@ from torch import nn
 from harness.diffusion.denoiser import Guided
 from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
-from harness.methods.base import METHODS, Method, MethodConfig, Numbers, Problem
+from harness.methods.base import METHODS, Method, Problem
+from harness.methods.parts.options import MethodConfig, Numbers
 from harness.solvers import SOLVERS, FeatureReuse
 
 

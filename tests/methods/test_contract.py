@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.methods import METHODS, Batch, Update
 from harness.methods.ard import ARD
-from harness.methods.base import EMA
+from harness.methods.parts.players import EMA
 from harness.methods.parts.points import CachedSteps
 from harness.methods.teacher import Teacher
 from harness.solvers import sample

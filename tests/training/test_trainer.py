@@ -17,7 +17,7 @@ from harness.data.images import ImageSet
 from harness.diffusion.randomness import keyed_initialisation
 from harness.errors import Busy, Interrupted, RunFailed, UsageError
 from harness.methods import Batch, Method, Player, Update
-from harness.methods.base import EMA, constant, cosine
+from harness.methods.parts.players import EMA, constant, cosine
 from harness.progress import Progress
 from harness.training.trainer import Batches, Items, Trainer, TrainSettings
 

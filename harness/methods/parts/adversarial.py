@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Guided, expand_to
 from harness.diffusion.schedules import NUM_LEVELS
-from harness.methods.base import Batch, Loss, OptimizerConfig, Player, Problem, Update
+from harness.methods.base import Batch, Loss, Problem, Update
+from harness.methods.parts.options import OptimizerConfig
+from harness.methods.parts.players import Player
 from harness.networks.discriminator import Heads
 from harness.networks.dit import DiT
 

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Denoiser, Guided, expand_to
 from harness.errors import UsageError
-from harness.methods.base import Batch, Loss, OptimizerConfig, Player, Problem, Update, cosine
+from harness.methods.base import Batch, Loss, Problem, Update
+from harness.methods.parts.options import OptimizerConfig
+from harness.methods.parts.players import Player, cosine
 from harness.networks.dit import DiT
 
 

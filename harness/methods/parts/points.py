@@ -16,9 +16,10 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import expand_to, predict
 from harness.diffusion.schedules import Schedule
 from harness.errors import UsageError
-from harness.methods.base import Numbers, Problem
+from harness.methods.base import Problem
 from harness.methods.parts.adversarial import GANOptions
 from harness.methods.parts.matching import StageOptions
+from harness.methods.parts.options import Numbers
 from harness.networks.history import EMPTY, Cache, HistoryDiT
 from harness.solvers import Noise, Solver, Trajectory, ddim_step
 from harness.solvers.ddim import implied_x_0

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Denoiser, Guided, Model, Prediction, expand_to
 from harness.diffusion.schedules import Schedule, few_step_levels
-from harness.methods.base import EMA, Batch, Method, OptimizerConfig, Problem, Update
+from harness.methods.base import Batch, Method, Problem, Update
+from harness.methods.parts.options import OptimizerConfig
+from harness.methods.parts.players import EMA
 from harness.networks.dit import DiT
 from harness.solvers import DDIM, Noise, Solver, sample
 from harness.solvers.ddim import ddim_step
