@@ -1,4 +1,4 @@
-"""What a solver is, and the only sampling loop."""
+"""The interface of a solver, and the only sampling loop: `sample` and `trace`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.diffusion.conditions import Condition
 from harness.registry import Registry
 
 Noise = Callable[[str], Tensor]
-"""From a name ("step 3") to standard normal noise shaped like the batch."""
+"""From a name ("step 3") to standard normal noise of the batch's shape."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Trajectory:
 
     Attributes:
         states: [B, K + 1, C, H, W], noise first.
-        predictions: [B, K, C, H, W], the x_0 that each of the K evaluations returned.
+        predictions: [B, K, C, H, W], the x_0 from each of the K evaluations.
         levels: timesteps of the states, [K + 1], float64.
         cond: the condition of each sample.
     """
@@ -44,13 +44,16 @@ class Trajectory:
 
 
 class Solver(ABC):
-    """One step of a sampler. What it carries between steps is a value: passed in, returned, never kept on the object."""
+    """One step of a sampler.
+
+    Its state between steps is an argument and a return value, never an attribute.
+    """
 
     stochastic: ClassVar[bool] = False
-    """Whether it draws noise, so that it follows no path of the ODE."""
+    """Whether the solver draws noise and so follows no path of the ODE."""
 
     def init(self, model: Any, x_T: Tensor, cond: Condition) -> Any:
-        """The state before the first step; None for a one-step solver."""
+        """The state before the first step; None for a solver without memory."""
         return None
 
     @abstractmethod
@@ -59,7 +62,7 @@ class Solver(ABC):
         """From x_t at timestep t to x_s at s < t.
 
         Returns:
-            x_s [B, C, H, W]; the x_0 that the step's evaluation predicted [B, C, H, W]; the next state.
+            x_s [B, C, H, W]; the x_0 of the step's evaluation, same shape; the next state.
         """
 
 
@@ -93,7 +96,7 @@ def trace(solver: Solver, model: Any, x_T: Tensor, levels: Tensor, cond: Conditi
 def _steps(
     solver: Solver, model: Any, x_T: Tensor, levels: Tensor, cond: Condition, noise: Noise | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """After each step, the new x and the x_0 that was predicted on the way."""
+    """The new x and the predicted x_0 after each step."""
     x, state = x_T, solver.init(model, x_T, cond)
     for t, s in pairwise(levels):
         x, x_0, state = solver.step(model, x, t, s, cond, state, noise)

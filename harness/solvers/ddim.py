@@ -27,8 +27,10 @@ class DDIM(Solver):
 
 
 def implied_x_0(x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
-    """The x_0 from which one DDIM step leads from x_t to x_s (Salimans & Ho 2022, eq. 8):
-    `(x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t)`; t and s are 0-d or [B].
+    """The x_0 with which a DDIM step leads from x_t to x_s; t and s are 0-d or [B].
+
+    `x_0 = (x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t)`
+    (Salimans & Ho 2022, arXiv 2202.00512, eq. 8).
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (schedule.alpha_sigma(level) for level in (t, s))
     ratio = sigma_s / sigma_t

@@ -1,6 +1,7 @@
-"""Euler's method in t on the sampling ODE `dx/dt = alpha'_t x_0 + sigma'_t eps` (Song et al. 2021, arXiv 2011.13456, eq. 13).
+"""Euler's method in t on the sampling ODE `dx/dt = alpha'_t x_0 + sigma'_t eps`.
 
-Under the flow schedule this is DDIM; under a variance-preserving one it is worse, which is why DDIM exists.
+Source: Song et al. 2021, arXiv 2011.13456, eq. 13. Under the flow schedule this is DDIM. Under a
+variance-preserving schedule its error is larger than DDIM's.
 """
 
 from __future__ import annotations

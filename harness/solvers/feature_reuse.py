@@ -1,9 +1,10 @@
-"""Feature caching: steps that reuse what the upper blocks of the network added in an earlier one (Chen et al. 2024, Delta-DiT,
-arXiv 2406.01125; Ma et al. 2023, DeepCache, arXiv 2312.00858).
+"""Feature caching: a step reuses the contribution of the network's upper blocks to an earlier step.
 
-Neighbouring steps ask the network nearly the same, so in all but every n-th step only the lowest blocks run, and the difference that
-the blocks above them made in the last full step is added to their output. A pass is a pass, whatever part of it ran: the NFE stay,
-the MACs fall.
+Sources: Chen et al. 2024, Delta-DiT, arXiv 2406.01125; Ma et al. 2023, DeepCache, arXiv 2312.00858.
+
+Neighbouring steps have similar inputs. So all but every n-th step run the lowest blocks alone and
+add the difference that the upper blocks made in the last full step. A partial pass counts as a
+pass: the NFE stay, the MACs fall.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from harness.solvers.base import Noise, Solver
 
 
 class ReusingDiT(nn.Module):
-    """A DiT in one step.
+    """A DiT for one step.
 
     Args:
-        lowest: how many blocks run in any case.
-        added: what the blocks above them added before, [B, T, d]; None runs them all. Afterwards what this step added or reused.
+        lowest: number of blocks that always run.
+        added: the contribution of the upper blocks to reuse, [B, T, d]; None runs all blocks.
+
+    Attributes:
+        added: after the pass, the contribution that it computed or reused.
     """
 
     def __init__(self, network: DiT, lowest: int, added: Tensor | None):
@@ -32,7 +36,7 @@ class ReusingDiT(nn.Module):
         self.network, self.lowest, self.added, self.reused = network, lowest, added, added
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """As a DiT's."""
+        """As `DiT.forward`."""
         c = self.network.conditioning(t, cond)
         outputs = self.network.block_outputs(x, c, cond)
         for _ in range(self.lowest):
@@ -48,7 +52,7 @@ class ReusingDiT(nn.Module):
 
 @dataclass(frozen=True)
 class ReuseState:
-    """The state of the solver inside, what the upper blocks added, and the steps taken."""
+    """The inner solver's state, the upper blocks' contribution, and the number of steps so far."""
 
     inner: Any
     added: Tensor | None = None
@@ -56,12 +60,12 @@ class ReuseState:
 
 
 class FeatureReuse(Solver):
-    """A solver of a teacher that is a DiT, with a full pass in every n-th step.
+    """A solver for a DiT teacher with a full pass in every n-th step.
 
     Args:
-        solver: the solver inside.
-        every: n; 1 is the solver alone.
-        lowest: how many blocks run in the other steps, from 1 to the depth less 1.
+        solver: the inner solver.
+        every: n; 1 is the inner solver alone.
+        lowest: number of blocks that run in the other steps, 1 to depth - 1.
     """
 
     def __init__(self, solver: Solver, every: int, lowest: int):

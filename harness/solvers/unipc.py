@@ -1,4 +1,7 @@
-"""UniPC of order 2, multistep, data prediction, B(h) = e^-h - 1 (Zhao et al. 2023, arXiv 2302.04867, alg. 1 to 4)."""
+"""UniPC of order 2: multistep, data prediction, B(h) = e^-h - 1.
+
+Source: Zhao et al. 2023, arXiv 2302.04867, alg. 1 to 4.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,12 @@ from harness.solvers.dpm_solver import half_log_snr
 
 @dataclass(frozen=True)
 class LastStep:
-    """The step that led here: where it started [B, C, H, W], its timestep, its x_0, and the x_0 of the step before, if any."""
+    """The last step.
+
+    Attributes:
+        x, t, x_0: its start [B, C, H, W], timestep and prediction.
+        before: timestep and prediction of the step before it, if any.
+    """
 
     x: Tensor
     t: Tensor
@@ -27,7 +35,7 @@ class LastStep:
 class UniPC(Solver):
     """Third order, one evaluation a step: the evaluation after a step corrects it, and then predicts the next.
 
-    A step that starts or ends where lambda is infinite is of first order and is not corrected.
+    A step with infinite lambda at one end is of first order and is not corrected.
     """
 
     def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: LastStep | None,
@@ -42,13 +50,13 @@ class UniPC(Solver):
 
 def unipc_step(model: Model, x: Tensor, t: Tensor, s: Tensor, x_0: Tensor, before: tuple[Tensor, Tensor] | None, after: Tensor | None,
           predicted: Tensor | None) -> Tensor:  # fmt: skip
-    """From x at t to s.
+    """One step from x at t to s.
 
     Args:
         x_0: the prediction at t.
-        before: the timestep before t and the prediction there.
-        after: the prediction at s, with which the step is corrected (UniC); None predicts (UniP).
-        predicted: what stays where the step cannot be corrected.
+        before: the timestep before t and its prediction, if any.
+        after: the prediction at s, for the corrector (UniC); None is the predictor (UniP).
+        predicted: the result if the step cannot be corrected.
     """
     lambda_t, lambda_s = (half_log_snr(level, model.schedule) for level in (t, s))
     h = lambda_s - lambda_t
