@@ -20,7 +20,7 @@ from harness.diffusion.schedules import few_step_levels
 from harness.methods import METHODS
 from harness.metrics import METRICS
 from harness.metrics.evaluator import Evaluator
-from harness.solvers import SOLVERS, integrate
+from harness.solvers import SOLVERS, sample
 from harness.tasks import Task, load_task
 from harness.training.trainer import Source, Trainer, TrainSettings
 
@@ -86,7 +86,7 @@ def main(task_name: str = "digits", method: str = "step-distillation") -> None:
 
     @torch.no_grad()
     def solve() -> None:
-        integrate(SOLVERS[task.spec.trajectories.solver](), teacher, x_T, levels, cond)
+        sample(SOLVERS[task.spec.trajectories.solver](), teacher, x_T, levels, cond)
 
     phases = {
         f"teacher training, a step of {training.settings.batch_size}": lambda: one_step(training),

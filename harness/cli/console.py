@@ -6,9 +6,10 @@ import os
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
-from harness.data.trajectories import Progress as Callback
+from harness.progress import Progress
 
 
 class Display:
@@ -22,7 +23,7 @@ class Display:
 
     def __init__(self, console: Console, plain_every: float = 15.0, name: str = ""):
         self.console, self.plain_every, self.name = console, plain_every, name
-        self.progress = Progress(
+        self.progress = Bars(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn(), TimeRemainingColumn(),
             console=console, disable=not console.is_terminal,
         )  # fmt: skip
@@ -34,7 +35,7 @@ class Display:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
-    def __call__(self, stage: str) -> Callback:
+    def __call__(self, stage: str) -> Progress:
         """A callback for one stage."""
         bar = self.progress.add_task(stage, total=None)
         started, said = time.monotonic(), time.monotonic()

@@ -1,9 +1,11 @@
-"""Keyed randomness: numbers that depend on (seed, step, name, sample index) alone. Floor 0.
+"""Keyed randomness: numbers that depend on (purpose, seed, step, name, sample index) alone.
 
-Hence a batch drawn at once, in micro-batches or on several processes holds the same numbers, a resumed run needs no
-generator's state, and torch's global generator never moves. The generator is Philox-4x32-10 (Salmon et al. 2011, "Parallel
-random numbers: as easy as 1, 2, 3"): the key is a hash of (purpose, seed, step, name), the counter holds the sample's index
-and the position inside the sample. Normals are made by the Box-Muller transform.
+So a batch, its micro-batches and several processes draw the same numbers. A resumed run needs no
+generator state, and torch's global generator never moves.
+
+The generator is Philox-4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+The key is a hash of (purpose, seed, step, name). The counter holds the sample index and the
+position inside the sample. The Box-Muller transform makes normal numbers.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class Keyed:
     """Random numbers for one purpose, seed and step.
 
     Args:
-        purpose: keeps families apart that must never meet: "train", "evaluate", "trajectory", ...
+        purpose: separates families of numbers: "train", "evaluate", "trajectory", ...
         seed, step: any integers.
     """
 
@@ -89,7 +91,7 @@ class Keyed:
 
 @contextmanager
 def keyed_initialisation(seed: int, name: str) -> Iterator[None]:
-    """Inside, modules draw their initial weights from a generator seeded by (seed, name); torch's own is put back after."""
+    """Inside, torch's generator is seeded by (seed, name); its state is restored afterwards."""
     state = int.from_bytes(hashlib.sha256(f"init\0{seed}\0{name}".encode()).digest()[:7], "little")
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(state)

@@ -60,7 +60,7 @@ class GridDistillation(DenoisingStudent):
     grid: Tensor
     teacher_solver: Solver
 
-    def asked(self, batch: Batch, cond: Condition) -> tuple[Guided, Condition]:
+    def teacher_and_condition(self, batch: Batch, cond: Condition) -> tuple[Guided, Condition]:
         """The teacher of a batch, and what the student is told."""
         return self.teacher, cond
 
@@ -69,7 +69,7 @@ class GridDistillation(DenoisingStudent):
         x_0, cond = batch.data
         place = (batch.uniform("level") * (len(self.grid) - 1)).long()
         t, s = (self.grid.to(x_0.device)[i] for i in (place, place + 1))
-        teacher, told = self.asked(batch, cond)
+        teacher, told = self.teacher_and_condition(batch, cond)
         x_t = self.noised(x_0, batch.normal("eps", x_0.shape[1:]), t)
         with torch.no_grad():
             x_s, _, _ = self.teacher_solver.step(teacher, x_t, t, s, cond, None, None)

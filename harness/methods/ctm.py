@@ -60,7 +60,7 @@ class CTM(DenoisingStudent):
 
     def predict(self, model: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition) -> Prediction:
         """g, as told where to jump."""
-        return model(x_t, t, cond.told(target=self.schedule.network_time(s)))
+        return model(x_t, t, cond.with_scalars(target=self.schedule.network_time(s)))
 
     def jump(self, model: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition) -> Tensor:
         """G from t to s, [B] each; where t is s it stays."""

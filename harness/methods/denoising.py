@@ -15,9 +15,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from harness.diffusion.denoiser import Denoiser, Guided, like
+from harness.diffusion.denoiser import Denoiser, Guided, expand_to
 from harness.diffusion.schedules import NUM_LEVELS, few_step_levels
-from harness.methods.base import METHODS, Batch, Method, OptimizerConfig, Problem, Update
+from harness.methods.base import METHODS, Batch, Method, Problem, Update
+from harness.methods.parts.options import OptimizerConfig
 from harness.networks.dit import DiT
 from harness.solvers import DDIM
 
@@ -53,10 +54,10 @@ class Denoising(Method):
         t = (batch.uniform("t") * NUM_LEVELS).floor().add(1) / NUM_LEVELS
         eps = batch.normal("eps", x_0.shape[1:])
         cond = cond.replaced(batch.uniform("dropout") < self.config.label_dropout, self.task.null)
-        alpha, sigma = (like(c, x_0) for c in self.task.schedule.alpha_sigma(t))
+        alpha, sigma = (expand_to(c, x_0) for c in self.task.schedule.alpha_sigma(t))
         denoiser = Denoiser(self.players["student"].module, self.task.schedule, self.task.prediction_type)
         found = denoiser(alpha * x_0 + sigma * eps, t, cond)
-        a, b = (like(c, x_0) for c in self.task.schedule.v_weights(t))
+        a, b = (expand_to(c, x_0) for c in self.task.schedule.v_weights(t))
         target = {"eps": eps, "x_0": x_0, "v": a * x_0 + b * eps}[self.task.prediction_type]
         loss = (getattr(found, self.task.prediction_type) - target).square().mean()
         return loss, {"mse": loss.detach()}

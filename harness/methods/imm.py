@@ -60,7 +60,7 @@ class IMM(DenoisingStudent):
     def times(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """t > r >= s, float64 [B] each, the same within a group: that of its first sample."""
         groups = torch.arange(len(batch.index), device=batch.index.device) // self.config.group * self.config.group
-        tau = (batch.uniform("t")[groups] * self.latest).clamp(min=1e-2)
+        tau = (batch.uniform("t")[groups] * self.largest_tau).clamp(min=1e-2)
         t, s = time_of_flow(self.schedule, tau), time_of_flow(self.schedule, batch.uniform("s")[groups] * tau)
         widest = largest_sigma(self.schedule)
         r = self.schedule.time_of((sigma_ve(self.schedule, t) - widest * 2.0**-self.config.gap).clamp(min=1e-6))
@@ -68,7 +68,7 @@ class IMM(DenoisingStudent):
 
     def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition) -> Tensor:
         """G from t to s, [B] each."""
-        prediction = self.model(x_t, t, cond.told(target=self.schedule.network_time(s)))
+        prediction = self.model(x_t, t, cond.with_scalars(target=self.schedule.network_time(s)))
         return ddim_step(prediction, s, self.schedule)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -64,6 +64,6 @@ class LCM(GridDistillation):
                 f"{scale:g}: give an interval that holds it"
             )
 
-    def asked(self, batch: Batch, cond: Condition) -> tuple[Guided, Condition]:
+    def teacher_and_condition(self, batch: Batch, cond: Condition) -> tuple[Guided, Condition]:
         scale = self.config.guidance_from + batch.uniform("guidance") * (self.config.guidance_to - self.config.guidance_from)
-        return self.teacher.at(scale), cond.told(guidance=1000 * scale)
+        return self.teacher.at(scale), cond.with_scalars(guidance=1000 * scale)

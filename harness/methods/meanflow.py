@@ -22,7 +22,7 @@ from torch import Tensor
 
 from harness.diffusion.conditions import Condition
 from harness.diffusion.counting import jvp
-from harness.diffusion.denoiser import Guided, like
+from harness.diffusion.denoiser import Guided, expand_to
 from harness.methods.base import METHODS, Batch, Problem
 from harness.methods.parts.student import DenoisingStudent, Jumps, StudentConfig, time_of_flow, velocity
 
@@ -59,13 +59,13 @@ class MeanFlow(DenoisingStudent):
 
     def u(self, y: Tensor, rho: Tensor, tau: Tensor, cond: Condition) -> Tensor:
         """The student's mean velocity over flow times [rho, tau], at points y [B, C, H, W] of the line."""
-        told = cond.told(target=self.schedule.network_time(time_of_flow(self.schedule, rho)))
+        told = cond.with_scalars(target=self.schedule.network_time(time_of_flow(self.schedule, rho)))
         return self.velocity_at(self.model, y, tau, told)
 
     def times(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Flow times rho <= tau, float64 [B] each."""
         pair = torch.stack([batch.normal(name, ()).double() for name in ("tau", "rho")])
-        pair = torch.sigmoid(self.config.level_mean + self.config.level_std * pair).clamp(1e-3, self.latest)
+        pair = torch.sigmoid(self.config.level_mean + self.config.level_std * pair).clamp(1e-3, self.largest_tau)
         tau, rho = pair.amax(0), pair.amin(0)
         return torch.where(batch.uniform("distinct") < self.config.distinct, rho, tau), tau
 
@@ -74,14 +74,14 @@ class MeanFlow(DenoisingStudent):
         x_0, cond = batch.data
         rho, tau = self.times(batch)
         eps = batch.normal("eps", x_0.shape[1:])
-        y = like(1 - tau, x_0) * x_0 + like(tau, x_0) * eps
+        y = expand_to(1 - tau, x_0) * x_0 + expand_to(tau, x_0) * eps
         v = eps - x_0
         if self.config.source == "teacher":
             t = time_of_flow(self.schedule, tau)
             with torch.no_grad():
                 v = velocity(self.teacher(self.noised(x_0, eps, t), t, cond))
         u, change = jvp(lambda y, rho, tau: self.u(y, rho, tau, cond), (y, rho, tau), (v, torch.zeros_like(rho), torch.ones_like(tau)))
-        off = u - (v - like(tau - rho, x_0) * change.detach())
+        off = u - (v - expand_to(tau - rho, x_0) * change.detach())
         error = off.square().flatten(1).sum(1)
         weight = (error.detach() + self.config.weight_floor) ** -self.config.power
         return (weight * error).mean(), {"mse": off.detach().square().mean()}

@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.diffusion.denoiser import Guided, Model, like
+from harness.diffusion.denoiser import Guided, Model, expand_to
 from harness.diffusion.schedules import NUM_LEVELS, few_step_levels
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem, Update
@@ -54,7 +54,7 @@ class Progressive(DenoisingStudent):
             raise UsageError(f"rounds is {config.rounds}, but the run has {total_steps} steps: give at most as many rounds")
         self.ends = [round(total_steps * (i + 1) / config.rounds) for i in range(config.rounds)]
         self.student_player.rate = self.rate
-        self.earlier = self.seen(copy.deepcopy(self.student_player.module).requires_grad_(False).eval())
+        self.earlier = self.as_denoiser(copy.deepcopy(self.student_player.module).requires_grad_(False).eval())
 
     @staticmethod
     def student_updates(config: Any, total_steps: int) -> int:
@@ -94,7 +94,7 @@ class Progressive(DenoisingStudent):
             target = implied_x_0(z_t, z_s, t, s, self.schedule)
         alpha, sigma = self.schedule.alpha_sigma(t)
         off = (self.model(z_t, t, cond).x_0 - target).square()
-        weight = like(((alpha / sigma) ** 2).clamp(min=self.config.truncation), off)
+        weight = expand_to(((alpha / sigma) ** 2).clamp(min=self.config.truncation), off)
         return (weight * off).mean(), {"mse": off.detach().mean()}
 
     def end_step(self, step: int, means: dict[str, float]) -> Collection[str]:

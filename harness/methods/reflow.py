@@ -63,7 +63,7 @@ class Reflow(DenoisingStudent):
         if last:
             off = self.model(x_T, one, path.cond).x_0 - x_0
         else:
-            t = time_of_flow(self.schedule, (batch.uniform("t") * self.latest).clamp(min=1e-3))
+            t = time_of_flow(self.schedule, (batch.uniform("t") * self.largest_tau).clamp(min=1e-3))
             off = velocity(self.model(self.noised(x_0, x_T, t), t, path.cond)) - (x_T - x_0)
         mse = off.square().mean()
         return mse, {"mse": mse.detach()}

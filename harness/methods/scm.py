@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
 from harness.diffusion.counting import jvp
-from harness.diffusion.denoiser import Denoiser, Guided, like
-from harness.methods.base import METHODS, Batch, Player, Problem, Update
+from harness.diffusion.denoiser import Denoiser, Guided, expand_to
+from harness.methods.base import METHODS, Batch, Problem, Update
+from harness.methods.parts.players import Player
 from harness.methods.parts.student import DenoisingStudent, StudentConfig, largest_sigma
 from harness.networks.dit import TimestepEmbedder
 
@@ -85,10 +86,10 @@ class SCM(DenoisingStudent):
 
     def F(self, model: Denoiser | Guided, x: Tensor, angle: Tensor, cond: Condition) -> Tensor:
         """F at points x [B, C, H, W] of the circle, float32."""
-        cos, sin = (like(c, x) for c in (angle.cos(), angle.sin()))
+        cos, sin = (expand_to(c, x) for c in (angle.cos(), angle.sin()))
         t = self.schedule.time_of(self.sd * angle.tan())
         alpha, _ = self.schedule.alpha_sigma(t)
-        found = model(x * like(alpha / angle.cos(), x), t, cond)
+        found = model(x * expand_to(alpha / angle.cos(), x), t, cond)
         return cos * found.eps - sin * found.x_0 / self.sd
 
     def updates(self, step: int) -> Iterable[Update]:
@@ -98,7 +99,7 @@ class SCM(DenoisingStudent):
 
     def tangent(self, x: Tensor, angle: Tensor, slope: Tensor, cond: Condition, r: float) -> tuple[Tensor, Tensor]:
         """F and g before normalisation, for the path's slope dx/dt; gradients flow through F."""
-        cos, sin = (like(c, x) for c in (angle.cos(), angle.sin()))
+        cos, sin = (expand_to(c, x) for c in (angle.cos(), angle.sin()))
         both = (angle.cos() * angle.sin()).double()
         now, change = jvp(lambda x, angle: self.F(self.model, x, angle, cond), (x, angle), (cos * sin * slope, both))
         g = -(cos**2) * (self.sd * now.detach() - slope) - r * (cos * sin * x + self.sd * change.detach())
@@ -111,7 +112,7 @@ class SCM(DenoisingStudent):
         mean = self.config.level_mean + math.log(self.sd / 0.5)
         sigma = (mean + self.config.level_std * batch.normal("level", ()).double()).exp().clamp(1e-3 * self.sd, self.largest)
         angle = torch.atan(sigma / self.sd)
-        cos, sin = (like(c, x_0) for c in (angle.cos(), angle.sin()))
+        cos, sin = (expand_to(c, x_0) for c in (angle.cos(), angle.sin()))
         z = self.sd * batch.normal("eps", x_0.shape[1:])
         x = cos * x_0 + sin * z
         with torch.no_grad():

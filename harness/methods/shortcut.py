@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Denoiser, Guided, like
+from harness.diffusion.denoiser import Denoiser, Guided, expand_to
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem
 from harness.methods.parts.student import DenoisingStudent, Jumps, StudentConfig, time_of_flow
@@ -53,7 +53,7 @@ class Shortcut(DenoisingStudent):
     def __init__(self, config: ShortcutConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
         super().__init__(config, teacher, task, num_steps, total_steps)
         assert self.student_player.ema is not None
-        self.target_model = self.seen(self.student_player.ema.module)
+        self.target_model = self.as_denoiser(self.student_player.ema.module)
         self.levels = time_of_flow(self.schedule, torch.linspace(1, 0, num_steps + 1, dtype=torch.float64))
         told = torch.tensor([1000 / num_steps])
         self.solver = Jumps(lambda t, s: {"step_size": told})
@@ -68,7 +68,7 @@ class Shortcut(DenoisingStudent):
 
     def s(self, model: Denoiser, y: Tensor, tau: Tensor, step: Tensor, cond: Condition) -> Tensor:
         """Velocity over a step, at points y [B, C, H, W] of the line."""
-        return self.velocity_at(model, y, tau, cond.told(step_size=1000 * step))
+        return self.velocity_at(model, y, tau, cond.with_scalars(step_size=1000 * step))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.data is not None
@@ -78,8 +78,8 @@ class Shortcut(DenoisingStudent):
         booted = ((index + 1) * share).floor() > (index * share).floor()
         d = 2.0 ** -(1 + (batch.uniform("size") * (self.config.finest.bit_length() - 1)).long()).double()
         place = 1 + (batch.uniform("t") / (2 * d)).long()
-        tau = torch.where(booted, place * 2 * d, batch.uniform("t")).clamp(1e-3, self.latest)
-        y = like(1 - tau, x_0) * x_0 + like(tau, x_0) * eps
+        tau = torch.where(booted, place * 2 * d, batch.uniform("t")).clamp(1e-3, self.largest_tau)
+        y = expand_to(1 - tau, x_0) * x_0 + expand_to(tau, x_0) * eps
         target = eps - x_0
         if bool(booted.any()):
             target[booted] = self.two_steps(y[booted], tau[booted], d[booted], cond[booted])
@@ -93,5 +93,5 @@ class Shortcut(DenoisingStudent):
         asked = torch.where(d * self.config.finest <= 1, 0.0, d)
         first = self.s(self.target_model, y, tau, asked, cond)
         halfway = (tau - d).clamp(min=1e-6)
-        second = self.s(self.target_model, y - like(tau - halfway, y) * first, halfway, asked, cond)
+        second = self.s(self.target_model, y - expand_to(tau - halfway, y) * first, halfway, asked, cond)
         return (first + second).to(y) / 2

@@ -21,12 +21,13 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Denoiser, Guided
 from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
-from harness.methods.base import METHODS, Batch, Loss, Method, Player, Problem, Update
+from harness.methods.base import METHODS, Batch, Loss, Method, Problem, Update
 from harness.methods.parts.adversarial import Adversary
 from harness.methods.parts.matching import MatchingStage
+from harness.methods.parts.players import Player
 from harness.methods.parts.points import CachedSteps, DistillationConfig, Points
 from harness.networks.history import HistoryDiT, Visible, causal
-from harness.solvers import DDIM, Trajectory, integrate
+from harness.solvers import DDIM, Trajectory, sample, trace
 
 
 class Stage(Protocol):
@@ -36,7 +37,7 @@ class Stage(Protocol):
     start: int
     player: Player
 
-    def turn(self, step: int) -> int:
+    def student_update(self, step: int) -> int:
         """A number that grows by one with each update of the student."""
 
     def updates(self, step: int, loss: Loss) -> list[Update]: ...
@@ -111,7 +112,7 @@ class TrajectoryDistillation(Method):
         x, target = self.points.inputs_and_targets(trajectory)
         return torch.cat([x, target[:, -1:]], 1)
 
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
+    def untrained_sampler(self) -> Callable[[Tensor, Condition], Tensor] | None:
         """Under the teacher's parametrisation and shared heads the unguided teacher under DDIM, as long as no history is seen and each
         state is told its level.
         """
@@ -119,17 +120,17 @@ class TrajectoryDistillation(Method):
         if self.teacher_network is None or self.config.parametrization != "teacher" or not alone:
             return None
         teacher = Denoiser(self.teacher_network, self.points.schedule, self.points.prediction_type)
-        return lambda x_T, cond: integrate(DDIM(), teacher, x_T, self.levels, cond)  # type: ignore[return-value]
+        return lambda x_T, cond: sample(DDIM(), teacher, x_T, self.levels, cond)
 
     def updates(self, step: int) -> Iterable[Update]:
         if not self.config.step_counts:
-            return self.in_stage(step, self.loss)
-        turn = step if self.stage is None or step < self.stage.start else self.stage.turn(step)
+            return self.staged_updates(step, self.loss)
+        turn = step if self.stage is None or step < self.stage.start else self.stage.student_update(step)
         points = self.trained_points[turn % len(self.trained_points)]
-        found = self.in_stage(step, partial(self.loss, points=points))
+        found = self.staged_updates(step, partial(self.loss, points=points))
         return [replace(update, phase=f"{update.phase} {len(points.levels) - 1} steps".lstrip()) for update in found]
 
-    def in_stage(self, step: int, loss: Loss) -> list[Update]:
+    def staged_updates(self, step: int, loss: Loss) -> list[Update]:
         """The updates of a step with the student's own loss."""
         if self.stage is None or step < self.stage.start:
             return [Update("student", loss)]
@@ -160,7 +161,7 @@ class TrajectoryDistillation(Method):
             own = (batch.uniform("own history") < self.config.own_history).reshape(-1, 1, 1, 1, 1)
             x = torch.where(own, self.own_points(points, x[:, 0], path.cond), x)
         times = points.times.to(x.device).expand(x.shape[:2])
-        seen, cond = points.network_input(x, x[:, 0]), path.cond.told(**points.told(len(x), x.device))
+        seen, cond = points.network_input(x, x[:, 0]), path.cond.with_scalars(**points.scalars(len(x), x.device))
         output, _ = self.players["student"].module(seen, times, cond)
         t, s = (grid.repeat(len(x)) for grid in (points.levels[:-1], points.levels[1:]))
         answer = points.answer(output[:, :, : x.shape[2]].flatten(0, 1), x.flatten(0, 1), t, s).unflatten(0, x.shape[:2])
@@ -171,8 +172,7 @@ class TrajectoryDistillation(Method):
     @torch.no_grad()
     def own_points(self, points: Points, x_T: Tensor, cond: Condition) -> Tensor:
         """Where the student's own sampling goes from x_T [B, C, H, W], without the end: [B, S, C, H, W]."""
-        path = integrate(CachedSteps(points), self.players["student"].module, x_T, points.levels, cond, save=True)
-        assert isinstance(path, Trajectory)
+        path = trace(CachedSteps(points), self.players["student"].module, x_T, points.levels, cond)
         return path.states[:, :-1]
 
 

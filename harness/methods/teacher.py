@@ -15,7 +15,8 @@ from torch import nn
 from harness.diffusion.denoiser import Guided
 from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
-from harness.methods.base import METHODS, Method, MethodConfig, Numbers, Problem
+from harness.methods.base import METHODS, Method, Problem
+from harness.methods.parts.options import MethodConfig, Numbers
 from harness.solvers import SOLVERS, FeatureReuse
 
 
@@ -72,5 +73,5 @@ class Teacher(Method):
             raise UsageError(f"reuse_below is {config.reuse_below}, but of {depth} blocks at most {depth - 1} leave something to reuse")
 
     @property
-    def passes_through(self) -> nn.Module:
+    def sampled_network(self) -> nn.Module:
         return self.student.denoiser.network  # type: ignore[union-attr, return-value]

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.data.cache import cached_samples, cached_tensors
 from harness.data.images import to_uint8
-from harness.data.trajectories import cached_samples, cached_tensors
 from harness.diffusion.conditions import Condition
 from harness.errors import RunFailed, UsageError
 from harness.files import tensors_digest
@@ -25,6 +25,7 @@ from harness.metrics.compute import count_macs
 from harness.metrics.extractors import Extractor
 from harness.metrics.features import classify
 from harness.networks.passes import count_passes
+from harness.progress import Progress
 from harness.provenance import code_digest
 from harness.records import Metric
 from harness.solvers import Noise
@@ -32,7 +33,6 @@ from harness.tasks import Task
 
 Sampler = Callable[[Tensor, Condition, Noise], Tensor]
 """From noise [B, C, H, W], conditions and further noise (for stochastic samplers) to samples [B, C, H, W]."""
-Progress = Callable[[int, int], None]
 FEW = 10_000
 """Images whose features are made faster than they are looked up."""
 

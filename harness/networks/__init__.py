@@ -1,1 +1,1 @@
-"""Networks, without any notion of a noise schedule. Floor 1: may import floor 0."""
+"""Networks; they know no noise schedule."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.data.trajectories import cached_samples, samples_folder
+from harness.data.cache import cached_samples, samples_folder
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Guided
 from harness.diffusion.randomness import keyed_initialisation
@@ -15,7 +15,7 @@ from harness.metrics.evaluator import Sampler, sample_set
 from harness.runs.identity import samples_key
 from harness.runs.log import Report, silent
 from harness.runs.resolve import Resolved, reference_of
-from harness.solvers import Noise, integrate
+from harness.solvers import Noise, sample
 from harness.tasks import Task
 
 
@@ -37,12 +37,10 @@ def sampler_of(method: Method, grad: bool = False) -> Sampler:
         grad: whether gradients go through it.
     """
 
-    def sample(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
-        out = integrate(method.solver, method.student, x_T, method.levels, cond, noise)
-        assert isinstance(out, Tensor)
-        return out
+    def sampler(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
+        return sample(method.solver, method.student, x_T, method.levels, cond, noise)
 
-    return sample if grad else torch.no_grad()(sample)
+    return sampler if grad else torch.no_grad()(sampler)
 
 
 def samples_of(resolved: Resolved, sampler: Sampler, noise_set: int, device: torch.device, report: Report = silent) -> Tensor:

@@ -19,7 +19,7 @@ from harness.metrics.latency import interleaved_latency
 from harness.networks.passes import count_passes
 from harness.records import Exposure, LatencyEntry, TrainingBill
 from harness.runs.resolve import Resolved
-from harness.solvers import SOLVERS, Trajectory, integrate
+from harness.solvers import SOLVERS, sample, trace
 from harness.tasks import Task
 from harness.training.trainer import Bill, Trainer
 
@@ -56,7 +56,7 @@ def trajectory_bill(teacher: Guided, task: Task, device: torch.device) -> tuple[
     x_T, cond, solver = x_T[:2].to(device), cond[:2].to(device), SOLVERS[task.recipe.solver]()
     levels = few_step_levels(task.trajectory_steps)
     with torch.no_grad(), count_passes(teacher.denoiser.network) as passes:
-        flops = count_flops(lambda: integrate(solver, teacher, x_T, levels, cond))
+        flops = count_flops(lambda: sample(solver, teacher, x_T, levels, cond))
     return passes.total * task.recipe.count // 2, flops * task.recipe.count / 2
 
 
@@ -73,8 +73,7 @@ def measure_exposure(resolved: Resolved, method: Method, teacher: Guided, device
     count = task.spec.evaluation.batch_size
     x_T, cond, solver = x_T[:count].to(device), cond[:count].to(device), SOLVERS[task.recipe.solver]()
     with torch.no_grad():
-        path = integrate(solver, teacher, x_T, few_step_levels(task.trajectory_steps), cond, save=True)
-        assert isinstance(path, Trajectory)
+        path = trace(solver, teacher, x_T, few_step_levels(task.trajectory_steps), cond)
         errors = exposure_bias(method.solver, method.student, method.teacher_points(path), method.levels, cond)
     return Exposure(on_teachers_history=errors[0], on_own_history=errors[1], drift=errors[2], n=len(x_T))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from harness.data.trajectories import Progress
 from harness.errors import Busy, Interrupted
+from harness.progress import Progress
 from harness.provenance import code_digest
 
 Report = Callable[[str], Progress]

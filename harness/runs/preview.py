@@ -58,7 +58,7 @@ def preview(resolved: Resolved, results: Path, device: torch.device, reuse: bool
     reference = Reference(task, device, teacher=teacher)
     method = build(resolved, teacher, device)
     sampler = sampler_of(method)
-    nfe, macs = sampling_cost(sampler, method.passes_through, task, device)
+    nfe, macs = sampling_cost(sampler, method.sampled_network, task, device)
     finished = run.finished_record(reuse) is not None
     state = "finished" if finished else "interrupted" if (run.folder / "checkpoint").exists() else "new"
     cached = {"reference record": Run(beside, results, device).finished_record(reuse) is not None}

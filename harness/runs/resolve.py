@@ -142,7 +142,7 @@ def train_settings(config: RunConfig, options: MethodConfig, task: Task) -> Trai
             raise UsageError(f"{name} is {number}, but {config.method} treats {options.sample_group} samples together: give a multiple")
     if options.whole_batch and micro is not None:
         raise UsageError(f"micro_batch_size is {micro}, but these options of {config.method} need the whole batch at once: leave it out")
-    if options.looks_inside and config.compile:
+    if options.reads_activations and config.compile:
         raise UsageError(f"compile is given, but these options of {config.method} look inside the network that is trained: leave it out")
     if config.compile and config.budget.startswith("seconds="):
         raise UsageError(

@@ -165,7 +165,7 @@ class Run:
                 self.judge(trainer.step / self.resolved.settings.total_steps, quality)
             return quality
 
-        trainer.train(progress=lambda done, total, means: progress(done, total), measure=measure, may_write=self.may_write)
+        trainer.train(progress=progress, measure=measure, may_write=self.may_write)
 
     def _measure(
         self,
@@ -187,7 +187,7 @@ class Run:
         if trainer:
             trainer.note_quality(evaluator.quality(samples[0][:count]))
             trainer.write_curves()
-        nfe, macs = sampling_cost(sampler, method.passes_through, task, self.device)
+        nfe, macs = sampling_cost(sampler, method.sampled_network, task, self.device)
         measuring(1, 1)
         measuring = self.report("latency")
         latency = measure_latency(task, sampler, reference.sampler, self.device)
@@ -199,7 +199,7 @@ class Run:
             "levels": [round(float(time), 4) for time in task.schedule.network_time(method.levels[:-1])],
             "metrics": metrics,
             "exposure": measure_exposure(r, method, teacher, self.device),
-            "cost": Cost(parameters=parameters(method.passes_through), nfe=nfe, macs_per_sample=macs, latency=latency, training=bill),
+            "cost": Cost(parameters=parameters(method.sampled_network), nfe=nfe, macs_per_sample=macs, latency=latency, training=bill),
             "flags": flags_of(r, method, bill),
             "target": method.target,
             "init": method.init if task.network_teacher else "random",

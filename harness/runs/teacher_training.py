@@ -23,8 +23,8 @@ from harness.metrics.fidelity import fid, label_agreement
 from harness.provenance import code_digest
 from harness.runs.build import Reference
 from harness.runs.log import Report, silent
-from harness.solvers import SOLVERS, Trajectory, integrate
-from harness.solvers.search import Search, search_levels
+from harness.solvers import SOLVERS, trace
+from harness.solvers.search import LevelSearch, search_levels
 from harness.tasks import Task, borrows
 from harness.tasks.spec import Guidance, Part, Weights
 from harness.training.trainer import Trainer, TrainSettings
@@ -84,12 +84,9 @@ def _train(name: str, cls: type[Method], weights: Weights, task: Task, folder: P
         method = cls(cls.Config(**training.options), None, task, task.trajectory_steps, training.steps)
     method.to(device)
     settings = TrainSettings(training.steps, training.batch_size, training.seed, precision=training.precision, compile=training.compile)
-    progress = report(name)
     spec = task.spec.model_dump(mode="json", include={"data", "network", "schedule", "prediction_type"})
     identity = digest([name, spec, training.model_dump(mode="json"), code_digest()])
-    Trainer(method, {"data": task.split.train}, settings, folder, device, identity=identity).train(
-        progress=lambda done, total, means: progress(done, total)
-    )
+    Trainer(method, {"data": task.split.train}, settings, folder, device, identity=identity).train(progress=report(name))
     (player,) = method.players.values()
     assert player.ema is not None
     return player.ema.module
@@ -173,7 +170,7 @@ def verify(task: Task, device: torch.device, report: Report = silent) -> list[st
     return lines
 
 
-def search(task: Task, solver: str, num_steps: int, count: int, device: torch.device) -> Search:
+def search(task: Task, solver: str, num_steps: int, count: int, device: torch.device) -> LevelSearch:
     """Levels for few steps of a solver, searched for with `count` trajectories of their own noise.
 
     Raises UsageError for an unknown solver, one that draws noise, or more steps than the task's trajectories have.
@@ -188,8 +185,7 @@ def search(task: Task, solver: str, num_steps: int, count: int, device: torch.de
     index, teacher = torch.arange(count), task.teacher(device)
     x_T, cond = Keyed("levels", 0).normal("x_T", index, task.shape).to(device), task.conditions.balanced(index).to(device)
     with torch.no_grad():
-        path = integrate(chosen, teacher, x_T, few_step_levels(task.trajectory_steps), cond, save=True)
-    assert isinstance(path, Trajectory)
+        path = trace(chosen, teacher, x_T, few_step_levels(task.trajectory_steps), cond)
     return search_levels(chosen, teacher, path, num_steps)
 
 

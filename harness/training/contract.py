@@ -24,7 +24,7 @@ from harness.files import file_hash, write_tensors
 from harness.methods import METHODS, Batch, Method
 from harness.networks.classifier import Classifier
 from harness.networks.dit import DiT
-from harness.solvers import integrate
+from harness.solvers import sample
 from harness.tasks import Task, TaskSpec
 from harness.training.trainer import Trainer, TrainSettings
 
@@ -124,9 +124,7 @@ class Case:
     def sample(self, method: Method, rows: slice = slice(0, 3)) -> Tensor:
         x_T, cond = self.task.evaluation_inputs(0)
         with torch.no_grad():
-            images = integrate(method.solver, method.student, x_T[rows], method.levels, cond[rows], self.task.evaluation_noise(0, rows))
-        assert isinstance(images, Tensor)
-        return images
+            return sample(method.solver, method.student, x_T[rows], method.levels, cond[rows], self.task.evaluation_noise(0, rows))
 
 
 def weights(method: Method) -> dict[str, Tensor]:
@@ -204,7 +202,7 @@ def untrained(case: Case) -> None:
     x_T, cond = case.task.evaluation_inputs(0)
     for num_steps in (1, case.num_steps):
         method = case.build(num_steps=num_steps)
-        if (expected := method.untrained()) is not None:
+        if (expected := method.untrained_sampler()) is not None:
             with torch.no_grad():
                 all_close(case.sample(method), expected(x_T[:3], cond[:3]), 1e-4, f"untrained, {num_steps} steps")
 

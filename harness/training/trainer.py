@@ -32,11 +32,10 @@ from harness.errors import HarnessError, Interrupted, RunFailed, UsageError
 from harness.files import write_aside
 from harness.methods.base import Batch, Method, Player, Update
 from harness.networks.passes import count_passes
+from harness.progress import Progress
 
 MILESTONES = (1 / 8, 1 / 4, 1 / 2)
 """Parts of the budget at which quality is measured; the whole of it is the evaluation itself."""
-Progress = Callable[[int, int, dict[str, float]], None]
-"""Called with the steps done, the number of all, and the last means."""
 
 
 class Source(Protocol):
@@ -224,7 +223,7 @@ class Trainer:
                 if self.step % self.settings.log_every == 0 or last:
                     self.curve.append({"step": self.step, **means})
                     if progress:
-                        progress(self.step, total, means)
+                        progress(self.step, total)
                 if measure and self.step in milestones:
                     self.note_quality(measure())
                     started += time.perf_counter() - now  # what measuring takes is not training

@@ -22,7 +22,7 @@ from harness.methods.parts.points import DistillationConfig
 from harness.methods.step_distillation import TrajectoryDistillation
 from harness.runs.config import RunConfig
 from harness.runs.resolve import resolve
-from harness.solvers import DDIM, Trajectory, integrate
+from harness.solvers import DDIM, Trajectory, sample, trace
 from harness.tasks import Task
 from harness.training.trainer import Trainer, TrainSettings
 
@@ -123,7 +123,7 @@ def test_models_that_share_an_id_in_one_step_train_alike(tiny: Task, store: Traj
         method = build(tiny, 1, **options)
         Trainer(method, {"trajectory": store}, TrainSettings(5, 8, 0), None, CPU).train()
         x_T, cond = tiny.evaluation_inputs(0)
-        return integrate(method.solver, method.student, x_T, method.levels, cond)
+        return sample(method.solver, method.student, x_T, method.levels, cond)
 
     first = train(history_layers=0, heads="shared", trajectory="states")
     torch.testing.assert_close(train(history_layers=2, heads="per_step", trajectory="predictions"), first, rtol=1e-3, atol=1e-3)
@@ -196,9 +196,9 @@ def test_untrained_it_is_the_unguided_teachers_ddim(num_steps: int, tiny: Task) 
     method = in_float64(build(tiny, num_steps, teacher, **UNTRAINED))
     x_T, cond = inputs(tiny)
     with torch.no_grad():
-        mine = integrate(method.solver, method.student, x_T, method.levels, cond, save=True)
-        theirs = integrate(DDIM(), teacher.denoiser, x_T, few_step_levels(num_steps), cond, save=True)
-        guided = integrate(DDIM(), teacher, x_T, few_step_levels(num_steps), cond)
+        mine = trace(method.solver, method.student, x_T, method.levels, cond)
+        theirs = trace(DDIM(), teacher.denoiser, x_T, few_step_levels(num_steps), cond)
+        guided = sample(DDIM(), teacher, x_T, few_step_levels(num_steps), cond)
     scale = float(theirs.states.abs().max())
     close(mine.states, theirs.states)
     close(mine.predictions, theirs.predictions)
@@ -210,8 +210,8 @@ def test_untrained_with_history_only_the_first_step_is(tiny: Task) -> None:
     method = in_float64(build(tiny, 2, teacher, **UNTRAINED, history_layers=2))
     x_T, cond = inputs(tiny)
     with torch.no_grad():
-        mine = integrate(method.solver, method.student, x_T, method.levels, cond, save=True).states
-        theirs = integrate(DDIM(), teacher.denoiser, x_T, few_step_levels(2), cond, save=True).states
+        mine = trace(method.solver, method.student, x_T, method.levels, cond).states
+        theirs = trace(DDIM(), teacher.denoiser, x_T, few_step_levels(2), cond).states
     scale = float(theirs.abs().max())
     close(mine[:, 1], theirs[:, 1])
     assert float((mine[:, 2] - theirs[:, 2]).abs().max()) > 1e-4 * scale
@@ -222,7 +222,7 @@ def test_noise_channels_change_nothing_before_training(tiny: Task) -> None:
     x_T, cond = inputs(tiny)
     with torch.no_grad():
         plain, wide = (
-            integrate(method.solver, method.student, x_T, method.levels, cond)
+            sample(method.solver, method.student, x_T, method.levels, cond)
             for method in (in_float64(build(tiny, 2, teacher, noise_channels=channels)) for channels in (False, True))
         )
     close(wide, plain)
@@ -254,7 +254,7 @@ def test_a_masked_pass_equals_sampling_steps_on_the_teachers_points(
         for i, (t, s) in enumerate(zip(method.levels[:-1], method.levels[1:], strict=True)):
             x_s, x_0, state = method.solver.step(method.student, points[:, i], t, s, cond, state, None)
             answer = method.points.answer(masked[:, i], points[:, i], t, s)
-            expected = method.points.following(answer, points[:, 0], s)
+            expected = method.points.next_input(answer, points[:, 0], s)
             close(x_s, expected)
             if options["trajectory"] != "renoised":  # there the error is that of x_0
                 error = float((x_s - points[:, i + 1]).square().mean())
@@ -330,8 +330,7 @@ def test_a_share_of_the_batch_sees_its_own_history(trajectory: str, tiny: Task, 
     took = batch.uniform("own history") < 0.5
     assert 0 < int(took.sum()) < len(store)
     x, target = own.points.inputs_and_targets(batch.trajectory)
-    path = integrate(own.solver, own.student, x[:, 0], own.levels, batch.trajectory.cond, save=True)
-    assert isinstance(path, Trajectory)
+    path = trace(own.solver, own.student, x[:, 0], own.levels, batch.trajectory.cond)
     mixed = torch.where(took.reshape(-1, 1, 1, 1, 1), path.states[:, :-1].detach(), x)
     assert (mixed - x)[took, 1:].abs().max() > 1e-3
     with torch.no_grad():

@@ -22,7 +22,7 @@ from harness.metrics.manifold import density_coverage, precision_recall
 from harness.records import Metric
 from harness.runs.config import RunConfig
 from harness.runs.resolve import resolve
-from harness.solvers import Noise, integrate
+from harness.solvers import Noise, sample
 from harness.tasks import Task
 
 CPU = torch.device("cpu")
@@ -230,9 +230,9 @@ def test_a_guided_step_costs_two_passes_and_a_students_one(method: str, options:
     built = METHODS[method](resolved.config, tiny.teacher(CPU), tiny, 4, 10)
 
     def sampler(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
-        return integrate(built.solver, built.student, x_T, built.levels, cond)
+        return sample(built.solver, built.student, x_T, built.levels, cond)
 
-    found, macs = sampling_cost(sampler, built.passes_through, tiny, CPU)
+    found, macs = sampling_cost(sampler, built.sampled_network, tiny, CPU)
     assert found == nfe
     tokens, d = 4, 16
     linear = tokens * 12 * d * d + 6 * d * d

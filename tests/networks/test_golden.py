@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Denoiser, Guided
 from harness.diffusion.randomness import Keyed
-from harness.diffusion.schedules import FlowSchedule, VPSchedule, dit_levels, respaced_levels
+from harness.diffusion.schedules import FlowSchedule, VPSchedule
 from harness.methods.ard import ARD, ARDConfig
 from harness.methods.base import Batch
 from harness.networks.dit import DiT, sincos_position_embedding
 from harness.networks.history import EMPTY, HistoryDiT
-from harness.solvers import DDIM, Euler, Trajectory, integrate
+from harness.solvers import DDIM, Euler, Trajectory, sample, trace
 
 FOLDER = Path(__file__).parents[1] / "golden"
 OPTIONS = {
@@ -137,19 +137,20 @@ def test_dit_guided_forward(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
     close(found.eps, dit["io.cfg_out_t500_w1.5"][:, :4])
 
 
-@pytest.mark.parametrize("steps", [8, 25])
-def test_dit_respaced_levels(dit: dict[str, Tensor], steps: int) -> None:
-    assert dit_levels(respaced_levels(steps)) == dit[f"io.ddim{steps}_timesteps"].flip(0).tolist()
+def levels(dit: dict[str, Tensor], steps: int) -> Tensor:
+    """The timesteps of the golden samples: DiT's levels, noise first, and then clean data."""
+    numbers = dit[f"io.ddim{steps}_timesteps"].flip(0).double()
+    return torch.cat([(numbers + 1) / 1000, torch.zeros(1, dtype=torch.float64)])
 
 
 def test_dit_guided_ddim(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
     model = Guided(denoiser, 1.5, Conditions(10).null, channels=3)
-    found = integrate(DDIM(), model, dit["io.z"], respaced_levels(25), Condition(dit["io.labels"]))
+    found = sample(DDIM(), model, dit["io.z"], levels(dit, 25), Condition(dit["io.labels"]))
     close(found, dit["io.ddim25_w1.5_first3channels"])
 
 
 def test_dit_unguided_ddim(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
-    found = integrate(DDIM(), denoiser, dit["io.z"], respaced_levels(8), Condition(dit["io.labels"]))
+    found = sample(DDIM(), denoiser, dit["io.z"], levels(dit, 8), Condition(dit["io.labels"]))
     close(found, dit["io.ddim8_unguided"])
 
 
@@ -166,7 +167,7 @@ def test_sit_guided_forward(sit: dict[str, Tensor], flow: Denoiser) -> None:
 def test_sit_euler(sit: dict[str, Tensor], flow: Denoiser) -> None:
     model = Guided(flow, 1.5, Conditions(10).null, channels=3)
     levels = torch.linspace(1, 0, 11, dtype=torch.float64)
-    found = integrate(Euler(), model, sit["io.z"], levels, Condition(sit["io.labels"]))
+    found = sample(Euler(), model, sit["io.z"], levels, Condition(sit["io.labels"]))
     close(found, sit["io.euler10_w1.5_first3channels"])
 
 
@@ -225,5 +226,5 @@ def test_the_method_itself_has_their_loss_and_samples(ard: dict[str, Tensor], la
     )
     loss, _ = method.loss(Batch(torch.arange(2), None, trajectory, Keyed("test", 0)))
     close(loss, ard[f"out.N{layers}.loss"].mean())
-    path = integrate(method.solver, method.student, states[:, 0], method.levels, cond, save=True)
+    path = trace(method.solver, method.student, states[:, 0], method.levels, cond)
     close(path.states[:, 1:], ard[f"out.N{layers}.sample"])

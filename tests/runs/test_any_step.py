@@ -133,9 +133,9 @@ def test_such_a_student_answers_in_steps_as_in_a_masked_pass(num_steps: int, tin
     path = open_store(tiny.recipe, tiny.teacher(CPU), CPU).batch(torch.arange(3))
     x, _ = points.inputs_and_targets(path)
     with torch.no_grad():
-        told = cond.told(step_size=torch.full((3,), 1 / num_steps))
+        told = cond.with_scalars(step_size=torch.full((3,), 1 / num_steps))
         masked, _ = method.student(x, points.times.expand(3, num_steps), told)
-        other, _ = method.student(x, points.times.expand(3, num_steps), cond.told(step_size=torch.full((3,), 0.3)))
+        other, _ = method.student(x, points.times.expand(3, num_steps), cond.with_scalars(step_size=torch.full((3,), 0.3)))
         state = method.solver.init(method.student, x[:, 0], cond)
         for i in range(num_steps):
             answer, _, state = method.solver.step(method.student, x[:, i], *points.levels[i : i + 2], cond, state, None)

@@ -15,9 +15,9 @@ import sqlalchemy as sa
 from tiny_runs import CPU, config, new_run
 
 from harness import provenance, records
-from harness.data.trajectories import Progress
 from harness.errors import Busy, Interrupted, RunFailed
 from harness.files import read_tensors, tensors_digest
+from harness.progress import Progress
 from harness.records import read_record
 from harness.runs import run
 from harness.runs.leases import TABLE, leases_of

@@ -26,9 +26,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Guided, like
+from harness.diffusion.denoiser import Guided, expand_to
 from harness.diffusion.schedules import NUM_LEVELS
-from harness.methods.base import Batch, Loss, OptimizerConfig, Player, Problem, Update
+from harness.methods.base import Batch, Loss, Problem, Update
+from harness.methods.parts.options import OptimizerConfig
+from harness.methods.parts.players import Player
 from harness.networks.discriminator import Heads
 from harness.networks.dit import DiT
 
@@ -62,13 +64,13 @@ class GANOptions(OptimizerConfig):
         return self.gan_from is not None and self.gan_lag == 0
 
     @property
-    def looks_inside(self) -> bool:
+    def reads_activations(self) -> bool:
         """The weight is from gradients at the last layer's output."""
         return self.gan_from is not None
 
 
 @dataclass
-class Seen:
+class LayerCall:
     """What went through a linear layer: its input [..., d] and output [..., m]."""
 
     inputs: Tensor | None = None
@@ -81,9 +83,9 @@ class Seen:
 
 
 @contextmanager
-def watch(layer: nn.Linear) -> Iterator[Seen]:
+def recorded_call(layer: nn.Linear) -> Iterator[LayerCall]:
     """Notes the last input and output of a layer inside the block."""
-    seen = Seen()
+    seen = LayerCall()
 
     def note(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
         seen.inputs, seen.output = args[0], output
@@ -115,7 +117,7 @@ class Critic:
     def logits(self, x_0: Tensor, cond: Condition, batch: Batch, name: str) -> Tensor:
         """The heads' logits [heads, B, T] for images x_0 [B, C, H, W], noised by keyed noise."""
         t = (batch.uniform(f"{name} t") * self.max_time).clamp(min=1 / NUM_LEVELS)
-        alpha, sigma = (like(c, x_0) for c in self.schedule.alpha_sigma(t))
+        alpha, sigma = (expand_to(c, x_0) for c in self.schedule.alpha_sigma(t))
         x_t = alpha * x_0 + sigma * batch.normal(f"{name} eps", x_0.shape[1:])
         c = self.network.conditioning(self.schedule.network_time(t), cond)
         return torch.stack([head(h, c) for head, h in zip(self.heads, self.network.block_outputs(x_t, c, cond), strict=True)])
@@ -146,7 +148,7 @@ class Adversary(Critic):
         self.weight = 0.0
         self.gradients, self.samples = torch.zeros(2, *last_layer.weight.shape), 0  # summed over a step's micro-batches
 
-    def turn(self, step: int) -> int:
+    def student_update(self, step: int) -> int:
         return step
 
     def updates(self, step: int, loss: Loss) -> list[Update]:
@@ -160,7 +162,7 @@ class Adversary(Critic):
         so that the discriminator is gone through backwards once.
         """
         assert batch.trajectory is not None
-        with watch(self.last_layer) as seen:
+        with recorded_call(self.last_layer) as seen:
             mse, metrics = loss(batch)
         x_0, cond = batch.carry["x_0"], batch.trajectory.cond
         output = seen.output

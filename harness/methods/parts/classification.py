@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from harness.methods.base import Batch, Method, OptimizerConfig, Problem, Update
+from harness.methods.base import Batch, Method, Problem, Update
+from harness.methods.parts.options import OptimizerConfig
 from harness.networks.classifier import Classifier
 
 

@@ -23,9 +23,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Denoiser, Guided, like
+from harness.diffusion.denoiser import Denoiser, Guided, expand_to
 from harness.errors import UsageError
-from harness.methods.base import Batch, Loss, OptimizerConfig, Player, Problem, Update, cosine
+from harness.methods.base import Batch, Loss, Problem, Update
+from harness.methods.parts.options import OptimizerConfig
+from harness.methods.parts.players import Player, cosine
 from harness.networks.dit import DiT
 
 
@@ -92,7 +94,7 @@ class Matching:
         """Images x [B, C, H, W] at random levels, and those [B]."""
         low, high = self.config.min_time, self.config.max_time
         t = low + batch.uniform(f"{name} t") * (high - low)
-        alpha, sigma = (like(c, x) for c in self.task.schedule.alpha_sigma(t))
+        alpha, sigma = (expand_to(c, x) for c in self.task.schedule.alpha_sigma(t))
         return alpha * x + sigma * batch.normal(f"{name} eps", x.shape[1:]), t
 
     def student_loss(self, x: Tensor, cond: Condition, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -114,7 +116,7 @@ class Matching:
         assert batch.data is not None
         x_t, t = self.noised(x, batch, "fake")
         alpha, sigma = self.task.schedule.alpha_sigma(t)
-        weight = like((alpha / sigma) ** 2 + 1 / self.task.data_std**2, x)
+        weight = expand_to((alpha / sigma) ** 2 + 1 / self.task.data_std**2, x)
         denoising = (weight * (self.model(x_t, t, cond).x_0 - x).square()).mean()
         metrics = {"denoising": denoising.detach()}
         if not self.config.fake_gan:
@@ -158,7 +160,7 @@ class MatchingStage:
         start = round(config.dmd_from * total_steps)
         return start + math.ceil((total_steps - start) / config.dmd_every)
 
-    def turn(self, step: int) -> int:
+    def student_update(self, step: int) -> int:
         return (step - self.start) // self.every
 
     def updates(self, step: int, loss: Loss) -> list[Update]:

@@ -13,12 +13,13 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import full_precision, like, predict
+from harness.diffusion.denoiser import expand_to, full_precision, predict
 from harness.diffusion.schedules import Schedule
 from harness.errors import UsageError
-from harness.methods.base import Numbers, Problem
+from harness.methods.base import Problem
 from harness.methods.parts.adversarial import GANOptions
 from harness.methods.parts.matching import StageOptions
+from harness.methods.parts.options import Numbers
 from harness.networks.history import EMPTY, Cache, HistoryDiT
 from harness.solvers import Noise, Solver, Trajectory, ddim_step
 from harness.solvers.ddim import implied_x_0
@@ -79,7 +80,7 @@ class Points:
     prediction_type: Any
     levels: Tensor
 
-    def told(self, count: int, device: torch.device) -> dict[str, Tensor]:
+    def scalars(self, count: int, device: torch.device) -> dict[str, Tensor]:
         """Numbers [count] that the student is told: of several numbers of steps, the size of one."""
         return {"step_size": torch.full((count,), 1 / (len(self.levels) - 1), device=device)} if self.config.step_counts else {}
 
@@ -101,7 +102,7 @@ class Points:
             states = trajectory.states[:, ::every]
             return states[:, :-1], states[:, 1:]
         x_T, targets = trajectory.states[:, :1], trajectory.predictions[:, every - 1 :: every]
-        following = [self.following(targets[:, i], x_T[:, 0], s) for i, s in enumerate(self.levels[1:-1])]
+        following = [self.next_input(targets[:, i], x_T[:, 0], s) for i, s in enumerate(self.levels[1:-1])]
         return torch.cat([x_T, *(x.unsqueeze(1) for x in following)], 1), targets
 
     def answer(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -110,11 +111,11 @@ class Points:
             return output.to(full_precision(output))
         return ddim_step(predict(output, x_t, t, self.schedule, self.prediction_type), s, self.schedule)
 
-    def following(self, answer: Tensor, x_T: Tensor, s: Tensor) -> Tensor:
+    def next_input(self, answer: Tensor, x_T: Tensor, s: Tensor) -> Tensor:
         """From an answer to the next point: itself, but with the noise mixed in again under "renoised"."""
         if self.config.trajectory != "renoised":
             return answer
-        alpha, sigma = (like(c, answer) for c in self.schedule.alpha_sigma(s))
+        alpha, sigma = (expand_to(c, answer) for c in self.schedule.alpha_sigma(s))
         return alpha * answer + sigma * x_T
 
     def x_0(self, answer: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Progress:
+class SamplingState:
     """What sampling carries: the noise [B, C, H, W] and the cache of the states so far."""
 
     x_T: Tensor
@@ -140,14 +141,14 @@ class CachedSteps(Solver):
     def __init__(self, points: Points):
         self.points = points
 
-    def init(self, model: HistoryDiT, x_T: Tensor, cond: Condition) -> Progress:
-        return Progress(x_T, EMPTY)
+    def init(self, model: HistoryDiT, x_T: Tensor, cond: Condition) -> SamplingState:
+        return SamplingState(x_T, EMPTY)
 
-    def step(self, model: HistoryDiT, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: Progress,
-             noise: Noise | None) -> tuple[Tensor, Tensor, Progress]:  # fmt: skip
+    def step(self, model: HistoryDiT, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: SamplingState,
+             noise: Noise | None) -> tuple[Tensor, Tensor, SamplingState]:  # fmt: skip
         time = self.points.times[state.cache.states].to(x_t.device).expand(len(x_t), 1)
-        cond = cond.told(**self.points.told(len(x_t), x_t.device))
+        cond = cond.with_scalars(**self.points.scalars(len(x_t), x_t.device))
         output, cache = model(self.points.network_input(x_t.unsqueeze(1), state.x_T), time, cond, state.cache)
         answer = self.points.answer(output[:, 0, : x_t.shape[1]], x_t, t, s)
-        x_s = self.points.following(answer, state.x_T, s)
-        return x_s, self.points.x_0(answer, x_t, t, s), Progress(state.x_T, cache)
+        x_s = self.points.next_input(answer, state.x_T, s)
+        return x_s, self.points.x_0(answer, x_t, t, s), SamplingState(state.x_T, cache)

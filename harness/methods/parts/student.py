@@ -16,11 +16,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Denoiser, Guided, Model, Prediction, like
+from harness.diffusion.denoiser import Denoiser, Guided, Model, Prediction, expand_to
 from harness.diffusion.schedules import Schedule, few_step_levels
-from harness.methods.base import EMA, Batch, Method, OptimizerConfig, Problem, Update
+from harness.methods.base import Batch, Method, Problem, Update
+from harness.methods.parts.options import OptimizerConfig
+from harness.methods.parts.players import EMA
 from harness.networks.dit import DiT
-from harness.solvers import DDIM, Noise, Solver, integrate
+from harness.solvers import DDIM, Noise, Solver, sample
 from harness.solvers.ddim import ddim_step
 
 
@@ -79,33 +81,33 @@ class ConsistencySteps(Solver):
 
     stochastic: ClassVar = True
 
-    def __init__(self, **told: float):
-        self.told = told
+    def __init__(self, **scalars: float):
+        self.scalars = scalars
 
     def init(self, model: Model, x_T: Tensor, cond: Condition) -> int:
         return 0
 
     def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: int,
              noise: Noise | None) -> tuple[Tensor, Tensor, int]:  # fmt: skip
-        told = {name: torch.full((len(x_t),), value, device=x_t.device) for name, value in self.told.items()}
-        x_0 = model(x_t, t, cond.told(**told)).x_0
+        told = {name: torch.full((len(x_t),), value, device=x_t.device) for name, value in self.scalars.items()}
+        x_0 = model(x_t, t, cond.with_scalars(**told)).x_0
         if float(s) == 0:
             return x_0, x_0, state + 1
         assert noise is not None
-        alpha, sigma = (like(c, x_0) for c in model.schedule.alpha_sigma(s))
+        alpha, sigma = (expand_to(c, x_0) for c in model.schedule.alpha_sigma(s))
         return alpha * x_0 + sigma * noise(f"step {state + 1}").to(x_0), x_0, state + 1
 
 
 class Jumps(Solver):
     """DDIM's step with a student that is told something of the jump from t to s, `told(t, s)` by name: [B] each for 0-d t and s."""
 
-    def __init__(self, told: Callable[[Tensor, Tensor], dict[str, Tensor]]):
-        self.told = told
+    def __init__(self, scalars: Callable[[Tensor, Tensor], dict[str, Tensor]]):
+        self.scalars = scalars
 
     def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: None,
              noise: Noise | None) -> tuple[Tensor, Tensor, None]:  # fmt: skip
-        told = {name: value.to(x_t.device).expand(len(x_t)) for name, value in self.told(t, s).items()}
-        prediction = model(x_t, t, cond.told(**told))
+        told = {name: value.to(x_t.device).expand(len(x_t)) for name, value in self.scalars(t, s).items()}
+        prediction = model(x_t, t, cond.with_scalars(**told))
         return ddim_step(prediction, s, model.schedule), prediction.x_0, None
 
 
@@ -137,12 +139,12 @@ class DenoisingStudent(Method):
             network.load_teacher(teacher.denoiser.network.state_dict())
         self.players = {"student": config.player(network, self.student_updates(config, total_steps))}
         assert self.student_player.ema is not None
-        self.student, self.model = self.seen(self.student_player.ema.module), self.seen(network)
-        self.moving = EMA(network, target_half_life, total_steps) if target_half_life is not None else None
-        self.target_model = self.seen(self.moving.module) if self.moving else self.model
+        self.student, self.model = self.as_denoiser(self.student_player.ema.module), self.as_denoiser(network)
+        self.target_ema = EMA(network, target_half_life, total_steps) if target_half_life is not None else None
+        self.target_model = self.as_denoiser(self.target_ema.module) if self.target_ema else self.model
         self.solver, self.levels = ConsistencySteps(), few_step_levels(num_steps)
 
-    def seen(self, network: nn.Module) -> Denoiser:
+    def as_denoiser(self, network: nn.Module) -> Denoiser:
         """A network as a denoiser on the task's schedule.
 
         It predicts what the teacher's does if it starts with its weights; otherwise v, whose x_0 is well-conditioned at every level.
@@ -159,36 +161,36 @@ class DenoisingStudent(Method):
         return self.task.network_teacher and self.config.init == "teacher"
 
     @property
-    def latest(self) -> float:
+    def largest_tau(self) -> float:
         """The flow time of pure noise, t = 1."""
         return float(flow_time(self.schedule, torch.ones((), dtype=torch.float64)))
 
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
+    def untrained_sampler(self) -> Callable[[Tensor, Condition], Tensor] | None:
         """The unguided teacher under DDIM on the same levels; of a sampler that draws noise, in one step."""
         if not self.starts_as_teacher or (self.solver.stochastic and len(self.levels) > 2):
             return None
-        return lambda x_T, cond: integrate(DDIM(), self.teacher.denoiser, x_T, self.levels, cond)  # type: ignore[return-value]
+        return lambda x_T, cond: sample(DDIM(), self.teacher.denoiser, x_T, self.levels, cond)
 
     def velocity_at(self, model: Denoiser, y: Tensor, tau: Tensor, cond: Condition) -> Tensor:
         """`eps - x_0` that a model says at points y [B, C, H, W] of the line, `y = (1 - tau) x_0 + tau eps`, at flow times tau [B]."""
         t = time_of_flow(self.schedule, tau)
         alpha, sigma = self.schedule.alpha_sigma(t)
-        return velocity(model(y * like(alpha + sigma, y), t, cond))
+        return velocity(model(y * expand_to(alpha + sigma, y), t, cond))
 
     def noised(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """`alpha_t x_0 + sigma_t eps` at timesteps t [B]."""
-        alpha, sigma = (like(c, x_0) for c in self.schedule.alpha_sigma(t))
+        alpha, sigma = (expand_to(c, x_0) for c in self.schedule.alpha_sigma(t))
         return alpha * x_0 + sigma * eps
 
     def start_from(self, state: dict[str, Tensor]) -> None:
         super().start_from(state)
-        if self.moving:
-            self.moving.module.load_state_dict(state)
+        if self.target_ema:
+            self.target_ema.module.load_state_dict(state)
 
     def to(self, device: torch.device) -> None:
         super().to(device)
-        if self.moving:
-            self.moving.module.to(device)
+        if self.target_ema:
+            self.target_ema.module.to(device)
 
     def updates(self, step: int) -> Iterable[Update]:
         return [Update("student", self.loss)]
@@ -198,13 +200,13 @@ class DenoisingStudent(Method):
         raise NotImplementedError
 
     def end_step(self, step: int, means: dict[str, float]) -> Collection[str]:
-        if self.moving:
-            self.moving.update(self.student_player.module)
+        if self.target_ema:
+            self.target_ema.update(self.student_player.module)
         return ()
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(self.moving.module.state_dict()) if self.moving else {}
+        return dict(self.target_ema.module.state_dict()) if self.target_ema else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.moving:
-            self.moving.module.load_state_dict(state)
+        if self.target_ema:
+            self.target_ema.module.load_state_dict(state)
