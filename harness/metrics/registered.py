@@ -11,7 +11,7 @@ from harness.metrics.manifold import class_diversity, inception_style_score, mem
 
 @METRICS.register("fid")
 class FID(SampleMetric):
-    """Frechet distance of features to the reference."""
+    """Frechet distance between the features of samples and of reference images."""
 
     direction: ClassVar[Direction] = "lower"
     heading, digits = "FID ↓", 2
@@ -22,7 +22,7 @@ class FID(SampleMetric):
 
 @METRICS.register("kid")
 class KID(SampleMetric):
-    """Unbiased kernel distance of features to the reference."""
+    """Kernel distance (unbiased) between the features of samples and of reference images."""
 
     direction: ClassVar[Direction] = "lower"
     heading, digits = "KID ↓", 1
@@ -33,7 +33,7 @@ class KID(SampleMetric):
 
 @METRICS.register("label_agreement")
 class LabelAgreement(SampleMetric):
-    """Share of samples that the feature network gives the label asked for."""
+    """Share of samples that the feature network classifies as the requested label."""
 
     direction: ClassVar[Direction] = "higher"
     heading = "label agreement ↑"
@@ -45,7 +45,7 @@ class LabelAgreement(SampleMetric):
 
 @METRICS.register("precision")
 class Precision(SampleMetric):
-    """Share of samples within the manifold of real features."""
+    """Share of samples inside the manifold of real features."""
 
     direction: ClassVar[Direction] = "higher"
     heading = "precision ↑"
@@ -56,7 +56,7 @@ class Precision(SampleMetric):
 
 @METRICS.register("recall")
 class Recall(SampleMetric):
-    """Share of real images within the manifold of the samples' features."""
+    """Share of real images inside the manifold of sample features."""
 
     direction: ClassVar[Direction] = "higher"
     heading = "recall ↑"
@@ -67,7 +67,7 @@ class Recall(SampleMetric):
 
 @METRICS.register("density")
 class Density(SampleMetric):
-    """Real neighbourhoods around a sample, relative to what is expected."""
+    """Number of real neighbourhoods around a sample, relative to its expectation."""
 
     direction: ClassVar[Direction] = "higher"
     heading = "density ↑"
@@ -78,7 +78,7 @@ class Density(SampleMetric):
 
 @METRICS.register("coverage")
 class Coverage(SampleMetric):
-    """Share of real neighbourhoods that hold a sample."""
+    """Share of real neighbourhoods that contain a sample."""
 
     direction: ClassVar[Direction] = "higher"
     heading = "coverage ↑"
@@ -89,7 +89,7 @@ class Coverage(SampleMetric):
 
 @METRICS.register("inception_style_score")
 class InceptionStyleScore(SampleMetric):
-    """How sure and how varied the feature network's labels are."""
+    """Inception score with the task's feature network: confident and varied predictions."""
 
     direction: ClassVar[Direction] = "higher"
     heading, digits = "inception-style score ↑", 2
@@ -100,7 +100,7 @@ class InceptionStyleScore(SampleMetric):
 
 @METRICS.register("class_diversity")
 class ClassDiversity(SampleMetric):
-    """Mean distance of two samples of one class, relative to real images'."""
+    """Mean distance between two samples of one class, relative to real images."""
 
     direction: ClassVar[Direction] = "none"
     heading = "diversity in a class (real = 1)"
@@ -112,7 +112,7 @@ class ClassDiversity(SampleMetric):
 
 @METRICS.register("memorised_share")
 class MemorisedShare(SampleMetric):
-    """Share of samples far closer to one training image than to any other."""
+    """Share of samples that are far closer to one training image than to any other."""
 
     direction: ClassVar[Direction] = "lower"
     heading, digits = "memorised ↓", 4

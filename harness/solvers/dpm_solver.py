@@ -31,7 +31,7 @@ def half_log_snr(t: Tensor, schedule: Schedule) -> Tensor:
 
 @SOLVERS.register("dpm-solver++2m")
 class DPMSolver2M(Solver):
-    """Second order, one evaluation a step.
+    """DPM-Solver++ (2M): second order multistep, one evaluation per step.
 
     `x_s = (sigma_s / sigma_t) x_t - alpha_s (e^-h - 1) (x_0 + D_1 / 2)` with `D_1 = (x_0 - x_0') / r`, x_0' the prediction before
     and `r = h' / h`. The first step has no x_0', and in a step that starts or ends where lambda is infinite the correction vanishes
@@ -62,7 +62,7 @@ class DPMSolver2M(Solver):
 
 @SOLVERS.register("dpm-solver++3m")
 class DPMSolver3M(DPMSolver2M):
-    """Third order, one evaluation a step; the first two steps are of lower order.
+    """DPM-Solver++ (3M): third order multistep, one evaluation per step; lower order in the first two.
 
     The weight of the second difference is that of the integral, twice the released code's, with which the order measured
     1.8 on the flow schedule and 2.3 on the VP one (40 to 320 steps of the Gaussian in `tests/solvers/test_order.py`).

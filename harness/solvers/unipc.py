@@ -25,7 +25,7 @@ class Taken:
 
 @SOLVERS.register("unipc")
 class UniPC(Solver):
-    """Third order, one evaluation a step: the evaluation after a step corrects it, and then predicts the next.
+    """UniPC: third order, one evaluation per step, which corrects that step and predicts the next.
 
     A step that starts or ends where lambda is infinite is of first order and is not corrected.
     """
