@@ -22,7 +22,7 @@ from harness.diffusion.denoiser import Denoiser, Guided, PredictionType
 from harness.diffusion.randomness import Keyed
 from harness.diffusion.schedules import Schedule
 from harness.errors import UsageError
-from harness.registry import Registry
+from harness.registry import Registry, registry_of
 from harness.solvers import Solver, Trajectory
 
 
@@ -351,4 +351,4 @@ class Method(ABC):
         return self.student.network if isinstance(self.student, Denoiser) else self.student
 
 
-METHODS: Registry[Method] = Registry("method")
+METHODS: Registry[Method] = registry_of("method")

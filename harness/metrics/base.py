@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.data.images import ImageSet
 from harness.metrics.manifold import density_coverage, precision_recall
-from harness.registry import Registry
+from harness.registry import Registry, registry_of
 
 Direction = Literal["lower", "higher", "none"]
 
@@ -65,4 +65,4 @@ class SampleMetric(ABC):
     def __call__(self, judged: Judged) -> float: ...
 
 
-METRICS: Registry[SampleMetric] = Registry("metric")
+METRICS: Registry[SampleMetric] = registry_of("metric")

@@ -7,16 +7,17 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
 from harness.errors import UsageError, unknown
 from harness.files import digest, file_hash
 from harness.methods import METHODS, MethodConfig
 from harness.metrics.extractors import EXTRACTORS
 from harness.records import Record, TrainingBill, read_record
+from harness.runs.request import RunConfig
 from harness.tasks import Task, load_task
 from harness.training.estimate import NOMINAL_STEPS, rehearsal, seconds_a_step, steps_within
 from harness.training.trainer import Trainer, TrainSettings
@@ -25,52 +26,6 @@ CPU = torch.device("cpu")
 UNITS = ("steps", "images", "flops", "seconds")
 LARGEST = {"steps": 1e9, "images": 1e12, "flops": 1e24, "seconds": 1e8}
 NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+]?[0-9]+)?")
-
-
-class RunConfig(BaseModel):
-    """What a person asks for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    method: str
-    """Name of the method."""
-    task: str = "digits"
-    """Name of the task."""
-    options: dict[str, Any] = {}
-    """Options of the method that differ from its defaults."""
-    num_steps: int = Field(4, ge=1, le=1000)
-    """Steps that the student takes (1 for a method that knows no more)."""
-    seed: int = Field(0, ge=0, le=2**31)
-    """Seed of initialisation, batches and training noise."""
-    budget: str = "quick"
-    """A budget of the task, or steps=NUMBER (0: the untrained student), images=NUMBER, flops=NUMBER or seconds=NUMBER of training."""
-    noise_sets: int | None = Field(None, ge=1)
-    """Noise sets that the student is evaluated on (by default a named budget's, and all of the task's for NUMBERs)."""
-    batch_size: int | None = Field(None, ge=1, le=2**20)
-    """Samples a training step (the task's by default)."""
-    micro_batch_size: int | None = Field(None, ge=1, le=2**20)
-    """Samples a forward pass; must divide the batch size."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the losses' forward passes."""
-    compile: bool = False
-    """Whether the networks that are trained go through torch.compile, where they are called as a whole: a minute or so on top, then
-    faster steps."""
-    init_from: str | None = None
-    """Run id in the results folder whose student this one starts from."""
-    extra_features: list[str] = []
-    """Further feature networks, NAME or NAME=FILE of weights, with commas between: inception, inception-clean, dinov2."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _steps_of_the_method(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "num_steps" not in values and values.get("method") in METHODS.names():
-            return {**values, "num_steps": METHODS[values["method"]].default_num_steps}
-        return values
-
-    @field_validator("extra_features", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""The fields of a run config. This file imports no torch: the command line makes its options of it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from harness.registry import registry_of
+
+METHODS = registry_of("method")
+
+
+class RunConfig(BaseModel):
+    """A run as a person asks for it; `resolve` settles what is left open."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    method: str
+    """Name of a method."""
+    task: str = "digits"
+    """Name of a task, or a task file."""
+    options: dict[str, Any] = {}
+    """Options of the method that differ from its defaults."""
+    num_steps: int = Field(4, ge=1, le=1000)
+    """Steps in which the student samples (1 for a one-step method)."""
+    seed: int = Field(0, ge=0, le=2**31)
+    """Seed of initialisation, batches and training noise."""
+    budget: str = "quick"
+    """Training budget: one that the task names, or steps=NUMBER (0 leaves the student untrained),
+    images=NUMBER, flops=NUMBER or seconds=NUMBER."""
+    noise_sets: int | None = Field(None, ge=1)
+    """Noise sets on which the student is evaluated (by default those of a named budget; all sets of the
+    task for a NUMBER)."""
+    batch_size: int | None = Field(None, ge=1, le=2**20)
+    """Samples per training step (by default the task's)."""
+    micro_batch_size: int | None = Field(None, ge=1, le=2**20)
+    """Samples per forward pass; it must divide the batch size."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the forward passes of a loss."""
+    compile: bool = False
+    """Compile the trained networks with torch.compile: it takes a minute or so, and makes steps faster."""
+    init_from: str | None = None
+    """Run id in the results folder; training starts from the student of that run."""
+    extra_features: list[str] = []
+    """Further feature networks, separated by commas, each NAME or NAME=FILE of weights: inception,
+    inception-clean, dinov2."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_of_the_method(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "num_steps" not in values and values.get("method") in METHODS.names():
+            return {**values, "num_steps": METHODS[values["method"]].default_num_steps}
+        return values
+
+    @field_validator("extra_features", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part for part in value.split(",") if part] if isinstance(value, str) else value
