@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 
 class _Counter:
@@ -27,6 +29,8 @@ def count_flops(run: Callable[[], Any]) -> int:
 
     Attention runs under the MATH backend: torch 2.13 counts the fused one on the CPU as 0.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # it imports triton, which takes long
+
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         counter = _Counter(counted)
         _running.append(counter)

@@ -21,7 +21,7 @@ from harness.diffusion.schedules import Schedule
 from harness.errors import UsageError
 from harness.methods.parts.options import MethodConfig
 from harness.methods.parts.players import Player
-from harness.registry import Registry
+from harness.registry import Registry, registry_of
 from harness.solvers import Solver, Trajectory
 
 
@@ -231,4 +231,4 @@ class Method(ABC):
         return self.student.network if isinstance(self.student, Denoiser) else self.student
 
 
-METHODS: Registry[Method] = Registry("method")
+METHODS: Registry[type[Method]] = registry_of("method")

@@ -81,7 +81,7 @@ class GridDistillation(DenoisingStudent):
 
 @METHODS.register("consistency-distillation")
 class ConsistencyDistillation(GridDistillation):
-    """Neighbouring points of an ODE path are mapped to the same end."""
+    """Consistency distillation: neighbouring points of a teacher ODE path map to the same x_0."""
 
     Config = ConsistencyConfig
     reference: ClassVar = "Song et al. 2023, arXiv 2303.01469, alg. 1 and 2; pseudo-Huber: Song & Dhariwal 2023, arXiv 2310.14189, eq. 8"

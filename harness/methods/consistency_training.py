@@ -94,7 +94,7 @@ class CTConfig(HuberConfig):
 
 @METHODS.register("consistency-training")
 class CT(ConsistencyTraining):
-    """Consistency training with a slow target."""
+    """Consistency training (CT) on data alone, with an EMA target network."""
 
     Config = CTConfig
     reference: ClassVar = "Song et al. 2023, arXiv 2303.01469, alg. 3 and appendix C"
@@ -133,7 +133,7 @@ class ICTConfig(LogNormalConfig):
 
 @METHODS.register("ict")
 class ICT(ConsistencyTraining):
-    """Improved consistency training."""
+    """Improved consistency training (iCT) on data alone: no EMA target, pseudo-Huber loss."""
 
     Config = ICTConfig
     reference: ClassVar = "Song & Dhariwal 2023, arXiv 2310.14189, table 1 and sec. 3"
@@ -170,7 +170,7 @@ class ECTConfig(LogNormalConfig):
 
 @METHODS.register("ect")
 class ECT(ConsistencyTraining):
-    """Easy consistency tuning."""
+    """Easy consistency tuning (ECT) on data alone: from denoising to consistency in stages."""
 
     Config = ECTConfig
     reference: ClassVar = "Geng et al. 2024, arXiv 2406.14548, eq. 13 to 15"

@@ -41,7 +41,7 @@ class CTMConfig(HuberConfig):
 
 @METHODS.register("ctm")
 class CTM(DenoisingStudent):
-    """A jump equals a short solve and a jump."""
+    """Consistency trajectory models: a jump matches a short teacher solve followed by a jump."""
 
     Config = CTMConfig
     any_step = True

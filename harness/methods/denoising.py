@@ -25,7 +25,7 @@ from harness.solvers import DDIM
 
 @METHODS.register("denoising")
 class Denoising(Method):
-    """A DiT trained on real images from random weights."""
+    """Teacher training: denoising or flow matching on real images, from random weights."""
 
     class Config(OptimizerConfig):
         label_dropout: float = Field(0.1, ge=0, lt=1)

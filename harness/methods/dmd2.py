@@ -33,7 +33,7 @@ class DMD2Config(StudentConfig, MatchingConfig):
 
 @METHODS.register("dmd2")
 class DMD2(DenoisingStudent):
-    """The student's distribution is moved towards the teacher's."""
+    """Distribution matching distillation (DMD2): a fake score, the teacher's score and a GAN."""
 
     Config = DMD2Config
     reference: ClassVar = "Yin et al. 2024, arXiv 2405.14867, sec. 4; gradient: Yin et al. 2023, arXiv 2311.18828, eq. 7 and 8"

@@ -44,7 +44,7 @@ class IMMConfig(StudentConfig):
 
 @METHODS.register("imm")
 class IMM(DenoisingStudent):
-    """Jumps from two times have the same moments."""
+    """Inductive moment matching: samples that jump from two times agree in all moments of a kernel."""
 
     Config = IMMConfig
     any_step = True

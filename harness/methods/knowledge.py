@@ -14,7 +14,7 @@ from harness.methods.step_distillation import StepDistillation
 
 @METHODS.register("knowledge-distillation")
 class KnowledgeDistillation(StepDistillation):
-    """From the noise to the teacher's sample in one step."""
+    """Knowledge distillation: regression from noise to the teacher's sample in one step."""
 
     default_num_steps = 1
     reference: ClassVar = "Luhman & Luhman 2021, arXiv 2101.02388, eq. 6"

@@ -42,7 +42,7 @@ class LADDConfig(StudentConfig):
 
 @METHODS.register("ladd")
 class LADD(DenoisingStudent):
-    """A discriminator on a frozen teacher's features, and nothing else."""
+    """Latent adversarial distillation: a GAN loss on features of the frozen teacher, no other loss."""
 
     Config = LADDConfig
     sources = frozenset({"trajectory"})

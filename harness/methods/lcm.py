@@ -42,7 +42,7 @@ class LCMConfig(HuberConfig):
 
 @METHODS.register("lcm")
 class LCM(GridDistillation):
-    """Consistency distillation of a teacher whose guidance scale is told."""
+    """Latent consistency models: consistency distillation conditioned on the guidance scale."""
 
     Config = LCMConfig
     scalars = ("guidance",)

@@ -44,7 +44,7 @@ class MeanFlowConfig(StudentConfig):
 
 @METHODS.register("meanflow")
 class MeanFlow(DenoisingStudent):
-    """The mean velocity between two times."""
+    """MeanFlow: a network for the mean velocity between two times, trained by its own identity."""
 
     Config = MeanFlowConfig
     any_step = True

@@ -36,7 +36,7 @@ class ReflowConfig(StudentConfig):
 
 @METHODS.register("reflow")
 class Reflow(DenoisingStudent):
-    """A new flow on the straight lines between the teacher's noise and samples."""
+    """Reflow: a flow on straight lines between noise and teacher samples, then one-step distillation."""
 
     Config = ReflowConfig
     sources = frozenset({"trajectory"})

@@ -69,7 +69,7 @@ class LearnedWeight(nn.Module):
 
 @METHODS.register("scm")
 class SCM(DenoisingStudent):
-    """The derivative along a path of where it ends is 0."""
+    """Continuous-time consistency model (sCM): the consistency function is constant along an ODE path."""
 
     Config = SCMConfig
     any_step = True

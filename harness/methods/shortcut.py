@@ -42,7 +42,7 @@ class ShortcutConfig(StudentConfig):
 
 @METHODS.register("shortcut")
 class Shortcut(DenoisingStudent):
-    """A step equals two of half its size."""
+    """Shortcut models: a flow conditioned on step size, where one step matches two of half the size."""
 
     Config = ShortcutConfig
     any_step = True

@@ -33,7 +33,7 @@ class TeacherConfig(MethodConfig):
 
 @METHODS.register("teacher")
 class Teacher(Method):
-    """The guided teacher under a solver, on levels round(1000 k / S) - 1 or on those given."""
+    """No distillation: the guided teacher sampled by an ODE solver in few steps."""
 
     Config = TeacherConfig
     reference = "Song et al. 2021, arXiv 2010.02502 (DDIM); feature caching: Chen et al. 2024, arXiv 2406.01125"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from harness.diffusion.conditions import Condition
 from harness.metrics.manifold import density_coverage, precision_recall
-from harness.registry import Registry
+from harness.registry import Registry, registry_of
 
 Direction = Literal["lower", "higher", "none"]
 
@@ -108,7 +108,7 @@ class SampleMetric:
         return float(self.function(**{name: known[name] for name in self.needs}))
 
 
-METRICS: Registry[Any] = Registry("metric")
+METRICS: Registry[SampleMetric] = registry_of("metric")
 """Every metric, a `SampleMetric`, by name."""
 
 
@@ -125,7 +125,7 @@ def metric(
         if strange := [need for need in needs if need not in KNOWN]:
             raise ValueError(f"metric {name!r} asks for {', '.join(strange)}; it may ask for: {', '.join(KNOWN)}")
         made = SampleMetric(name, function, direction, heading, digits, needs, milestone, most_samples)
-        METRICS.register(name)(made)  # type: ignore[arg-type]
+        METRICS.register(name, function)(made)
         return made
 
     return enter

@@ -18,61 +18,61 @@ Pair = tuple[Tensor, Tensor]
 
 @metric("fid", direction="lower", heading="FID ↓", digits=2, milestone=True)
 def fid(features: Features) -> float:
-    """Frechet distance of features to the reference."""
+    """Frechet distance between the features of samples and of reference images."""
     return fidelity.fid(features.generated, features.real)
 
 
 @metric("kid", direction="lower", heading="KID ↓", digits=1)
 def kid(features: Features, kid_subset_size: int) -> float:
-    """Unbiased kernel distance of features to the reference."""
+    """Kernel distance (unbiased) between the features of samples and of reference images."""
     return fidelity.kid(features.generated, features.real, kid_subset_size)
 
 
 @metric("label_agreement", direction="higher", heading="label agreement ↑", milestone=True)
 def label_agreement(features: Features, labels: Tensor) -> float:
-    """Share of samples that the feature network gives the label asked for."""
+    """Share of samples that the feature network classifies as the requested label."""
     return fidelity.label_agreement(features.logits, labels)
 
 
 @metric("precision", direction="higher", heading="precision ↑")
 def precision(features: Features) -> float:
-    """Share of samples within the manifold of real features."""
+    """Share of samples inside the manifold of real features."""
     return features.precision_recall[0]
 
 
 @metric("recall", direction="higher", heading="recall ↑")
 def recall(features: Features) -> float:
-    """Share of real images within the manifold of the samples' features."""
+    """Share of real images inside the manifold of sample features."""
     return features.precision_recall[1]
 
 
 @metric("density", direction="higher", heading="density ↑")
 def density(features: Features) -> float:
-    """Real neighbourhoods around a sample, relative to the expected number."""
+    """Number of real neighbourhoods around a sample, relative to its expectation."""
     return features.density_coverage[0]
 
 
 @metric("coverage", direction="higher", heading="coverage ↑")
 def coverage(features: Features) -> float:
-    """Share of real neighbourhoods that hold a sample."""
+    """Share of real neighbourhoods that contain a sample."""
     return features.density_coverage[1]
 
 
 @metric("inception_style_score", direction="higher", heading="inception-style score ↑", digits=2)
 def inception_style_score(features: Features) -> float:
-    """How sure and how varied the feature network's labels are."""
+    """Inception score with the task's feature network: confident and varied predictions."""
     return manifold.inception_style_score(features.logits)
 
 
 @metric("class_diversity", direction="none", heading="diversity in a class (real = 1)")
 def class_diversity(features: Features, labels: Tensor, real: ImageSet) -> float:
-    """Mean distance of two samples of one class, relative to that of real images."""
+    """Mean distance between two samples of one class, relative to real images."""
     return manifold.class_diversity(features.generated, labels, features.real, real.labels)
 
 
 @metric("memorised_share", direction="lower", heading="memorised ↓", digits=4)
 def memorised_share(images: Tensor, real: ImageSet) -> float:
-    """Share of samples far closer to one training image than to any other."""
+    """Share of samples that are far closer to one training image than to any other."""
     return manifold.memorised_share(images, real.images)
 
 

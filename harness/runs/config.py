@@ -1,46 +1,57 @@
-"""What a person asks for: the fields of a run, typed once for YAML, command line and record."""
+"""What a person asks for: the fields of a run, typed once for YAML, command line and record.
+
+This file imports no torch, so that the command line can make its options of it quickly.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.errors import UsageError, unknown
-from harness.methods import METHODS, MethodConfig
+from harness.registry import registry_of
+
+if TYPE_CHECKING:
+    from harness.methods import MethodConfig
+
+METHODS = registry_of("method")
 
 
 class RunConfig(BaseModel):
-    """What a person asks for."""
+    """A run as a person asks for it; `resolve` settles what is left open."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     method: str
-    """Name of the method."""
+    """Name of a method."""
     task: str = "digits"
-    """Name of the task."""
+    """Name of a task, or a task file."""
     options: dict[str, Any] = {}
     """Options of the method that differ from its defaults."""
     num_steps: int = Field(4, ge=1, le=1000)
-    """Steps that the student takes (1 for a method that knows only one)."""
+    """Steps in which the student samples (1 for a one-step method)."""
     seed: int = Field(0, ge=0, le=2**31)
     """Seed of initialisation, batches and training noise."""
     budget: str = "quick"
-    """A budget of the task, or steps=NUMBER (0: the untrained student), images=NUMBER, flops=NUMBER or seconds=NUMBER of training."""
+    """Training budget: one that the task names, or steps=NUMBER (0 leaves the student untrained),
+    images=NUMBER, flops=NUMBER or seconds=NUMBER."""
     noise_sets: int | None = Field(None, ge=1)
-    """Noise sets that the student is evaluated on (by default a named budget's, and all of the task's for NUMBERs)."""
+    """Noise sets on which the student is evaluated (by default those of a named budget; all sets of the
+    task for a NUMBER)."""
     batch_size: int | None = Field(None, ge=1, le=2**20)
-    """Samples a training step (the task's by default)."""
+    """Samples per training step (by default the task's)."""
     micro_batch_size: int | None = Field(None, ge=1, le=2**20)
-    """Samples a forward pass; must divide the batch size."""
+    """Samples per forward pass; it must divide the batch size."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the losses' forward passes."""
+    """Precision of the forward passes of a loss."""
     compile: bool = False
-    """Whether torch.compile compiles the trained networks: about a minute more, then faster steps."""
+    """Compile the trained networks with torch.compile: it takes a minute or so, and makes steps faster."""
     init_from: str | None = None
-    """Run id in the results folder whose student this one starts from."""
+    """Run id in the results folder; training starts from the student of that run."""
     extra_features: list[str] = []
-    """Further feature networks, NAME or NAME=FILE of weights, with commas between: inception, inception-clean, dinov2."""
+    """Further feature networks, separated by commas, each NAME or NAME=FILE of weights: inception,
+    inception-clean, dinov2."""
 
     @model_validator(mode="before")
     @classmethod

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.registry import Registry
+from harness.registry import Registry, registry_of
 
 Noise = Callable[[str], Tensor]
 """From a name ("step 3") to standard normal noise of the batch's shape."""
@@ -66,7 +66,7 @@ class Solver(ABC):
         """
 
 
-SOLVERS: Registry[Solver] = Registry("solver")
+SOLVERS: Registry[type[Solver]] = registry_of("solver")
 
 
 def sample(solver: Solver, model: Any, x_T: Tensor, levels: Tensor, cond: Condition, noise: Noise | None = None) -> Tensor:

@@ -18,7 +18,7 @@ def ddim_step(prediction: Prediction, s: Tensor, schedule: Schedule) -> Tensor:
 
 @SOLVERS.register("ddim")
 class DDIM(Solver):
-    """First order, one evaluation a step."""
+    """DDIM: first order, one evaluation per step."""
 
     def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: None,
              noise: Noise | None) -> tuple[Tensor, Tensor, None]:  # fmt: skip

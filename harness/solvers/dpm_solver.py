@@ -34,7 +34,7 @@ def half_log_snr(t: Tensor, schedule: Schedule) -> Tensor:
 
 @SOLVERS.register("dpm-solver++2m")
 class DPMSolver2M(Solver):
-    """Second order, one evaluation a step.
+    """DPM-Solver++ (2M): second order multistep, one evaluation per step.
 
     `x_s = (sigma_s / sigma_t) x_t - alpha_s (e^-h - 1) (x_0 + D_1 / 2)` with
     `D_1 = (x_0 - x_0') / r`, where x_0' is the last prediction and `r = h' / h`.
@@ -66,7 +66,7 @@ class DPMSolver2M(Solver):
 
 @SOLVERS.register("dpm-solver++3m")
 class DPMSolver3M(DPMSolver2M):
-    """Third order, one evaluation a step; the first two steps are of lower order.
+    """DPM-Solver++ (3M): third order multistep, one evaluation per step; lower order in the first two.
 
     The weight of the second difference follows from the integral and is twice the released code's.
     With the released one the order measured 1.8 on the flow schedule and 2.3 on the VP one

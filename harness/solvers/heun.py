@@ -16,7 +16,7 @@ from harness.solvers.ddim import ddim_step
 
 @SOLVERS.register("heun")
 class Heun(Solver):
-    """Second order, two evaluations a step and one in the last: 2 S - 1.
+    """Heun's method: second order, two evaluations per step and one in the last, 2 S - 1 in all.
 
     Where alpha_t = 0 (the flow schedule at t = 1) sigma_ve is infinite. That step is DDIM with one
     evaluation.

@@ -33,7 +33,7 @@ class LastStep:
 
 @SOLVERS.register("unipc")
 class UniPC(Solver):
-    """Third order, one evaluation a step: the evaluation after a step corrects it, and then predicts the next.
+    """UniPC: third order, one evaluation per step, which corrects that step and predicts the next.
 
     A step with infinite lambda at one end is of first order and is not corrected.
     """

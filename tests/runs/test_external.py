@@ -75,7 +75,7 @@ def test_it_stands_in_the_table_beside_ours_if_n_is_equal(tiny: Task, teachers: 
     assert "theirs" in call("report", tmp_path / "inside").output
     fewer = save(tmp_path / "fewer.npz", images[:30], labels[:30])
     done = call("evaluate", "--samples", fewer, "--task", "tiny", "--results", tmp_path / "inside", "--device", "cpu")
-    assert "these are 30 samples, but rows of tiny are made of 40" in done.stderr
+    assert "these are 30 samples, but rows of tiny have 40" in done.stderr
     with pytest.raises(NotComparable, match="they differ in n"):
         rows_of(load_records(tmp_path / "inside"))
 
