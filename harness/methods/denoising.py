@@ -1,10 +1,13 @@
 """Teacher training: denoising score matching and flow matching.
 
-    L = |eps - eps_theta(alpha_t x_0 + sigma_t eps, t, c)|^2    (Ho et al. 2020, arXiv 2006.11239, eq. 14)
-    L = |v - v_theta(alpha_t x_0 + sigma_t eps, t, c)|^2        (v = eps - x_0 on a flow: Ma et al. 2024, arXiv 2401.08740, eq. 8)
+    L = |eps - eps_theta(alpha_t x_0 + sigma_t eps, t, c)|^2
+    L = |v - v_theta(alpha_t x_0 + sigma_t eps, t, c)|^2
 
-in the terms of what the task's network predicts; t is uniform over DiT's levels and the label is dropped at random for guidance. It
-is a method like the others: the student is the teacher to be.
+Sources: Ho et al. 2020, arXiv 2006.11239, eq. 14; for v = eps - x_0 on a flow Ma et al. 2024,
+arXiv 2401.08740, eq. 8.
+
+The loss follows the prediction type of the task's network. t is uniform over DiT's levels, and the
+label is dropped at random for guidance. The student of this method is the future teacher.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class Denoising(Method):
 
     class Config(OptimizerConfig):
         label_dropout: float = Field(0.1, ge=0, lt=1)
-        """Share of samples whose label is replaced by the null label."""
+        """Share of samples whose condition becomes the null condition."""
 
     sources = frozenset({"data"})
     target = "data"

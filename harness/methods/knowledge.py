@@ -1,6 +1,7 @@
-"""Knowledge distillation (Luhman & Luhman 2021, arXiv 2101.02388): one step, `L = |G(x_T) - x_0|^2` on the teacher's pairs.
+"""Knowledge distillation (Luhman & Luhman 2021, arXiv 2101.02388).
 
-It is step distillation with one step, and goes under that name in every table.
+One step, `L = |G(x_T) - x_0|^2` on the teacher's pairs. This is step distillation with one step;
+every table shows it under that name.
 """
 
 from __future__ import annotations

@@ -1,10 +1,14 @@
-"""Step distillation: a student regresses the next point of the teacher's trajectory (the baseline of arXiv 2504.11295).
+"""Step distillation: regression of the next point of the teacher's trajectory.
 
-The trajectory is read at S + 1 points, noise first. Training is teacher-forced, one forward over all S states and the mean of
-S unweighted squared errors; sampling takes S steps. `TrajectoryDistillation` is written for a student that sees earlier
-states, as ARD's does (`ard.py`); here each state is seen alone.
+This is the baseline of arXiv 2504.11295. The trajectory is read at S + 1 points, noise first.
+Training is teacher-forced: one forward pass over all S states, and the mean of S unweighted squared
+errors. Sampling takes S steps.
 
-Untrained, under `parametrization: teacher` and `heads: shared` the student is the unguided teacher under S-step DDIM.
+`TrajectoryDistillation` also serves a student that attends to earlier states (`ard.py`). Here each
+step has its own state alone.
+
+Untrained: under `parametrization: teacher` and `heads: shared` the student is the unguided teacher
+under S-step DDIM.
 """
 
 from __future__ import annotations
@@ -31,16 +35,17 @@ from harness.solvers import DDIM, Trajectory, sample, trace
 
 
 class Stage(Protocol):
-    """What is added to the regression from step `start` on: a further player and its updates, given the student's own loss."""
+    """An addition to the regression from step `start` on: a further player and its updates."""
 
     name: str
     start: int
     player: Player
 
     def student_update(self, step: int) -> int:
-        """A number that grows by one with each update of the student."""
+        """The number of the student's update at a step of the run."""
 
-    def updates(self, step: int, loss: Loss) -> list[Update]: ...
+    def updates(self, step: int, loss: Loss) -> list[Update]:
+        """The updates of a step, given the student's own loss."""
 
     def end_step(self) -> None: ...
 
@@ -50,7 +55,7 @@ class Stage(Protocol):
 
 
 class TrajectoryDistillation(Method):
-    """A student that regresses the next point of the teacher's trajectory."""
+    """The base of methods that regress the next point of the teacher's trajectory."""
 
     sources = frozenset({"trajectory"})
 
@@ -85,7 +90,7 @@ class TrajectoryDistillation(Method):
 
     @staticmethod
     def history(config: Any) -> tuple[int, Visible]:
-        """How many of the lowest layers see earlier states, and which."""
+        """The number of lowest layers that attend to earlier states, and the visible states."""
         return 0, causal
 
     @classmethod
@@ -113,8 +118,9 @@ class TrajectoryDistillation(Method):
         return torch.cat([x, target[:, -1:]], 1)
 
     def untrained_sampler(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        """Under the teacher's parametrisation and shared heads the unguided teacher under DDIM, as long as no history is seen and each
-        state is told its level.
+        """The unguided teacher under DDIM, for the teacher's parametrisation and shared heads.
+
+        This holds without history and with each state's own time.
         """
         alone = len(self.levels) == 2 or (self.history(self.config)[0] == 0 and self.config.time_embedding == "per_state")
         if self.teacher_network is None or self.config.parametrization != "teacher" or not alone:
@@ -131,7 +137,7 @@ class TrajectoryDistillation(Method):
         return [replace(update, phase=f"{update.phase} {len(points.levels) - 1} steps".lstrip()) for update in found]
 
     def staged_updates(self, step: int, loss: Loss) -> list[Update]:
-        """The updates of a step with the student's own loss."""
+        """The updates of a step, with those of the stage once it has begun."""
         if self.stage is None or step < self.stage.start:
             return [Update("student", loss)]
         return self.stage.updates(step, loss)
@@ -153,7 +159,10 @@ class TrajectoryDistillation(Method):
         return bool(config.step_counts)
 
     def loss(self, batch: Batch, points: Points | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean of the S squared errors, under teacher forcing but for the share that sees its own history."""
+        """The mean of S squared errors.
+
+        Inputs are the teacher's points, or for the share `own_history` the student's own.
+        """
         assert batch.trajectory is not None
         points, path = points or self.points, batch.trajectory
         x, target = points.inputs_and_targets(path)
@@ -166,12 +175,12 @@ class TrajectoryDistillation(Method):
         t, s = (grid.repeat(len(x)) for grid in (points.levels[:-1], points.levels[1:]))
         answer = points.answer(output[:, :, : x.shape[2]].flatten(0, 1), x.flatten(0, 1), t, s).unflatten(0, x.shape[:2])
         errors = (answer - target).square().mean((0, 2, 3, 4))
-        batch.carry["x_0"] = answer[:, -1]  # at t = 0 the answer is x_0, whatever it was before
+        batch.carry["x_0"] = answer[:, -1]  # the answer at t = 0 is an x_0
         return errors.mean(), {f"mse_step{i + 1}": error.detach() for i, error in enumerate(errors)}
 
     @torch.no_grad()
     def own_points(self, points: Points, x_T: Tensor, cond: Condition) -> Tensor:
-        """Where the student's own sampling goes from x_T [B, C, H, W], without the end: [B, S, C, H, W]."""
+        """The inputs of the student's own sampling from x_T [B, C, H, W], as [B, S, C, H, W]."""
         path = trace(CachedSteps(points), self.players["student"].module, x_T, points.levels, cond)
         return path.states[:, :-1]
 
@@ -185,9 +194,8 @@ class StepDistillation(TrajectoryDistillation):
 
     @classmethod
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
-        if (
-            num_steps == 1 and not config.step_counts
-        ):  # from the noise to the data: one head, one time, and all kinds of trajectory are the same pair
+        # one step from noise to data has one head, one time and, for every trajectory, one pair
+        if num_steps == 1 and not config.step_counts:
             kind = {"trajectory": "predictions", "heads": "per_step"} if config.parametrization == "direct" else {"heads": "shared"}
             config = config.model_copy(update={**kind, "time_embedding": "per_state", "own_history": 0.0})
         return METHODS.name_of(cls), config.without_idle_stages()
