@@ -90,11 +90,11 @@ class Batch:
 
     def normal(self, name: str, shape: Sequence[int]) -> Tensor:
         """Standard normal [B, *shape] that depends on (seed, step, name, sample number) alone, on the batch's device."""
-        return self.randomness.normal(name, self.index, shape).to(self.index.device)
+        return self.randomness.normal(name, self.index, shape)
 
     def uniform(self, name: str) -> Tensor:
         """Uniform in (0, 1), float64 [B], keyed as `normal` is."""
-        return self.randomness.uniform(name, self.index).to(self.index.device)
+        return self.randomness.uniform(name, self.index)
 
 
 Loss = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
