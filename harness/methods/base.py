@@ -89,11 +89,11 @@ class Batch:
 
     def normal(self, name: str, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers [B, *shape], keyed by (seed, step, name, sample number)."""
-        return self.randomness.normal(name, self.index, shape).to(self.index.device)
+        return self.randomness.normal(name, self.index, shape)
 
     def uniform(self, name: str) -> Tensor:
         """Uniform numbers in (0, 1), float64 [B], keyed in the same way."""
-        return self.randomness.uniform(name, self.index).to(self.index.device)
+        return self.randomness.uniform(name, self.index)
 
 
 Loss = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
