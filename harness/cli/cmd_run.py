@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from harness.cli.console import Display
-from harness.cli.options import RUN_FIELDS, MethodCommand, chosen_device, common, field_options, storage_option
+from harness.cli.options import RUN_FIELDS, MethodCommand, chosen_device, common, field_options
 from harness.errors import UsageError
 from harness.methods import METHODS
 from harness.report.console import print_results
@@ -29,11 +29,10 @@ from harness.runs.run import Run, run
 )
 @click.option("--reuse", is_flag=True, help="Take a finished record that other code made.")
 @click.option("--dry-run", is_flag=True, help="Only show the settled config, what is cached, MACs and an estimate of the time.")
-@storage_option
 @common(results=True, device=True)
 @click.pass_context
 def run_command(ctx: click.Context, method: str | None, config: str | None, assignments: tuple[str, ...], reuse: bool, dry_run: bool,
-                storage: str, as_json: bool, results: Path, device: str, **given: str | None) -> None:  # fmt: skip
+                as_json: bool, results: Path, device: str, **given: str | None) -> None:  # fmt: skip
     """Run one method on a task and print its row beside the reference's.
 
     Where nothing is said, a method's options are its own defaults, or the task's: `--method NAME --task TASK --help` shows both.
@@ -66,7 +65,7 @@ def run_command(ctx: click.Context, method: str | None, config: str | None, assi
             click.echo(time_told(preview(resolved, results, where, reuse)), err=True)
     console = Console(stderr=True)
     with Display(console) as display:
-        record, reference = run(resolved, results, where, display, reuse, storage)
+        record, reference = run(resolved, results, where, display, reuse)
     if as_json:
         click.echo(record.model_dump_json(indent=1))
         return

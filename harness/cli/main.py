@@ -18,6 +18,6 @@ def main() -> None:
 for _command in (
     cmd_run.run_command, cmd_sweep.sweep_command, cmd_status.status_command, cmd_report.report_command, cmd_check.check_command,
     cmd_inspect.list_command, cmd_inspect.describe_command, cmd_evaluate.evaluate_command, cmd_evaluate.test_method_command,
-    cmd_inspect.cost_command, cmd_inspect.env_command, cmd_teacher.teacher_group,
+    cmd_inspect.cost_command, cmd_inspect.env_command, cmd_teacher.teacher_group, cmd_sweep.job_command,
 ):  # fmt: skip
     main.add_command(_command)

@@ -20,11 +20,6 @@ from harness.plugins import load_plugin
 from harness.runs.config import RunConfig
 from harness.tasks import load_task
 
-storage_option = click.option(
-    "--storage", default="", metavar="URL",
-    help="Database of leases and searches that workers share: sqlite:///FILE on one machine, postgresql+psycopg://... on several "
-         "[default: HARNESS_STORAGE, or harness.db in the results folder].",
-)  # fmt: skip
 RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", "options")]
 
 

@@ -40,7 +40,7 @@ from harness.records import (
     write_record,
 )
 from harness.runs.config import Resolved, reference_of
-from harness.runs.leases import leases_of
+from harness.runs.locks import held
 from harness.runs.log import Report, logged, logging_report, silent
 from harness.solvers import SOLVERS, Noise, Trajectory, integrate
 from harness.tasks import Task
@@ -59,10 +59,6 @@ class Run:
     report: Report = silent
     judge: Callable[[float, dict[str, float]], None] | None = None
     """Called at the milestones with the part of the budget and the quality there; it may raise RunFailed."""
-    storage: str = ""
-    """The database that knows who is at which run; by default HARNESS_STORAGE or a file in the results folder."""
-    may_write: Callable[[], None] = lambda: None
-    """Called before anything is written: raises Busy if another worker has taken the run over."""
     environment: Environment = field(init=False)
 
     @property
@@ -70,10 +66,8 @@ class Run:
         return self.results / "runs" / self.resolved.run_id
 
     @property
-    def leases(self) -> list[str]:
-        """What is held while this run is made: itself, and its student where that serves several numbers of steps: one worker trains
-        it, and others look it up.
-        """
+    def locks(self) -> list[str]:
+        """The names locked while this run is made: its own, and its student's if several numbers of steps share it."""
         r = self.resolved
         if not METHODS[r.method].trained_once(r.config) or not r.settings.total_steps:
             return [r.run_id]
@@ -110,19 +104,18 @@ class Run:
 
         Args:
             reuse: take a finished record that other code made.
-            wait: whether to wait for another worker that is at this run; otherwise that raises Busy.
+            wait: whether to wait for another process that makes this run; otherwise Busy is raised.
 
-        A run that fails writes a record with its reason, then raises RunFailed. A worker that another one took for dead and replaced
-        writes nothing any more, but that it stops into the log, and raises Busy.
+        A run that fails writes a record with its reason, then raises RunFailed.
         """
         if (record := self.finished_record(reuse)) is not None:
             return record
-        with leases_of(self.results, self.storage).holding(*self.leases, wait=wait) as may_write:
-            if (record := self.finished_record(reuse)) is not None:  # by whoever was at it before
+        with held(self.results, *self.locks, wait=wait):
+            if (record := self.finished_record(reuse)) is not None:  # made while this waited
                 return record
             self.folder.mkdir(parents=True, exist_ok=True)
             with logged(self.folder / "run.log", f"run {self.resolved.run_id}") as log:
-                return replace(self, report=logging_report(self.report, log), may_write=may_write)._execute()
+                return replace(self, report=logging_report(self.report, log))._execute()
 
     def _execute(self) -> Record:
         if self.resolved.settings.compile:
@@ -133,13 +126,18 @@ class Run:
         except Exception as error:
             if isinstance(error, HarnessError) and not isinstance(error, RunFailed):
                 raise  # what was asked for is wrong, or it was interrupted
-            self.may_write()
             reason = str(error) if isinstance(error, (RunFailed, ValueError)) else f"{type(error).__name__}: {error}"
-            write_record(self.folder / "record.json", self._record(status="failed", reason=reason))
+            self.record_failure(reason)
             raise RunFailed(f"run {self.resolved.run_id} failed: {reason}") from error
-        self.may_write()
         write_record(self.folder / "record.json", record)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+        return record
+
+    def record_failure(self, reason: str) -> Record:
+        """Writes and returns the record of a run that could not be finished."""
+        self.environment = capture_environment(self.device)
+        record = self._record(status="failed", reason=reason)
+        write_record(self.folder / "record.json", record)
         return record
 
     def samples(self, sampler: Sampler, noise_set: int) -> Tensor:
@@ -178,7 +176,7 @@ class Run:
         count = task.spec.evaluation.milestone_samples
         if trainer:
             progress = self.report("training")
-            trainer.train(progress=lambda done, total, means: progress(done, total), may_write=self.may_write, measure=lambda:
+            trainer.train(progress=lambda done, total, means: progress(done, total), measure=lambda:
                           self._judged(trainer, evaluator.quality(sample_set(sampler, task, 0, self.device, count=count))))  # fmt: skip
         samples = {k: self.samples(sampler, k) for k in range(r.noise_sets)}
         measuring = self.report("metrics")
@@ -186,7 +184,6 @@ class Run:
         bill = self._bill(trainer, method, teacher) if trainer or r.parent else None
         if sibling and sibling.cost:
             bill = sibling.cost.training
-        self.may_write()
         if trainer:
             trainer.note_quality(evaluator.quality(samples[0][:count]))
             trainer.write_curves()
@@ -195,7 +192,6 @@ class Run:
         measuring = self.report("latency")
         latency = self._latency(sampler, reference_sampler)
         measuring(1, 1)
-        self.may_write()
         self._keep(method, samples[0], reference.samples(reference_sampler, 0))
         exposure = self._exposure(method, teacher)
         flags = []
@@ -325,18 +321,16 @@ def trajectory_bill(teacher: Guided, task: Task, device: torch.device) -> tuple[
     return passes.total * task.recipe.count // 2, flops * task.recipe.count / 2
 
 
-def run(resolved: Resolved, results: Path, device: torch.device, report: Report = silent, reuse: bool = False,
-        storage: str = "") -> tuple[Record, Record]:  # fmt: skip
+def run(resolved: Resolved, results: Path, device: torch.device, report: Report = silent, reuse: bool = False) -> tuple[Record, Record]:
     """The record of a resolved config and the record of its task's reference, both computed where needed.
 
     Args:
         results: the results folder; runs go to `results/runs/`.
         reuse: take a finished record that other code made.
-        storage: as in `Run`.
 
     Raises:
         UsageError, RunFailed, Interrupted.
     """
     beside = replace(reference_of(resolved.task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features)
-    reference = Run(beside, results, device, report, storage=storage).execute(reuse, wait=True)  # many runs share it
-    return Run(resolved, results, device, report, storage=storage).execute(reuse), reference
+    reference = Run(beside, results, device, report).execute(reuse, wait=True)  # many runs share it
+    return Run(resolved, results, device, report).execute(reuse), reference
