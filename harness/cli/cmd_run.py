@@ -15,7 +15,6 @@ from harness.cli.options import (
     common,
     complete_methods,
     field_options,
-    storage_option,
 )  # fmt: skip
 from harness.errors import UsageError
 from harness.registry import registry_of
@@ -38,11 +37,10 @@ RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", 
 )
 @click.option("--reuse", is_flag=True, help="Take a finished record that other code made.")
 @click.option("--dry-run", is_flag=True, help="Only show the resolved config, what is cached, MACs and an estimate of the time.")
-@storage_option
 @common(results=True, device=True)
 @click.pass_context
 def run_command(ctx: click.Context, method: str | None, config: str | None, assignments: tuple[str, ...], reuse: bool, dry_run: bool,
-                storage: str, as_json: bool, results: Path, device: str, **given: str | None) -> None:  # fmt: skip
+                as_json: bool, results: Path, device: str, **given: str | None) -> None:  # fmt: skip
     """Run one method on a task and print its row beside the reference.
 
     Options that you leave out keep the defaults of the method, or those that the task sets for it;
@@ -59,7 +57,7 @@ def run_command(ctx: click.Context, method: str | None, config: str | None, assi
 
         show_preview(preview(resolved, results, where, reuse), as_json)
         return
-    execute(resolved, results, where, reuse, storage, as_json)
+    execute(resolved, results, where, reuse, as_json)
 
 
 for _option in field_options(RunConfig, RUN_FIELDS):
@@ -87,7 +85,7 @@ def run_values(file: dict[str, Any], config: str | None, method: str | None, ass
     return values
 
 
-def execute(resolved: Resolved, results: Path, device: torch.device, reuse: bool, storage: str, as_json: bool) -> None:
+def execute(resolved: Resolved, results: Path, device: torch.device, reuse: bool, as_json: bool) -> None:
     """Runs and prints the row; before a new run it prints an estimate of the time."""
     from rich.console import Console
 
@@ -100,7 +98,7 @@ def execute(resolved: Resolved, results: Path, device: torch.device, reuse: bool
         with suppress(Exception):  # the run itself meets the same error, and records it
             click.echo(estimate_text(preview(resolved, results, device, reuse)), err=True)
     with Display(Console(stderr=True)) as display:
-        record, reference = run(resolved, results, device, display, reuse, storage)
+        record, reference = run(resolved, results, device, display, reuse)
     if as_json:
         click.echo(record.model_dump_json(indent=1))
         return

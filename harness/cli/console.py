@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 from rich.console import Console
@@ -53,9 +52,3 @@ class Display:
     def say(self, text: str) -> None:
         """Prints a line."""
         self.console.print(f"{self.name}: {text}" if self.name else text, highlight=False, soft_wrap=True)
-
-
-def display_of_worker() -> Display:
-    """The display of this process; one of several workers on a terminal prefixes its lines with its name."""
-    name = os.environ.get("HARNESS_WORKER", "")
-    return Display(Console(stderr=True, force_terminal=False if name else None), name=name)

@@ -62,4 +62,4 @@ def main() -> None:
 
 
 for _name, _command in COMMANDS.items():
-    main.add_command(click.Command(_name, help=_command.summary))
+    main.add_command(click.Command(_name, help=_command.summary, hidden=_name.startswith("_")))

@@ -19,12 +19,6 @@ if TYPE_CHECKING:
 
 DEFAULT_TASK = "digits"
 
-storage_option = click.option(
-    "--storage", default="", metavar="URL",
-    help="Database of leases and searches that workers share: sqlite:///FILE on one machine, postgresql+psycopg://... on several "
-         "[default: HARNESS_STORAGE, or harness.db in the results folder].",
-)  # fmt: skip
-
 
 def field_options(model: type[BaseModel], names: Iterable[str], notes: Mapping[str, str] | None = None) -> list[click.Parameter]:
     """A command-line option for each named field of a model; values stay text, and pydantic checks them.

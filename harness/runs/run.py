@@ -24,7 +24,7 @@ from harness.records import Cost, Environment, Milestone, Record, TrainingBill, 
 from harness.runs.build import Reference, build, sampler_of, samples_of
 from harness.runs.evaluation import flags_of, measure_exposure, measure_latency, training_bill, write_results
 from harness.runs.identity import checkpoint_key, run_settings, student_key
-from harness.runs.leases import leases_of
+from harness.runs.locks import held
 from harness.runs.log import Report, logged, logging_report, silent
 from harness.runs.resolve import Resolved, reference_of
 from harness.training.trainer import Trainer, check_compiler
@@ -42,10 +42,6 @@ class Run:
     device: torch.device
     report: Report = silent
     judge: Judge | None = None
-    storage: str = ""
-    """The database that knows who is at which run; by default HARNESS_STORAGE or a file in the results folder."""
-    may_write: Callable[[], None] = lambda: None
-    """Called before anything is written: raises Busy if another worker has taken the run over."""
     environment: Environment = field(init=False)
 
     @property
@@ -53,10 +49,8 @@ class Run:
         return self.results / "runs" / self.resolved.run_id
 
     @property
-    def leases(self) -> list[str]:
-        """What is held while this run is made: itself, and its student where that serves several numbers of steps: one worker trains
-        it, and others look it up.
-        """
+    def locks(self) -> list[str]:
+        """The names locked while this run is made: its own, and its student's if several numbers of steps share it."""
         return [self.resolved.run_id, *([student_key(self.resolved)] if self.resolved.shares_student else [])]
 
     def finished_record(self, any_code: bool = False) -> Record | None:
@@ -95,12 +89,12 @@ class Run:
         """
         if (record := self.finished_record(reuse)) is not None:
             return record
-        with leases_of(self.results, self.storage).holding(*self.leases, wait=wait) as may_write:
-            if (record := self.finished_record(reuse)) is not None:  # by whoever was at it before
+        with held(self.results, *self.locks, wait=wait):
+            if (record := self.finished_record(reuse)) is not None:  # made while this process waited
                 return record
             self.folder.mkdir(parents=True, exist_ok=True)
             with logged(self.folder / "run.log", f"run {self.resolved.run_id}") as log:
-                return replace(self, report=logging_report(self.report, log), may_write=may_write)._execute()
+                return replace(self, report=logging_report(self.report, log))._execute()
 
     def _execute(self) -> Record:
         if self.resolved.settings.compile:
@@ -111,13 +105,18 @@ class Run:
         except Exception as error:
             if isinstance(error, HarnessError) and not isinstance(error, RunFailed):
                 raise  # what was asked for is wrong, or it was interrupted
-            self.may_write()
             reason = str(error) if isinstance(error, (RunFailed, ValueError)) else f"{type(error).__name__}: {error}"
             write_record(self.folder / "record.json", self._record(status="failed", reason=reason))
             raise RunFailed(f"run {self.resolved.run_id} failed: {reason}") from error
-        self.may_write()
         write_record(self.folder / "record.json", record)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+        return record
+
+    def record_failure(self, reason: str) -> Record:
+        """Writes and returns the record of a run that could not be finished."""
+        self.environment = capture_environment(self.device)
+        record = self._record(status="failed", reason=reason)
+        write_record(self.folder / "record.json", record)
         return record
 
     def _train_and_evaluate(self) -> Record:
@@ -165,7 +164,7 @@ class Run:
                 self.judge(trainer.step / self.resolved.settings.total_steps, quality)
             return quality
 
-        trainer.train(progress=progress, measure=measure, may_write=self.may_write)
+        trainer.train(progress=progress, measure=measure)
 
     def _measure(
         self,
@@ -183,7 +182,6 @@ class Run:
         deterministic = not method.solver.stochastic or r.num_steps == 1
         metrics = evaluator.evaluate(samples, sampler_of(method, grad=True) if deterministic else None)
         count = task.spec.evaluation.milestone_samples
-        self.may_write()
         if trainer:
             trainer.note_quality(evaluator.quality(samples[0][:count]))
             trainer.write_curves()
@@ -192,7 +190,6 @@ class Run:
         measuring = self.report("latency")
         latency = measure_latency(task, sampler, reference.sampler, self.device)
         measuring(1, 1)
-        self.may_write()
         write_results(self.folder, method, samples[0], reference.samples(0), r.run_id)
         curve = trainer.curve[0] if trainer else {}
         return {
@@ -224,18 +221,16 @@ class Run:
         return Record(**{**fields, **more})
 
 
-def run(resolved: Resolved, results: Path, device: torch.device, report: Report = silent, reuse: bool = False,
-        storage: str = "") -> tuple[Record, Record]:  # fmt: skip
+def run(resolved: Resolved, results: Path, device: torch.device, report: Report = silent, reuse: bool = False) -> tuple[Record, Record]:
     """The record of a resolved config and that of its task's reference, both computed where needed.
 
     Args:
         results: the results folder; runs go to `results/runs/`.
         reuse: take a finished record that other code made.
-        storage: as in `Run`.
 
     Raises:
         UsageError, RunFailed, Interrupted.
     """
     beside = replace(reference_of(resolved.task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features)
-    reference = Run(beside, results, device, report, storage=storage).execute(reuse, wait=True)  # many runs share it
-    return Run(resolved, results, device, report, storage=storage).execute(reuse), reference
+    reference = Run(beside, results, device, report).execute(reuse, wait=True)  # many runs share it
+    return Run(resolved, results, device, report).execute(reuse), reference

@@ -196,9 +196,8 @@ class Trainer:
         self._compiled: set[str] = set()
 
     def train(self, until: int | None = None, progress: Progress | None = None,
-              measure: Callable[[], dict[str, float]] | None = None, may_write: Callable[[], None] = lambda: None) -> None:  # fmt: skip
-        """Runs from the last checkpoint to the end, or to step `until`; `measure` is called at the milestones, `may_write` before each
-        checkpoint.
+              measure: Callable[[], dict[str, float]] | None = None) -> None:  # fmt: skip
+        """Runs from the last checkpoint to the end, or to step `until`; `measure` is called at the milestones.
 
         Raises:
             Interrupted: on SIGINT or SIGTERM, after the step under way and a checkpoint.
@@ -231,7 +230,6 @@ class Trainer:
                         torch.cuda.reset_peak_memory_stats(self.device)
                 if caught or self.step == until or now - saved > self.settings.checkpoint_seconds:
                     try:
-                        may_write()
                         self._save()
                     except HarnessError as error:
                         if not caught:

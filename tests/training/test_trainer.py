@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from harness.data.images import ImageSet
 from harness.diffusion.randomness import keyed_initialisation
-from harness.errors import Busy, Interrupted, RunFailed, UsageError
+from harness.errors import Interrupted, RunFailed, UsageError
 from harness.methods import Batch, Method, Player, Update
 from harness.methods.parts.players import EMA, constant, cosine
 from harness.progress import Progress
@@ -169,17 +169,17 @@ def signals(*numbers: signal.Signals) -> Progress:
     return lambda done, total: [os.kill(os.getpid(), number) for number in numbers] and None if done == 5 else None
 
 
-def test_what_may_not_be_written_when_a_signal_comes(tmp_path: Path) -> None:
-    """Another worker has the run now: it is stopped, nothing is written, and no other run is begun."""
+def test_a_checkpoint_that_cannot_be_written_when_a_signal_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops all the same, and says that the state is lost; without a signal it is an error."""
 
-    def replaced() -> None:
-        raise Busy("taken over")
+    def full(path: Path, write: Callable) -> None:
+        raise UsageError("no space")
 
-    with pytest.raises(Interrupted, match="at step 5, not saved: taken over"):
-        trainer(Toy(), tmp_path).train(progress=signals(signal.SIGTERM), may_write=replaced)
-    with pytest.raises(Busy):
-        trainer(Toy(), tmp_path).train(may_write=replaced)
-    assert list(tmp_path.rglob("*.pt")) == []
+    monkeypatch.setattr("harness.training.trainer.write_aside", full)
+    with pytest.raises(Interrupted, match="at step 5, not saved: no space"):
+        trainer(Toy(), tmp_path).train(progress=signals(signal.SIGTERM))
+    with pytest.raises(UsageError, match="no space"):
+        trainer(Toy(), tmp_path).train()
 
 
 def test_who_insists_does_not_wait_for_a_checkpoint(tmp_path: Path) -> None:
