@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tiny_runs import CPU, config, new_run
 
-from harness import provenance, records
+from harness import provenance
 from harness.errors import Busy, Interrupted, RunFailed
 from harness.files import read_tensors, tensors_digest
 from harness.records import read_record
@@ -39,7 +39,7 @@ def other_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From now on the code has another digest."""
 
     def change() -> None:
-        for module in (run, records):
+        for module in (run, provenance):
             monkeypatch.setattr(module, "code_digest", lambda *rooms: "another")
 
     return change
