@@ -1,4 +1,4 @@
-"""Sweeps whose processes are killed: each run is finished once, resumes where it was, and has the numbers of a quiet one."""
+"""Sweeps whose processes are killed: each run resumes, finishes once, and equals a quiet one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from harness.sweeps.engines import Job, run_child, shares_of
 CPU = torch.device("cpu")
 STEPS, PAUSE = 6, 3
 PAUSING = f"""
-import time
+import signal, time
 from harness.training.trainer import Trainer
 
 one_step = Trainer._one_step
@@ -40,6 +40,8 @@ one_step = Trainer._one_step
 def pausing(self):
     if self.step == {PAUSE} and not (self.folder / "go").exists():
         self._save()
+        handler = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, lambda *given: ((self.folder / "signalled").touch(), handler(*given)))
         (self.folder / "waits").touch()
         while not (self.folder / "go").exists():
             time.sleep(0.02)
@@ -49,7 +51,7 @@ def pausing(self):
 
 Trainer._one_step = pausing
 """
-"""A plug-in: training writes a checkpoint, then waits for a file, so that a test knows where a process is that it kills."""
+"""A plug-in: training writes a checkpoint and waits for a file, and notes that SIGTERM has come."""
 
 
 class Sweep:
@@ -126,6 +128,7 @@ def test_a_driver_that_is_killed_leaves_no_child_and_the_same_command_goes_on(sw
     sweep.waiting()
     (child,) = psutil.Process(driver.pid).children()
     driver.kill()
+    wait_until(lambda: sweep.paths("signalled"))
     sweep.go()
     psutil.wait_procs([child])
     (log,) = sweep.paths("run.log")
@@ -139,6 +142,7 @@ def test_a_driver_that_is_stopped_waits_for_a_checkpoint(number: signal.Signals,
     driver = sweep.start({})
     sweep.waiting()
     driver.send_signal(number)
+    wait_until(lambda: sweep.paths("signalled"))
     sweep.go()
     assert driver.wait() == 130
     (log,) = sweep.paths("run.log")
@@ -153,6 +157,7 @@ def test_a_search_whose_driver_is_killed_goes_on_with_its_trial(sweep: Sweep) ->
     sweep.waiting()
     (child,) = psutil.Process(driver.pid).children()
     driver.kill()
+    wait_until(lambda: sweep.paths("signalled"))
     sweep.go()
     psutil.wait_procs([child])
     (study,) = optuna.get_all_study_summaries(f"sqlite:///{sweep.results / 'harness.db'}")
@@ -182,7 +187,7 @@ def test_jobs_of_a_cluster(sweep: Sweep) -> None:
 
 
 class Cluster:
-    """A Ray cluster in a network of its own: Ray listens on all interfaces, of which there is the loopback alone."""
+    """A Ray cluster in a network of its own, with the loopback alone: Ray listens everywhere."""
 
     def __init__(self, folder: Path):
         made = "ip link set lo up && echo up && exec sleep infinity"
@@ -240,6 +245,7 @@ def test_a_ray_node_that_is_killed(sweep: Sweep, cluster: Cluster) -> None:
     driver = sweep.start({"seeds": [0, 1]}, "--workers", "2", "--engine", "ray", inside=cluster.inside, env=cluster.environment)
     sweep.waiting(2)
     second.kill()
+    wait_until(lambda: sweep.paths("signalled"))
     sweep.go()
     assert driver.wait() == 0
     sweep.check(2)
@@ -268,9 +274,12 @@ def test_a_child_that_is_refused_says_so(tmp_path: Path, capfd: pytest.CaptureFi
     (["--engine", "slurm", "--engine-set", "cluster=local", "--engine-set", "timeout=1"], "cannot use Slurm: Parameter 'timeout'"),
     (["--engine", "slurm", "--engine-set", "cluster=nowhere"], "cannot use Slurm: "),
     (["--engine", "slurm"], "cannot use Slurm: "),
+    (["--engine", "ray"], "no Ray cluster answers: start one by `ray start --head`, or name it in RAY_ADDRESS"),
 ])  # fmt: skip
 def test_an_engine_that_cannot_be_used(more: list[str], complaint: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(dict(slurm="submitit", ray="ray").get(more[1], "torch"))
     monkeypatch.setenv("PATH", "")  # where there is a Slurm after all
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     file = sweep.folder / "sweep.yaml"
     file.write_text(yaml.safe_dump({"base": sweep.base}))
     done = CliRunner().invoke(main, ["sweep", str(file), "--results", str(sweep.results), "--device", "cpu", *more])

@@ -107,7 +107,7 @@ def test_finished_runs_are_not_made_again(tiny: Task, tmp_path: Path, monkeypatc
 
 
 def test_published_records_of_other_code_count_when_asked(tiny: Task, tmp_path: Path) -> None:
-    """A fresh checkout has no runs/, and a record's id may be another version's; its settings say what it is."""
+    """A fresh checkout has no runs/, and an older record another id; its settings identify it."""
     configs = expand(content(), "here")
     (record,) = run_sweep(plan(configs, tmp_path / "first", CPU), tmp_path / "first", CPU, driver())
     options = {name: value for name, value in record.options.items() if not name.startswith("gan_")}
@@ -216,7 +216,7 @@ def with_budget(content: dict[str, Any], budget: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("file", sorted(ABLATIONS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_our_own_files_are_valid(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All runs with one step, and one run with each budget: counting the FLOPs of all takes minutes."""
+    """All runs with one step, and one with each budget: counting all FLOPs takes minutes."""
     monkeypatch.setitem(IMAGE_SETS, "fashion-mnist", lambda seed: Split(few_images(), few_images()))  # the real ones do not ship
     content = yaml.safe_load(file.read_text())
     if "search" in content:
