@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.files import write_aside, write_text
-from harness.records import Record, read_record, write_record
+from harness.records import Record, publish_records
 from harness.report.claims import claims_table, read_claims
 from harness.report.compare import against_best_table, agreement_table, equal_compute_table, equal_images_table
 from harness.report.plots import write_plots
@@ -122,13 +122,10 @@ def publish(records: Sequence[Record], results: Path) -> list[Path]:
     place = "/".join(parts[parts.index("results") :]) if "results" in parts else results.name
     for task, found in by_task(records).items():
         folder = results / task
-        for record in found:
-            path = folder / "records" / f"{record.run_id}.json"
-            if not path.exists() or read_record(path) != record:  # one from before a field existed stays as it was written
-                write_record(path, record)
+        publish_records(folder, found)
         plots = "".join(f"\n{caption}\n\n![{name}]({name})\n" for name, caption in write_plots(rows_of(found), folder))
         pictures = plots + _copy_grids(found, results, folder)
-        head = f"# Results on {task}\n\nMade by `harness report {place} --publish` from `{task}/records/`.\n\n"
+        head = f"# Results on {task}\n\nMade by `harness report {place} --publish` from `{task}/records.jsonl`.\n\n"
         findings = folder / "findings.md"
         said = findings.read_text(encoding="utf-8").strip() + "\n\n" if findings.is_file() else ""
         write_text(folder / "README.md", head + said + task_section(found) + "\n" + pictures)

@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import Busy, RunFailed, UsageError
-from harness.records import Record, capture_environment, read_record
+from harness.records import Record, capture_environment, published_records, read_record
 from harness.runs.config import Resolved, RunConfig, explain, key_of_record, parse_config, resolve
 from harness.runs.log import Report, silent
 from harness.runs.run import Run
@@ -102,7 +102,7 @@ def plan(configs: Sequence[RunConfig], results: Path, device: torch.device, reus
         reuse: also take what other code made.
     """
     code = capture_environment(device).code
-    found = [record for record in map(read_record, sorted(results.glob("*/records/*.json"))) if record.status == "finished"]
+    found = [record for record in published_records(results) if record.status == "finished"]
     published = {key_of_record(record): record for record in sorted(found, key=lambda record: record.environment.code == code)}
     cells: dict[str, Cell] = {}
     settled: dict[str, Resolved] = {}  # what seeds share: a budget in FLOPs takes seconds to count

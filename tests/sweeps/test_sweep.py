@@ -118,7 +118,7 @@ def test_published_records_of_other_code_count_when_asked(tiny: Task, tmp_path: 
     assert [(cell.record, cell.published) for cell in plan(configs, tmp_path / "second", CPU)] == [(None, True)]
     (cell,) = plan(configs, tmp_path / "second", CPU, reuse=True)
     assert cell.record == old
-    assert load_records(tmp_path / "second" / "tiny" / "records") == [old]
+    assert load_records(tmp_path / "second" / "tiny") == [old]
     assert [cell.published for cell in plan(configs, tmp_path / "third", CPU)] == [False]
 
 
