@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.report.markdown import publish
+from harness.report.publish import publish
 from harness.report.rows import load_records
 
 ROOT = Path(__file__).parents[2]

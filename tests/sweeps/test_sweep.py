@@ -19,7 +19,7 @@ from harness.cli.main import main
 from harness.data.images import IMAGE_SETS, ImageSet, Split
 from harness.errors import RunFailed, UsageError
 from harness.records import Record, write_record
-from harness.report.markdown import publish
+from harness.report.publish import publish
 from harness.report.rows import load_records
 from harness.runs.config import key_of_record, parse_config, resolve
 from harness.runs.leases import leases_of
