@@ -12,6 +12,7 @@ from harness.report.plots import Line
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 MOST_NAMED = 10
@@ -41,11 +42,9 @@ def curves_figure(curves: Sequence[Line], x_label: str, y_label: str, log: bool 
         axes.fill_between(curve.x, low, high, color=f"C{number}", alpha=0.12, linewidth=0)
     if log:
         values = [y for curve in curves for y in curve.y if y > 0]
-        axes.set_xscale("log")
+        _set_log_x(axes, [x for curve in curves for x in curve.x])
         if values:
-            axes.set_yscale("log")
             set_log_limits(axes, values)
-            axes.yaxis.minorticks_off()
     elif len({x for curve in curves for x in curve.x}) <= 12:
         axes.set_xticks(sorted({x for curve in curves for x in curve.x}))
     if len(curves) > 1:
@@ -64,9 +63,9 @@ def pareto_figure(points: Sequence[tuple[str, float, float]], x_label: str, y_la
         name, x, y = points[i]
         axes.scatter([x], [y], s=26, color="#0b5fad", zorder=3, label=f"{number}  {_short(name)}: {y:.3g}")
         axes.annotate(str(number), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
-    axes.set_xscale("log")
+    _set_log_x(axes, [x for _, x, _ in points])
     if all(y > 0 for *_, y in points):
-        axes.set_yscale("log")
+        set_log_limits(axes, [y for *_, y in points])
     figure.legend(loc="outside lower left", fontsize=7, frameon=False, handlelength=0, handletextpad=0, markerscale=0)
     return _svg(figure, axes, x_label, y_label)
 
@@ -86,16 +85,27 @@ def _short(text: str, most: int = 62) -> str:
 
 
 def set_log_limits(axes: Axes, values: Sequence[float]) -> None:
-    """Limits of a logarithmic y axis around positive values, and ticks that can be read on less than a decade.
+    """Makes the y axis logarithmic, with limits around positive values.
 
     Intervals do not count: that of two seeds may reach below 0.
     """
-    from matplotlib.ticker import LogLocator
+    axes.set_yscale("log")
+    axes.set_ylim(min(values) / 1.5, max(values) * 1.5)
+    _plain_ticks(axes.yaxis, min(values) / 1.5, max(values) * 1.5)
 
-    low, high = min(values) / 1.5, max(values) * 1.5
-    axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
-    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+
+def _set_log_x(axes: Axes, values: Sequence[float]) -> None:
+    axes.set_xscale("log")
+    _plain_ticks(axes.xaxis, min(values), max(values))
+
+
+def _plain_ticks(axis: Axis, low: float, high: float) -> None:
+    """Ticks of a logarithmic axis as plain numbers, which can be read on less than a decade too."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

@@ -73,7 +73,6 @@ def _set_ticks(axes: Axes, lines: Sequence[Line], log: bool) -> None:
     """A tick at each x; powers of 2 where those of a logarithmic axis are too near to be read."""
     if log:
         axes.set_xscale("log")
-        axes.set_yscale("log")
         set_log_limits(axes, [y for line in lines for y in line.y])
     ticks = sorted({x for line in lines for x in line.x})
     if log and any(b < 1.3 * a for a, b in pairwise(ticks)):
