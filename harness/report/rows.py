@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from harness.errors import NotComparable, UsageError
 from harness.methods import METHODS
 from harness.provenance import code_digest
-from harness.records import Record, read_record
+from harness.records import Record, published_records, read_record
 from harness.report.statistics import metric_interval
 from harness.runs.identity import PLAIN_SETTINGS, all_options, settings_of
 from harness.tasks import load_task, task_names
@@ -66,14 +66,12 @@ class Row:
 
 
 def load_records(results: Path) -> list[Record]:
-    """All records below a results folder (or in a folder `records`), those of `runs/` and the committed ones; of one run id the former
-    counts.
+    """The published records below a results folder or in a task's, and those of `runs/`, which replace published ones of equal run id.
 
     Raises UsageError if there is none.
     """
-    paths = [*results.glob("*/records/*.json"), *results.glob("records/*.json"), *results.glob("runs/*/record.json")]
-    paths += results.glob("*.json") if results.name == "records" else []
-    found = {record.run_id: record for record in map(read_record, sorted(paths, key=lambda p: (p.name == "record.json", p)))}
+    runs = map(read_record, sorted(results.glob("runs/*/record.json")))
+    found = {record.run_id: record for record in [*published_records(results), *runs]}
     if not found:
         raise UsageError(f"there is no record below {results}; `harness run` makes one")
     return list(found.values())

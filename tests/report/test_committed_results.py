@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.report.markdown import publish
+from harness.report.publish import publish
 from harness.report.rows import load_records
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "results").glob("**/README.md"))
-FOLDERS = [page.parent for page in PAGES if list(page.parent.glob("*/records"))]
+FOLDERS = [page.parent for page in PAGES if list(page.parent.glob("*/records.jsonl"))]
 
 
 @pytest.fixture(scope="module")
