@@ -19,10 +19,8 @@ from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.diffusion.schedules import few_step_levels
 from harness.methods import METHODS
 from harness.metrics import METRICS
-from harness.metrics.base import Judged
-from harness.metrics.evaluator import ImageEvaluator
-from harness.metrics.features import classify
-from harness.solvers import SOLVERS, integrate
+from harness.metrics.evaluator import Evaluator
+from harness.solvers import SOLVERS, sample
 from harness.tasks import Task, load_task
 from harness.training.trainer import Source, Trainer, TrainSettings
 
@@ -88,7 +86,7 @@ def main(task_name: str = "digits", method: str = "step-distillation") -> None:
 
     @torch.no_grad()
     def solve() -> None:
-        integrate(SOLVERS[task.spec.trajectories.solver](), teacher, x_T, levels, cond)
+        sample(SOLVERS[task.spec.trajectories.solver](), teacher, x_T, levels, cond)
 
     phases = {
         f"teacher training, a step of {training.settings.batch_size}": lambda: one_step(training),
@@ -115,16 +113,13 @@ def evaluation_seconds(task: Task, teacher: nn.Module) -> dict[str, float]:
         found[name] = time.perf_counter() - started
         return result
 
-    evaluator = ImageEvaluator(task, lambda k: images, CPU)
-    timed("features of the reference, kept where they are many", lambda: classify(evaluator.classifier, task.split.train.images))
-    count = task.spec.evaluation.samples
-    images = task.split.train.images[torch.arange(count) % len(task.split.train)]
-    labels = task.split.train.labels[torch.arange(count) % len(task.split.train)]
-    features, logits = timed("features", lambda: classify(evaluator.classifier, images))
-    spec = task.spec.evaluation
-    judged = Judged(images, labels, features, logits, task.split.train, evaluator.reference, spec.kid_subset_size, spec.neighbours)
-    for name in METRICS.names():  # those that share distances pay for them once, the first of them
-        timed(name, lambda name=name: METRICS[name]()(judged))  # type: ignore[misc]
+    count, train = task.spec.evaluation.samples, task.split.train
+    images, labels = (part[torch.arange(count) % len(train)] for part in (train.images, train.labels))
+    evaluator = timed("features of the reference, kept where they are many", lambda: Evaluator(task, lambda k: images, CPU))
+    known = timed("features", lambda: evaluator.known(images, labels))
+    for name in METRICS.names():  # the first of those that share distances pays for them
+        if set(METRICS[name].needs) <= known.keys():
+            timed(name, lambda name=name: METRICS[name](known))  # type: ignore[misc]
     return found
 
 

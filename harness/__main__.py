@@ -1,15 +1,15 @@
-"""The entry point: `harness`, and `python -m harness`."""
+"""The entry point of `harness` and of `python -m harness`."""
 
 import sys
 
 
 def main() -> None:
-    """Runs the command line. Its imports take seconds, in which an interrupt is no error either."""
+    """Runs the command line. An interrupt during the imports ends it without a traceback."""
     try:
         from harness.cli.main import main as command_line
     except KeyboardInterrupt:
         sys.exit(130)
-    command_line()
+    command_line(prog_name="harness")
 
 
 if __name__ == "__main__":

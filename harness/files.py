@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import platformdirs
 import yaml
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -38,21 +37,6 @@ def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise UsageError(f"cannot write {path}: {reason}; free some space or name another folder") from error
         raise
-
-
-@contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Makes a folder and holds its lock against other processes. Raises UsageError if it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        lock.acquire()
-    except OSError as error:
-        raise UsageError(f"cannot write the cache folder {folder}: {error.strerror}; set HARNESS_CACHE to another") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:

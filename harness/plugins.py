@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 from harness.errors import HarnessError, UsageError
-from harness.records import SOURCES_OUTSIDE
+from harness.provenance import PLUGIN_SOURCES
 
 
 def load_plugin(path: Path) -> None:
     """Loads a file once. Its content counts in the code digest of records. Raises UsageError if it cannot be loaded."""
     path = path.resolve()
-    if path in SOURCES_OUTSIDE:
+    if path in PLUGIN_SOURCES:
         return
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
@@ -36,4 +36,4 @@ def load_plugin(path: Path) -> None:
     except Exception as error:  # whatever a stranger's file does at import
         del sys.modules[name]
         raise UsageError(f"plug-in {path} cannot be loaded ({type(error).__name__}: {error})") from error
-    SOURCES_OUTSIDE[path] = content
+    PLUGIN_SOURCES[path] = content

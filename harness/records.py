@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import platform
-import subprocess
-from collections.abc import Collection, Iterable
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import UsageError
 from harness.files import digest, write_text
 
 SCHEMA_VERSION: Literal[1] = 1
-PACKAGES = ("torch", "timm", "torch-fidelity", "numpy", "scikit-learn", "safetensors")
-SOURCES_OUTSIDE: dict[Path, bytes] = {}
-"""Plug-ins that were loaded, as they were then: they decide numbers too."""
-_PRESENTATION = ("__main__.py", "cli", "report", "sweeps")
-"""What decides no number of a run."""
 
 
 class _Part(BaseModel):
@@ -295,77 +283,3 @@ def _unreadable(what: str, error: Exception) -> UsageError:
         return UsageError(f"{what} cannot be read: it, or shared.json beside it, lacks {error}")
     reason = error.strerror if isinstance(error, OSError) else "it is not JSON in UTF-8"
     return UsageError(f"{what} cannot be read: {reason}")
-
-
-@cache
-def sources(folder: Path) -> dict[Path, bytes]:
-    """The package's files below its folder, as they were when it was imported: what a process runs, however they are edited then."""
-    return {path.relative_to(folder): path.read_bytes() for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.yaml")])}
-
-
-sources(Path(__file__).parent)
-
-
-def code_digest(rooms: Collection[str] | None = None) -> str:
-    """SHA-256 of the sources that decide numbers, of all or of some rooms and files ("solvers", "data/mixture.py").
-
-    Returns 16 hexadecimal digits.
-    """
-    whole = hashlib.sha256()
-    for inside, content in sources(Path(__file__).parent).items():
-        if {inside.parts[0], inside.as_posix()} & set(rooms) if rooms is not None else inside.parts[0] not in _PRESENTATION:
-            whole.update(f"{inside.as_posix()}\0".encode() + content)
-    for path in sorted(SOURCES_OUTSIDE):
-        whole.update(SOURCES_OUTSIDE[path])
-    return whole.hexdigest()[:16]
-
-
-def capture_environment(device: torch.device) -> Environment:
-    """The machine, the versions and the code of this process."""
-    commit, dirty = checkout(Path(__file__).parent)
-    return Environment(
-        commit=commit,
-        dirty=dirty,
-        code=code_digest(),
-        python=platform.python_version(),
-        packages={name: found for name in PACKAGES if (found := package_version(name))},
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        cpu=_cpu_name(),
-        threads=torch.get_num_threads(),
-    )
-
-
-def package_version(name: str) -> str | None:
-    """Version of an installed package, or None."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-@cache
-def checkout(folder: Path) -> tuple[str | None, bool | None]:
-    """The commit of the checkout that holds the package, and whether the package's files differed from it when this was first asked."""
-    commit = _git(folder, "rev-parse", "HEAD")
-    status = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".") if commit else None
-    return commit, None if status is None else bool(status)
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    """Output of git on the checkout that holds this package, or None where there is none."""
-    if not (folder.parent / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from databases import Server
 
 from harness.tasks import Task, load_task
 from harness.tasks import task as tasks_base
@@ -37,19 +33,3 @@ def tiny_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny(tiny_folder: Path) -> Task:
     """The tiny task."""
     return load_task("tiny")
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    """Not below pytest's own folder, which a second session of pytest closes to the server's user; removed by no fork of a test."""
-    folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
-    made = Server(folder)
-    yield made
-    made.inside.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def postgresql(server: Server) -> str:
-    """The URL of a new database of a real server."""
-    return server.database()

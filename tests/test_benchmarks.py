@@ -23,9 +23,10 @@ def test_the_naive_pass_is_the_same_function(visible: object, history_layers: in
         network = HistoryDiT(4, history_layers, visible, **SMALL)  # type: ignore[arg-type]
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
-    x = Keyed("test", 0).normal("x", torch.arange(2), (4, 1, 8, 8))
+    network = network.double()
+    x = Keyed("test", 0).normal("x", torch.arange(2), (4, 1, 8, 8)).double()
     t, cond = torch.tensor([[999.0, 749.0, 499.0, 249.0]]).expand(2, -1), Condition(torch.tensor([1, 3]))
-    torch.testing.assert_close(NaiveHistory(network)(x, t, cond), network(x, t, cond)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(NaiveHistory(network)(x, t, cond), network(x, t, cond)[0], rtol=1e-10, atol=1e-10)
 
 
 def test_the_dense_mask_of_two_blocks() -> None:

@@ -1,4 +1,4 @@
-"""Files from outside: the page on adding a method as it stands, metrics, solvers, tasks, and what cannot be loaded."""
+"""Plug-in files: the example of the page on adding a method, metrics, solvers, tasks, and files that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from harness import records
+from harness import provenance
 from harness.cli.main import main
 from harness.data.images import IMAGE_SETS
 from harness.errors import UsageError
@@ -23,14 +23,12 @@ from harness.tasks import Task, load_task
 
 PAGE = Path(__file__).parent.parent / "docs" / "adding-a-method.md"
 METRIC = '''
-from harness.metrics import METRICS, SampleMetric
+from harness.metrics import metric
 
-@METRICS.register("brightness")
-class Brightness(SampleMetric):
+@metric("brightness", direction="none", heading="brightness")
+def brightness(images):
     """Mean pixel."""
-    direction, heading = "none", "brightness"
-    def __call__(self, judged):
-        return judged.images.double().mean()
+    return images.double().mean()
 '''
 SOLVER = '''
 from harness.solvers import SOLVERS, DDIM
@@ -57,18 +55,18 @@ images.IMAGE_SETS["halves"] = halves
 
 @pytest.fixture(autouse=True)
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test registers is forgotten after it."""
-    monkeypatch.setattr(records, "SOURCES_OUTSIDE", {})
-    monkeypatch.setattr("harness.plugins.SOURCES_OUTSIDE", records.SOURCES_OUTSIDE)
-    before = [(registry, dict(registry._classes)) for registry in (METHODS, METRICS, SOLVERS)]
+    """Removes what a test registers."""
+    monkeypatch.setattr(provenance, "PLUGIN_SOURCES", {})
+    monkeypatch.setattr("harness.plugins.PLUGIN_SOURCES", provenance.PLUGIN_SOURCES)
+    before = [(registry, dict(registry._entries)) for registry in (METHODS, METRICS, SOLVERS)]
     yield
     for registry, classes in before:
-        registry._classes = classes
+        registry._entries = classes
 
 
 @pytest.fixture
 def method_file(tmp_path: Path) -> Path:
-    """The example of the page, as a reader would save it."""
+    """The example of the page, saved as a reader would."""
     file = tmp_path / "my_method.py"
     code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert code is not None
@@ -114,16 +112,16 @@ def test_the_pages_example_refuses_a_teacher_without_weights(method_file: Path) 
 
 
 def test_a_records_code_is_the_plugins_too(method_file: Path) -> None:
-    before = records.code_digest()
+    before = provenance.code_digest()
     load_plugin(method_file)
-    once = records.code_digest()
+    once = provenance.code_digest()
     load_plugin(method_file)
-    assert records.code_digest() == once != before
+    assert provenance.code_digest() == once != before
     method_file.write_text("")
-    assert records.code_digest() == once  # what was loaded runs on
+    assert provenance.code_digest() == once  # what was loaded runs on
 
 
-def test_a_faulty_method_is_told_what_is_wrong(method_file: Path) -> None:
+def test_a_faulty_method_fails_a_named_check(method_file: Path) -> None:
     method_file.write_text(method_file.read_text().replace("return error +", "return torch.rand(()) * error +"))
     done = call("test-method", method_file)
     assert done.exit_code == 1
@@ -207,15 +205,15 @@ def test_a_file_without_a_method(tmp_path: Path) -> None:
     assert "registers no method" in done.output
 
 
-@pytest.mark.parametrize(("old", "new", "said"), [
+@pytest.mark.parametrize(("old", "new", "problem"), [
     ("return error +", "return errr +", "NameError: name 'errr' is not defined (my_method.py:"),
     ('Update("student"', 'Update("studnt"', "an update names player 'studnt'; players are student"),
 ])  # fmt: skip
-def test_any_fault_is_an_outcome(old: str, new: str, said: str, method_file: Path) -> None:
+def test_any_fault_is_an_outcome(old: str, new: str, problem: str, method_file: Path) -> None:
     text = method_file.read_text()
     assert old in text
     method_file.write_text(text.replace(old, new))
     done = call("test-method", method_file)
     assert done.exit_code == 1
-    assert said in done.output
+    assert problem in done.output
     assert "checks failed" in done.output

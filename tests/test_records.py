@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from harness import records
 from harness.errors import UsageError
 from harness.records import (
     SCHEMA_VERSION,
@@ -21,8 +16,6 @@ from harness.records import (
     Metric,
     Record,
     TrainingBill,
-    capture_environment,
-    code_digest,
     publish_records,
     published_records,
     read_record,
@@ -173,96 +166,3 @@ def test_broken_published_records_are_refused_by_line(file: str, old: str, new: 
     (tmp_path / file).write_text((tmp_path / file).read_text().replace(old, new, 1))
     with pytest.raises(UsageError, match=message):
         published_records(tmp_path)
-
-
-@pytest.fixture
-def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the package whose sources are digested."""
-    folder = tmp_path / "harness"
-    shutil.copytree(Path(records.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
-    monkeypatch.setattr(records, "__file__", str(folder / "records.py"))
-    return folder
-
-
-def append(path: Path) -> None:
-    path.write_text(path.read_text() + "\n# changed\n")
-
-
-def of_a_new_process() -> str:
-    """The digest of a process that is started now."""
-    records.sources.cache_clear()
-    return code_digest()
-
-
-def test_the_copy_has_the_originals_digest(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = code_digest()
-    monkeypatch.undo()
-    assert code_digest() == found
-    assert len(found) == 16
-
-
-@pytest.mark.parametrize("name", ["training/trainer.py", "runs/run.py", "methods/ard.py", "tasks/digits.yaml", "metrics/fidelity.py"])
-def test_the_digest_changes_with_what_decides_numbers(name: str, copied: Path) -> None:
-    before = of_a_new_process()
-    append(copied / name)
-    assert code_digest() == before  # of what it runs, which was read before
-    assert of_a_new_process() != before
-
-
-@pytest.mark.parametrize("name", ["cli/main.py", "cli/console.py", "__main__.py", "report/tables.py", "sweeps/sweep.py"])
-def test_the_digest_does_not_change_with_presentation(name: str, copied: Path) -> None:
-    before = of_a_new_process()
-    append(copied / name)
-    assert of_a_new_process() == before
-
-
-def test_the_digest_changes_with_a_new_or_renamed_file(copied: Path) -> None:
-    before = of_a_new_process()
-    (copied / "methods" / "new.py").write_text("")
-    with_new = of_a_new_process()
-    (copied / "methods" / "new.py").rename(copied / "methods" / "newer.py")
-    assert len({before, with_new, of_a_new_process()}) == 3
-
-
-EDITED = """
-from harness.records import __file__ as file, code_digest
-with open(file.replace("records.py", "training/trainer.py"), "a") as source:
-    source.write("# changed")
-print(code_digest())
-"""
-
-
-def test_what_is_edited_after_the_import_does_not_count(copied: Path) -> None:
-    before, words = of_a_new_process(), [sys.executable, "-c", EDITED]
-    found = [subprocess.run(words, cwd=copied.parent, capture_output=True, text=True, check=True).stdout.strip() for _ in range(2)]
-    assert found[0] == before
-    assert found[1] != before
-
-
-def test_the_environment_names_code_versions_and_machine() -> None:
-    found = capture_environment(torch.device("cpu"))
-    assert found.code == code_digest()
-    assert found.packages["torch"] == torch.__version__.partition("+")[0] or found.packages["torch"] == torch.__version__
-    assert found.device == "cpu"
-    assert found.threads == torch.get_num_threads()
-    assert "cores" in found.cpu
-
-
-def test_outside_of_a_checkout_there_is_no_commit(copied: Path) -> None:
-    found = capture_environment(torch.device("cpu"))
-    assert (found.commit, found.dirty) == (None, None)
-
-
-def test_only_changes_of_the_package_make_it_dirty(copied: Path) -> None:
-    root = copied.parent
-    (root / "results").mkdir()
-    (root / "results" / "page.md").write_text("first")
-    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"]):
-        subprocess.run(["git", *words], cwd=root, check=True)
-    (root / "results" / "page.md").write_text("second")
-    clean = capture_environment(torch.device("cpu"))
-    (copied / "training" / "trainer.py").write_text("changed = True")
-    assert capture_environment(torch.device("cpu")) == clean  # what runs was imported before
-    records.checkout.cache_clear()
-    assert (clean.dirty, capture_environment(torch.device("cpu")).dirty) == (False, True)
-    assert clean.commit

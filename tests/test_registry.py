@@ -1,11 +1,15 @@
-"""Names: duplicates raise, unknown ones list the near ones, plug-ins come in by their entry-point group."""
+"""Names: duplicates raise, unknown names list near ones, and files, entry points and plug-ins declare them."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from harness import registry
 from harness.errors import UsageError
 from harness.registry import Registry
 
@@ -27,9 +31,9 @@ def tools() -> Registry:
 
 
 def plug_in(monkeypatch: pytest.MonkeyPatch, **classes: type) -> list[str]:
-    """Puts installed plug-ins in place; returns the list of groups that are asked for."""
+    """Pretends that packages declare these entry points; returns the list of groups that are looked up."""
     asked = []
-    points = [SimpleNamespace(name=name, load=lambda cls=cls: cls) for name, cls in classes.items()]
+    points = [SimpleNamespace(name=name, value=f"box:{cls.__name__}", load=lambda cls=cls: cls) for name, cls in classes.items()]
 
     def entry_points(group: str) -> list[SimpleNamespace]:
         asked.append(group)
@@ -85,12 +89,12 @@ def test_a_plug_in_is_found_under_its_kinds_group(tools: Registry, monkeypatch: 
     asked = plug_in(monkeypatch, saw=Saw)
     assert tools["saw"] is Saw
     assert tools.names() == ["hammer", "saw"]
-    assert asked == ["harness.tools"]  # looked for once
+    assert asked == ["harness.tools"]  # looked up once
 
 
-def test_names_alone_load_plug_ins(tools: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_summaries_come_from_docstrings_and_entry_points(tools: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     plug_in(monkeypatch, saw=Saw)
-    assert "saw" in tools.names()
+    assert tools.summaries() == {"hammer": "A class to register", "saw": "plug-in box:Saw"}
 
 
 def test_a_plug_in_cannot_take_a_name_that_is_taken(tools: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +103,7 @@ def test_a_plug_in_cannot_take_a_name_that_is_taken(tools: Registry, monkeypatch
         tools["hammer"]
 
 
-def test_a_plug_in_that_cannot_be_imported_is_told_each_time(tools: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_plug_in_harms_only_those_who_look_it_up(tools: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         name, value = "drill", "nowhere:Drill"
 
@@ -107,6 +111,31 @@ def test_a_plug_in_that_cannot_be_imported_is_told_each_time(tools: Registry, mo
             raise ImportError("No module named 'nowhere'")
 
     monkeypatch.setattr("harness.registry.entry_points", lambda group: [Broken()])
+    assert tools["hammer"] is Hammer
     for _ in range(2):
         with pytest.raises(UsageError, match=r"tool plug-in 'drill' \(nowhere:Drill\) cannot be loaded"):
-            tools["hammer"]
+            tools["drill"]
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """A registry of screws, one of which is declared by a file that cannot be imported."""
+    (tmp_path / "screws").mkdir()
+    (tmp_path / "screws" / "long.py").write_text(
+        'import nothing_like_it\n\n@SCREWS.register("long")\nclass Long:\n    """A long\n    screw.\n\n    More."""\n'
+        '\n@OTHERS.register("short")\nclass Short: ...\n'
+    )
+    monkeypatch.setattr(registry, "ROOT", tmp_path)
+    yield Registry("screw")
+    registry.declared.cache_clear()
+
+
+def test_files_are_read_and_not_imported(files: Registry) -> None:
+    assert files.names() == ["long"]
+    assert files.summaries() == {"long": "A long screw"}
+    assert "harness.screws.long" not in sys.modules
+
+
+def test_a_name_that_a_file_declares_is_taken(files: Registry) -> None:
+    with pytest.raises(ValueError, match=r"screw 'long' is registered twice: harness.screws.long.Long and .*Saw"):
+        files.register("long")(Saw)

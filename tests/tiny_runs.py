@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from harness.runs.config import RunConfig, parse_config, resolve
+from harness.runs.config import RunConfig, parse_config
 from harness.runs.log import silent
+from harness.runs.resolve import resolve
 from harness.runs.run import Run
 
 CPU = torch.device("cpu")

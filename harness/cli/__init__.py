@@ -1,1 +1,1 @@
-"""What a person types and sees, a file a command."""
+"""The command line, one file a command; a file is imported when its command is used."""

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from harness.cli.console import Display
 from harness.cli.options import chosen_device, common
-from harness.errors import CheckFailed, UsageError
-from harness.records import Record
+from harness.errors import CheckFailed, RunFailed, UsageError
+from harness.records import Record, read_record
 from harness.report.check import (
     FAILS,
     Finding,
@@ -27,7 +27,8 @@ from harness.report.check import (
     write_baseline,
 )
 from harness.report.rows import load_records
-from harness.sweeps.sweep import plan, run_sweep
+from harness.runs.run import Run
+from harness.sweeps.sweep import plan
 
 
 @click.command("check")
@@ -81,12 +82,18 @@ def check_command(baseline: Path, records: Path | None, to_run: bool, update: bo
 
 
 def _run(baseline: Path, results: Path, device: str) -> list[Record]:
-    """The baseline's runs, made here."""
-    console = Console(stderr=True)
+    """The baseline's runs, made one after the other in this process."""
+    console, where = Console(stderr=True), chosen_device(device)
+    records = []
     with Display(console) as display:
-        where = chosen_device(device)
-        cells = plan(configs_of(read_baseline(baseline)), results, where)
-        return run_sweep(cells, results, where, display, said=lambda text: console.print(text, highlight=False))
+        for cell in plan(configs_of(read_baseline(baseline)), results, where):
+            run = Run(cell.resolved, results, where, display)
+            try:
+                records.append(cell.record or run.execute(wait=True))
+            except RunFailed as error:
+                console.print(str(error), highlight=False)
+                records.append(read_record(run.folder / "record.json"))
+    return records
 
 
 def _show(findings: list[Finding], show_all: bool) -> None:

@@ -1,43 +1,48 @@
-"""What others bring: `harness evaluate` and `test-method`. Floor 11."""
+"""`harness evaluate` and `harness test-method`: samples, students and methods from outside."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from harness.cli.console import Display
-from harness.cli.options import MethodCommand, chosen_device, common
+from harness.cli.options import DEFAULT_TASK, MethodCommand, chosen_device, common, complete_methods
 from harness.errors import CheckFailed, UsageError
-from harness.files import environment_with
-from harness.methods import METHODS
-from harness.plugins import load_plugin
-from harness.report.console import print_results
-from harness.runs.config import parse_config, parse_options
-from harness.runs.external import Outside, evaluate_callable, evaluate_samples, evaluate_student
-from harness.tasks import load_task
-from harness.training.contract import Outcome, run_checks
+from harness.registry import registry_of
+
+if TYPE_CHECKING:
+    from harness.records import Record
 
 
 @click.command("evaluate", cls=MethodCommand)
-@click.option("--samples", type=click.Path(path_type=Path), help="File .npz with arr_0, uint8 [n, H, W, C], and arr_1, labels, if known.")
-@click.option("--student", type=click.Path(path_type=Path), help="Safetensors of a student; --method says how it is sampled.")
-@click.option("--callable", "function", metavar="MODULE:FUNCTION", help="From noise [B, C, H, W] and labels [B] to samples.")
-@click.option("--method", metavar="NAME", help="Method whose sampler a student uses.")
-@click.option("--task", default="digits", show_default=True)
-@click.option("--num-steps", default=1, show_default=True, type=click.IntRange(1, 1000), help="Sampling steps, measured or as stated.")
-@click.option("--name", help="What the table calls it [default: the file's or function's name].")
-@click.option("--stated", default="", help="What its training cost, in its author's words.")
+@click.option("--samples", type=click.Path(path_type=Path), help="File .npz: arr_0, images, uint8 [n, H, W, C]; arr_1, labels, if known.")
+@click.option("--student", type=click.Path(path_type=Path), help="Safetensors file of a student; it needs --method.")
+@click.option("--callable", "function", metavar="MODULE:FUNCTION", help="Function from noise [B, C, H, W] and labels [B] to samples.")
+@click.option("--method", metavar="NAME", help="Method whose sampler the student uses.", shell_complete=complete_methods)
+@click.option("--task", default=DEFAULT_TASK, show_default=True, help="Name of a task, or a task file.")
+@click.option("--num-steps", default=1, show_default=True, type=click.IntRange(1, 1000), help="Sampling steps.")
+@click.option("--name", help="Name in tables [default: that of the file or function].")
+@click.option("--stated", default="", help="What its training cost, as its author states it.")
 @common(results=True, device=True)
 def evaluate_command(samples: Path | None, student: Path | None, function: str | None, method: str | None, task: str, num_steps: int,
                      name: str | None, stated: str, as_json: bool, results: Path, device: str, **options: str | None) -> None:  # fmt: skip
-    """Evaluate work that was not trained here: same metrics, same record, bill as stated."""
+    """Evaluate samples, a student or a function that was not trained here, with the same metrics and the same record."""
     given = [thing for thing in (samples, student, function) if thing is not None]
     if len(given) != 1:
         raise UsageError("give one of --samples, --student and --callable")
+    if student is not None and method is None:
+        raise UsageError("--student needs --method, which says how it is sampled")
+    from rich.console import Console
+
+    from harness.cli.console import Display
+    from harness.report.console import print_results
+    from harness.runs.config import parse_config
+    from harness.runs.external import Outside, evaluate_callable, evaluate_samples, evaluate_student
+    from harness.tasks import load_task
+
     outside = Outside(name or Path(str(given[0]).replace(":", ".")).stem, num_steps, stated)
     where = chosen_device(device)
     with Display(Console(stderr=True)) as display:
@@ -45,15 +50,11 @@ def evaluate_command(samples: Path | None, student: Path | None, function: str |
             record = evaluate_samples(samples, outside, load_task(task), results, where, display)
         elif function is not None:
             record = evaluate_callable(function, outside, load_task(task), results, where, display)
-        else:
-            if method is None:
-                raise UsageError("--student needs --method, which says how it is sampled")
+        elif student is not None:
             chosen = {key: value for key, value in options.items() if value is not None}
             config = parse_config({"method": method, "task": task, "num_steps": num_steps, "options": chosen})
-            record = evaluate_student(student, config, outside, results, where, display)  # type: ignore[arg-type]
-    whole = load_task(task).spec.evaluation.samples
-    if (n := max((metric.n for name, metric in record.metrics.items() if not name.endswith("_floor")), default=whole)) != whole:
-        click.echo(f"harness: these are {n} samples, but rows of {task} are made of {whole}: a report refuses to mix them", err=True)
+            record = evaluate_student(student, config, outside, results, where, display)
+    warn_of_size(record, task, load_task(task).spec.evaluation.samples)
     if as_json:
         click.echo(record.model_dump_json(indent=1))
         return
@@ -61,20 +62,33 @@ def evaluate_command(samples: Path | None, student: Path | None, function: str |
     click.echo(f"record: {results / 'runs' / record.run_id / 'record.json'}")
 
 
+def warn_of_size(record: Record, task: str, expected: int) -> None:
+    """Warns if the metrics rest on another number of samples than the rows of the task."""
+    n = max((metric.n for name, metric in record.metrics.items() if not name.endswith("_floor")), default=expected)
+    if n != expected:
+        click.echo(f"harness: these are {n} samples, but rows of {task} have {expected}: a report refuses to mix them", err=True)
+
+
 @click.command("test-method")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--method", help="Name of one method; otherwise all that FILE registers.", metavar="NAME")
+@click.option("--method", help="Name of one method [default: all that FILE registers].", metavar="NAME")
 @click.option("--set", "assignments", multiple=True, help="KEY=VALUE for an option of the method.", metavar="KEY=VALUE")
 @common()
 def test_method_command(file: Path, method: str | None, assignments: tuple[str, ...], as_json: bool) -> None:
-    """Check that the methods of FILE keep the contract: isolation of players, accumulation, resume, keyed randomness, ..."""
-    before = set(METHODS.names())
+    """Check that the methods of FILE keep the contract of a method: isolated players, accumulation, resume, keyed randomness, ..."""
+    from harness.files import environment_with
+    from harness.plugins import load_plugin
+    from harness.runs.config import parse_options
+    from harness.training.contract import run_checks
+
+    methods = registry_of("method")
+    before = set(methods.names())
     load_plugin(file)
-    found = [method] if method else sorted(set(METHODS.names()) - before)
+    found = [method] if method else sorted(set(methods.names()) - before)
     if not found:
         raise UsageError(f"{file} registers no method; decorate a class with @METHODS.register(NAME)")
     options = dict(assignment.partition("=")[::2] for assignment in assignments)
-    outcomes: dict[str, list[Outcome]] = {}
+    outcomes: dict[str, list[Any]] = {}
     with tempfile.TemporaryDirectory() as folder, environment_with(HARNESS_CACHE=str(Path(folder) / "cache")):
         for name in found:
             parsed = parse_options(name, options).model_dump()

@@ -1,43 +1,27 @@
-"""What there is and what it would cost: `harness list`, `describe`, `cost`, `env`. Floor 11."""
+"""`harness list`, `describe`, `cost` and `env`: what exists, and what it would cost."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import sys
+from importlib.resources import files
 from typing import Any, get_origin
 
 import click
-import yaml
 
 from harness import __version__
-from harness.cli.options import MethodCommand, chosen_device, common
+from harness.cli.options import MethodCommand, chosen_device, common, complete_methods
 from harness.errors import unknown
-from harness.methods import METHODS
-from harness.metrics import METRICS
-from harness.metrics.evaluator import directions
-from harness.records import PACKAGES, capture_environment, package_version
-from harness.runs.config import parse_options
-from harness.runs.cost import paper_problem, sampling_cost_on_meta
-from harness.solvers import SOLVERS
-from harness.tasks import load_task, task_names
+from harness.registry import first_line, registry_of
 
 
 @click.command("list")
 @click.argument("kind", type=click.Choice(["methods", "tasks", "solvers", "metrics"]))
 @common()
 def list_command(kind: str, as_json: bool) -> None:
-    """List what is registered."""
-    if kind == "tasks":
-        found = {name: load_task(name).spec.summary for name in task_names()}
-    elif kind == "methods":
-        found = {name: summary(METHODS[name]) for name in METHODS.names()}
-    elif kind == "metrics":
-        found = {
-            name: f"{direction} is better" if direction != "none" else "neither way is better" for name, direction in directions().items()
-        }
-    else:
-        found = {name: summary(SOLVERS[name]) for name in SOLVERS.names()}
+    """List methods, tasks, solvers or metrics, with a line on each."""
+    found = task_summaries() if kind == "tasks" else registry_of(kind.removesuffix("s")).summaries()
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -45,34 +29,46 @@ def list_command(kind: str, as_json: bool) -> None:
         click.echo(f"{name:24} {text}")
 
 
-def summary(cls: type) -> str:
-    """First sentence of a class's docstring."""
-    return " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split()).partition(": `")[0]
+def task_summaries() -> dict[str, str]:
+    """The summary of each task in the package, read from its file alone."""
+    import yaml
+
+    paths = {path.name.removesuffix(".yaml"): path for path in (files("harness") / "tasks").iterdir() if path.name.endswith(".yaml")}
+    return {name: yaml.safe_load(paths[name].read_text(encoding="utf-8"))["summary"] for name in sorted(paths)}
 
 
 @click.command("describe")
 @click.argument("name")
 @common()
 def describe_command(name: str, as_json: bool) -> None:
-    """Say what a method is (its paper, equations, needs and options), or a task, a solver or a metric."""
-    if name in METHODS.names():
+    """Describe a method (paper, equations, sources, options), a task, a solver or a metric."""
+    if name in registry_of("method").names():
         describe_method(name, as_json)
         return
-    facts: dict[str, Any] = {}
-    if name in task_names():
-        facts = load_task(name).spec.model_dump(mode="json")
-        doc = facts.pop("summary")
-    elif name in SOLVERS.names():
-        doc = inspect.getdoc(SOLVERS[name]) or ""
-    elif name in directions():
-        doc = (inspect.getdoc(METRICS[name]) or "") if name in METRICS.names() else "needs more than samples: not every run has it"
-        facts = {"direction": directions()[name]}
-    else:
-        raise unknown("name", name, [*METHODS.names(), *task_names(), *SOLVERS.names(), *directions()])
+    doc, facts = description(name)
     if as_json:
         click.echo(json.dumps({"name": name, "doc": doc, **facts}, indent=1))
         return
+    import yaml
+
     click.echo(f"{name}: {doc}" + (f"\n\n{yaml.safe_dump(facts, sort_keys=False)}" if facts else ""))
+
+
+def description(name: str) -> tuple[str, dict[str, Any]]:
+    """Text and facts on a task, a solver or a metric. Raises UsageError for an unknown name."""
+    from harness.metrics import METRICS
+    from harness.solvers import SOLVERS
+    from harness.tasks import load_task, task_names
+
+    if name in task_names():
+        facts = load_task(name).spec.model_dump(mode="json")
+        return facts.pop("summary"), facts
+    if name in SOLVERS.names():
+        return inspect.getdoc(SOLVERS[name]) or "", {}
+    if name in METRICS.names():
+        metric = METRICS[name]
+        return inspect.getdoc(metric.function) or "", {"direction": metric.direction, "needs": list(metric.needs)}
+    raise unknown("name", name, [*registry_of("method").names(), *task_names(), *SOLVERS.names(), *METRICS.names()])
 
 
 def kind_of(annotation: Any) -> str:
@@ -83,8 +79,8 @@ def kind_of(annotation: Any) -> str:
 
 
 def describe_method(method: str, as_json: bool) -> None:
-    """Prints a method's paper, equations, needs and options."""
-    cls = METHODS[method]
+    """Prints the paper, equations, sources and options of a method."""
+    cls = registry_of("method")[method]
     fields = {
         name: {"default": field.default, "type": kind_of(field.annotation), "doc": field.description}
         for name, field in cls.Config.model_fields.items()
@@ -94,7 +90,7 @@ def describe_method(method: str, as_json: bool) -> None:
         needs = sorted(cls.sources)
         click.echo(json.dumps({"name": method, "doc": doc, "reference": cls.reference, "sources": needs, "options": fields}, indent=1))
         return
-    click.echo(f"{method}: {summary(cls)}\n\n{doc}\n\nsource: {cls.reference}")
+    click.echo(f"{method}: {first_line(inspect.getdoc(cls))}\n\n{doc}\n\nsource: {cls.reference}")
     needs = [*sorted(cls.sources), *(["class labels"] if cls.needs_labels else [])]
     steps = "; one student serves any number of steps" if cls.any_step else ""
     click.echo(f"needs: {', '.join(needs) or 'no training'}; target by default: {cls.target}{steps}\n\noptions:")
@@ -104,16 +100,19 @@ def describe_method(method: str, as_json: bool) -> None:
 
 
 @click.command("cost", cls=MethodCommand)
-@click.option("--method", required=True, help="Name of the method.", metavar="NAME")
-@click.option("--network", default="DiT-XL/2", show_default=True, help="Size and patch, as in the DiT paper.")
+@click.option("--method", required=True, help="Name of a method.", metavar="NAME", shell_complete=complete_methods)
+@click.option("--network", default="DiT-XL/2", show_default=True, help="Size and patch in the terms of the DiT paper.")
 @click.option("--image-size", default=256, show_default=True, type=click.IntRange(1, 2**14), help="Side of the image in pixels.")
-@click.option("--latent/--pixels", default=True, show_default=True, help="On latents 8 times smaller with 4 channels, or on 3 colours.")
+@click.option("--latent/--pixels", default=True, show_default=True, help="Latents (8 times smaller, 4 channels) or pixels (3 channels).")
 @click.option("--num-classes", default=1000, show_default=True, type=click.IntRange(1, 2**24))
 @click.option("--num-steps", default=4, show_default=True, type=click.IntRange(1, 1000))
 @common()
 def cost_command(method: str, network: str, image_size: int, latent: bool, num_classes: int, num_steps: int, as_json: bool,
                  **options: str | None) -> None:  # fmt: skip
-    """Count what a method's sampler costs on a network of the paper's sizes, without weights."""
+    """Count what sampling with a method costs on a network of the DiT paper's sizes, without weights."""
+    from harness.runs.config import parse_options
+    from harness.runs.cost import paper_problem, sampling_cost_on_meta
+
     config = parse_options(method, {name: value for name, value in options.items() if value is not None})
     problem = paper_problem(network, image_size, latent, num_classes, num_steps)
     found = sampling_cost_on_meta(method, config, problem, num_steps)
@@ -131,7 +130,9 @@ def cost_command(method: str, network: str, image_size: int, latent: bool, num_c
 @click.command("env")
 @common(device=True)
 def env_command(as_json: bool, device: str) -> None:
-    """Show versions, device and code, as records keep them."""
+    """Show versions, device and code in the form that records keep."""
+    from harness.provenance import PACKAGES, capture_environment, package_version
+
     environment = capture_environment(chosen_device(device)).model_dump()
     environment["harness"] = __version__
     environment["packages"] |= {name: package_version(name) or "missing" for name in PACKAGES}

@@ -1,86 +1,115 @@
-"""`harness run`. Floor 11."""
+"""`harness run`."""
 
 from __future__ import annotations
 
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
-import yaml
-from rich.console import Console
 
-from harness.cli.console import Display
-from harness.cli.options import RUN_FIELDS, MethodCommand, chosen_device, common, field_options, storage_option
+from harness.cli.options import (
+    MethodCommand,
+    chosen_device,
+    common,
+    complete_methods,
+    field_options,
+)  # fmt: skip
 from harness.errors import UsageError
-from harness.methods import METHODS
-from harness.report.console import print_results
-from harness.runs.config import RunConfig, parse_config, resolve
-from harness.runs.preview import Preview, preview
-from harness.runs.run import Run, run
+from harness.registry import registry_of
+from harness.runs.config import RunConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.runs.preview import Preview
+    from harness.runs.resolve import Resolved
+
+RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", "options")]
 
 
 @click.command("run", cls=MethodCommand)
-@click.option("--method", help="Name of the method; `harness list methods` lists them.", metavar="NAME")
-@click.option("--config", help="YAML file with the fields of a run; options given here count more.", metavar="FILE")
+@click.option("--method", help="Name of a method; `harness list methods` lists them.", metavar="NAME", shell_complete=complete_methods)
+@click.option("--config", help="YAML file with the fields of a run; options on the command line override it.", metavar="FILE")
 @click.option(
     "--set", "assignments", multiple=True, help="KEY=VALUE for a field of the run or an option of the method.", metavar="KEY=VALUE"
 )
 @click.option("--reuse", is_flag=True, help="Take a finished record that other code made.")
-@click.option("--dry-run", is_flag=True, help="Only show the settled config, what is cached, MACs and an estimate of the time.")
-@storage_option
+@click.option("--dry-run", is_flag=True, help="Only show the resolved config, what is cached, MACs and an estimate of the time.")
 @common(results=True, device=True)
 @click.pass_context
 def run_command(ctx: click.Context, method: str | None, config: str | None, assignments: tuple[str, ...], reuse: bool, dry_run: bool,
-                storage: str, as_json: bool, results: Path, device: str, **given: str | None) -> None:  # fmt: skip
-    """Run one method on a task and print its row beside the reference's.
+                as_json: bool, results: Path, device: str, **given: str | None) -> None:  # fmt: skip
+    """Run one method on a task and print its row beside the reference.
 
-    Where nothing is said, a method's options are its own defaults, or the task's: `--method NAME --task TASK --help` shows both.
+    Options that you leave out keep the defaults of the method, or those that the task sets for it;
+    `--method NAME --task TASK --help` shows both.
     """
-    values = dict(ctx.meta["file"])
-    options = values.pop("options", None) or {}
-    if not isinstance(options, dict):
-        raise UsageError(f"config {config}: options is {options!r}, but it should be a mapping from names to values")
-    options = dict(options)
-    pairs = {name: value for name, value in given.items() if value is not None}
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise UsageError(f"--set {assignment} has no '='; give KEY=VALUE")
-        pairs[key.replace("-", "_")] = value
-    for key, value in pairs.items():
-        (values if key in RUN_FIELDS else options)[key] = value
-    if method:
-        values["method"] = method
-    if "method" not in values:
-        raise UsageError(f"no method is named; give --method, one of: {', '.join(METHODS.names())}")
-    asked = parse_config({**values, "options": options})
-    where = chosen_device(device)
+    from harness.runs.config import parse_config
+    from harness.runs.resolve import resolve
+
+    values = run_values(ctx.meta["file"], config, method, assignments, given)
+    asked, where = parse_config(values), chosen_device(device)
     resolved = resolve(asked, results=results, device=where)
     if dry_run:
+        from harness.runs.preview import preview
+
         show_preview(preview(resolved, results, where, reuse), as_json)
         return
-    if Run(resolved, results, where).finished_record(reuse) is None:
-        with suppress(Exception):  # what fails here fails in the run, which notes it
-            click.echo(time_told(preview(resolved, results, where, reuse)), err=True)
-    console = Console(stderr=True)
-    with Display(console) as display:
-        record, reference = run(resolved, results, where, display, reuse, storage)
-    if as_json:
-        click.echo(record.model_dump_json(indent=1))
-        return
-    shown = [reference, record] if reference.run_id != record.run_id else [record]
-    print_results(shown, Console())
-    click.echo(f"record: {results / 'runs' / record.run_id / 'record.json'}; samples: samples.png beside it")
+    execute(resolved, results, where, reuse, as_json)
 
 
 for _option in field_options(RunConfig, RUN_FIELDS):
     run_command.params.append(_option)
 
 
+def run_values(file: dict[str, Any], config: str | None, method: str | None, assignments: tuple[str, ...],
+               given: dict[str, str | None]) -> dict[str, Any]:  # fmt: skip
+    """The fields of a run config: those of the file, overridden by options, overridden by `--set`."""
+    values, options = dict(file), file.get("options") or {}
+    if not isinstance(options, dict):
+        raise UsageError(f"config {config}: options is {options!r}, but it should be a mapping from names to values")
+    pairs = {name: value for name, value in given.items() if value is not None}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set {assignment} has no '='; give KEY=VALUE")
+        pairs[key.replace("-", "_")] = value
+    values |= {key: value for key, value in pairs.items() if key in RUN_FIELDS}
+    values["options"] = {**options, **{key: value for key, value in pairs.items() if key not in RUN_FIELDS}}
+    if method:
+        values["method"] = method
+    if "method" not in values:
+        raise UsageError(f"no method is named; give --method, one of: {', '.join(registry_of('method').names())}")
+    return values
+
+
+def execute(resolved: Resolved, results: Path, device: torch.device, reuse: bool, as_json: bool) -> None:
+    """Runs and prints the row; before a new run it prints an estimate of the time."""
+    from rich.console import Console
+
+    from harness.cli.console import Display
+    from harness.report.console import print_results
+    from harness.runs.preview import preview
+    from harness.runs.run import Run, run
+
+    if Run(resolved, results, device).finished_record(reuse) is None:
+        with suppress(Exception):  # the run itself meets the same error, and records it
+            click.echo(estimate_text(preview(resolved, results, device, reuse)), err=True)
+    with Display(Console(stderr=True)) as display:
+        record, reference = run(resolved, results, device, display, reuse)
+    if as_json:
+        click.echo(record.model_dump_json(indent=1))
+        return
+    print_results([reference, record] if reference.run_id != record.run_id else [record], Console())
+    click.echo(f"record: {results / 'runs' / record.run_id / 'record.json'}; samples: samples.png beside it")
+
+
 def show_preview(found: Preview, as_json: bool) -> None:
     """Prints what a run would do."""
+    import yaml
+
     if as_json:
         click.echo(json.dumps(vars(found), indent=1))
         return
@@ -90,13 +119,15 @@ def show_preview(found: Preview, as_json: bool) -> None:
     for name, there in found.cached.items():
         click.echo(f"{name}: {'there' if there else 'to be made'}")
     if found.seconds:
-        click.echo(time_told(found))
+        click.echo(estimate_text(found))
 
 
-def time_told(found: Preview) -> str:
-    """How long a run will take, and its parts."""
-    whole, parts = sum(found.seconds.values()), ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items())
-    told = f"{whole:.0f} s" if whole < 300 else f"{whole / 60:.0f} minutes"
+def estimate_text(found: Preview) -> str:
+    """How long a run takes, and its parts."""
+    import torch
+
+    total, parts = sum(found.seconds.values()), ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items())
+    duration = f"{total:.0f} s" if total < 300 else f"{total / 60:.0f} minutes"
     start = "from its start " if found.state == "interrupted" else ""
     compiled = ", as if not compiled" if found.config.get("compile") else ""
-    return f"about {told} {start}on {torch.get_num_threads()} threads{compiled}, metrics not counted: {parts}"
+    return f"about {duration} {start}on {torch.get_num_threads()} threads{compiled}, metrics not counted: {parts}"

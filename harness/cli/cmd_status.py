@@ -1,4 +1,4 @@
-"""`harness status`. Floor 11."""
+"""`harness status`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Column, Table
 
-from harness.cli.options import common, storage_option
+from harness.cli.options import common
 from harness.report.status import summary
 
 
 @click.command("status")
 @click.argument("results", default="results", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--watch", is_flag=True, help="Stay and show it anew every two seconds, until interrupted.")
-@storage_option
+@click.option("--watch", is_flag=True, help="Refresh every two seconds until interrupted.")
 @common()
-def status_command(results: Path, watch: bool, storage: str, as_json: bool) -> None:
-    """Show which runs are being made below RESULTS and how far they are, what failed, and what is best so far."""
-    found = summary(results, storage)
+def status_command(results: Path, watch: bool, as_json: bool) -> None:
+    """Show the runs under way in the folder RESULTS and how far they are, what failed, and what is best so far."""
+    found = summary(results)
     if as_json:
         click.echo(json.dumps({**found, "working": [asdict(one) for one in found["working"]]}, indent=1))  # type: ignore[attr-defined]
         return
@@ -35,17 +34,16 @@ def status_command(results: Path, watch: bool, storage: str, as_json: bool) -> N
     with Live(shown(found), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(2)
-            live.update(shown(summary(results, storage)), refresh=True)
+            live.update(shown(summary(results)), refresh=True)
 
 
 def shown(found: dict[str, Any]) -> Group:
-    """What a person sees."""
-    working = Table(Column("being made", overflow="fold", min_width=35), "stage", "done", "left", "log grew")
+    """The tables that a person sees."""
+    working = Table(Column("under way", overflow="fold", min_width=35), "stage", "done", "left", "log grew")
     for one in found["working"]:
-        machine, _, process, _ = one.worker.rsplit("-", 3)
         done = f"{one.done}/{one.total}" if one.total else ""
         left = f"{one.seconds_left:.0f} s" if one.seconds_left is not None else ""
-        working.add_row(f"{one.run_id}\non {machine}, process {process}", one.stage, done, left, f"{one.silent_for:.0f} s ago")
+        working.add_row(one.run_id, one.stage, done, left, f"{one.silent_for:.0f} s ago")
     stopped = Table("interrupted; the same command resumes it")
     for run_id in found["interrupted"]:
         stopped.add_row(run_id)
@@ -57,4 +55,4 @@ def shown(found: dict[str, Any]) -> Group:
     for run_id, reason in found["failed"].items():
         failed.add_row(run_id, reason)
     tables: list[RenderableType] = [table for table in (working, stopped, best, failed) if table.row_count]
-    return Group(*(tables or ["nothing is there yet"]))
+    return Group(*(tables or ["no runs yet"]))

@@ -1,28 +1,28 @@
-"""What a person sees while something runs: a live display on a terminal, plain lines elsewhere; always on stderr. Floor 10."""
+"""Progress on stderr: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import os
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
-from harness.data.trajectories import Progress as Callback
+from harness.progress import Progress
 
 
 class Display:
-    """Reports the stages of a run; use it as a context manager.
+    """Shows the stages of a run; use it as a context manager.
 
     Args:
-        console: where to write.
-        plain_every: seconds between two lines of one stage where there is no terminal.
-        name: of whom speaks, before each line.
+        console: where lines go.
+        plain_every: seconds between two lines of one stage, without a terminal.
+        name: prefix of each line, for one of several processes that share a terminal.
     """
 
     def __init__(self, console: Console, plain_every: float = 15.0, name: str = ""):
         self.console, self.plain_every, self.name = console, plain_every, name
-        self.progress = Progress(
+        self.progress = Bars(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn(), TimeRemainingColumn(),
             console=console, disable=not console.is_terminal,
         )  # fmt: skip
@@ -34,17 +34,17 @@ class Display:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
-    def __call__(self, stage: str) -> Callback:
-        """A callback for one stage."""
+    def __call__(self, stage: str) -> Progress:
+        """A callback for one stage; it takes the numbers of items done and of all items."""
         bar = self.progress.add_task(stage, total=None)
-        started, said = time.monotonic(), time.monotonic()
+        started = printed = time.monotonic()
 
         def update(done: int, total: int) -> None:
-            nonlocal said
+            nonlocal printed
             self.progress.update(bar, completed=done, total=total)
             now = time.monotonic()
-            if not self.console.is_terminal and (done == total or now - said > self.plain_every):
-                said = now
+            if not self.console.is_terminal and (done == total or now - printed > self.plain_every):
+                printed = now
                 self.say(f"{stage}: {done}/{total} after {now - started:.0f} s")
 
         return update
@@ -52,9 +52,3 @@ class Display:
     def say(self, text: str) -> None:
         """Prints a line."""
         self.console.print(f"{self.name}: {text}" if self.name else text, highlight=False, soft_wrap=True)
-
-
-def display_of_worker() -> Display:
-    """The display of this process; one of several that share a terminal writes lines with its name."""
-    name = os.environ.get("HARNESS_WORKER", "")
-    return Display(Console(stderr=True, force_terminal=False if name else None), name=name)

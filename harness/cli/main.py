@@ -1,23 +1,65 @@
-"""The command line: all commands. Floor 11."""
+"""The command line: finds the commands, and turns errors into one sentence and an exit code."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
 
 import click
 
 from harness import __version__
-from harness.cli import cmd_check, cmd_evaluate, cmd_inspect, cmd_report, cmd_run, cmd_status, cmd_sweep, cmd_teacher
-from harness.cli.options import Group
+from harness.cli.options import values_after
+from harness.errors import HarnessError
+from harness.registry import declared
+
+COMMANDS = declared("cli", "click.command", "click.group")
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+class LazyGroup(click.Group):
+    """A group of stand-ins, which know name and summary; the command itself is imported when it is used."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        name, stand_in, rest = super().resolve_command(ctx, args)
+        return name, COMMANDS[name].load() if name and stand_in else None, rest
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Runs a command and exits: 0, or the exit code of its error."""
+        words = list(kwargs.get("args") or (args[0] if args else None) or sys.argv[1:])
+        try:
+            load_plugins(words)
+            super().main(*args, **{**kwargs, "standalone_mode": False})
+            sys.exit(0)
+        except HarnessError as error:
+            if "--debug" in words:
+                raise
+            click.echo(f"harness: {error}", err=True)
+            sys.exit(error.exit_code)
+        except click.exceptions.Exit as error:
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(2)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("harness: interrupted; the same command resumes a run", err=True)
+            sys.exit(130)
+
+
+def load_plugins(words: list[str]) -> None:
+    """Loads the files given by `--plugin` before click parses, since options depend on what they register."""
+    paths = values_after(words, "--plugin")
+    if paths:
+        from harness.plugins import load_plugin
+
+        for path in paths:
+            load_plugin(Path(path))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__)
 def main() -> None:
     """Benchmark and ablate few-step distillation of diffusion transformers."""
 
 
-for _command in (
-    cmd_run.run_command, cmd_sweep.sweep_command, cmd_status.status_command, cmd_report.report_command, cmd_check.check_command,
-    cmd_inspect.list_command, cmd_inspect.describe_command, cmd_evaluate.evaluate_command, cmd_evaluate.test_method_command,
-    cmd_inspect.cost_command, cmd_inspect.env_command, cmd_teacher.teacher_group,
-):  # fmt: skip
-    main.add_command(_command)
+for _name, _command in COMMANDS.items():
+    main.add_command(click.Command(_name, help=_command.summary, hidden=_name.startswith("_")))

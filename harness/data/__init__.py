@@ -1,1 +1,1 @@
-"""Image sets and trajectories. Floor 3: may import floors 0 to 2."""
+"""Image sets, exact mixtures, stored trajectories and the cache of tensors."""

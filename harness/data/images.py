@@ -1,4 +1,4 @@
-"""Image sets: real images in [-1, 1] with labels, split for training and as held-out floor."""
+"""Image sets: real images in [-1, 1] with labels, split into a training and a held-out part."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ImageSet:
 
     Attributes:
         images: [n, C, H, W], float32 in [-1, 1].
-        labels: [n], int64: of a class, or of a prompt among `conditions`.
-        conditions: what the labels mean; None is classes.
+        labels: [n], int64, class labels or numbers of `conditions`.
+        conditions: the prompts that the labels count; None means classes.
     """
 
     images: Tensor
@@ -32,29 +32,32 @@ class ImageSet:
         return len(self.images)
 
     def batch(self, items: Tensor) -> tuple[Tensor, Condition]:
-        """Images [B, C, H, W] and conditions of these items."""
+        """Images [B, C, H, W] and conditions of items [B]."""
         return self.images[items], self.of(items)
 
     def of(self, items: Tensor) -> Condition:
-        """Conditions of these items."""
+        """Conditions of items [B]."""
         return self.conditions.of(self.labels[items]) if self.conditions else Condition(self.labels[items])
 
 
 @dataclass(frozen=True)
 class Split:
-    """What the teacher and the feature network may see (also the reference of FID), and what nobody sees in training."""
+    """The training part, which is also the reference of FID, and the held-out part."""
 
     train: ImageSet
     held_out: ImageSet
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] rounded to 8 bits, as a saved file holds them; generated and real ones alike. uint8, same shape."""
+    """Images in [-1, 1] rounded to uint8, `round(127.5 (x + 1))`; same shape."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def digits(seed: int) -> Split:
-    """scikit-learn's 1,797 handwritten digits (8 x 8, 17 grey levels), split 80/20, stratified by class: 1,437 and 360."""
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 with 17 grey levels.
+
+    The split is 80/20 and stratified by class: 1,437 and 360 images.
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -66,9 +69,13 @@ def digits(seed: int) -> Split:
 
 
 def fashion_mnist(seed: int) -> Split:
-    """Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747): 28 x 28, 256 grey levels, its own split of 60,000 and 10,000; no seed.
+    """Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747): 28 x 28 with 256 grey levels.
 
-    Raises UsageError if the files are neither in `data_folder()` nor to be downloaded (torchvision checks their MD5), or broken.
+    It has its own split of 60,000 and 10,000 images, so `seed` is ignored. torchvision downloads
+    missing files into `data_folder()` and checks their MD5.
+
+    Raises:
+        UsageError: if the files are missing and the download fails, or if they are broken.
     """
     from torchvision.datasets import FashionMNIST
 
@@ -77,7 +84,7 @@ def fashion_mnist(seed: int) -> Split:
     def part(train: bool) -> ImageSet:
         try:
             found = FashionMNIST(str(folder), train)
-        except (RuntimeError, ValueError):  # not there, or not unpacked yet, or only in part
+        except (RuntimeError, ValueError):  # missing, packed or incomplete
             (folder / "FashionMNIST").mkdir(parents=True, exist_ok=True)
             with FileLock(folder / "FashionMNIST" / "lock"):
                 found = FashionMNIST(str(folder), train, download=True)
@@ -90,8 +97,8 @@ def fashion_mnist(seed: int) -> Split:
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, EOFError) as error:
         where, why = folder / "FashionMNIST" / "raw", " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"Fashion-MNIST is neither in {where} nor to be downloaded ({why}); give --data-dir (or HARNESS_DATA) the folder that "
-            "holds FashionMNIST/raw, or delete that one if it is broken"
+            f"Fashion-MNIST is neither in {where} nor downloadable ({why}); point --data-dir (or HARNESS_DATA) at the folder "
+            "that holds FashionMNIST/raw, or delete that folder if it is broken"
         ) from error
 
 
@@ -99,7 +106,7 @@ IMAGE_SETS: dict[str, Callable[[int], Split]] = {"digits": digits, "fashion-mnis
 
 
 def load_split(name: str, seed: int) -> Split:
-    """A known image set by name. Raises UsageError for an unknown one."""
+    """The image set of a name. Raises UsageError for an unknown one."""
     if name not in IMAGE_SETS:
         raise unknown("image set", name, IMAGE_SETS)
     return IMAGE_SETS[name](seed)

@@ -1,4 +1,4 @@
-"""A class-conditional Gaussian mixture whose score, density, moments and ODE map are known: the ground truth of a task."""
+"""A class-conditional Gaussian mixture with exact score, density, moments and ODE map."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import like
+from harness.diffusion.denoiser import expand_to
 from harness.diffusion.randomness import Keyed
 from harness.diffusion.schedules import Schedule
 
 
 @dataclass(frozen=True)
 class GaussianMixture:
-    """Each class is a mixture of isotropic Gaussians with equal weights; the null class is the mixture of all.
+    """Each class is an equal mixture of isotropic Gaussians, the null class that of all classes.
 
     Attributes:
         means: [classes, components, D], float64.
@@ -28,14 +28,14 @@ class GaussianMixture:
 
     @classmethod
     def drawn(cls, seed: int, classes: int, components: int, dimension: int, spread: float, stds: tuple[float, float]) -> GaussianMixture:
-        """Means from N(0, spread^2), standard deviations uniform in an interval."""
+        """A random mixture: means from N(0, spread^2), deviations uniform in `stds`."""
         keys, index = Keyed("mixture", seed), torch.arange(classes)
         low, high = stds
         means = spread * keys.normal("means", index, (components, dimension)).double()
         return cls(means, low + (high - low) * keys.uniform("stds", index, (components,)))
 
     def _log_components(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        """log of weight times density of x_t [B, D] under every component of every class: [B, classes * components]."""
+        """log of weight times density of x_t [B, D] by component, [B, classes * components]."""
         means, variances = self.means.flatten(0, 1).to(x.device), self.stds.flatten().to(x.device) ** 2
         classes, components = self.stds.shape
         owner = torch.arange(classes, device=x.device).repeat_interleave(components)
@@ -46,7 +46,7 @@ class GaussianMixture:
         return log_density + torch.log(member / member.sum(1, keepdim=True))
 
     def log_density(self, x_0: Tensor, labels: Tensor) -> Tensor:
-        """log p(x_0 | label): [B, D] and [B] to [B], float64."""
+        """log p(x_0 | label), float64 [B], of points [B, D] and labels [B]."""
         one = torch.ones(len(x_0), dtype=torch.float64, device=x_0.device)
         return self._log_components(x_0.double(), one, 0 * one, labels).logsumexp(1)
 
@@ -72,10 +72,11 @@ class GaussianMixture:
         return (self.means[labels, component] + self.stds[labels, component].unsqueeze(1) * eps).float()
 
     def ode_map(self, x_T: Tensor, labels: Tensor, schedule: Schedule, steps: int = 400) -> Tensor:
-        """Where the sampling ODE leads from x_T [B, D] at t = 1, float64 [B, D].
+        """The end of the sampling ODE from x_T [B, D] at t = 1, float64 [B, D].
 
-        Runge-Kutta of fourth order on `d x_hat / d sigma_ve = eps` from sigma_ve at t = 1 to 1e-3 on Karras' grid, then the
-        posterior mean; exact to about 1e-6 (tests compare it with twice the steps).
+        Fourth-order Runge-Kutta on `d x_hat / d sigma_ve = eps`, from sigma_ve at t = 1 down to
+        1e-3 on Karras' grid, then the posterior mean. The error is about 1e-6 (tests compare
+        twice the steps).
         """
         alpha, sigma = schedule.alpha_sigma(torch.ones((), dtype=torch.float64))
         ends = torch.stack([sigma / alpha, torch.tensor(1e-3, dtype=torch.float64)]) ** (1 / 7)
@@ -83,7 +84,7 @@ class GaussianMixture:
         x, ones = x_T.double() / alpha, torch.ones(len(x_T), dtype=torch.float64)
 
         def eps(x_hat: Tensor, level: Tensor) -> Tensor:
-            scale = (1 + level**2).sqrt()  # any alpha does: the posterior depends on x_hat and sigma_ve alone
+            scale = (1 + level**2).sqrt()  # any alpha: only x_hat and sigma_ve matter
             return (x_hat - self.posterior_mean(x_hat / scale, ones / scale, ones * level / scale, labels)) / level
 
         for i in range(steps):
@@ -97,15 +98,15 @@ class GaussianMixture:
 
 
 class ExactNetwork(nn.Module):
-    """A mixture's exact eps-prediction in the place of a trained network."""
+    """The exact eps-prediction of a mixture, as a network."""
 
     def __init__(self, mixture: GaussianMixture, schedule: Schedule):
         super().__init__()
         self.mixture, self.schedule = mixture, schedule
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        """x_t [B, C, H, W] at network time [B] under its conditions: eps [B, C, H, W]."""
+        """eps [B, C, H, W] for x_t [B, C, H, W] at network times [B]."""
         t = self.schedule.time_from_network(time)
         alpha, sigma = self.schedule.alpha_sigma(t)
         x_0 = self.mixture.posterior_mean(x.flatten(1), alpha, sigma, cond.classes).view_as(x)
-        return (x.double() - like(alpha, x).double() * x_0) / like(sigma, x).double()
+        return (x.double() - expand_to(alpha, x).double() * x_0) / expand_to(sigma, x).double()

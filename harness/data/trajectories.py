@@ -1,49 +1,44 @@
 """The trajectory store: a teacher's ODE paths, computed once, in memory-mapped safetensors shards.
 
-A store lives in a folder named by the SHA-256 of everything that determines its content, under `cache_folder()`. Shards are
-written aside and renamed under a lock, so an interrupted build goes on where it stopped and two processes share one.
+The SHA-256 of everything that determines the content names the store's folder. Shards are written
+aside and renamed under a lock. So an interrupted build resumes, and two processes share one store.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from harness.data.cache import locked_folder
 from harness.diffusion.conditions import Conditions
 from harness.diffusion.denoiser import Model
 from harness.diffusion.randomness import Keyed
 from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
-from harness.files import cache_folder, digest, locked_folder, map_tensors, write_mapped, write_text
-from harness.records import code_digest
-from harness.solvers import SOLVERS, Trajectory, integrate
-
-TRAJECTORY_ROOMS = ("diffusion", "networks", "solvers", "data/mixture.py")
-"""The rooms whose sources decide a trajectory."""
-
-Progress = Callable[[int, int], None]
-"""Called with the number of items done and the number of all."""
+from harness.files import cache_folder, digest, map_tensors, write_mapped, write_text
+from harness.progress import Progress
+from harness.provenance import code_digest
+from harness.solvers import SOLVERS, Trajectory, trace
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How trajectories are made; with the teacher's hash it names their content.
+    """Everything that determines the content of a store.
 
     Attributes:
         teacher: SHA-256 of the teacher's weights file.
-        schedule, prediction_type: the schedule's name, and what the teacher's network predicts.
-        guidance_scale, guidance_channels: the guidance under which the teacher is asked.
-        solver, steps: the solver's name and its number of steps K, on the levels of `few_step_levels(K)`.
-        count, seed: how many trajectories, with balanced labels, and the seed of their noise.
+        schedule, prediction_type: the schedule's name and the teacher's prediction type.
+        guidance_scale, guidance_channels: the teacher's guidance.
+        solver, steps: the solver's name and its number of steps K, on `few_step_levels(K)`.
+        count, seed: number of trajectories and the seed of their noise.
         shape: [C, H, W] of a state.
-        num_classes: how many conditions there are; a sample has the one of its number mod `num_classes`.
-        conditions: SHA-256 of the prompts, where these are the conditions.
-        code: digest of the sources that integrate them: other code makes other trajectories.
+        num_classes: number of conditions; sample i has condition i mod `num_classes`.
+        conditions: SHA-256 of the prompts, if the conditions are prompts.
+        code: digest of the sources that compute trajectories.
     """
 
     teacher: str
@@ -58,11 +53,11 @@ class Recipe:
     shape: tuple[int, int, int]
     num_classes: int
     conditions: str = ""
-    code: str = field(default_factory=lambda: code_digest(TRAJECTORY_ROOMS))
+    code: str = field(default_factory=lambda: code_digest("data"))
 
 
 class TrajectoryStore:
-    """Finished trajectories, read by item number. Open one with `open_store`."""
+    """Trajectories by item number. `open_store` opens a store."""
 
     def __init__(self, folder: Path, recipe: Recipe, conditions: Conditions):
         self.folder, self.recipe, self.conditions = folder, recipe, conditions
@@ -72,14 +67,17 @@ class TrajectoryStore:
             content = json.loads(manifest.read_text())
             shards, self._shard_size = [map_tensors(folder / name) for name in content["shards"]], content["shard_size"]
         except (OSError, ValueError, KeyError) as error:
-            raise UsageError(f"{manifest} is broken; delete the folder {folder} and it is made again") from error
+            raise UsageError(f"{manifest} is broken; delete the folder {folder}, and the next run rebuilds it") from error
         self._parts = {key: [shard[key] for shard in shards] for key in ("states", "predictions")}
 
     def __len__(self) -> int:
         return self.recipe.count
 
     def batch(self, items: Tensor) -> Trajectory:
-        """Trajectories of these items: states [B, K + 1, C, H, W], predictions [B, K, C, H, W], float32."""
+        """Trajectories of items [B], float32.
+
+        States are [B, K + 1, C, H, W], predictions [B, K, C, H, W].
+        """
         place = [divmod(int(item), self._shard_size) for item in items]
 
         def rows(key: str) -> Tensor:
@@ -90,27 +88,26 @@ class TrajectoryStore:
 
 @torch.no_grad()
 def _compute(recipe: Recipe, conditions: Conditions, teacher: Model, items: Tensor, device: torch.device) -> dict[str, Tensor]:
-    """States and predictions of some items."""
+    """States and predictions of items [B]."""
     x_T = Keyed("trajectory", recipe.seed).normal("x_T", items, recipe.shape).to(device)
     cond = conditions.balanced(items).to(device)
-    path = integrate(SOLVERS[recipe.solver](), teacher, x_T, few_step_levels(recipe.steps), cond, save=True)
-    assert isinstance(path, Trajectory)
+    path = trace(SOLVERS[recipe.solver](), teacher, x_T, few_step_levels(recipe.steps), cond)
     return {"states": path.states, "predictions": path.predictions}
 
 
 def store_folder(recipe: Recipe) -> Path:
-    """Where the store of a recipe is, or will be; it is complete once it holds `manifest.json`."""
+    """The folder of a recipe's store, which is complete once it holds `manifest.json`."""
     return cache_folder() / "trajectories" / digest(asdict(recipe))[:32]
 
 
 def open_store(recipe: Recipe, teacher: Model, device: torch.device, *, shard_size: int = 1024, batch_size: int = 256,
                progress: Progress | None = None, conditions: Conditions | None = None) -> TrajectoryStore:  # fmt: skip
-    """The store of a recipe; what is missing of it is computed first.
+    """The store of a recipe, after computing its missing shards.
 
     Args:
-        teacher: the guided teacher that the recipe names.
-        shard_size, batch_size: trajectories a file, and how many are integrated at once.
-        conditions: the prompts, where the conditions are not class labels.
+        teacher: the guided teacher of the recipe.
+        shard_size, batch_size: trajectories in a file, and in one call of the solver.
+        conditions: the prompts, if the conditions are not class labels.
 
     Raises:
         UsageError: if a shard was damaged or the cache folder cannot be written.
@@ -130,7 +127,7 @@ def _build(folder: Path, recipe: Recipe, conditions: Conditions, teacher: Model,
         path = folder / f"{first // shard_size:05d}-of-{shard_size}.safetensors"
         last = min(first + shard_size, recipe.count)
         if path.exists():
-            map_tensors(path)  # an earlier build left it: is it whole?
+            map_tensors(path)  # raises if an earlier build left it damaged
         else:
             batches = []
             for start in range(first, last, batch_size):
@@ -141,27 +138,3 @@ def _build(folder: Path, recipe: Recipe, conditions: Conditions, teacher: Model,
             write_mapped(path, {key: torch.cat([b[key] for b in batches]) for key in batches[0]})
         names.append(path.name)
     write_text(folder / "manifest.json", json.dumps({"recipe": asdict(recipe), "shard_size": shard_size, "shards": names}, indent=1))
-
-
-def samples_folder(key: dict) -> Path:
-    """Where the samples of a key are kept, once they are made."""
-    return cache_folder() / "samples" / digest(key)[:32]
-
-
-def cached_samples(key: dict, compute: Callable[[], Tensor]) -> Tensor:
-    """Samples [n, C, H, W] that are determined by a JSON-like key, from the cache or computed and kept there.
-
-    Raises UsageError if the cached file was damaged or the cache folder cannot be written.
-    """
-    return cached_tensors(key, lambda: {"samples": compute()})["samples"]
-
-
-def cached_tensors(key: dict, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The same for several tensors by name."""
-    folder = samples_folder(key)
-    path = folder / "samples.safetensors"
-    if not path.exists():
-        with locked_folder(folder):
-            if not path.exists():
-                write_mapped(path, compute())
-    return {name: tensor.clone() for name, tensor in map_tensors(path).items()}

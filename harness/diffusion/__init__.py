@@ -1,1 +1,1 @@
-"""Schedules, conditions, keyed noise, and a network seen through them."""
+"""Noise schedules, conditions, keyed randomness, denoisers and counting."""

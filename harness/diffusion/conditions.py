@@ -1,4 +1,4 @@
-"""What a sample is conditioned on: class labels, text, both or nothing, and named numbers. Floor 0."""
+"""Conditions of samples: class labels, text, both or neither, and named numbers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """The conditions of a batch; every tensor in it has the batch as its first axis.
+    """The conditions of a batch, which is the first axis of every tensor.
 
     Attributes:
-        labels: class labels [B], int64, where there are classes.
-        text: outputs of a text encoder [B, length, width], where there is text.
-        scalars: further numbers by name, float32 [B] each, which a student is told: where to jump to, a guidance scale. A network
-            takes those that it was built with (`Trunk`, `scalars`).
+        labels: class labels [B], int64, or None.
+        text: outputs of a text encoder [B, length, width], or None.
+        scalars: further inputs of a student by name, float32 [B] each, e.g. a target time or a
+            guidance scale. A network reads those that it was built with (`Trunk`, `scalars`).
     """
 
     labels: Tensor | None = None
@@ -26,9 +26,9 @@ class Condition:
 
     @property
     def classes(self) -> Tensor:
-        """The labels [B], where they must be there; ValueError if there are none."""
+        """The labels [B]. Raises ValueError if there are none."""
         if self.labels is None:
-            raise ValueError("class labels are needed here, but the conditions have none")
+            raise ValueError("class labels are needed, but the conditions have none")
         return self.labels
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Condition:
@@ -42,21 +42,25 @@ class Condition:
         return self._each(lambda x: x.to(device))
 
     def repeat(self, times: int) -> Condition:
-        """The whole batch `times` times, one after the other."""
+        """`times` copies of the batch, one after the other."""
         return self._each(lambda x: x.repeat(times, *[1] * (x.dim() - 1)))
 
-    def told(self, **scalars: Tensor) -> Condition:
-        """The same with these numbers [B] beside, or in the place of those with their names."""
+    def with_scalars(self, **scalars: Tensor) -> Condition:
+        """The same with these numbers [B] added; they replace earlier ones of the same name."""
         return Condition(self.labels, self.text, {**self.scalars, **{name: value.float() for name, value in scalars.items()}})
 
     def replaced(self, where: Tensor, null: Condition) -> Condition:
-        """The same with the labels and text of `null`, a batch of one, wherever the mask [B] is true (label dropout)."""
+        """The same with labels and text of `null`, a batch of one, where the mask [B] is true.
+
+        Raises:
+            ValueError: if only one of the two has labels, or text.
+        """
 
         def one(mine: Tensor | None, other: Tensor | None) -> Tensor | None:
             if mine is None and other is None:
                 return None
             if mine is None or other is None:
-                raise ValueError("the null condition has other parts (labels, text) than the conditions that it replaces")
+                raise ValueError("the null condition has other parts (labels, text) than the conditions: give both the same")
             return torch.where(where.reshape(-1, *[1] * (mine.dim() - 1)), other.to(mine.device), mine)
 
         return Condition(one(self.labels, null.labels), one(self.text, null.text), self.scalars)
@@ -64,11 +68,12 @@ class Condition:
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions of a task, by number: class labels, or with a table the prompts in it.
+    """The numbered conditions of a task: class labels, or prompts if there is a table.
 
     Attributes:
-        count: how many there are.
-        table, null_text: a text encoder's outputs for the prompts, [count, length, width], and for no prompt, [1, length, width].
+        count: the number of conditions.
+        table: a text encoder's outputs for the prompts, [count, length, width].
+        null_text: its output for the empty prompt, [1, length, width].
     """
 
     count: int
@@ -76,14 +81,17 @@ class Conditions:
     null_text: Tensor | None = None
 
     def of(self, number: Tensor) -> Condition:
-        """The conditions of these numbers [B]."""
+        """The conditions with these numbers [B]."""
         return Condition(number) if self.table is None else Condition(text=self.table[number])
 
     def balanced(self, index: Tensor) -> Condition:
-        """Sample i has number i mod `count`, so that any multiple of it is exactly balanced."""
+        """Condition i mod `count` for sample i; a multiple of `count` samples is balanced."""
         return self.of(index % self.count)
 
     @property
     def null(self) -> Condition:
-        """The null condition of guidance and label dropout, a batch of one: one label more, or the text of no prompt."""
+        """The null condition of guidance and label dropout, a batch of one.
+
+        It is the label after the last class, or the empty prompt.
+        """
         return Condition(torch.tensor([self.count], device="cpu")) if self.table is None else Condition(text=self.null_text)

@@ -1,6 +1,7 @@
-"""A network seen through its noise schedule, and guidance. Floor 1.
+"""Denoisers: a network under its noise schedule, and classifier-free guidance.
 
-Everybody above sees `Prediction(x_0, eps, v)` in float32, each derived straight from the network's own output.
+Callers see `Prediction(x_0, eps, v)`, each computed from the network's own output, in float32;
+images in float64 stay in float64.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ PredictionType = Literal["eps", "x_0", "v"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a denoiser says of x_t, float32 [B, C, H, W] each: clean image, noise, and velocity (`Schedule.v_weights`)."""
+    """Clean image, noise and velocity (`Schedule.v_weights`) that a denoiser predicts for x_t, [B, C, H, W] each."""
 
     x_0: Tensor
     eps: Tensor
@@ -27,29 +28,34 @@ class Prediction:
 
 
 class Model(Protocol):
-    """What a solver asks: the prediction for x_t [B, C, H, W] at timestep t (0-d or [B], in [0, 1])."""
+    """A function from x_t [B, C, H, W] at timestep t, 0-d or [B] in [0, 1], to its prediction."""
 
     schedule: Schedule
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction: ...
 
 
-def like(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A coefficient, 0-d or [B], shaped and typed to multiply x [B, ...] in float32."""
-    return coefficient.to(device=x.device, dtype=torch.float32).reshape(-1, *[1] * (x.dim() - 1))
+def full_precision(x: Tensor) -> torch.dtype:
+    """The type to compute with x in: float64 if x has it, otherwise float32."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def expand_to(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient, 0-d or [B], on x's device, shaped to multiply x [B, ...] in full precision."""
+    return coefficient.to(device=x.device, dtype=full_precision(x)).reshape(-1, *[1] * (x.dim() - 1))
 
 
 def predict(output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, prediction_type: PredictionType) -> Prediction:
-    """Turns a network's output into a `Prediction`.
+    """The prediction that a network's output stands for.
 
     Args:
         output, x_t: [B, C, H, W].
-        t: 0-d or [B]. x_0 needs alpha_t > 0 from "eps" and "v", eps needs sigma_t > 0 from "x_0": at t = 0 it is 0.
-        prediction_type: what `output` is.
+        t: 0-d or [B]. Types "eps" and "v" need alpha_t > 0; under "x_0", eps is 0 at t = 0.
+        prediction_type: the meaning of `output`.
     """
-    x, out = x_t.float(), output.float()
-    alpha, sigma = (like(c, x) for c in schedule.alpha_sigma(t))
-    a, b = (like(c, x) for c in schedule.v_weights(t))
+    x, out = (value.to(full_precision(x_t)) for value in (x_t, output))
+    alpha, sigma = (expand_to(c, x) for c in schedule.alpha_sigma(t))
+    a, b = (expand_to(c, x) for c in schedule.v_weights(t))
     if prediction_type == "eps":
         x_0 = (x - sigma * out) / alpha
         return Prediction(x_0, out, a * x_0 + b * out)
@@ -60,10 +66,11 @@ def predict(output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, predicti
 
 
 class Denoiser(nn.Module):
-    """A network and the schedule it was trained under.
+    """A network under the schedule it was trained with.
 
     Args:
-        network: called as network(x [B, C, H, W], network time [B], conditions); of its output the first C channels count.
+        network: called as network(x [B, C, H, W], network time [B], conditions). Only the first C
+            channels of its output are read.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, prediction_type: PredictionType = "eps"):
@@ -77,15 +84,18 @@ class Denoiser(nn.Module):
 
 
 class Guided(nn.Module):
-    """Classifier-free guidance (Ho & Salimans 2022, eq. 6): `eps_w = eps_null + w (eps_cond - eps_null)`.
+    """Classifier-free guidance, `eps_w = eps_null + w (eps_cond - eps_null)`.
 
-    Both evaluations run as one batch; at scale 1 there is only the conditional one.
+    Source: Ho & Salimans 2022, arXiv 2207.12598, eq. 6.
+
+    Both evaluations run as one batch; scale 1 needs only the conditional one. Guidance acts on
+    the denoiser's own output, which is linear in eps.
 
     Args:
-        denoiser: what is guided, in the terms of its own output, which are linear in eps.
+        denoiser: the denoiser to guide.
         scale: w, one number or one for each sample [B].
         null: the null condition, a batch of one.
-        channels: how many leading channels are guided; None is all, 3 is what DiT's published numbers used.
+        channels: number of leading channels to guide; None is all. DiT's published numbers use 3.
     """
 
     def __init__(self, denoiser: Denoiser, scale: float | Tensor, null: Condition, channels: int | None = None):
@@ -100,16 +110,16 @@ class Guided(nn.Module):
         t_both = t if t.dim() == 0 else t.repeat(2)
         kind = self.denoiser.prediction_type
         with_cond, without = getattr(self.denoiser(x_t.repeat(2, 1, 1, 1), t_both, both), kind).chunk(2)
-        scale = like(self.scale, without) if isinstance(self.scale, Tensor) else self.scale
+        scale = expand_to(self.scale, without) if isinstance(self.scale, Tensor) else self.scale
         guided = without + scale * (with_cond - without)
         if self.channels is not None:
             guided = torch.cat([guided[:, : self.channels], with_cond[:, self.channels :]], 1)
         return predict(guided, x_t, t, self.schedule, kind)
 
-    def through(self, network: nn.Module) -> Guided:
-        """The same teacher with another network in the place of its own."""
+    def with_network(self, network: nn.Module) -> Guided:
+        """The same teacher with another network."""
         return Guided(Denoiser(network, self.schedule, self.denoiser.prediction_type), self.scale, self.null, self.channels)
 
     def at(self, scale: float | Tensor) -> Guided:
-        """The same teacher at another scale."""
+        """The same teacher at another guidance scale."""
         return Guided(self.denoiser, scale, self.null, self.channels)

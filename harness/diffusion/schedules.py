@@ -1,7 +1,7 @@
-"""Noise schedules and level grids. Floor 0.
+"""Noise schedules and level grids.
 
-`x_t = alpha_t x_0 + sigma_t eps` with t = 1 noise and t = 0 data. A grid of levels is a float64 tensor of timesteps t that
-falls from 1 to 0; DiT's level k = 0..999 stands at t = (k + 1) / 1000, clean data at t = 0.
+`x_t = alpha_t x_0 + sigma_t eps` with t = 1 noise and t = 0 data. A grid of levels is a float64
+tensor of timesteps that falls from 1 to 0. DiT's level k = 0..999 is t = (k + 1) / 1000.
 """
 
 from __future__ import annotations
@@ -15,37 +15,42 @@ NUM_LEVELS = 1000
 
 
 class Schedule(ABC):
-    """How signal and noise are mixed at a timestep, and what the network is told of it."""
+    """The mixture of signal and noise at a timestep, and the network's time input."""
 
     @abstractmethod
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at timesteps `t` (any shape, in [0, 1]), each float64 of the same shape."""
+        """alpha and sigma at timesteps t (any shape, in [0, 1]), float64 of the same shape."""
 
     @abstractmethod
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """d alpha / dt and d sigma / dt at timesteps `t` in (0, 1], each float64 of the same shape."""
+        """d alpha / dt and d sigma / dt at timesteps t in (0, 1], float64 of the same shape."""
 
     @abstractmethod
     def v_weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """What the velocity holds of x_0 and of eps, `v = a x_0 + b eps` with `alpha b - sigma a = 1`, each float64 of t's shape."""
+        """The weights a and b of the velocity `v = a x_0 + b eps`, float64 of the shape of t.
+
+        They satisfy `alpha b - sigma a = 1`.
+        """
 
     @abstractmethod
     def time_of(self, sigma_ve: Tensor) -> Tensor:
-        """The timesteps t at which sigma / alpha is `sigma_ve` (any shape, >= 0), float64 of the same shape; at most 1."""
+        """The timesteps where sigma / alpha is `sigma_ve` (any shape, >= 0), float64; at most 1."""
 
     @abstractmethod
     def network_time(self, t: Tensor) -> Tensor:
-        """The number that the network's time embedding receives for timestep `t`, same shape, float32."""
+        """The input of the network's time embedding at timesteps t, float32 of the same shape."""
 
     @abstractmethod
     def time_from_network(self, time: Tensor) -> Tensor:
-        """The timestep t of a network's time, float64 of the same shape: the inverse of `network_time`."""
+        """The timesteps of a network's times, float64: the inverse of `network_time`."""
 
 
 class VPSchedule(Schedule):
-    """The variance-preserving schedule of DDPM and DiT: 1000 levels, linear betas from 1e-4 to 0.02,
-    `alpha_k^2 = prod_{i<=k} (1 - beta_i)` (Ho et al. 2020, sec. 4). Between levels log-SNR is interpolated linearly; below
-    level 0 sigma falls linearly to 0 at t = 0, where log-SNR is infinite.
+    """The variance-preserving schedule of DDPM and DiT (Ho et al. 2020, sec. 4).
+
+    It has 1000 levels with linear betas from 1e-4 to 0.02, `alpha_k^2 = prod_{i<=k} (1 - beta_i)`.
+    Between levels log-SNR is linear in t. Below level 0 sigma falls linearly to 0 at t = 0, where
+    log-SNR is infinite.
     """
 
     def __init__(self) -> None:
@@ -55,7 +60,7 @@ class VPSchedule(Schedule):
         self._log_snr = torch.log(alpha_squared / (1 - alpha_squared))
 
     def _place(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log-SNR at the levels below and above t, and how far t is between them."""
+        """log-SNR at the levels below and above t, and the position of t between them in [0, 1]."""
         level = (t * NUM_LEVELS - 1).clamp(0, NUM_LEVELS - 1)
         low = level.floor().long().clamp(max=NUM_LEVELS - 2)
         table = self._log_snr.to(t.device)
@@ -69,7 +74,10 @@ class VPSchedule(Schedule):
         return (1 - sigma**2).sqrt(), sigma
 
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """From `d alpha / d L = alpha sigma^2 / 2` and `d sigma / d L = -sigma alpha^2 / 2` with L the log-SNR; t >= 1 / 1000."""
+        """From `d alpha / dL = alpha sigma^2 / 2` and `d sigma / dL = -sigma alpha^2 / 2`.
+
+        L is the log-SNR; t >= 1 / 1000.
+        """
         alpha, sigma = self.alpha_sigma(t)
         below, above, _ = self._place(t.double())
         slope = (above - below) * NUM_LEVELS
@@ -99,8 +107,9 @@ class VPSchedule(Schedule):
 
 
 class FlowSchedule(Schedule):
-    """The linear interpolation of flow matching and SiT: alpha = 1 - t, sigma = t; the network is told t itself
-    (Ma et al. 2024, arXiv 2401.08740, eq. 5).
+    """The linear path of flow matching and SiT (Ma et al. 2024, arXiv 2401.08740, eq. 5).
+
+    alpha = 1 - t and sigma = t; the network's time is t itself.
     """
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +121,7 @@ class FlowSchedule(Schedule):
         return -one, one
 
     def v_weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """`v = eps - x_0`, the path's own speed (arXiv 2401.08740, eq. 6)."""
+        """`v = eps - x_0`, the derivative of the path (arXiv 2401.08740, eq. 6)."""
         return self.derivatives(t)
 
     def time_of(self, sigma_ve: Tensor) -> Tensor:
@@ -126,27 +135,13 @@ class FlowSchedule(Schedule):
 
 
 def few_step_levels(num_steps: int) -> Tensor:
-    """The grid of few-step samplers and students: DiT's levels round(1000 k / S) - 1 for k = S..1, then clean data.
+    """The grid of few-step samplers and students, timesteps [S + 1], float64.
 
-    For S = 4 these are levels 999, 749, 499, 249. Returns timesteps [S + 1], float64.
+    It holds DiT's levels round(1000 k / S) - 1 for k = S..1, then clean data. For S = 4 these are
+    999, 749, 499 and 249.
     """
     steps = [round(NUM_LEVELS * k / num_steps) / NUM_LEVELS for k in range(num_steps, -1, -1)]
     return torch.tensor(steps, dtype=torch.float64, device="cpu")
-
-
-def respaced_levels(num_steps: int) -> Tensor:
-    """DiT's own respacing to n steps: levels round(i 999 / (n - 1)) for i = n-1..0, then clean data.
-
-    For few steps it wastes evaluations (2 steps: levels 999 and 0), hence `few_step_levels`. Returns timesteps [n + 1].
-    """
-    last = max(num_steps - 1, 1)
-    levels = [round(i * (NUM_LEVELS - 1) / last) for i in range(num_steps - 1, -1, -1)] if num_steps > 1 else [NUM_LEVELS - 1]
-    return torch.tensor([(level + 1) / NUM_LEVELS for level in levels] + [0.0], dtype=torch.float64)
-
-
-def dit_levels(timesteps: Tensor) -> list[float]:
-    """DiT's level numbers of a grid, without the clean end: what a record shows ([999.0, 749.0, ...])."""
-    return [round(float(t) * NUM_LEVELS - 1, 6) for t in timesteps[:-1]]
 
 
 SCHEDULES: dict[str, type[Schedule]] = {"vp": VPSchedule, "flow": FlowSchedule}

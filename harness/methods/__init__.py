@@ -1,14 +1,8 @@
-"""Distillation methods, one file each. Floor 4: may import floors 0 to 3.
+"""Distillation methods, one file each; what several share lies in `parts/`.
 
-Every module of this package is imported here, so a new file is a new method.
+A file declares its name by `@METHODS.register("name")` and is imported when that name is looked up.
 """
 
-import importlib
-import pkgutil
-
 from harness.methods.base import METHODS, Batch, Method, MethodConfig, Player, Problem, Update
-
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = ["METHODS", "Batch", "Method", "MethodConfig", "Player", "Problem", "Update"]

@@ -1,11 +1,15 @@
 """ARD, autoregressive distillation (Kim et al. 2025, arXiv 2504.11295).
 
-The student predicts the next point of the teacher's trajectory from all points so far,
-`x_hat_{tau_{s-1}} = G(x_{tau_S}, ..., x_{tau_s})` (eq. 4): the lowest N layers attend to earlier states under a block mask,
-the layers above see their own state alone. Training is one masked forward over all S states; sampling caches the keys and
+The student predicts the next point of the teacher's trajectory from all points so far (eq. 4):
+
+    x_hat_{tau_{s-1}} = G(x_{tau_S}, ..., x_{tau_s})
+
+The lowest N layers attend to earlier states under a block mask; the layers above attend to their
+own state alone. Training is one masked forward pass over all S states. Sampling caches the keys and
 values of the lowest N layers. N = 0 is step distillation, whose file holds everything but the mask.
 
-Untrained, under `parametrization: teacher` and `heads: shared`, its first step is the unguided teacher's under S-step DDIM.
+Untrained: under `parametrization: teacher` and `heads: shared` the first step is that of the
+unguided teacher under S-step DDIM.
 """
 
 from __future__ import annotations
@@ -23,16 +27,16 @@ from harness.networks.history import Visible, causal, keep_first, window
 
 class ARDConfig(DistillationConfig):
     history_layers: int = Field(6, ge=0, json_schema_extra={"in_label": True})
-    """How many of the lowest layers see earlier states (the paper's N; 0 is step distillation)."""
+    """Number of lowest layers that attend to earlier states (paper: N); 0 is step distillation."""
     mask: Literal["causal", "keep_first"] = "causal"
-    """Which earlier states they see: all (M4; M2 under a history_depth), or the noise alone (M3)."""
+    """Visible states: all earlier ones (M4; M2 with a history_depth), or the noise alone (M3)."""
     history_depth: int | None = Field(None, ge=0)
-    """How many earlier states are visible under the causal mask; none means all, 0 is step distillation (M1)."""
+    """Number of visible earlier states under the causal mask; none means all, 0 is M1."""
 
 
 @METHODS.register("ard")
 class ARD(TrajectoryDistillation):
-    """The lowest N layers see all states so far."""
+    """Autoregressive distillation: the lowest N layers attend to earlier states of the trajectory."""
 
     Config = ARDConfig
     reference: ClassVar = "Kim et al. 2025, arXiv 2504.11295, eq. 4 and sec. 3.2; released code for x_0-predictions and per-step heads"
@@ -47,7 +51,7 @@ class ARD(TrajectoryDistillation):
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         super().check(config, task, num_steps)
         if config.mask == "keep_first" and config.history_depth is not None:
-            raise UsageError("history_depth is an option of mask 'causal'; mask 'keep_first' sees the noise alone: leave it out")
+            raise UsageError("history_depth is an option of mask 'causal'; under mask 'keep_first' only the noise is visible: leave it out")
 
     @classmethod
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
@@ -57,6 +61,6 @@ class ARD(TrajectoryDistillation):
             return StepDistillation.canonical(DistillationConfig(**shared), num_steps)
         if config.history_depth is not None and config.history_depth >= longest - 1:
             config = config.model_copy(update={"history_depth": None})
-        if longest == 2:  # two states: the noise is all the history there is
+        if longest == 2:  # two states: the history is the noise
             config = config.model_copy(update={"mask": "causal"})
         return METHODS.name_of(cls), config.without_idle_stages()

@@ -1,17 +1,19 @@
 """Consistency distillation (Song et al. 2023, arXiv 2303.01469, alg. 2).
 
-`f(x_t, t)` maps every point of an ODE path to its end. With t > s neighbours on a grid, `x_s` one step of the guided teacher
-from `x_t = alpha_t x_0 + sigma_t eps`, and `f^-` the moving target:
+`f(x_t, t)` maps every point of an ODE path to its end. Let t > s be neighbours on a grid, x_s one
+step of the guided teacher from `x_t = alpha_t x_0 + sigma_t eps`, and f^- the target average:
 
     L = E d(f(x_t, t), sg f^-(x_s, s)),    f(x_0, 0) = x_0
 
-The network predicts eps or v, so f is its x_0-prediction, `x_hat - sigma_ve eps` in sigma_ve = sigma / alpha: it is the
-identity at t = 0 by itself, hence the paper's smin is 0. The grid is by default that of the task's trajectories and the solver
-DDIM, so that a perfect student ends where the teacher's stored trajectory ends; the paper's is Karras' with Heun. The
-optimizer is the AdamW that every method here has; the paper's is RAdam.
+The network predicts eps or v, so f is its x_0-prediction, `x_hat - sigma_ve eps` in
+sigma_ve = sigma / alpha. It is the identity at t = 0, hence the paper's smin is 0.
 
-Untrained, the student's first step is the unguided teacher's x_0-prediction. Exact: at the map that takes the teacher's
-remaining steps on the grid the loss is 0. Sampling in several steps alternates f and fresh noise (alg. 1).
+By default the grid is that of the task's trajectories and the solver is DDIM. So a perfect student
+reaches the ends of the teacher's stored trajectories. The paper uses Karras' grid, Heun and RAdam
+in place of AdamW. Sampling in several steps alternates f and fresh noise (alg. 1).
+
+Untrained: the first step is the unguided teacher's x_0-prediction. Exact: the loss is 0 at the map
+that takes the teacher's remaining steps on the grid.
 """
 
 from __future__ import annotations
@@ -32,9 +34,10 @@ from harness.solvers import SOLVERS, Solver
 
 
 def karras_levels(count: int, schedule: Schedule, rho: float = 7.0, smallest: float = 0.002) -> Tensor:
-    """`count` timesteps from 1, evenly spaced in sigma_ve^(1/rho) down to `smallest` (Karras et al. 2022, eq. 5), and then 0.
+    """`count` timesteps from 1 to sigma_ve = `smallest`, even in sigma_ve^(1/rho), then 0.
 
-    So there is one interval more than in the paper, whose map ends at `smallest`.
+    Source: Karras et al. 2022, arXiv 2206.00364, eq. 5. The step to 0 is added: the paper's map
+    ends at `smallest`.
     """
     ends = torch.tensor([largest_sigma(schedule), smallest], dtype=torch.float64) ** (1 / rho)
     ramp = torch.linspace(0, 1, count, dtype=torch.float64)
@@ -44,24 +47,24 @@ def karras_levels(count: int, schedule: Schedule, rho: float = 7.0, smallest: fl
 
 class ConsistencyConfig(HuberConfig):
     grid: Literal["task", "karras"] = "task"
-    """Levels between which the teacher steps: those of the task's trajectories, or Karras' with rho 7."""
+    """Grid of the teacher's steps: the task's trajectory levels, or Karras' levels with rho 7."""
     grid_levels: int = Field(18, ge=2, le=1000)
-    """How many levels Karras' grid has."""
+    """Number of levels of Karras' grid."""
     solver: Literal["ddim", "heun"] = "ddim"
     """The teacher's solver."""
     target_half_life: float = Field(0.0135, gt=0, le=1)
-    """Half-life of the moving target, as a fraction of the run (the paper's decay of 0.95 in a run of 1,000 steps)."""
+    """Half-life of the target average, as a fraction of the run (decay 0.95 at 1,000 steps)."""
 
 
 class GridDistillation(DenoisingStudent):
-    """Neighbouring points of a grid are mapped to the same end; a subclass says which grid, and how the teacher is asked."""
+    """A consistency function on a grid; subclasses set the grid and the teacher's solver."""
 
     any_step = True
     grid: Tensor
     teacher_solver: Solver
 
-    def asked(self, batch: Batch, cond: Condition) -> tuple[Guided, Condition]:
-        """The teacher of a batch, and what the student is told."""
+    def teacher_and_condition(self, batch: Batch, cond: Condition) -> tuple[Guided, Condition]:
+        """The guided teacher and the student's condition for a batch."""
         return self.teacher, cond
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -69,19 +72,19 @@ class GridDistillation(DenoisingStudent):
         x_0, cond = batch.data
         place = (batch.uniform("level") * (len(self.grid) - 1)).long()
         t, s = (self.grid.to(x_0.device)[i] for i in (place, place + 1))
-        teacher, told = self.asked(batch, cond)
+        teacher, student_cond = self.teacher_and_condition(batch, cond)
         x_t = self.noised(x_0, batch.normal("eps", x_0.shape[1:]), t)
         with torch.no_grad():
             x_s, _, _ = self.teacher_solver.step(teacher, x_t, t, s, cond, None, None)
             clean = (s == 0).reshape(-1, 1, 1, 1)
-            target = torch.where(clean, x_s, self.target_model(x_s, s, told).x_0)
-        off = self.model(x_t, t, told).x_0 - target
+            target = torch.where(clean, x_s, self.target_model(x_s, s, student_cond).x_0)
+        off = self.model(x_t, t, student_cond).x_0 - target
         return self.config.distance(off).mean(), {"mse": off.detach().square().mean()}
 
 
 @METHODS.register("consistency-distillation")
 class ConsistencyDistillation(GridDistillation):
-    """Neighbouring points of an ODE path are mapped to the same end."""
+    """Consistency distillation: neighbouring points of a teacher ODE path map to the same x_0."""
 
     Config = ConsistencyConfig
     reference: ClassVar = "Song et al. 2023, arXiv 2303.01469, alg. 1 and 2; pseudo-Huber: Song & Dhariwal 2023, arXiv 2310.14189, eq. 8"
@@ -92,7 +95,7 @@ class ConsistencyDistillation(GridDistillation):
         self.grid = few_step_levels(task.trajectory_steps)
         if config.grid == "karras":
             self.grid = karras_levels(config.grid_levels, task.schedule, smallest=0.002 * task.data_std / 0.5)
-            self.levels = self.grid[torch.linspace(0, len(self.grid) - 1, num_steps + 1).round().long()]  # where it was trained
+            self.levels = self.grid[torch.linspace(0, len(self.grid) - 1, num_steps + 1).round().long()]  # trained levels
 
     @classmethod
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
@@ -102,9 +105,11 @@ class ConsistencyDistillation(GridDistillation):
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         if config.grid == "karras" and num_steps > config.grid_levels:
-            raise UsageError(f"num_steps is {num_steps}, but the grid has {config.grid_levels} levels: give as many, or more grid_levels")
+            raise UsageError(
+                f"num_steps is {num_steps}, but the grid has {config.grid_levels} levels: give fewer steps or more grid_levels"
+            )
         if config.grid == "task" and task.trajectory_steps % num_steps:
             raise UsageError(
-                f"num_steps is {num_steps}, but must divide the {task.trajectory_steps} levels of the task's grid, or the student is "
-                f"asked at levels where it was not trained; or give grid 'karras'"
+                f"num_steps is {num_steps}, but must divide the {task.trajectory_steps} levels of the task's grid, so that sampling "
+                f"starts steps at trained levels; or give grid 'karras'"
             )

@@ -1,21 +1,26 @@
-"""Consistency training, without a teacher: CT, iCT and ECT.
+"""Consistency training without a teacher: CT, iCT and ECT.
 
-A consistency function f takes every point of a path to its end. From one x_0 and one eps come two points of neighbouring noise
-levels sigma_t > sigma_s (here always sigma / alpha), and f at the noisier one learns what f says at the other:
+A consistency function f maps every point of a path to its end. One x_0 and one eps give two points
+at neighbouring noise levels sigma_t > sigma_s (sigma / alpha throughout this file). f at the
+noisier point learns the value at the other:
 
-    L = w d(f(x_t, t), sg f^-(x_s, s)),    f(x_0, 0) = x_0.
+    L = w d(f(x_t, t), sg f^-(x_s, s)),    f(x_0, 0) = x_0
 
-- CT (Song et al. 2023, arXiv 2303.01469, alg. 3): f^- follows slowly; Karras' levels, whose number grows from 2 to 150.
-- iCT (Song & Dhariwal 2023, arXiv 2310.14189): f^- is f itself; pseudo-Huber, `w = 1 / (sigma_t - sigma_s)`, log-normal levels,
-  whose number doubles from 10 to 1,280.
-- ECT (Geng et al. 2024, arXiv 2406.14548): no grid, `r = t (1 - q^-(stage + 1) (1 + 8 sigmoid(-t)))`, `w = 1 / (t - r)`; it starts
-  at r near 0, which is denoising, and closes the gap in stages.
+- CT (Song et al. 2023, arXiv 2303.01469, alg. 3): f^- is a slow average. The number of Karras'
+  levels grows from 2 to 150.
+- iCT (Song & Dhariwal 2023, arXiv 2310.14189): f^- is f; d is pseudo-Huber,
+  `w = 1 / (sigma_t - sigma_s)`. Levels are log-normal, and their number doubles from 10 to 1,280.
+- ECT (Geng et al. 2024, arXiv 2406.14548): no grid,
+  `r = t (1 - q^-(stage + 1) (1 + 8 sigmoid(-t)))`, `w = 1 / (t - r)`. It starts with r near 0,
+  which is denoising, and closes the gap in stages.
 
-f is the network's x_0-prediction, as in `consistency.py`. All learn the distribution of the data, without guidance. The papers' CT
-and iCT start from random weights. Constants in sigma are the papers' for sigma_data 0.5, scaled to the task's.
+f is the network's x_0-prediction, as in `consistency.py`. All learn the distribution of the data
+without guidance. The papers' CT and iCT start from random weights. Constants in sigma are the
+papers' for sigma_data 0.5, scaled to the task's.
 
-Untrained and started from the teacher, the student's first step is the unguided teacher's x_0-prediction. In expectation: with
-f(x_t) = E[f(x_s) | x_t], solved from clean data upwards, the gradient is 0 (mean square; pseudo-Huber where residuals are symmetric).
+Untrained, from the teacher's weights: the first step is the unguided teacher's x_0-prediction.
+In expectation: the gradient is 0 at f(x_t) = E[f(x_s) | x_t], solved from clean data upwards (for
+the mean square, and for pseudo-Huber with symmetric residuals).
 """
 
 from __future__ import annotations
@@ -36,24 +41,24 @@ from harness.methods.consistency import karras_levels
 from harness.methods.parts.student import DenoisingStudent, HuberConfig, largest_sigma, sigma_ve
 
 SMALLEST_GAP = 1e-6
-"""Of two neighbouring noise levels, as a part of them: float32 tells no closer ones apart."""
+"""Smallest relative gap of two noise levels that float32 resolves."""
 
 Pair = tuple[Tensor, Tensor]
 """Timesteps t and s < t, float64 [B] each."""
 
 
 class ConsistencyTraining(DenoisingStudent):
-    """What the three share; each says which pairs of levels it trains on, and their weight."""
+    """The common base; subclasses set the pairs of levels and their weight."""
 
     target = "data"
     any_step = True
 
     def pairs(self, batch: Batch, step: int) -> Pair:
-        """The levels of a batch at a step of the run."""
+        """The pairs of levels of a batch at a step of the run."""
         raise NotImplementedError
 
     def weight(self, sigma_t: Tensor, sigma_s: Tensor) -> Tensor:
-        """Of the loss at two noise levels, float64 [B]."""
+        """The weight of the loss at two noise levels, float64 [B]."""
         return 1 / (sigma_t - sigma_s)
 
     def updates(self, step: int) -> Iterable[Update]:
@@ -73,28 +78,28 @@ class ConsistencyTraining(DenoisingStudent):
         return (weight * self.config.distance(off)).mean(), {"mse": off.detach().square().mean()}
 
     def scaled(self, sigma: float) -> float:
-        """A paper's noise level, for sigma_data 0.5, as one of this task."""
+        """A paper's noise level for sigma_data 0.5, scaled to this task."""
         return sigma * self.task.data_std / 0.5
 
     def karras(self, count: int) -> Tensor:
-        """Karras' grid of that many levels, and 0."""
+        """Karras' grid of `count` levels, then 0."""
         return karras_levels(count, self.schedule, smallest=self.scaled(0.002))
 
 
 class CTConfig(HuberConfig):
     loss: Literal["huber", "l2"] = "l2"
-    """Distance d: the mean square (the paper's, or LPIPS), or pseudo-Huber."""
+    """Distance d: pseudo-Huber, or the mean square (paper: this or LPIPS)."""
     levels_from: int = Field(2, ge=2, le=10000)
     """Number of levels at the start (s_0)."""
     levels_to: int = Field(150, ge=2, le=10000)
     """Number of levels at the end (s_1)."""
     target_half_life: float = Field(0.0135, gt=0, le=1)
-    """Half-life of the moving target, as a fraction of the run. The paper's rises as the number of levels grows."""
+    """Half-life of the target average, as a fraction of the run (paper: it grows)."""
 
 
 @METHODS.register("consistency-training")
 class CT(ConsistencyTraining):
-    """Consistency training with a slow target."""
+    """Consistency training (CT) on data alone, with an EMA target network."""
 
     Config = CTConfig
     reference: ClassVar = "Song et al. 2023, arXiv 2303.01469, alg. 3 and appendix C"
@@ -103,7 +108,7 @@ class CT(ConsistencyTraining):
         super().__init__(config, teacher, task, num_steps, total_steps, config.target_half_life)
 
     def grid(self, step: int) -> Tensor:
-        """The levels at a step: `N(k) = ceil(sqrt(k / K ((s_1 + 1)^2 - s_0^2) + s_0^2) - 1) + 1` of them, and 0."""
+        """`N(k) = ceil(sqrt(k / K ((s_1 + 1)^2 - s_0^2) + s_0^2) - 1) + 1` levels, then 0."""
         first, last = self.config.levels_from, self.config.levels_to
         done = step / max(self.total_steps, 1)
         return self.karras(math.ceil(math.sqrt(done * ((last + 1) ** 2 - first**2) + first**2) - 1) + 1)
@@ -133,7 +138,7 @@ class ICTConfig(LogNormalConfig):
 
 @METHODS.register("ict")
 class ICT(ConsistencyTraining):
-    """Improved consistency training."""
+    """Improved consistency training (iCT) on data alone: no EMA target, pseudo-Huber loss."""
 
     Config = ICTConfig
     reference: ClassVar = "Song & Dhariwal 2023, arXiv 2310.14189, table 1 and sec. 3"
@@ -144,13 +149,19 @@ class ICT(ConsistencyTraining):
             raise UsageError(f"levels_from is {config.levels_from}, but must not exceed levels_to, which is {config.levels_to}")
 
     def grid(self, step: int) -> Tensor:
-        """The levels at a step: `N(k) = min(s_0 2^floor(k / K'), s_1) + 1`, `K' = floor(K / (log2(s_1 / s_0) + 1))`; and 0."""
+        """`N(k) = min(s_0 2^floor(k / K'), s_1) + 1` levels, then 0.
+
+        `K' = floor(K / (log2(s_1 / s_0) + 1))`.
+        """
         first, last = self.config.levels_from, self.config.levels_to
         stage = max(int(self.total_steps / (math.log2(last / first) + 1)), 1)
         return self.karras(int(min(first * 2.0 ** (step // stage), last)) + 1)
 
     def pairs(self, batch: Batch, step: int) -> Pair:
-        """Of neighbours, with probability `erf((log sigma_t - m) / sqrt2 std) - erf((log sigma_s - m) / sqrt2 std)`."""
+        """Neighbouring levels, drawn with probability proportional to
+
+        `erf((log sigma_t - m) / sqrt2 std) - erf((log sigma_s - m) / sqrt2 std)`.
+        """
         grid = self.grid(step).to(batch.index.device)
         mean = self.config.level_mean + math.log(self.task.data_std / 0.5)
         edges = torch.erf((torch.log(sigma_ve(self.schedule, grid).clamp(max=1e6)) - mean) / (math.sqrt(2) * self.config.level_std))
@@ -161,16 +172,16 @@ class ICT(ConsistencyTraining):
 
 class ECTConfig(LogNormalConfig):
     huber_c: float = Field(1e-6, gt=0, le=1e3)
-    """c of pseudo-Huber, for one dimension; the paper's 0 has no derivative where both agree."""
+    """c of pseudo-Huber for one dimension; the paper's 0 has no derivative at distance 0."""
     q: float = Field(2.0, gt=1, le=1e4)
-    """By how much the gap closes from stage to stage."""
+    """Factor by which the gap shrinks from stage to stage."""
     stages: int = Field(8, ge=1, le=64)
-    """Stages of equal length."""
+    """Number of stages, of equal length."""
 
 
 @METHODS.register("ect")
 class ECT(ConsistencyTraining):
-    """Easy consistency tuning."""
+    """Easy consistency tuning (ECT) on data alone: from denoising to consistency in stages."""
 
     Config = ECTConfig
     reference: ClassVar = "Geng et al. 2024, arXiv 2406.14548, eq. 13 to 15"
@@ -178,8 +189,8 @@ class ECT(ConsistencyTraining):
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         if config.stages * math.log(config.q) > -math.log(SMALLEST_GAP):
-            raise UsageError(f"q is {config.q:g} and stages {config.stages}, but q ** stages must not exceed {1 / SMALLEST_GAP:g}, or the "
-                             f"last two noise levels are one")  # fmt: skip
+            raise UsageError(f"q is {config.q:g} and stages {config.stages}, but q ** stages must not exceed {1 / SMALLEST_GAP:g}: "
+                             "beyond it float32 does not separate the last two noise levels")  # fmt: skip
 
     def pairs(self, batch: Batch, step: int) -> Pair:
         largest = largest_sigma(self.schedule)

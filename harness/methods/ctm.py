@@ -1,16 +1,21 @@
 """Consistency trajectory models (Kim et al. 2023, arXiv 2310.02279).
 
-The student G(x_t, t, s) jumps from any t to any s <= t, `G = (s/t) x_t + (1 - s/t) g(x_t, t, s)` (eq. 3), which in sigma / alpha
-is DDIM's step with a prediction g that is told s. For t > u >= s on a grid, a direct jump from t to s must land where a short
-teacher solve from t to u and a jump of the slow copy from u to s land; both ends are compared at t = 0, through the slow copy:
+The student jumps from any t to any s <= t, `G(x_t, t, s) = (s/t) x_t + (1 - s/t) g(x_t, t, s)`
+(eq. 3). In sigma / alpha this is DDIM's step with a prediction g that has s as an input.
 
-    L = d(G^-(G(x_t, t, s), s, 0), G^-(G^-(solve(x_t, t, u), u, s), s, 0)) + dsm |g(x_t, t, t) - x_0|^2     (eq. 6, 8 and 9)
+For t > u >= s on a grid, a direct jump from t to s must end where a short teacher solve from t to u
+and a jump of the slow average from u to s end. The slow average maps both ends to t = 0 (eq. 6, 8
+and 9):
 
-Without the paper's GAN, and with a fixed weight of denoising, which knows no guidance: where the teacher is guided, `dsm` 0 leaves
-it out.
+    L = d(G^-(G(x_t, t, s), s, 0), G^-(G^-(solve(x_t, t, u), u, s), s, 0))
+        + dsm |g(x_t, t, t) - x_0|^2
 
-Untrained, the student is the unguided teacher under S-step DDIM. In expectation: at the exact jumps of the teacher's solver on the
-grid the first part is 0, and denoising, with E[x_0 | x_t], has no mean gradient.
+The paper's GAN is missing, and the weight of denoising is fixed. Denoising learns from data without
+guidance; for a guided teacher `dsm` 0 leaves it out.
+
+Untrained: the student is the unguided teacher under S-step DDIM. In expectation: at the exact jumps
+of the teacher's solver on the grid the first part is 0, and denoising has no mean gradient at
+E[x_0 | x_t].
 """
 
 from __future__ import annotations
@@ -32,16 +37,16 @@ from harness.solvers.ddim import ddim_step
 
 class CTMConfig(HuberConfig):
     solver_steps: int = Field(3, ge=1, le=100)
-    """Most steps of the grid that the teacher solves before the slow copy jumps."""
+    """Largest number of grid steps that the teacher solves before the slow average jumps."""
     dsm: float = Field(1.0, ge=0, le=1e6)
     """Weight of denoising score matching, which learns from data without guidance."""
     target_half_life: float = Field(0.0135, gt=0, le=1)
-    """Half-life of the slow copy, as a fraction of the run."""
+    """Half-life of the slow average, as a fraction of the run."""
 
 
 @METHODS.register("ctm")
 class CTM(DenoisingStudent):
-    """A jump equals a short solve and a jump."""
+    """Consistency trajectory models: a jump matches a short teacher solve followed by a jump."""
 
     Config = CTMConfig
     any_step = True
@@ -59,11 +64,11 @@ class CTM(DenoisingStudent):
             raise UsageError(f"num_steps is {num_steps}, but must divide the {task.trajectory_steps} levels of the task's grid")
 
     def predict(self, model: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition) -> Prediction:
-        """g, as told where to jump."""
-        return model(x_t, t, cond.told(target=self.schedule.network_time(s)))
+        """g with the target s as an input."""
+        return model(x_t, t, cond.with_scalars(target=self.schedule.network_time(s)))
 
     def jump(self, model: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition) -> Tensor:
-        """G from t to s, [B] each; where t is s it stays."""
+        """G from t to s, [B] each; the identity where t = s."""
         there = ddim_step(self.predict(model, x_t, t, s, cond), s, self.schedule)
         return torch.where((t > s).reshape(-1, 1, 1, 1), there, x_t)
 

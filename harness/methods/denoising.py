@@ -1,10 +1,13 @@
 """Teacher training: denoising score matching and flow matching.
 
-    L = |eps - eps_theta(alpha_t x_0 + sigma_t eps, t, c)|^2    (Ho et al. 2020, arXiv 2006.11239, eq. 14)
-    L = |v - v_theta(alpha_t x_0 + sigma_t eps, t, c)|^2        (v = eps - x_0 on a flow: Ma et al. 2024, arXiv 2401.08740, eq. 8)
+    L = |eps - eps_theta(alpha_t x_0 + sigma_t eps, t, c)|^2
+    L = |v - v_theta(alpha_t x_0 + sigma_t eps, t, c)|^2
 
-in the terms of what the task's network predicts; t is uniform over DiT's levels and the label is dropped at random for guidance. It
-is a method like the others: the student is the teacher to be.
+Sources: Ho et al. 2020, arXiv 2006.11239, eq. 14; for v = eps - x_0 on a flow Ma et al. 2024,
+arXiv 2401.08740, eq. 8.
+
+The loss follows the prediction type of the task's network. t is uniform over DiT's levels, and the
+label is dropped at random for guidance. The student of this method is the future teacher.
 """
 
 from __future__ import annotations
@@ -15,20 +18,21 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from harness.diffusion.denoiser import Denoiser, Guided, like
+from harness.diffusion.denoiser import Denoiser, Guided, expand_to
 from harness.diffusion.schedules import NUM_LEVELS, few_step_levels
-from harness.methods.base import METHODS, Batch, Method, OptimizerConfig, Problem, Update
+from harness.methods.base import METHODS, Batch, Method, Problem, Update
+from harness.methods.parts.options import OptimizerConfig
 from harness.networks.dit import DiT
 from harness.solvers import DDIM
 
 
 @METHODS.register("denoising")
 class Denoising(Method):
-    """A DiT trained on real images from random weights."""
+    """Teacher training: denoising or flow matching on real images, from random weights."""
 
     class Config(OptimizerConfig):
         label_dropout: float = Field(0.1, ge=0, lt=1)
-        """Share of samples whose label is replaced by the null label."""
+        """Share of samples whose condition becomes the null condition."""
 
     sources = frozenset({"data"})
     target = "data"
@@ -53,10 +57,10 @@ class Denoising(Method):
         t = (batch.uniform("t") * NUM_LEVELS).floor().add(1) / NUM_LEVELS
         eps = batch.normal("eps", x_0.shape[1:])
         cond = cond.replaced(batch.uniform("dropout") < self.config.label_dropout, self.task.null)
-        alpha, sigma = (like(c, x_0) for c in self.task.schedule.alpha_sigma(t))
+        alpha, sigma = (expand_to(c, x_0) for c in self.task.schedule.alpha_sigma(t))
         denoiser = Denoiser(self.players["student"].module, self.task.schedule, self.task.prediction_type)
         found = denoiser(alpha * x_0 + sigma * eps, t, cond)
-        a, b = (like(c, x_0) for c in self.task.schedule.v_weights(t))
+        a, b = (expand_to(c, x_0) for c in self.task.schedule.v_weights(t))
         target = {"eps": eps, "x_0": x_0, "v": a * x_0 + b * eps}[self.task.prediction_type]
         loss = (getattr(found, self.task.prediction_type) - target).square().mean()
         return loss, {"mse": loss.detach()}

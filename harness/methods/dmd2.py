@@ -1,12 +1,13 @@
 """DMD2, improved distribution matching distillation (Yin et al. 2024, arXiv 2405.14867).
 
-The losses are those of `matching.py`: the student's samples are moved along the difference of the fake score and the guided teacher, and
-a GAN is beside it. The fake score learns in every step, the student in every fifth (two time scales). With several steps the student
-is trained where sampling takes it: its own samples, noised to the next level, without gradients (backward simulation); the step of a
-batch goes round in turn.
+The losses are those of `parts/matching.py`: distribution matching and a GAN. The fake score trains
+in every step, the student in every fifth (two time scales).
 
-Untrained, the student's first step is the unguided teacher's x_0-prediction. Exact: where the fake score equals the guided teacher
-the gradient of distribution matching is 0.
+A student of several steps trains on inputs from its own sampling: its samples, noised to the next
+level, without gradients (backward simulation). The trained step rotates from batch to batch.
+
+Untrained: the first step is the unguided teacher's x_0-prediction. Exact: the gradient of
+distribution matching is 0 if the fake score equals the guided teacher.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from harness.methods.parts.student import DenoisingStudent, StudentConfig
 
 class DMD2Config(StudentConfig, MatchingConfig):
     lr: float = Field(3e-4, gt=0, le=1)
-    """Peak learning rate of the student's AdamW (the paper's 2e-6 is for hundreds of thousands of steps)."""
+    """Peak learning rate of the student (paper: 2e-6 in hundreds of thousands of steps)."""
 
 
 @METHODS.register("dmd2")
 class DMD2(DenoisingStudent):
-    """The student's distribution is moved towards the teacher's."""
+    """Distribution matching distillation (DMD2): a fake score, the teacher's score and a GAN."""
 
     Config = DMD2Config
     reference: ClassVar = "Yin et al. 2024, arXiv 2405.14867, sec. 4; gradient: Yin et al. 2023, arXiv 2311.18828, eq. 7 and 8"
@@ -60,7 +61,7 @@ class DMD2(DenoisingStudent):
         return [*found, Update("fake_score", partial(self.fake_loss, place=step % steps), f"step {step % steps}")]
 
     def generate(self, model: Denoiser, cond: Condition, batch: Batch, place: int, name: str) -> Tensor:
-        """The student's x_0 at step `place`, at a point where its own sampling takes it; gradients flow through the last step."""
+        """The student's x_0 at step `place` of its sampling; gradients flow through that step."""
         device = batch.index.device
         levels = self.levels.to(device)
         x_t = batch.normal(f"{name} x_T", self.task.shape)
@@ -71,13 +72,13 @@ class DMD2(DenoisingStudent):
         return model(x_t, levels[place], cond).x_0
 
     def loss_at(self, batch: Batch, place: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The student's loss at one of its steps."""
+        """The student's loss at step `place`."""
         assert batch.data is not None
         cond = batch.data[1]
         return self.matching.student_loss(self.generate(self.model, cond, batch, place, "student"), cond, batch)
 
     def fake_loss(self, batch: Batch, place: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The fake score's loss on the student's samples of one of its steps."""
+        """The fake score's loss on the student's samples at step `place`."""
         assert batch.data is not None
         cond = batch.data[1]
         with torch.no_grad():

@@ -1,17 +1,21 @@
 """IMM, inductive moment matching (Zhou et al. 2025, arXiv 2503.07565).
 
-Samples jump to s from t and, without gradients, from an r a little nearer to s on the same line between x_0 and eps; the two sets
-of ends must agree in all moments of a kernel, within groups of `group` samples that share (s, r, t):
+Samples jump to s from t and, without gradients, from a time r a little nearer to s on the same line
+between x_0 and eps. The two sets of ends must agree in all moments of a kernel, within groups of
+`group` samples that share (s, r, t) (eq. 12):
 
-    L = mean_ij [k(y_t^i, y_t^j) + k(y_r^i, y_r^j) - 2 k(y_t^i, y_r^j)],    y_t = G(x_t, t, s), y_r = sg G(x_r, r, s)    (eq. 12)
+    L = mean_ij [k(y_t^i, y_t^j) + k(y_r^i, y_r^j) - 2 k(y_t^i, y_r^j)]
+    y_t = G(x_t, t, s),    y_r = sg G(x_r, r, s)
 
-with the Laplace kernel `exp(-|y - y'| / (b sqrt(D)))`, zero between samples of different labels, which makes it a kernel of sample
-and label together. r is where sigma / alpha is less by a fixed part of its range. Ours: the weight over times is 1, the kernel's width
-does not depend on the times, and it knows labels. It learns the distribution of the data. G is DDIM's step with a prediction that is
-told s, as in `ctm.py`.
+k is the Laplace kernel `exp(-|y - y'| / (b sqrt(D)))` for samples of one label, else 0; so it is a
+kernel of sample and label. At r, sigma / alpha is smaller by a fixed part of its range. G is
+DDIM's step with a prediction that has s as an input, as in `ctm.py`.
 
-Untrained and started from the teacher, the student is the unguided teacher under S-step DDIM. Exact: where jumps from t and r end in
-the same points the loss is 0 and minimal.
+Ours: the weight over times is 1, the kernel's width does not depend on times, and it uses labels.
+The method learns the distribution of the data.
+
+Untrained, from the teacher's weights: the student is the unguided teacher under S-step DDIM. Exact:
+the loss is 0, its minimum, if jumps from t and r end in the same points.
 """
 
 from __future__ import annotations
@@ -31,11 +35,11 @@ from harness.solvers.ddim import ddim_step
 
 class IMMConfig(StudentConfig):
     group: int = Field(16, ge=1, le=4096)
-    """Samples whose moments are matched together (M; the paper's is 4, but of a group only samples of one label meet)."""
+    """Samples whose moments are matched together (paper: M = 4, without labels)."""
     gap: int = Field(12, ge=1, le=30)
-    """From t to r, sigma / alpha falls by 2^-gap of its range."""
+    """sigma / alpha falls by 2^-gap of its range from t to r."""
     bandwidth: float = Field(1.0, gt=0, le=1e6)
-    """b of the kernel."""
+    """Width b of the kernel."""
 
     @property
     def sample_group(self) -> int:
@@ -44,7 +48,7 @@ class IMMConfig(StudentConfig):
 
 @METHODS.register("imm")
 class IMM(DenoisingStudent):
-    """Jumps from two times have the same moments."""
+    """Inductive moment matching: samples that jump from two times agree in all moments of a kernel."""
 
     Config = IMMConfig
     any_step = True
@@ -58,9 +62,9 @@ class IMM(DenoisingStudent):
         self.solver = Jumps(lambda t, s: {"target": self.schedule.network_time(s)})
 
     def times(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """t > r >= s, float64 [B] each, the same within a group: that of its first sample."""
+        """Times t > r >= s, float64 [B] each; a group has those of its first sample."""
         groups = torch.arange(len(batch.index), device=batch.index.device) // self.config.group * self.config.group
-        tau = (batch.uniform("t")[groups] * self.latest).clamp(min=1e-2)
+        tau = (batch.uniform("t")[groups] * self.largest_tau).clamp(min=1e-2)
         t, s = time_of_flow(self.schedule, tau), time_of_flow(self.schedule, batch.uniform("s")[groups] * tau)
         widest = largest_sigma(self.schedule)
         r = self.schedule.time_of((sigma_ve(self.schedule, t) - widest * 2.0**-self.config.gap).clamp(min=1e-6))
@@ -68,7 +72,7 @@ class IMM(DenoisingStudent):
 
     def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition) -> Tensor:
         """G from t to s, [B] each."""
-        prediction = self.model(x_t, t, cond.told(target=self.schedule.network_time(s)))
+        prediction = self.model(x_t, t, cond.with_scalars(target=self.schedule.network_time(s)))
         return ddim_step(prediction, s, self.schedule)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

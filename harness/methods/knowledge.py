@@ -1,6 +1,7 @@
-"""Knowledge distillation (Luhman & Luhman 2021, arXiv 2101.02388): one step, `L = |G(x_T) - x_0|^2` on the teacher's pairs.
+"""Knowledge distillation (Luhman & Luhman 2021, arXiv 2101.02388).
 
-It is step distillation with one step, and goes under that name in every table.
+One step, `L = |G(x_T) - x_0|^2` on the teacher's pairs. This is step distillation with one step;
+every table shows it under that name.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from harness.methods.step_distillation import StepDistillation
 
 @METHODS.register("knowledge-distillation")
 class KnowledgeDistillation(StepDistillation):
-    """From the noise to the teacher's sample in one step."""
+    """Knowledge distillation: regression from noise to the teacher's sample in one step."""
 
     default_num_steps = 1
     reference: ClassVar = "Luhman & Luhman 2021, arXiv 2101.02388, eq. 6"

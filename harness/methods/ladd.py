@@ -1,13 +1,16 @@
 """LADD, latent adversarial diffusion distillation (Sauer et al. 2024, arXiv 2403.12015).
 
-The student takes a teacher's sample, noised to one of its own levels, back to x_0 in one step. Heads on a frozen teacher's blocks
-(`networks/discriminator.py`) tell its x_0 from teacher's samples, both noised again; hinge loss, and nothing else:
+The student maps a teacher's sample, noised to one of its own levels, back to x_0 in one step. Heads
+on a frozen teacher's blocks (`networks/discriminator.py`) discriminate between this x_0 and the
+teacher's samples, both noised again. The hinge loss is the only loss:
 
-    L_student = -D(noised x^_0),    L_D = max(0, 1 - D(noised x_0)) + max(0, 1 + D(noised x^_0)).
+    L_student = -D(noised x^_0),    L_D = max(0, 1 - D(noised x_0)) + max(0, 1 + D(noised x^_0))
 
-Ours: the level at the discriminator's input is uniform up to `gan_max_time`, the student's level uniform over its steps, and logits
-are averaged over heads and tokens. Untrained, the student's first step is the unguided teacher's x_0-prediction. Saddle: where the
-student's distribution is the teacher's, the best discriminator says 0 everywhere and the student's gradient is 0.
+Ours: the timestep at the discriminator's input is uniform up to `gan_max_time`, the student's level
+is uniform over its steps, and logits are averaged over heads and tokens.
+
+Untrained: the first step is the unguided teacher's x_0-prediction. Saddle point: if the student has
+the teacher's distribution, the best discriminator is 0 everywhere and the student's gradient is 0.
 """
 
 from __future__ import annotations
@@ -31,9 +34,9 @@ class LADDConfig(StudentConfig):
     gan_lr: float = Field(1e-3, gt=0, le=1)
     """Learning rate of the discriminator's heads."""
     gan_max_time: float = Field(1.0, gt=0, le=1)
-    """Largest timestep to which the discriminator's input is noised."""
+    """Largest timestep of the noised discriminator input."""
     gan_virtual_batch: int = Field(8, ge=1, le=4096)
-    """Samples that the heads normalise together."""
+    """Number of samples that the heads normalise together."""
 
     @property
     def sample_group(self) -> int:
@@ -42,7 +45,7 @@ class LADDConfig(StudentConfig):
 
 @METHODS.register("ladd")
 class LADD(DenoisingStudent):
-    """A discriminator on a frozen teacher's features, and nothing else."""
+    """Latent adversarial distillation: a GAN loss on features of the frozen teacher, no other loss."""
 
     Config = LADDConfig
     sources = frozenset({"trajectory"})
@@ -56,7 +59,7 @@ class LADD(DenoisingStudent):
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         if not task.network_teacher:
-            raise UsageError("ladd judges by the blocks of a teacher that is a network, but this task's is a closed formula")
+            raise UsageError("ladd needs a teacher that is a network, but this task's is a closed formula: give another task")
 
     def updates(self, step: int) -> Iterable[Update]:
         return [Update("student", self.loss), Update("discriminator", self.discriminator_loss)]
@@ -74,7 +77,7 @@ class LADD(DenoisingStudent):
         return loss, {"distance": (x_0.detach() - path.states[:, -1]).square().mean()}
 
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hinge on the teacher's samples and on the x_0 that the student's loss left in the carry."""
+        """The hinge loss on the teacher's samples and the student's x_0 in the carry."""
         path = batch.trajectory
         assert path is not None
         return self.critic.hinge((path.states[:, -1], path.cond), (batch.carry["x_0"], path.cond), batch)

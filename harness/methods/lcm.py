@@ -1,14 +1,16 @@
-"""Latent consistency distillation (Luo et al. 2023, arXiv 2310.04378, alg. 1): guidance is a condition of the student.
+"""Latent consistency distillation (Luo et al. 2023, arXiv 2310.04378, alg. 1).
 
-Between levels t > s of a coarse grid the teacher, guided at a scale w drawn for each sample, takes one DDIM step, and
+The guidance scale w is an input of the student and random for each sample. Between levels t > s of
+a coarse grid the teacher takes one DDIM step, guided at w:
 
-    L = d(f(x_t, w, c, t), sg f^-(x_s, w, c, s)).
+    L = d(f(x_t, w, c, t), sg f^-(x_s, w, c, s))
 
-f is the x_0-prediction, as in `consistency.py`; f^- follows slowly. The student is sampled at the task's guidance scale. Ours: the
-interval of w, and a pseudo-Huber distance of the whole vector where the released code's is of each number.
+f is the x_0-prediction, as in `consistency.py`, and f^- the target average. Sampling uses the
+task's guidance scale. Ours: the interval of w, and a pseudo-Huber distance of the whole vector,
+where the released code has one for each component.
 
-Untrained, the student's first step is the unguided teacher's x_0-prediction, whatever w. Exact: at the map that takes the guided
-teacher's remaining steps on the grid the loss is 0.
+Untrained: the first step is the unguided teacher's x_0-prediction for every w. Exact: the loss is 0
+at the map that takes the guided teacher's remaining steps on the grid.
 """
 
 from __future__ import annotations
@@ -29,20 +31,20 @@ from harness.solvers import DDIM
 
 class LCMConfig(HuberConfig):
     huber_c: float = Field(0.001, gt=0, le=1e3)
-    """c of pseudo-Huber, for one dimension."""
+    """c of pseudo-Huber for one dimension."""
     guidance_from: float = Field(1.0, ge=0, le=100)
-    """Smallest guidance scale that is drawn."""
+    """Smallest guidance scale in training."""
     guidance_to: float = Field(2.0, ge=0, le=100)
-    """Largest guidance scale that is drawn."""
+    """Largest guidance scale in training."""
     grid_levels: int = Field(48, ge=2, le=1000)
-    """Levels of the grid between which the teacher steps (the paper's 50, made divisible)."""
+    """Number of levels of the teacher's grid (paper: 50; 48 has more divisors)."""
     target_half_life: float = Field(0.0135, gt=0, le=1)
-    """Half-life of the moving target, as a fraction of the run (the paper's decay of 0.95 in a run of 1,000 steps)."""
+    """Half-life of the target average, as a fraction of the run (decay 0.95 at 1,000 steps)."""
 
 
 @METHODS.register("lcm")
 class LCM(GridDistillation):
-    """Consistency distillation of a teacher whose guidance scale is told."""
+    """Latent consistency models: consistency distillation conditioned on the guidance scale."""
 
     Config = LCMConfig
     scalars = ("guidance",)
@@ -51,7 +53,7 @@ class LCM(GridDistillation):
     def __init__(self, config: LCMConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
         super().__init__(config, teacher, task, num_steps, total_steps, config.target_half_life)
         self.teacher_solver, self.grid = DDIM(), few_step_levels(config.grid_levels)
-        self.solver = ConsistencySteps(guidance=1000 * task.guidance_scale)  # embedded as the released code does it
+        self.solver = ConsistencySteps(guidance=1000 * task.guidance_scale)  # the embedding of the released code
 
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
@@ -61,9 +63,9 @@ class LCM(GridDistillation):
         if not config.guidance_from <= scale <= config.guidance_to:
             raise UsageError(
                 f"guidance_from and guidance_to are {config.guidance_from:g} and {config.guidance_to:g}, but the task's scale is "
-                f"{scale:g}: give an interval that holds it"
+                f"{scale:g}: give an interval that contains it"
             )
 
-    def asked(self, batch: Batch, cond: Condition) -> tuple[Guided, Condition]:
+    def teacher_and_condition(self, batch: Batch, cond: Condition) -> tuple[Guided, Condition]:
         scale = self.config.guidance_from + batch.uniform("guidance") * (self.config.guidance_to - self.config.guidance_from)
-        return self.teacher.at(scale), cond.told(guidance=1000 * scale)
+        return self.teacher.at(scale), cond.with_scalars(guidance=1000 * scale)

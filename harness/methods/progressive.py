@@ -1,15 +1,17 @@
 """Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512, alg. 2).
 
-In each round the student learns to do in one DDIM step, from t to s, what the teacher does in two, from t to m to s. The x_0 that
-one step needs for that is
+In each round one DDIM step of the student, from t to s, learns to equal two of the teacher, from t
+to m to s. The x_0 for such a step is (eq. 8 and 9)
 
-    x~ = (z_s - (sigma_s / sigma_t) z_t) / (alpha_s - (sigma_s / sigma_t) alpha_t),    L = max(SNR_t, 1) |x^ - x~|^2
+    x~ = (z_s - (sigma_s / sigma_t) z_t) / (alpha_s - (sigma_s / sigma_t) alpha_t)
+    L = max(SNR_t, 1) |x^ - x~|^2
 
-(eq. 8 and 9); on the last interval, s = 0, it is z_s, the teacher's x_0-prediction. Then the student becomes the teacher and the
-number of steps is halved. The rounds share the run in equal parts; the learning rate falls along a line in each.
+On the last interval, s = 0, it is z_s, the teacher's x_0-prediction. After a round the student
+becomes the teacher, and the number of steps halves. Rounds are equal parts of the run; in each the
+learning rate falls linearly.
 
-Untrained, the student is the unguided teacher under S-step DDIM. Exact: where one step of the student lands where two of the
-teacher do, the loss is 0.
+Untrained: the student is the unguided teacher under S-step DDIM. Exact: the loss is 0 if one step
+of the student ends where two of the teacher end.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.diffusion.denoiser import Guided, Model, like
+from harness.diffusion.denoiser import Guided, Model, expand_to
 from harness.diffusion.schedules import NUM_LEVELS, few_step_levels
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem, Update
@@ -35,14 +37,14 @@ from harness.solvers.ddim import ddim_step, implied_x_0
 
 class ProgressiveConfig(StudentConfig):
     rounds: int = Field(3, ge=1, le=10)
-    """How often the steps are halved; the first teacher takes num_steps 2^rounds."""
+    """Number of halvings; the first teacher takes num_steps 2^rounds steps."""
     truncation: float = Field(1.0, ge=0, le=1e3)
-    """Smallest weight of a loss, max(SNR, .)."""
+    """Smallest weight of the loss, max(SNR, .)."""
 
 
 @METHODS.register("progressive")
 class Progressive(DenoisingStudent):
-    """One step learns what two do, again and again."""
+    """Progressive distillation: one DDIM step learns the result of two, in rounds that halve the steps."""
 
     Config = ProgressiveConfig
     reference: ClassVar = "Salimans & Ho 2022, arXiv 2202.00512, alg. 2, eq. 8 and 9"
@@ -54,7 +56,7 @@ class Progressive(DenoisingStudent):
             raise UsageError(f"rounds is {config.rounds}, but the run has {total_steps} steps: give at most as many rounds")
         self.ends = [round(total_steps * (i + 1) / config.rounds) for i in range(config.rounds)]
         self.student_player.rate = self.rate
-        self.earlier = self.seen(copy.deepcopy(self.student_player.module).requires_grad_(False).eval())
+        self.earlier = self.as_denoiser(copy.deepcopy(self.student_player.module).requires_grad_(False).eval())
 
     @staticmethod
     def student_updates(config: Any, total_steps: int) -> int:
@@ -64,11 +66,11 @@ class Progressive(DenoisingStudent):
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         if (first := num_steps * 2**config.rounds) > NUM_LEVELS:
             raise UsageError(
-                f"rounds is {config.rounds}, so the first teacher would take {first} steps, of {NUM_LEVELS} levels: give fewer"
+                f"rounds is {config.rounds}, so the first teacher would take {first} steps, but there are {NUM_LEVELS} levels: give fewer"
             )
 
     def rate(self, progress: float) -> float:
-        """Warm-up and a line to 0 in each round."""
+        """The factor of the learning rate: in each round a warm-up, then linear to 0."""
         step = round(progress * self.ends[-1])
         number = bisect_left(self.ends, step)
         start = self.ends[number - 1] if number else 0
@@ -80,7 +82,10 @@ class Progressive(DenoisingStudent):
         return [Update("student", partial(self.loss_in, number=number), "first round" if number == 0 else "later")]
 
     def loss_in(self, batch: Batch, number: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss in round `number`, whose teacher is the task's in the first, and then the student of the round before."""
+        """The loss in round `number`.
+
+        The teacher is the task's in the first round, and then the student of the round before.
+        """
         assert batch.data is not None
         x_0, cond = batch.data
         teacher: Model = self.teacher if number == 0 else self.earlier
@@ -94,7 +99,7 @@ class Progressive(DenoisingStudent):
             target = implied_x_0(z_t, z_s, t, s, self.schedule)
         alpha, sigma = self.schedule.alpha_sigma(t)
         off = (self.model(z_t, t, cond).x_0 - target).square()
-        weight = like(((alpha / sigma) ** 2).clamp(min=self.config.truncation), off)
+        weight = expand_to(((alpha / sigma) ** 2).clamp(min=self.config.truncation), off)
         return (weight * off).mean(), {"mse": off.detach().mean()}
 
     def end_step(self, step: int, means: dict[str, float]) -> Collection[str]:

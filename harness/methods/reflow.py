@@ -1,15 +1,17 @@
 """Reflow and its one-step distillation (Liu et al. 2022, arXiv 2209.03003, sec. 2.2 and 3).
 
-On the teacher's pairs (x_T, x_0) a new flow is trained along the straight lines between them,
+A new flow is trained along the straight lines between the teacher's pairs (x_T, x_0):
 
-    L = |u(x_tau, tau) - (x_T - x_0)|^2,    x_tau = tau x_T + (1 - tau) x_0,
+    L = |u(x_tau, tau) - (x_T - x_0)|^2,    x_tau = tau x_T + (1 - tau) x_0
 
-whose paths are straighter than the teacher's, so that few Euler steps follow them. In the last part of a run for one step
-(`distill_from`) the same pairs are regressed in that step alone, |x_0(x_T) - x_0|^2, from the reflowed weights; the paper first
-makes new pairs with the reflowed model.
+Its paths are straighter than the teacher's, so few Euler steps follow them. The last part of a run
+for one step (`distill_from`) regresses the same pairs in that step alone, |x_0(x_T) - x_0|^2. The
+paper first draws new pairs from the reflowed model.
 
-The network is the task's own: x_tau times a constant is its x_t at the same signal-to-noise ratio, u its eps - x_0, and Euler's
-step is DDIM's (`student.py`). Untrained, the student is the unguided teacher under S-step DDIM. In expectation: the gradient is 0
+The network is the task's own: x_tau times a constant is its x_t at the same signal-to-noise ratio,
+u is its eps - x_0, and Euler's step is DDIM's (`parts/student.py`).
+
+Untrained: the student is the unguided teacher under S-step DDIM. In expectation: the gradient is 0
 at u = E[x_T - x_0 | x_tau].
 """
 
@@ -31,12 +33,12 @@ from harness.solvers import DDIM
 
 class ReflowConfig(StudentConfig):
     distill_from: float = Field(0.5, ge=0, le=1)
-    """Fraction of a one-step run after which its one step is trained alone; 1 is never. Runs for more steps have no such part."""
+    """Fraction of a run for one step after which that step trains alone; 1 is never."""
 
 
 @METHODS.register("reflow")
 class Reflow(DenoisingStudent):
-    """A new flow on the straight lines between the teacher's noise and samples."""
+    """Reflow: a flow on straight lines between noise and teacher samples, then one-step distillation."""
 
     Config = ReflowConfig
     sources = frozenset({"trajectory"})
@@ -55,7 +57,7 @@ class Reflow(DenoisingStudent):
         return [Update("student", partial(self.loss_at, last=step >= self.last_part))]
 
     def loss_at(self, batch: Batch, last: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss at random times, or at pure noise alone."""
+        """The loss at random times, or under `last` at pure noise alone."""
         path = batch.trajectory
         assert path is not None
         x_T, x_0 = path.states[:, 0], path.states[:, -1]
@@ -63,7 +65,7 @@ class Reflow(DenoisingStudent):
         if last:
             off = self.model(x_T, one, path.cond).x_0 - x_0
         else:
-            t = time_of_flow(self.schedule, (batch.uniform("t") * self.latest).clamp(min=1e-3))
+            t = time_of_flow(self.schedule, (batch.uniform("t") * self.largest_tau).clamp(min=1e-3))
             off = velocity(self.model(self.noised(x_0, x_T, t), t, path.cond)) - (x_T - x_0)
         mse = off.square().mean()
         return mse, {"mse": mse.detach()}

@@ -1,17 +1,21 @@
-"""sCM, continuous-time consistency models (Lu & Song 2024, arXiv 2410.11081): sCD from the teacher, sCT from data.
+"""sCM, continuous-time consistency models (Lu & Song 2024, arXiv 2410.11081).
 
-On the circle `x_t = cos(t) x_0 + sin(t) z`, z ~ N(0, sd^2), the consistency function is `f = cos(t) x_t - sin(t) sd F(x_t / sd, t)`
-(eq. 5), and
+On the circle `x_t = cos(t) x_0 + sin(t) z`, z ~ N(0, sd^2), the consistency function is
+`f = cos(t) x_t - sin(t) sd F(x_t / sd, t)` (eq. 5). The loss is (eq. 7 and 8, alg. 1)
 
     g = -cos^2(t) (sd F^- - dx/dt) - r cos(t) sin(t) (x_t + sd dF^-/dt),    g <- g / (|g| + c)
-    L = e^w(t) / D |F - F^- - g|^2 - w(t)                                                            (eq. 7 and 8, alg. 1)
+    L = e^w(t) / D |F - F^- - g|^2 - w(t)
 
-with dF/dt along the path by forward mode, F^- the network itself without gradients, r rising from 0 to 1, and w(t) learned.
-dx/dt is the guided teacher's (`source: teacher`, sCD) or `cos(t) z - sin(t) x_0` (`data`, sCT).
+dF/dt is the derivative along the path, by forward mode. F^- is F without gradients, r rises from 0
+to 1, and w(t) is learned. dx/dt is the guided teacher's (`source: teacher`, sCD) or
+`cos(t) z - sin(t) x_0` (`source: data`, sCT).
 
-F is the task's network: with its eps and x_0 at the same signal-to-noise ratio, `F = cos(t) eps - sin(t) x_0 / sd`, so f is its
-x_0-prediction. Untrained and started from the teacher, the student's first step is the unguided teacher's x_0-prediction. Exact
-(sCD): at the end of the teacher's ODE g is 0. In expectation (sCT): there its mean is 0, before normalisation.
+F is the task's network: `F = cos(t) eps - sin(t) x_0 / sd` with its eps and x_0 at the same
+signal-to-noise ratio. So f is its x_0-prediction.
+
+Untrained, from the teacher's weights: the first step is the unguided teacher's x_0-prediction.
+Exact (sCD): g is 0 if f is the end of the teacher's ODE. In expectation (sCT): there g has mean 0
+before normalisation.
 """
 
 from __future__ import annotations
@@ -27,15 +31,16 @@ from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
 from harness.diffusion.counting import jvp
-from harness.diffusion.denoiser import Denoiser, Guided, like
-from harness.methods.base import METHODS, Batch, Player, Problem, Update
+from harness.diffusion.denoiser import Denoiser, Guided, expand_to
+from harness.methods.base import METHODS, Batch, Problem, Update
+from harness.methods.parts.players import Player
 from harness.methods.parts.student import DenoisingStudent, StudentConfig, largest_sigma
 from harness.networks.dit import TimestepEmbedder
 
 
 class SCMConfig(StudentConfig):
     source: Literal["teacher", "data"] = "teacher"
-    """Whose velocity is followed: the guided teacher's (sCD), or that of data and noise (sCT)."""
+    """The velocity dx/dt: of the guided teacher (sCD), or of data and noise (sCT)."""
     level_mean: float = Field(-1.0, ge=-10, le=10)
     """Mean of log sigma, for sigma_data 0.5."""
     level_std: float = Field(1.4, gt=0, le=10)
@@ -43,17 +48,17 @@ class SCMConfig(StudentConfig):
     prior_weight: Literal["none", "sigma"] = "sigma"
     """Whether the loss is divided by sigma."""
     normalisation: float = Field(0.1, ge=0, le=1e6)
-    """c in g / (|g| + c)."""
+    """Constant c in g / (|g| + c)."""
     norm: Literal["l2", "rms"] = "l2"
-    """|g|: the L2 norm of a sample, or that over sqrt(D)."""
+    """The norm |g|: L2 over a sample, or this over sqrt(D)."""
     ramp: float = Field(0.1, ge=0, le=1)
-    """Fraction of the run in which r rises (10,000 steps in the paper)."""
+    """Fraction of the run in which r rises (paper: 10,000 steps)."""
     weight_lr: float = Field(1e-3, gt=0, le=1)
     """Learning rate of w(t)."""
 
 
 class LearnedWeight(nn.Module):
-    """w(t) of an uncertainty-weighted loss, 0 at the start."""
+    """The learned weight w(t) of the loss, 0 at the start."""
 
     def __init__(self, width: int = 64):
         super().__init__()
@@ -62,13 +67,13 @@ class LearnedWeight(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, time: Tensor) -> Tensor:
-        """Network times [B] to [B]."""
+        """Weights [B] at network times [B]."""
         return self.out(self.embed(time)).squeeze(-1).float()
 
 
 @METHODS.register("scm")
 class SCM(DenoisingStudent):
-    """The derivative along a path of where it ends is 0."""
+    """Continuous-time consistency model (sCM): the consistency function is constant along an ODE path."""
 
     Config = SCMConfig
     any_step = True
@@ -84,11 +89,11 @@ class SCM(DenoisingStudent):
         self.players["weight"] = Player(weight, optimizer, config.clip)
 
     def F(self, model: Denoiser | Guided, x: Tensor, angle: Tensor, cond: Condition) -> Tensor:
-        """F at points x [B, C, H, W] of the circle, float32."""
-        cos, sin = (like(c, x) for c in (angle.cos(), angle.sin()))
+        """F at points x [B, C, H, W] of the circle and angles [B], float32."""
+        cos, sin = (expand_to(c, x) for c in (angle.cos(), angle.sin()))
         t = self.schedule.time_of(self.sd * angle.tan())
         alpha, _ = self.schedule.alpha_sigma(t)
-        found = model(x * like(alpha / angle.cos(), x), t, cond)
+        found = model(x * expand_to(alpha / angle.cos(), x), t, cond)
         return cos * found.eps - sin * found.x_0 / self.sd
 
     def updates(self, step: int) -> Iterable[Update]:
@@ -98,20 +103,20 @@ class SCM(DenoisingStudent):
 
     def tangent(self, x: Tensor, angle: Tensor, slope: Tensor, cond: Condition, r: float) -> tuple[Tensor, Tensor]:
         """F and g before normalisation, for the path's slope dx/dt; gradients flow through F."""
-        cos, sin = (like(c, x) for c in (angle.cos(), angle.sin()))
+        cos, sin = (expand_to(c, x) for c in (angle.cos(), angle.sin()))
         both = (angle.cos() * angle.sin()).double()
         now, change = jvp(lambda x, angle: self.F(self.model, x, angle, cond), (x, angle), (cos * sin * slope, both))
         g = -(cos**2) * (self.sd * now.detach() - slope) - r * (cos * sin * x + self.sd * change.detach())
         return now, g
 
     def loss_at(self, batch: Batch, r: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The student's loss with its tangent warmed up to r."""
+        """The student's loss at warm-up factor r of the tangent."""
         assert batch.data is not None
         x_0, cond = batch.data
         mean = self.config.level_mean + math.log(self.sd / 0.5)
         sigma = (mean + self.config.level_std * batch.normal("level", ()).double()).exp().clamp(1e-3 * self.sd, self.largest)
         angle = torch.atan(sigma / self.sd)
-        cos, sin = (like(c, x_0) for c in (angle.cos(), angle.sin()))
+        cos, sin = (expand_to(c, x_0) for c in (angle.cos(), angle.sin()))
         z = self.sd * batch.normal("eps", x_0.shape[1:])
         x = cos * x_0 + sin * z
         with torch.no_grad():
@@ -129,7 +134,7 @@ class SCM(DenoisingStudent):
         return (weight.exp() * error).mean(), {"tangent": g.detach().square().mean(), "weight": weight.mean()}
 
     def weight_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """`e^w error - w`, whose minimum is at e^-w the error's mean."""
+        """`e^w error - w`, with its minimum where e^-w is the mean error."""
         time, error = batch.carry["weighted"]
         weight = self.players["weight"].module(time)
         return (weight.exp() * error - weight).mean(), {}

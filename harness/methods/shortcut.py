@@ -1,16 +1,20 @@
-"""Shortcut models (Frans et al. 2024, arXiv 2410.12557): a flow that is told the size of its step.
+"""Shortcut models (Frans et al. 2024, arXiv 2410.12557): a flow with the step size as an input.
 
-Most of a batch is flow matching, told a step of 0. In the rest a step of 2d learns the mean of two steps of d, the second taken
-from where the first one leads (alg. 1):
+Most of a batch is flow matching with step size 0. In the rest a step of 2d learns the mean of two
+steps of d, of which the second starts where the first ends (alg. 1):
 
-    L = |s(x_t, t, 0) - (eps - x_0)|^2    and    |s(x_t, t, 2d) - sg (s(x_t, t, d) + s(x', t', d)) / 2|^2,    x' = x_t - d s(x_t, t, d)
+    L = |s(x_t, t, 0) - (eps - x_0)|^2
+    L = |s(x_t, t, 2d) - sg (s(x_t, t, d) + s(x', t', d)) / 2|^2,    x' = x_t - d s(x_t, t, d)
 
-d is 1/M, ..., 1/4, 1/2 and t a multiple of 2d; the smallest d is asked as 0, and targets are the moving average's, as in the paper.
-Times are flow times and the sampler takes equal steps in them; the network is the task's own (`student.py`). It learns the
-distribution of the data.
+d is 1/M, ..., 1/4, 1/2, and t is a multiple of 2d. As in the paper, the smallest d enters as 0, and
+targets come from the average.
 
-Untrained and started from the teacher, the student is the unguided teacher under DDIM on those levels. In expectation: where each
-s(., d) is the flow's mean velocity over d, and at d = 0 E[eps - x_0 | x_t], no mean gradient is left.
+Times are flow times, and the sampler takes equal steps in them. The network is the task's own
+(`parts/student.py`). The method learns the distribution of the data.
+
+Untrained, from the teacher's weights: the student is the unguided teacher under DDIM on the same
+levels. In expectation: the gradient is 0 if each s(., d) is the flow's mean velocity over d, and
+s(., 0) is E[eps - x_0 | x_t].
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Denoiser, Guided, like
+from harness.diffusion.denoiser import Denoiser, Guided, expand_to
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem
 from harness.methods.parts.student import DenoisingStudent, Jumps, StudentConfig, time_of_flow
@@ -32,17 +36,17 @@ class ShortcutConfig(StudentConfig):
     bootstrap: float = Field(0.25, ge=0, le=1)
     """Share of a batch that learns from two smaller steps."""
     finest: int = Field(128, ge=4, le=1024)
-    """M, the number of the smallest steps; a power of 2."""
+    """Number M of the smallest steps, a power of 2."""
 
     @property
     def counted_samples(self) -> int:
-        """The first number from 8 on of which just this share is bootstrapped, or 100."""
+        """The first number from 8 on whose bootstrapped share is whole, or 100."""
         return next((count for count in range(8, 100) if (count * self.bootstrap).is_integer()), 100)
 
 
 @METHODS.register("shortcut")
 class Shortcut(DenoisingStudent):
-    """A step equals two of half its size."""
+    """Shortcut models: a flow conditioned on step size, where one step matches two of half the size."""
 
     Config = ShortcutConfig
     any_step = True
@@ -53,10 +57,10 @@ class Shortcut(DenoisingStudent):
     def __init__(self, config: ShortcutConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
         super().__init__(config, teacher, task, num_steps, total_steps)
         assert self.student_player.ema is not None
-        self.target_model = self.seen(self.student_player.ema.module)
+        self.target_model = self.as_denoiser(self.student_player.ema.module)
         self.levels = time_of_flow(self.schedule, torch.linspace(1, 0, num_steps + 1, dtype=torch.float64))
-        told = torch.tensor([1000 / num_steps])
-        self.solver = Jumps(lambda t, s: {"step_size": told})
+        step_size = torch.tensor([1000 / num_steps])
+        self.solver = Jumps(lambda t, s: {"step_size": step_size})
 
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
@@ -64,11 +68,13 @@ class Shortcut(DenoisingStudent):
             if number & (number - 1):
                 raise UsageError(f"{name} is {number}, but shortcut models double their steps: give a power of 2")
         if num_steps > config.finest // 2:
-            raise UsageError(f"num_steps is {num_steps}, but the smallest step that is trained is {2 / config.finest:g}: give no more")
+            raise UsageError(
+                f"num_steps is {num_steps}, but the smallest trained step is {2 / config.finest:g}: give at most {config.finest // 2}"
+            )
 
     def s(self, model: Denoiser, y: Tensor, tau: Tensor, step: Tensor, cond: Condition) -> Tensor:
-        """Velocity over a step, at points y [B, C, H, W] of the line."""
-        return self.velocity_at(model, y, tau, cond.told(step_size=1000 * step))
+        """The mean velocity over a step from points y [B, C, H, W] of the line."""
+        return self.velocity_at(model, y, tau, cond.with_scalars(step_size=1000 * step))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.data is not None
@@ -78,8 +84,8 @@ class Shortcut(DenoisingStudent):
         booted = ((index + 1) * share).floor() > (index * share).floor()
         d = 2.0 ** -(1 + (batch.uniform("size") * (self.config.finest.bit_length() - 1)).long()).double()
         place = 1 + (batch.uniform("t") / (2 * d)).long()
-        tau = torch.where(booted, place * 2 * d, batch.uniform("t")).clamp(1e-3, self.latest)
-        y = like(1 - tau, x_0) * x_0 + like(tau, x_0) * eps
+        tau = torch.where(booted, place * 2 * d, batch.uniform("t")).clamp(1e-3, self.largest_tau)
+        y = expand_to(1 - tau, x_0) * x_0 + expand_to(tau, x_0) * eps
         target = eps - x_0
         if bool(booted.any()):
             target[booted] = self.two_steps(y[booted], tau[booted], d[booted], cond[booted])
@@ -89,9 +95,9 @@ class Shortcut(DenoisingStudent):
 
     @torch.no_grad()
     def two_steps(self, y: Tensor, tau: Tensor, d: Tensor, cond: Condition) -> Tensor:
-        """Mean velocity of the moving average over two steps of d; the smallest of them is asked as flow matching, a step of 0."""
-        asked = torch.where(d * self.config.finest <= 1, 0.0, d)
-        first = self.s(self.target_model, y, tau, asked, cond)
+        """The average's mean velocity over two steps of d; the smallest d enters as 0."""
+        step = torch.where(d * self.config.finest <= 1, 0.0, d)
+        first = self.s(self.target_model, y, tau, step, cond)
         halfway = (tau - d).clamp(min=1e-6)
-        second = self.s(self.target_model, y - like(tau - halfway, y) * first, halfway, asked, cond)
+        second = self.s(self.target_model, y - expand_to(tau - halfway, y) * first, halfway, step, cond)
         return (first + second).to(y) / 2

@@ -1,10 +1,14 @@
-"""Step distillation: a student regresses the next point of the teacher's trajectory (the baseline of arXiv 2504.11295).
+"""Step distillation: regression of the next point of the teacher's trajectory.
 
-The trajectory is read at S + 1 points, noise first. Training is teacher-forced, one forward over all S states and the mean of
-S unweighted squared errors; sampling takes S steps. `TrajectoryDistillation` is written for a student that sees earlier
-states, as ARD's does (`ard.py`); here each state is seen alone.
+This is the baseline of arXiv 2504.11295. The trajectory is read at S + 1 points, noise first.
+Training is teacher-forced: one forward pass over all S states, and the mean of S unweighted squared
+errors. Sampling takes S steps.
 
-Untrained, under `parametrization: teacher` and `heads: shared` the student is the unguided teacher under S-step DDIM.
+`TrajectoryDistillation` also serves a student that attends to earlier states (`ard.py`). Here each
+step has its own state alone.
+
+Untrained: under `parametrization: teacher` and `heads: shared` the student is the unguided teacher
+under S-step DDIM.
 """
 
 from __future__ import annotations
@@ -21,25 +25,27 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Denoiser, Guided
 from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
-from harness.methods.base import METHODS, Batch, Loss, Method, Player, Problem, Update
+from harness.methods.base import METHODS, Batch, Loss, Method, Problem, Update
 from harness.methods.parts.adversarial import Adversary
 from harness.methods.parts.matching import MatchingStage
+from harness.methods.parts.players import Player
 from harness.methods.parts.points import CachedSteps, DistillationConfig, Points
 from harness.networks.history import HistoryDiT, Visible, causal
-from harness.solvers import DDIM, Trajectory, integrate
+from harness.solvers import DDIM, Trajectory, sample, trace
 
 
 class Stage(Protocol):
-    """What is added to the regression from step `start` on: a further player and its updates, given the student's own loss."""
+    """An addition to the regression from step `start` on: a further player and its updates."""
 
     name: str
     start: int
     player: Player
 
-    def turn(self, step: int) -> int:
-        """A number that grows by one with each update of the student."""
+    def student_update(self, step: int) -> int:
+        """The number of the student's update at a step of the run."""
 
-    def updates(self, step: int, loss: Loss) -> list[Update]: ...
+    def updates(self, step: int, loss: Loss) -> list[Update]:
+        """The updates of a step, given the student's own loss."""
 
     def end_step(self) -> None: ...
 
@@ -49,7 +55,7 @@ class Stage(Protocol):
 
 
 class TrajectoryDistillation(Method):
-    """A student that regresses the next point of the teacher's trajectory."""
+    """The base of methods that regress the next point of the teacher's trajectory."""
 
     sources = frozenset({"trajectory"})
 
@@ -84,7 +90,7 @@ class TrajectoryDistillation(Method):
 
     @staticmethod
     def history(config: Any) -> tuple[int, Visible]:
-        """How many of the lowest layers see earlier states, and which."""
+        """The number of lowest layers that attend to earlier states, and the visible states."""
         return 0, causal
 
     @classmethod
@@ -111,26 +117,27 @@ class TrajectoryDistillation(Method):
         x, target = self.points.inputs_and_targets(trajectory)
         return torch.cat([x, target[:, -1:]], 1)
 
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        """Under the teacher's parametrisation and shared heads the unguided teacher under DDIM, as long as no history is seen and each
-        state is told its level.
+    def untrained_sampler(self) -> Callable[[Tensor, Condition], Tensor] | None:
+        """The unguided teacher under DDIM, for the teacher's parametrisation and shared heads.
+
+        This holds without history and with each state's own time.
         """
         alone = len(self.levels) == 2 or (self.history(self.config)[0] == 0 and self.config.time_embedding == "per_state")
         if self.teacher_network is None or self.config.parametrization != "teacher" or not alone:
             return None
         teacher = Denoiser(self.teacher_network, self.points.schedule, self.points.prediction_type)
-        return lambda x_T, cond: integrate(DDIM(), teacher, x_T, self.levels, cond)  # type: ignore[return-value]
+        return lambda x_T, cond: sample(DDIM(), teacher, x_T, self.levels, cond)
 
     def updates(self, step: int) -> Iterable[Update]:
         if not self.config.step_counts:
-            return self.in_stage(step, self.loss)
-        turn = step if self.stage is None or step < self.stage.start else self.stage.turn(step)
+            return self.staged_updates(step, self.loss)
+        turn = step if self.stage is None or step < self.stage.start else self.stage.student_update(step)
         points = self.trained_points[turn % len(self.trained_points)]
-        found = self.in_stage(step, partial(self.loss, points=points))
+        found = self.staged_updates(step, partial(self.loss, points=points))
         return [replace(update, phase=f"{update.phase} {len(points.levels) - 1} steps".lstrip()) for update in found]
 
-    def in_stage(self, step: int, loss: Loss) -> list[Update]:
-        """The updates of a step with the student's own loss."""
+    def staged_updates(self, step: int, loss: Loss) -> list[Update]:
+        """The updates of a step, with those of the stage once it has begun."""
         if self.stage is None or step < self.stage.start:
             return [Update("student", loss)]
         return self.stage.updates(step, loss)
@@ -152,7 +159,10 @@ class TrajectoryDistillation(Method):
         return bool(config.step_counts)
 
     def loss(self, batch: Batch, points: Points | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean of the S squared errors, under teacher forcing but for the share that sees its own history."""
+        """The mean of S squared errors.
+
+        Inputs are the teacher's points, or for the share `own_history` the student's own.
+        """
         assert batch.trajectory is not None
         points, path = points or self.points, batch.trajectory
         x, target = points.inputs_and_targets(path)
@@ -160,34 +170,32 @@ class TrajectoryDistillation(Method):
             own = (batch.uniform("own history") < self.config.own_history).reshape(-1, 1, 1, 1, 1)
             x = torch.where(own, self.own_points(points, x[:, 0], path.cond), x)
         times = points.times.to(x.device).expand(x.shape[:2])
-        seen, cond = points.network_input(x, x[:, 0]), path.cond.told(**points.told(len(x), x.device))
+        seen, cond = points.network_input(x, x[:, 0]), path.cond.with_scalars(**points.scalars(len(x), x.device))
         output, _ = self.players["student"].module(seen, times, cond)
         t, s = (grid.repeat(len(x)) for grid in (points.levels[:-1], points.levels[1:]))
         answer = points.answer(output[:, :, : x.shape[2]].flatten(0, 1), x.flatten(0, 1), t, s).unflatten(0, x.shape[:2])
         errors = (answer - target).square().mean((0, 2, 3, 4))
-        batch.carry["x_0"] = answer[:, -1]  # at t = 0 the answer is x_0, whatever it was before
+        batch.carry["x_0"] = answer[:, -1]  # the answer at t = 0 is an x_0
         return errors.mean(), {f"mse_step{i + 1}": error.detach() for i, error in enumerate(errors)}
 
     @torch.no_grad()
     def own_points(self, points: Points, x_T: Tensor, cond: Condition) -> Tensor:
-        """Where the student's own sampling goes from x_T [B, C, H, W], without the end: [B, S, C, H, W]."""
-        path = integrate(CachedSteps(points), self.players["student"].module, x_T, points.levels, cond, save=True)
-        assert isinstance(path, Trajectory)
+        """The inputs of the student's own sampling from x_T [B, C, H, W], as [B, S, C, H, W]."""
+        path = trace(CachedSteps(points), self.players["student"].module, x_T, points.levels, cond)
         return path.states[:, :-1]
 
 
 @METHODS.register("step-distillation")
 class StepDistillation(TrajectoryDistillation):
-    """Every step sees its own state alone."""
+    """Step distillation: each step regresses the trajectory's next point from its current state alone."""
 
     Config = DistillationConfig
     reference: ClassVar = "Kim et al. 2025, arXiv 2504.11295, sec. 3.1 and table 1 (its baseline)"
 
     @classmethod
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
-        if (
-            num_steps == 1 and not config.step_counts
-        ):  # from the noise to the data: one head, one time, and all kinds of trajectory are the same pair
+        # one step from noise to data has one head, one time and, for every trajectory, one pair
+        if num_steps == 1 and not config.step_counts:
             kind = {"trajectory": "predictions", "heads": "per_step"} if config.parametrization == "direct" else {"heads": "shared"}
             config = config.model_copy(update={**kind, "time_embedding": "per_state", "own_history": 0.0})
         return METHODS.name_of(cls), config.without_idle_stages()

@@ -1,7 +1,8 @@
-"""The teacher itself under a solver with few steps: what a user has without distilling. Nothing is trained.
+"""The teacher under a few-step solver, the baseline without distillation. Nothing is trained.
 
-Its levels are equally spaced or given; `harness teacher levels` searches for good ones (`solvers/search.py`). With `reuse_every` n,
-all but every n-th step run the lowest blocks alone and reuse what the others added (feature caching, `solvers/feature_reuse.py`).
+Levels are equally spaced or given; `harness teacher levels` searches for good ones
+(`solvers/search.py`). Under `reuse_every` n, all but every n-th step run the lowest blocks and
+reuse the contribution of the upper blocks (feature caching, `solvers/feature_reuse.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import nn
 from harness.diffusion.denoiser import Guided
 from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
-from harness.methods.base import METHODS, Method, MethodConfig, Numbers, Problem
+from harness.methods.base import METHODS, Method, Problem
+from harness.methods.parts.options import MethodConfig, Numbers
 from harness.solvers import SOLVERS, FeatureReuse
 
 
@@ -23,16 +25,16 @@ class TeacherConfig(MethodConfig):
     solver: str = "ddim"
     """Name of the solver; `harness list solvers` lists them."""
     levels: Numbers = ()
-    """Timesteps in thousandths, as in 167,417,833, at which it is asked beside pure noise; none means equally spaced."""
+    """Timesteps below 1 in thousandths, as in 167,417,833; none means equally spaced."""
     reuse_every: int = Field(1, ge=1, le=1000)
-    """One full pass in so many steps, the others reuse its upper blocks; 1 is never."""
+    """Every n-th step is a full pass, the others reuse its upper blocks; 1 turns reuse off."""
     reuse_below: int = Field(4, ge=1, le=1000)
-    """How many of the lowest blocks run in the steps that reuse."""
+    """Number of lowest blocks that run in the other steps."""
 
 
 @METHODS.register("teacher")
 class Teacher(Method):
-    """The guided teacher under a solver, on levels round(1000 k / S) - 1 or on those given."""
+    """No distillation: the guided teacher sampled by an ODE solver in few steps."""
 
     Config = TeacherConfig
     reference = "Song et al. 2021, arXiv 2010.02502 (DDIM); feature caching: Chen et al. 2024, arXiv 2406.01125"
@@ -63,14 +65,14 @@ class Teacher(Method):
         if config.levels and len(config.levels) != num_steps - 1:
             raise UsageError(f"{num_steps} steps have {num_steps - 1} levels between noise and data, but {len(config.levels)} are given")
         if config.levels and config.levels[-1] >= 1000:
-            raise UsageError(f"levels hold {config.levels[-1]}, but must lie between 0 and 1000, which are data and noise")
+            raise UsageError(f"levels hold {config.levels[-1]}, but must lie between 0 and 1000, data and noise")
         if config.reuse_every == 1:
             return
         if not task.network_teacher:
-            raise UsageError("reuse_every needs a teacher with blocks, but this task's is a closed formula: leave it out")
+            raise UsageError("reuse_every needs a teacher that is a network, but this task's is a closed formula: leave it out")
         if config.reuse_below >= (depth := task.network_options["depth"]):
-            raise UsageError(f"reuse_below is {config.reuse_below}, but of {depth} blocks at most {depth - 1} leave something to reuse")
+            raise UsageError(f"reuse_below is {config.reuse_below}, but the teacher has {depth} blocks: give at most {depth - 1}")
 
     @property
-    def passes_through(self) -> nn.Module:
+    def sampled_network(self) -> nn.Module:
         return self.student.denoiser.network  # type: ignore[union-attr, return-value]

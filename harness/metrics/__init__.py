@@ -1,6 +1,6 @@
-"""Metrics: pure functions of samples, features or networks. Floor 4: may import floors 0 to 3, not the methods."""
+"""Metrics: decorated functions of samples that state what they need, and the one evaluator."""
 
 import harness.metrics.registered  # noqa: F401
-from harness.metrics.base import METRICS, Judged, SampleMetric
+from harness.metrics.base import METRICS, SampleMetric, metric
 
-__all__ = ["METRICS", "Judged", "SampleMetric"]
+__all__ = ["METRICS", "SampleMetric", "metric"]

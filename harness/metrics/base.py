@@ -1,68 +1,131 @@
-"""What a metric of samples is. Built-in ones are in `registered.py`; others come from plug-ins."""
+"""What a metric is: a decorated function whose parameters name what it needs to know of samples.
+
+    @metric("fid", direction="lower", heading="FID ↓", digits=2)
+    def fid(features: Features) -> float: ...
+
+The evaluator calls every metric whose needs are met, so that a task of images, an exact task and a
+bare file of samples each get theirs. `KNOWN` lists what may be known. Metrics of ours are in
+`registered.py`; others come from plug-ins.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
-from harness.data.images import ImageSet
+from harness.diffusion.conditions import Condition
 from harness.metrics.manifold import density_coverage, precision_recall
-from harness.registry import Registry
+from harness.registry import Registry, registry_of
 
 Direction = Literal["lower", "higher", "none"]
 
+KNOWN = {
+    "images": "the samples, [n, C, H, W] in [-1, 1]",
+    "real": "the reference images and their labels where samples are images, an `ImageSet`",
+    "labels": "the labels that the samples were made for, [n]",
+    "features": "samples and reference in the task's feature network, `Features`",
+    "kid_subset_size": "the task's",
+    "teacher_samples": "the teacher's output from the same noise, [n, C, H, W]",
+    "mixture": "the exact distribution, a `GaussianMixture`",
+    "ode_map": "where the exact ODE leads from the same noise, float64 [n, C, H, W]",
+    "sampled_map": "the deterministic sampler that made them, `SampledMap`",
+    "inception": "features of samples and reference, float64 [n, d] and [m, d]",
+    "inception_clean": "the same in clean-fid's protocol",
+    "dinov2": "the same in DINOv2",
+}
+"""What a metric may ask for, by the name of its parameter."""
+
 
 @dataclass(frozen=True)
-class Judged:
-    """Samples beside the reference, as images and in the feature network's eyes.
+class Features:
+    """Samples and real images in the eyes of a feature network.
 
     Attributes:
-        images, labels: samples [n, C, H, W] in [-1, 1], and the labels asked for [n].
-        features, logits: of the samples, float64 [n, d] and [n, classes].
-        real: the reference images and their labels.
-        real_features: float64 [m, d].
-        kid_subset_size: the task's.
-        neighbours: how many of the reference's first features neighbourhoods are made of; None is all.
+        generated, logits: of the samples, float64 [n, d] and [n, classes].
+        real: of the reference, float64 [m, d].
+        neighbours: how many of the reference's first features have neighbourhoods; None is all.
     """
 
-    images: Tensor
-    labels: Tensor
-    features: Tensor
+    generated: Tensor
     logits: Tensor
-    real: ImageSet
-    real_features: Tensor
-    kid_subset_size: int
+    real: Tensor
     neighbours: int | None = None
 
     @cached_property
     def precision_recall(self) -> tuple[float, float]:
         """Improved precision and recall, which share their distances."""
-        return precision_recall(self.features, self.real_features[: self.neighbours])
+        return precision_recall(self.generated, self.real[: self.neighbours])
 
     @cached_property
     def density_coverage(self) -> tuple[float, float]:
         """Density and coverage, which share their distances."""
-        return density_coverage(self.features, self.real_features[: self.neighbours])
+        return density_coverage(self.generated, self.real[: self.neighbours])
 
 
-class SampleMetric(ABC):
-    """A number that judges samples."""
+@dataclass(frozen=True)
+class SampledMap:
+    """What made the samples, as a differentiable function of noise, and the noise x_T [n, C, H, W]."""
 
-    direction: ClassVar[Direction]
-    """Which way is better."""
-    heading: ClassVar[str]
-    """Of its column in tables."""
-    digits: ClassVar[int] = 3
-    """After the point, in tables."""
-    needs_labels: ClassVar[bool] = False
-    """Whether it asks which labels the samples were made for."""
-
-    @abstractmethod
-    def __call__(self, judged: Judged) -> float: ...
+    sample: Callable[[Tensor, Condition], Tensor]
+    x_T: Tensor
+    cond: Condition
 
 
-METRICS: Registry[SampleMetric] = Registry("metric")
+@dataclass(frozen=True)
+class SampleMetric:
+    """A number that judges samples: its function, and what tables show of it.
+
+    Attributes:
+        function: returns the number, or NaN where it does not exist.
+        direction: which way is better.
+        heading, digits: of its column in tables.
+        needs: the names of the function's parameters, each in `KNOWN`.
+        milestone: whether it is measured along training too.
+        most_samples: how many samples it is made of at the most; None is all.
+    """
+
+    name: str
+    function: Callable[..., float]
+    direction: Direction
+    heading: str
+    digits: int
+    needs: tuple[str, ...]
+    milestone: bool
+    most_samples: int | None
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (self.function.__doc__ or "").strip().partition("\n")[0]
+
+    def __call__(self, known: Mapping[str, Any]) -> float:
+        """The number, from whatever is known of the samples by the names in `KNOWN`."""
+        return float(self.function(**{name: known[name] for name in self.needs}))
+
+
+METRICS: Registry[SampleMetric] = registry_of("metric")
+"""Every metric, a `SampleMetric`, by name."""
+
+
+def metric(
+    name: str, *, direction: Direction, heading: str, digits: int = 3, milestone: bool = False, most_samples: int | None = None
+) -> Callable[[Callable[..., float]], SampleMetric]:
+    """Registers the decorated function as a metric; see `SampleMetric` for the arguments.
+
+    Raises ValueError if the name is taken or a parameter is not in `KNOWN`.
+    """
+
+    def enter(function: Callable[..., float]) -> SampleMetric:
+        needs = tuple(inspect.signature(function).parameters)
+        if strange := [need for need in needs if need not in KNOWN]:
+            raise ValueError(f"metric {name!r} asks for {', '.join(strange)}; it may ask for: {', '.join(KNOWN)}")
+        made = SampleMetric(name, function, direction, heading, digits, needs, milestone, most_samples)
+        METRICS.register(name, function)(made)
+        return made
+
+    return enter

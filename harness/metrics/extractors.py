@@ -39,10 +39,12 @@ class Extractor(ABC):
 
     Attributes:
         metric: the name of the Frechet distance on these features.
+        need: the name by which that metric asks for them.
         sha256: of the weights file.
     """
 
     metric: str
+    need: str
 
     def __init__(self, weights: Path | None, device: torch.device):
         self.path, self.device = self.fetched() if weights is None else weights, device
@@ -72,7 +74,7 @@ class Extractor(ABC):
 
     @abstractmethod
     def fetched(self) -> Path:
-        """The weights where none are given. Raises UsageError if they are not to be had."""
+        """The weights where none are given. Raises UsageError if they cannot be downloaded."""
 
     @abstractmethod
     def build(self, state: dict[str, Tensor]) -> nn.Module:
@@ -92,7 +94,7 @@ class Extractor(ABC):
 class Inception(Extractor):
     """Inception-v3's 2,048 pooled features."""
 
-    metric = "fid_inception"
+    metric, need = "fid_inception", "inception"
 
     def fetched(self) -> Path:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
@@ -111,7 +113,7 @@ class Inception(Extractor):
 class CleanInception(Inception):
     """The same after clean-fid's resizing."""
 
-    metric = "fid_clean"
+    metric, need = "fid_clean", "inception_clean"
 
     def features(self, images: Tensor) -> Tensor:
         from cleanfid.resize import make_resizer
@@ -130,7 +132,7 @@ class CleanInception(Inception):
 class DINOv2(Extractor):
     """The class token of a DINOv2 vision transformer with patches of 14, at 224 pixels; its size follows from the weights."""
 
-    metric = "fd_dinov2"
+    metric, need = "fd_dinov2", "dinov2"
 
     def fetched(self) -> Path:
         return self.download("https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth")

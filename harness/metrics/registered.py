@@ -1,121 +1,126 @@
-"""The metrics that every task of images has, by name."""
+"""The metrics that come with the harness; the parameters of each say what it needs."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
 
-from harness.metrics.base import METRICS, Direction, Judged, SampleMetric
-from harness.metrics.fidelity import fid, kid, label_agreement
-from harness.metrics.manifold import class_diversity, inception_style_score, memorised_share
+from torch import Tensor
 
+from harness.data.images import ImageSet
+from harness.data.mixture import GaussianMixture
+from harness.metrics import fidelity, manifold
+from harness.metrics.base import Features, SampledMap, metric
+from harness.metrics.exact import kl_of_map
 
-@METRICS.register("fid")
-class FID(SampleMetric):
-    """Frechet distance of features to the reference."""
-
-    direction: ClassVar[Direction] = "lower"
-    heading, digits = "FID ↓", 2
-
-    def __call__(self, judged: Judged) -> float:
-        return fid(judged.features, judged.real_features)
+KL_SAMPLES = 500
+Pair = tuple[Tensor, Tensor]
 
 
-@METRICS.register("kid")
-class KID(SampleMetric):
-    """Unbiased kernel distance of features to the reference."""
-
-    direction: ClassVar[Direction] = "lower"
-    heading, digits = "KID ↓", 1
-
-    def __call__(self, judged: Judged) -> float:
-        return kid(judged.features, judged.real_features, judged.kid_subset_size)
+@metric("fid", direction="lower", heading="FID ↓", digits=2, milestone=True)
+def fid(features: Features) -> float:
+    """Frechet distance between the features of samples and of reference images."""
+    return fidelity.fid(features.generated, features.real)
 
 
-@METRICS.register("label_agreement")
-class LabelAgreement(SampleMetric):
-    """Share of samples that the feature network gives the label asked for."""
-
-    direction: ClassVar[Direction] = "higher"
-    heading = "label agreement ↑"
-    needs_labels = True
-
-    def __call__(self, judged: Judged) -> float:
-        return label_agreement(judged.logits, judged.labels)
+@metric("kid", direction="lower", heading="KID ↓", digits=1)
+def kid(features: Features, kid_subset_size: int) -> float:
+    """Kernel distance (unbiased) between the features of samples and of reference images."""
+    return fidelity.kid(features.generated, features.real, kid_subset_size)
 
 
-@METRICS.register("precision")
-class Precision(SampleMetric):
-    """Share of samples within the manifold of real features."""
-
-    direction: ClassVar[Direction] = "higher"
-    heading = "precision ↑"
-
-    def __call__(self, judged: Judged) -> float:
-        return judged.precision_recall[0]
+@metric("label_agreement", direction="higher", heading="label agreement ↑", milestone=True)
+def label_agreement(features: Features, labels: Tensor) -> float:
+    """Share of samples that the feature network classifies as the requested label."""
+    return fidelity.label_agreement(features.logits, labels)
 
 
-@METRICS.register("recall")
-class Recall(SampleMetric):
-    """Share of real images within the manifold of the samples' features."""
-
-    direction: ClassVar[Direction] = "higher"
-    heading = "recall ↑"
-
-    def __call__(self, judged: Judged) -> float:
-        return judged.precision_recall[1]
+@metric("precision", direction="higher", heading="precision ↑")
+def precision(features: Features) -> float:
+    """Share of samples inside the manifold of real features."""
+    return features.precision_recall[0]
 
 
-@METRICS.register("density")
-class Density(SampleMetric):
-    """Real neighbourhoods around a sample, relative to what is expected."""
-
-    direction: ClassVar[Direction] = "higher"
-    heading = "density ↑"
-
-    def __call__(self, judged: Judged) -> float:
-        return judged.density_coverage[0]
+@metric("recall", direction="higher", heading="recall ↑")
+def recall(features: Features) -> float:
+    """Share of real images inside the manifold of sample features."""
+    return features.precision_recall[1]
 
 
-@METRICS.register("coverage")
-class Coverage(SampleMetric):
-    """Share of real neighbourhoods that hold a sample."""
-
-    direction: ClassVar[Direction] = "higher"
-    heading = "coverage ↑"
-
-    def __call__(self, judged: Judged) -> float:
-        return judged.density_coverage[1]
+@metric("density", direction="higher", heading="density ↑")
+def density(features: Features) -> float:
+    """Number of real neighbourhoods around a sample, relative to its expectation."""
+    return features.density_coverage[0]
 
 
-@METRICS.register("inception_style_score")
-class InceptionStyleScore(SampleMetric):
-    """How sure and how varied the feature network's labels are."""
-
-    direction: ClassVar[Direction] = "higher"
-    heading, digits = "inception-style score ↑", 2
-
-    def __call__(self, judged: Judged) -> float:
-        return inception_style_score(judged.logits)
+@metric("coverage", direction="higher", heading="coverage ↑")
+def coverage(features: Features) -> float:
+    """Share of real neighbourhoods that contain a sample."""
+    return features.density_coverage[1]
 
 
-@METRICS.register("class_diversity")
-class ClassDiversity(SampleMetric):
-    """Mean distance of two samples of one class, relative to real images'."""
-
-    direction: ClassVar[Direction] = "none"
-    heading = "diversity in a class (real = 1)"
-    needs_labels = True
-
-    def __call__(self, judged: Judged) -> float:
-        return class_diversity(judged.features, judged.labels, judged.real_features, judged.real.labels)
+@metric("inception_style_score", direction="higher", heading="inception-style score ↑", digits=2)
+def inception_style_score(features: Features) -> float:
+    """Inception score with the task's feature network: confident and varied predictions."""
+    return manifold.inception_style_score(features.logits)
 
 
-@METRICS.register("memorised_share")
-class MemorisedShare(SampleMetric):
-    """Share of samples far closer to one training image than to any other."""
+@metric("class_diversity", direction="none", heading="diversity in a class (real = 1)")
+def class_diversity(features: Features, labels: Tensor, real: ImageSet) -> float:
+    """Mean distance between two samples of one class, relative to real images."""
+    return manifold.class_diversity(features.generated, labels, features.real, real.labels)
 
-    direction: ClassVar[Direction] = "lower"
-    heading, digits = "memorised ↓", 4
 
-    def __call__(self, judged: Judged) -> float:
-        return memorised_share(judged.images, judged.real.images)
+@metric("memorised_share", direction="lower", heading="memorised ↓", digits=4)
+def memorised_share(images: Tensor, real: ImageSet) -> float:
+    """Share of samples that are far closer to one training image than to any other."""
+    return manifold.memorised_share(images, real.images)
+
+
+@metric("distance_to_teacher", direction="lower", heading="distance to teacher ↓", milestone=True)
+def distance_to_teacher(images: Tensor, teacher_samples: Tensor) -> float:
+    """Root mean squared difference of a pixel from the teacher's output from the same noise."""
+    return fidelity.distance_to_reference(images, teacher_samples)
+
+
+@metric("fid_inception", direction="lower", heading="FID, Inception ↓", digits=2)
+def fid_inception(inception: Pair) -> float:
+    """Frechet distance in Inception-v3, in torch-fidelity's protocol."""
+    return fidelity.fid(*inception)
+
+
+@metric("fid_clean", direction="lower", heading="FID, clean-fid's protocol ↓", digits=2)
+def fid_clean(inception_clean: Pair) -> float:
+    """Frechet distance in Inception-v3, in clean-fid's protocol."""
+    return fidelity.fid(*inception_clean)
+
+
+@metric("fd_dinov2", direction="lower", heading="FD-DINOv2 ↓", digits=1)
+def fd_dinov2(dinov2: Pair) -> float:
+    """Frechet distance in DINOv2."""
+    return fidelity.fid(*dinov2)
+
+
+@metric("frechet_distance", direction="lower", heading="Frechet distance ↓", digits=4, milestone=True)
+def frechet_distance(images: Tensor, mixture: GaussianMixture) -> float:
+    """Frechet distance of the samples themselves to the exact moments."""
+    return fidelity.frechet_distance(fidelity.sample_moments(images.flatten(1)), mixture.moments())
+
+
+@metric("kl", direction="lower", heading="KL ↓", most_samples=KL_SAMPLES)
+def kl(sampled_map: SampledMap, mixture: GaussianMixture) -> float:
+    """KL divergence to the exact density; none for a map that ignores its noise."""
+    x_T, cond = sampled_map.x_T[:KL_SAMPLES], sampled_map.cond[:KL_SAMPLES]
+    value = kl_of_map(lambda x: sampled_map.sample(x, cond), x_T, lambda x_0: mixture.log_density(x_0, cond.classes))
+    return value if math.isfinite(value) else math.nan
+
+
+@metric("map_error", direction="lower", heading="error of the ODE map ↓", digits=4, milestone=True)
+def map_error(images: Tensor, ode_map: Tensor) -> float:
+    """Root mean squared distance of a sample from where the exact ODE leads from its noise."""
+    return fidelity.distance_to_reference(images, ode_map)
+
+
+@metric("solver_error", direction="lower", heading="error of the teacher's solver ↓", digits=4)
+def solver_error(teacher_samples: Tensor, ode_map: Tensor) -> float:
+    """Root mean squared distance of the teacher's samples from where the exact ODE leads."""
+    return fidelity.distance_to_reference(teacher_samples, ode_map)

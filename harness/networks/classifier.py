@@ -1,4 +1,4 @@
-"""A small convolutional classifier whose 64 penultimate features serve as an embedded task's feature space."""
+"""A small convolutional classifier; its 64 penultimate features are the feature space of a task."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class Classifier(nn.Module):
-    """Three convolutions, two of them followed by pooling, 64 features, one linear layer.
+    """Three convolutions, of which two are followed by pooling, 64 features and a linear layer.
 
     Args:
-        shape: [C, H, W] of its images.
+        shape: [C, H, W] of the images.
         num_classes: number of logits.
     """
 

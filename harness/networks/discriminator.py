@@ -1,8 +1,10 @@
-"""Discriminator heads on the tokens of a frozen diffusion transformer (ARD, arXiv 2504.11295, GAN stage).
+"""Discriminator heads on the tokens of a frozen diffusion transformer (ARD, arXiv 2504.11295).
 
-One head for each block of the teacher: a spectrally normalised convolution along the tokens with kernel 1, then a residual one
-with kernel 9, each with batch norm over virtual batches and a leaky ReLU; its logits are projected on an embedding of time and
-class. Nothing here changes while a loss is computed: the power iteration of the spectral norm is a call of its own.
+Each block of the teacher has one head. A head is a spectrally normalised convolution along the
+tokens with kernel 1, then a residual one with kernel 9. Each is followed by batch norm over
+virtual batches and a leaky ReLU. The logits are projected on an embedding of time and class.
+
+A forward pass changes no state: the spectral norm's power iteration is a call of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ EMBEDDING = 64
 
 
 class SpectralConv1d(nn.Module):
-    """A 1-D convolution whose weight is divided by its largest singular value (Miyato et al. 2018, arXiv 1802.05957, sec. 2.1)."""
+    """A 1-D convolution whose weight is divided by its largest singular value.
+
+    Source: Miyato et al. 2018, arXiv 1802.05957, sec. 2.1.
+    """
 
     def __init__(self, channels: int, out_channels: int, kernel_size: int):
         super().__init__()
@@ -40,7 +45,7 @@ class SpectralConv1d(nn.Module):
         self.left.copy_(F.normalize(matrix @ self.right, dim=0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, channels, T] -> [N, out_channels, T]; outside there are zeros."""
+        """[N, channels, T] -> [N, out_channels, T], padded with zeros."""
         norm = self.left @ self.weight.flatten(1) @ self.right
         return F.conv1d(x, self.weight / norm, self.bias, padding=self.weight.shape[2] // 2)
 
@@ -54,10 +59,14 @@ class VirtualBatchNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, channels, T], N at most `size` or a multiple of it, else ValueError; same shape."""
+        """[N, channels, T] to the same shape.
+
+        Raises:
+            ValueError: unless N is at most `size` or a multiple of it.
+        """
         size = min(self.size, len(x))
         if len(x) % size:
-            raise ValueError(f"{len(x)} samples are not a multiple of virtual batches of {size}")
+            raise ValueError(f"{len(x)} samples are not a multiple of the virtual batch size {size}")
         groups = x.float().unflatten(0, (-1, size))
         var, mean = torch.var_mean(groups, (1, 3), correction=0, keepdim=True)
         normed = ((groups - mean) * (var + self.eps).rsqrt()).flatten(0, 1)
@@ -65,14 +74,14 @@ class VirtualBatchNorm(nn.Module):
 
 
 class Layer(nn.Sequential):
-    """Convolution, norm, leaky ReLU: [N, width, T] -> same shape."""
+    """Convolution, norm and leaky ReLU: [N, width, T] to the same shape."""
 
     def __init__(self, width: int, kernel_size: int, virtual_batch: int):
         super().__init__(SpectralConv1d(width, width, kernel_size), VirtualBatchNorm(width, virtual_batch), nn.LeakyReLU(0.2))
 
 
 class Head(nn.Module):
-    """Logits of the tokens of one block."""
+    """The logits of one block's tokens."""
 
     def __init__(self, width: int, virtual_batch: int):
         super().__init__()
@@ -93,7 +102,7 @@ class Heads(nn.ModuleList):
         super().__init__(Head(width, virtual_batch) for _ in range(depth))
 
     def power_iteration(self) -> None:
-        """One step of every spectral norm's power iteration."""
+        """One step of the power iteration of every spectral norm."""
         for module in self.modules():
             if isinstance(module, SpectralConv1d):
                 module.power_iteration()

@@ -1,7 +1,8 @@
-"""The diffusion transformer (Peebles & Xie 2023, arXiv 2212.09748) with the state-dict keys of the official DiT.
+"""The diffusion transformer (Peebles & Xie 2023, arXiv 2212.09748).
 
-Every layer works on tokens [..., T, d] under a conditioning vector [..., d]: the leading axes are the batch for a plain
-DiT and (batch, state) for the history variant, so adaLN is computed once a state and broadcast to its tokens.
+State dicts have the keys of the official DiT. Every layer works on tokens [..., T, d] under a
+conditioning vector [..., d]. The leading axes are (batch) for a DiT and (batch, state) with
+history, so adaLN is computed once a state and broadcast to its tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from harness.diffusion.conditions import Condition
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From queries, keys and values [..., heads, T, width of a head] to the attended values, same shape as the queries."""
+"""From queries, keys and values [..., heads, T, head width] to values of the queries' shape."""
 
 SIZES = {  # name: (depth, hidden_size, num_heads), table 1 of the paper
     "DiT-S": (12, 384, 6),
@@ -28,7 +29,11 @@ SIZES = {  # name: (depth, hidden_size, num_heads), table 1 of the paper
 
 
 def size_options(name: str) -> dict[str, int]:
-    """Constructor arguments of a size of the paper, e.g. "DiT-XL/2". Raises KeyError for a size it does not have."""
+    """Constructor arguments of a size of the paper, e.g. "DiT-XL/2".
+
+    Raises:
+        KeyError: for a size that the paper does not have.
+    """
     size, _, patch = name.partition("/")
     depth, width, heads = SIZES[size]
     if patch not in ("2", "4", "8"):
@@ -37,14 +42,14 @@ def size_options(name: str) -> dict[str, int]:
 
 
 def attend_within(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of every query on all keys of its own leading index; shapes [..., heads, T, width of a head]."""
+    """Attention of every query on all keys with its leading index; shapes as in `Attend`."""
     lead = q.shape[:-3]
     out = F.scaled_dot_product_attention(q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4))
     return out.unflatten(0, lead)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention whose way of attending is an argument."""
+    """Multi-head self-attention; the attention function is an argument."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
@@ -64,7 +69,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class CrossAttention(nn.Module):
-    """Attention of image tokens on the tokens of a text; its output starts at zero."""
+    """Attention of image tokens on text tokens; its output starts at zero."""
 
     def __init__(self, width: int, text_width: int, num_heads: int):
         super().__init__()
@@ -72,7 +77,7 @@ class CrossAttention(nn.Module):
         self.q, self.kv, self.proj = nn.Linear(width, width), nn.Linear(text_width, 2 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """x [B, ..., T, d] on text [B, L, width] -> the shape of x."""
+        """x [B, ..., T, d] and text [B, L, width] to the shape of x."""
         q = self.q(x).flatten(1, -2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.kv(text).unflatten(-1, (2, self.num_heads, -1)).movedim(2, 0).transpose(2, 3)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).view_as(x)
@@ -82,7 +87,7 @@ class Block(nn.Module):
     """A transformer block with adaLN-Zero conditioning (fig. 3 of the paper)."""
 
     def __init__(self, width: int, num_heads: int, text_width: int = 0):
-        from timm.layers import GELUTanh, Mlp  # here: it takes longer to import than torch, and few commands build networks
+        from timm.layers import GELUTanh, Mlp  # slower to import than torch, and few commands build networks
 
         super().__init__()
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -93,18 +98,18 @@ class Block(nn.Module):
         self.cross = CrossAttention(width, text_width, num_heads) if text_width else None
 
     def forward(self, x: Tensor, c: Tensor, attend: Attend = attend_within, text: Tensor | None = None) -> Tensor:
-        """x [..., T, d] under c [..., d] and text [B, L, width] -> [..., T, d]."""
+        """x [..., T, d] under c [..., d] and text [B, L, width], to [..., T, d]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).unsqueeze(-2).chunk(6, -1)
         x = torch.addcmul(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), attend))
         if self.cross is not None:
             if text is None:
-                raise ValueError("this network attends to text, but the conditions have none")
+                raise ValueError("the network attends to text, but the conditions have none")
             x = x + self.cross(x, text)
         return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
 class FinalLayer(nn.Module):
-    """adaLN and a linear map from a token to the pixels of its patch."""
+    """adaLN, then a linear map from a token to the pixels of its patch."""
 
     def __init__(self, width: int, patch_size: int, out_channels: int):
         super().__init__()
@@ -113,20 +118,20 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """x [..., T, d] under c [..., d] -> [..., T, patch^2 channels]."""
+        """x [..., T, d] under c [..., d], to [..., T, patch^2 channels]."""
         shift, scale = self.adaLN_modulation(c).unsqueeze(-2).chunk(2, -1)
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
 class TimestepEmbedder(nn.Module):
-    """A scalar, as sines and cosines of 128 frequencies, through a two-layer network."""
+    """Sines and cosines of a scalar at 128 frequencies, through a two-layer network."""
 
     def __init__(self, width: int, num_features: int = 256, starts_at_zero: bool = False):
         super().__init__()
         self.num_features = num_features
         last = nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(num_features, width), nn.SiLU(), last)
-        if starts_at_zero:  # what is added for a further condition, so that a student starts as its teacher
+        if starts_at_zero:  # an added input changes nothing at first: the student starts as its teacher
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
@@ -152,7 +157,7 @@ class LabelEmbedder(nn.Module):
 
 
 def sincos_position_embedding(width: int, grid: tuple[int, int]) -> Tensor:
-    """Fixed 2-D sine-cosine embedding of a grid of tokens, row by row: [1, rows * columns, width]."""
+    """The fixed 2-D sine-cosine embedding of a grid of tokens: [1, rows * columns, width]."""
     omega = 1 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
     rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1)
     parts = [wave(np.outer(position, omega)) for position in (columns, rows) for wave in (np.sin, np.cos)]
@@ -160,18 +165,19 @@ def sincos_position_embedding(width: int, grid: tuple[int, int]) -> Tensor:
 
 
 class Trunk(nn.Module):
-    """The layers of a class-conditional diffusion transformer, without saying how states go through them.
+    """The layers of a class-conditional diffusion transformer; subclasses define the forward pass.
 
     Args:
-        image_size: height and width of its input, an int or a pair.
+        image_size: height and width of the input, an int or a pair.
         patch_size: side of a token's square patch.
-        in_channels: channels of its input.
+        in_channels: channels of the input.
         hidden_size, depth, num_heads: width d, number of blocks, attention heads.
-        num_classes: labels are 0 .. num_classes; the last one is the null class. 0 is no labels.
-        learn_sigma: whether the output carries DiT's learned variance in a second set of channels.
-        extra_channels: further channels of the input, which the output does not have.
-        scalars: names of the numbers that it is told beside time and label (`Condition.scalars`).
-        text_width: width of a text encoder's outputs, to which every block attends and whose mean conditions it; 0 is no text.
+        num_classes: labels are 0 .. num_classes, of which the last is the null class; 0 means none.
+        learn_sigma: whether the output holds DiT's learned variance in a second set of channels.
+        extra_channels: further channels of the input, which the output lacks.
+        scalars: names of the inputs beside time and label (`Condition.scalars`).
+        text_width: width of a text encoder's outputs; 0 means no text. Every block attends to
+            the text, and its mean is part of the conditioning vector.
     """
 
     def __init__(self, image_size: int | tuple[int, int], patch_size: int, in_channels: int, hidden_size: int, depth: int,
@@ -196,7 +202,7 @@ class Trunk(nn.Module):
         self.scalar_embedders = nn.ModuleDict({name: TimestepEmbedder(hidden_size, starts_at_zero=True) for name in scalars})
 
     def _initialise(self) -> None:
-        """The paper's: Xavier for linear maps, N(0, 0.02^2) for embeddings, zero for gates and output (adaLN-Zero)."""
+        """Xavier for linear maps, N(0, 0.02^2) for embeddings, zero for gates and output."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -214,14 +220,15 @@ class Trunk(nn.Module):
                 nn.init.zeros_(parameter)
 
     def load_teacher(self, state: dict[str, Tensor]) -> None:
-        """Starts from a DiT's weights; what that one lacks, the scalars, keeps its own."""
+        """Loads a DiT's weights; the embedders of scalars, which a DiT lacks, keep their own."""
         own = {name: value for name, value in self.state_dict().items() if name.startswith("scalar_embedders.")}
         self.load_state_dict({**own, **state})
 
     def conditioning(self, t: Tensor, cond: Condition) -> Tensor:
-        """The vector that conditions every block: for network times [B] or, of several states, [B, S], the same with an axis d.
+        """The conditioning vector [B, d] or [B, S, d] for network times [B] or [B, S].
 
-        Raises KeyError if a number that the network was built with is not among the conditions.
+        Raises:
+            KeyError: if the conditions lack a scalar that the network was built with.
         """
         added = [self.y_embedder(cond.classes)] if self.y_embedder is not None else []
         if self.text_embedder is not None and cond.text is not None:
@@ -233,12 +240,12 @@ class Trunk(nn.Module):
         return self.t_embedder(t) + c.reshape(len(c), *[1] * (t.dim() - 1), -1)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Images [..., C, H, W] to embedded tokens [..., T, d]."""
+        """Embedded tokens [..., T, d] of images [..., C, H, W]."""
         embedded = self.x_embedder(x.flatten(0, -4)) + self.pos_embed
         return embedded.unflatten(0, x.shape[:-3])
 
     def image(self, tokens: Tensor) -> Tensor:
-        """Output tokens [..., T, patch^2 C'] to images [..., C', H, W]."""
+        """Images [..., C', H, W] from output tokens [..., T, patch^2 C']."""
         (rows, columns), p, c = self.grid, self.patch_size, self.out_channels
         lead, n = tokens.shape[:-2], tokens.dim() - 2
         pixels = tokens.reshape(*lead, rows, columns, p, p, c)
@@ -247,15 +254,15 @@ class Trunk(nn.Module):
 
 
 class DiT(Trunk):
-    """The class-conditional diffusion transformer, one state at a time."""
+    """The class-conditional diffusion transformer."""
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Raw network output.
 
         Args:
             x: [B, C, H, W].
-            t: [B], the number its time embedding receives (DiT: the level index).
-            cond: what the network was built with of labels [B] (0 .. num_classes), text [B, L, width] and numbers [B].
+            t: [B], the input of the time embedding (DiT: the level index).
+            cond: labels [B], text [B, L, width] and scalars [B], as the network was built.
 
         Returns:
             [B, C', H, W] with C' = 2 C under `learn_sigma`, else C.

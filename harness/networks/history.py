@@ -1,9 +1,11 @@
-"""A DiT that sees earlier states of its trajectory (ARD, arXiv 2504.11295, sec. 3), on a DiT's weights.
+"""A DiT that attends to earlier states of its trajectory (ARD, arXiv 2504.11295, sec. 3).
 
-One forward serves training and sampling. It takes consecutive states of a trajectory and the keys and values of those
-before them: training passes all states and no cache (teacher forcing under a block mask), sampling passes one state and the
-cache of the states it has been through. Both run the same attention, a query block on the key blocks that it may see, so
-that a masked pass and cached steps agree and no masked-out product is ever computed.
+One forward pass serves training and sampling. It takes consecutive states of a trajectory and the
+cached keys and values of the states before them. Training passes all states and an empty cache:
+teacher forcing under a block mask. Sampling passes one state and the cache of earlier ones.
+
+Both attend from one query block to its visible key blocks. So a masked pass equals cached steps,
+and no masked product is computed.
 """
 
 from __future__ import annotations
@@ -21,16 +23,16 @@ from harness.diffusion.conditions import Condition
 from harness.networks.dit import FinalLayer, Trunk, attend_within
 
 Visible = Callable[[int], tuple[int, ...]]
-"""From a query block (0 = noise) to the key blocks that it may see, in ascending order, itself last."""
+"""From a query block (0 = noise) to its visible key blocks, in ascending order, itself last."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """What sampling carries from state to state.
+    """Keys and values of the states so far, which sampling carries from step to step.
 
     Attributes:
-        states: how many states it holds.
-        keys_values: for each history layer, keys and values [B, states, heads, T, width of a head].
+        states: number of states.
+        keys_values: keys and values [B, states, heads, T, head width] of each history layer.
     """
 
     states: int = 0
@@ -46,7 +48,7 @@ def causal(query: int) -> tuple[int, ...]:
 
 
 def window(depth: int) -> Visible:
-    """The paper's mask M2: itself and `depth` states before; depth 0 is M1, the diagonal."""
+    """The paper's mask M2: itself and the `depth` states before; depth 0 is M1, the diagonal."""
     return lambda query: tuple(range(max(0, query - depth), query + 1))
 
 
@@ -56,14 +58,14 @@ def keep_first(query: int) -> tuple[int, ...]:
 
 
 def attend_blocks(q: Tensor, k: Tensor, v: Tensor, first: int, visible: Visible) -> Tensor:
-    """Attention of each state's tokens on the tokens of the states that it may see.
+    """Attention of each state's tokens on the tokens of its visible states.
 
     Args:
-        q: queries [B, S, heads, T, width of a head] of states first .. first + S - 1.
-        k, v: keys and values of all states so far [B, first + S, heads, T, width of a head].
+        q: queries [B, S, heads, T, head width] of states first .. first + S - 1.
+        k, v: keys and values of all states so far [B, first + S, heads, T, head width].
 
     Returns:
-        Attended values, same shape as q.
+        Attended values of the shape of q.
     """
 
     def keys(x: Tensor, blocks: tuple[int, ...]) -> Tensor:
@@ -81,11 +83,11 @@ class HistoryDiT(Trunk):
     """A DiT over trajectories of `num_states` states.
 
     Args:
-        history_layers: how many of the lowest layers see earlier states (the paper's N; 0 is step distillation).
+        history_layers: number of lowest layers that attend to earlier states (the paper's N).
         visible: the block mask of those layers.
-        per_step_heads: one final layer for each state (`final_layer`, `final_layer2`, ...), as the released code has it, or
-            one for all.
-        options: those of `Trunk`.
+        per_step_heads: one final layer for each state (`final_layer`, `final_layer2`, ...), as
+            in the released code, or one for all.
+        options: arguments of `Trunk`.
     """
 
     def __init__(self, num_states: int, history_layers: int, visible: Visible = causal, per_step_heads: bool = False,
@@ -101,11 +103,14 @@ class HistoryDiT(Trunk):
             self.add_module(name, copy.deepcopy(self.final_layer))
 
     def head(self, state: int) -> FinalLayer:
-        """The final layer that serves `state`."""
+        """The final layer of a state."""
         return getattr(self, self._head_names[state % len(self._head_names)])
 
     def load_teacher(self, state: dict[str, Tensor]) -> None:
-        """Starts from a DiT's weights: each per-step head becomes a copy of the one final layer, weights of extra channels zero."""
+        """Loads a DiT's weights.
+
+        Every per-step head becomes a copy of the final layer. Weights of extra channels are zero.
+        """
         heads = {
             name + key.removeprefix("final_layer"): value
             for name in self._head_names
@@ -121,13 +126,13 @@ class HistoryDiT(Trunk):
         """Raw network output for consecutive states.
 
         Args:
-            x: states [B, S, C, H, W]; the first of them follows the states in `cache`, or is the noise.
-            t: [B, S], the number that the time embedding receives for each state.
-            cond: what the network was built with of labels [B], text [B, L, width] and numbers [B].
-            cache: what the call for the states before returned.
+            x: states [B, S, C, H, W], of which the first follows the states in `cache`.
+            t: [B, S], the input of the time embedding for each state.
+            cond: labels [B], text [B, L, width] and scalars [B], as the network was built.
+            cache: the cache that the call for the states before returned.
 
         Returns:
-            Outputs [B, S, C', H, W], and the cache with these states added. The caller's cache is left as it is.
+            Outputs [B, S, C', H, W], and a new cache with these states added.
         """
         c = self.conditioning(t, cond)
         h = self.tokens(x)

@@ -1,4 +1,4 @@
-"""Counts the passes through a network: what an NFE is measured with."""
+"""Counts of network passes, from which the NFE is measured."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from harness.networks.dit import Trunk
 
 @dataclass
 class Passes:
-    """Counts network passes: one for each sample (and each state of a trajectory) that goes through."""
+    """A count of network passes: one for each sample and each state of a trajectory."""
 
     total: int = 0
 
 
 @contextmanager
 def count_passes(network: nn.Module) -> Iterator[Passes]:
-    """Counts the passes through `network` inside the block; divided by the number of samples this is the NFE."""
+    """Counts the passes through `network` inside the block; a sample's share is its NFE."""
     passes = Passes()
 
     def count(module: nn.Module, args: tuple) -> None:
         passes.total += args[0].shape[:-3].numel()
 
-    entrance = network.x_embedder if isinstance(network, Trunk) else network  # some ask a network for its blocks alone
+    entrance = network.x_embedder if isinstance(network, Trunk) else network  # some callers run blocks alone
     handle = entrance.register_forward_pre_hook(count)
     try:
         yield passes

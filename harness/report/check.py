@@ -24,12 +24,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy import stats
 
 from harness.errors import CheckFailed, UsageError
-from harness.files import digest, write_text
+from harness.files import write_text
 from harness.methods import METHODS
 from harness.records import Environment, Record
 from harness.report.rows import HEADLINES, counted, label, present_last
-from harness.runs.config import RunConfig, all_options, key_of_record, parse_config, settings
+from harness.runs.config import RunConfig, parse_config
 from harness.runs.external import from_outside
+from harness.runs.identity import key_of_record, row_key
 from harness.tasks import load_task, task_names
 
 LEVEL, TIGHT, LATENCY, UNKNOWN_SPREAD, EXACT_SAMPLER, LENT = 0.05, 1e-3, 1.25, 0.02, 0.001, 10
@@ -103,8 +104,8 @@ def entry_of(record: Record) -> Entry:
     return Entry(
         task=record.task,
         label=_told(record),
-        row=digest([record.task, record.method, all_options(record), settings(record)]),
-        config={} if config.get("init_from") else config_of(record),
+        row=row_key(record),
+        config={} if config["init_from"] else config_of(record),
         exact=exact | {f"hash of {part}": value for part, value in record.hashes.items()},
         losses=record.first_losses, device=record.environment.device, latency=cost.latency.ratio if cost.latency else None,
         trains=bool(config["total_steps"]),

@@ -15,8 +15,10 @@ from harness.files import read_yaml
 from harness.records import Record
 from harness.report.rows import HEADLINES, counted, reference_of_records, rows_of
 from harness.report.statistics import Interval, degradation_ratio, paired_difference, t_interval
-from harness.runs.config import key_of_record, parse_config, parse_options, resolve
+from harness.runs.config import parse_config, parse_options
 from harness.runs.cost import paper_problem, sampling_cost_on_meta
+from harness.runs.identity import key_of_record
+from harness.runs.resolve import resolve
 
 
 class _Part(BaseModel):

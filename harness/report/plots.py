@@ -10,7 +10,7 @@ from harness.report.compare import by_setting
 from harness.report.rows import Row, alike_but_one, counted, headline, trains
 from harness.report.statistics import Interval, metric_interval, t_interval
 from harness.report.tables import plain_heading
-from harness.runs.config import settings
+from harness.runs.identity import settings_of
 
 MOST_ABLATIONS = 12
 """Ablations that are shown."""
@@ -137,7 +137,7 @@ def ablations(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[Pane
     Rows of equal compute are not compared by their number of steps, which `passes_lines` shows.
     """
     trained = [row for row in rows if row.training[0] and row.records[0].method in METHODS.names()]
-    sides = [{**settings(row.records[0]), **row.options, "num_steps": row.num_steps, "row": (row.training, row.records[0].method)}
+    sides = [{**settings_of(row.records[0].config), **row.options, "num_steps": row.num_steps, "row": (row.training, row.records[0].method)}
              for row in trained]  # fmt: skip
     of_equal = set(map(id, equal))
     numbers = [{**row.options, **({} if id(row) in of_equal else {"num_steps": row.num_steps})} for row in trained]

@@ -17,9 +17,10 @@ from pydantic.fields import FieldInfo
 
 from harness.errors import NotComparable, UsageError
 from harness.methods import METHODS
-from harness.records import Record, code_digest, published_records, read_record
+from harness.provenance import code_digest
+from harness.records import Record, published_records, read_record
 from harness.report.statistics import metric_interval
-from harness.runs.config import PLAIN_CONFIG, all_options, settings
+from harness.runs.identity import PLAIN_SETTINGS, all_options, settings_of
 from harness.tasks import load_task, task_names
 
 HEADLINES = ("fid", "frechet_distance")
@@ -87,13 +88,13 @@ def label(record: Record, options: Mapping[str, Any] | None = None) -> str:
     Args:
         options: what `all_options` gives for the record, where it is known.
     """
-    options, config = all_options(record) if options is None else options, settings(record)
+    options, config = all_options(record) if options is None else options, settings_of(record.config)
     off = off_default(record.method, options)
     if record.method in METHODS.names():
         fields = METHODS[record.method].Config.model_fields
         told = [name for name in options if name in fields and in_label(fields[name])]
         off = {name: options[name] for name in told} | off
-    off |= {name: config[name] for name, plain in PLAIN_CONFIG.items() if config.get(name, plain) != plain}
+    off |= {name: config[name] for name, plain in PLAIN_SETTINGS.items() if config.get(name, plain) != plain}
     return record.method + "".join(f", {name} {_shown(value)}" for name, value in off.items())
 
 
@@ -144,7 +145,7 @@ def neighbours(rows: Sequence[Row], name: str) -> tuple[list[tuple[Row, Row]], C
     sides, tuned = [], defaults_of(rows[0].records[0].task) if rows else {}
     for row in rows:
         record = row.records[0]
-        side = {"method": record.method, **off_task(row, tuned), **settings(record), "rows": row.budget}
+        side = {"method": record.method, **off_task(row, tuned), **settings_of(record.config), "rows": row.budget}
         sides.append(dict.fromkeys(_options_of(record), "") | side)  # what is at its default says nothing to another method
     buckets = alike_but_one(sides, [side.keys() - {"rows"} for side in sides])
     found, left_out = set(), Counter[tuple[int, ...]]()
@@ -207,7 +208,7 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
     groups: dict[str, tuple[dict[str, Any], list[Record]]] = {}
     for record in present_last(records):
         options = all_options(record)
-        key = json.dumps([record.method, options, settings(record)], sort_keys=True)
+        key = json.dumps([record.method, options, settings_of(record.config)], sort_keys=True)
         groups.setdefault(key, (options, []))[1].append(record)
     rows = []
     for options, group in groups.values():

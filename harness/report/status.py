@@ -1,9 +1,9 @@
-"""What is going on below a results folder: which runs are being made and how far they are, what failed, what is best. Floor 9."""
+"""The state of a results folder: which runs are under way and how far they are, what failed, what is best."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -12,21 +12,19 @@ from harness.records import Record, read_record
 from harness.report.rows import headline, rows_of
 from harness.report.statistics import metric_interval
 from harness.report.tables import QUALITY
-from harness.runs.database import is_there, storage_of
-from harness.runs.leases import leases_of, of_runs
+from harness.runs.locks import held_names
 from harness.runs.log import LINE
 
 
 @dataclass(frozen=True)
 class Working:
-    """A run that a process is at.
+    """A run under way.
 
     Attributes:
-        stage: what it does, such as "training"; empty before the first stage.
-        done, total: how far the stage is, 0 of 0 before it has said so.
-        seconds_left: of the stage, at the pace since it started; None before it can be told.
+        stage: such as "training"; empty before the first stage.
+        done, total: how far the stage is; 0 of 0 before its first line in the log.
+        seconds_left: of the stage, at the pace since it started; None before there is a pace.
         silent_for: seconds since its log grew.
-        worker: who is at it.
     """
 
     run_id: str
@@ -35,16 +33,12 @@ class Working:
     total: int
     seconds_left: float | None
     silent_for: float
-    worker: str = ""
 
 
-def working(results: Path, storage: str = "", now: datetime | None = None) -> list[Working]:
-    """The runs that workers are at, by the leases that they hold and the logs that they write."""
-    if not is_there(storage_of(results, storage)):
-        return []
-    now = now or datetime.now().astimezone()
-    leases = of_runs(leases_of(results, storage).running())
-    return [replace(_read_log(results / "runs" / lease.name, now), worker=lease.worker) for lease in leases]
+def working(results: Path, now: datetime | None = None) -> list[Working]:
+    """The runs under way: those whose lock a process holds, with the last stage in their logs."""
+    now, runs = now or datetime.now().astimezone(), results / "runs"
+    return [_read_log(runs / name, now) for name in held_names(results) if (runs / name).is_dir()]
 
 
 def _read_log(folder: Path, now: datetime) -> Working:
@@ -63,25 +57,25 @@ def _read_log(folder: Path, now: datetime) -> Working:
     return Working(folder.name, "" if stage.startswith("run ") else stage, done, total, left, max(0.0, (now - last).total_seconds()))
 
 
-def summary(results: Path, storage: str = "") -> dict[str, object]:
-    """Runs under way, interrupted and failed; of each task how many finished, and the best for each number of steps.
+def summary(results: Path) -> dict[str, object]:
+    """Runs under way, interrupted and failed, and for each task how many finished and the best for each number of steps.
 
     Raises UsageError if there is no such folder.
     """
     if not (results / "runs").is_dir():
-        raise UsageError(f"there are no runs below {results}: harness run and harness sweep write them to {results / 'runs'}")
+        raise UsageError(f"there are no runs below {results}: `harness run` and `harness sweep` write them there")
     records = [read_record(path) for path in sorted((results / "runs").glob("*/record.json"))]
-    at_work = working(results, storage)
-    busy = {one.run_id for one in at_work}
+    under_way = working(results)
+    busy = {one.run_id for one in under_way}
     failed = {record.run_id: record.reason for record in records if record.status == "failed" and record.run_id not in busy}
     tasks = sorted({record.task for record in records})
     stopped = sorted({path.parent.name for path in (results / "runs").glob("*/checkpoint")} - busy - failed.keys())
     best = {task: _best([record for record in records if record.task == task]) for task in tasks}
-    return {"working": at_work, "interrupted": stopped, "failed": failed, "tasks": best}
+    return {"working": under_way, "interrupted": stopped, "failed": failed, "tasks": best}
 
 
 def _best(records: Sequence[Record]) -> dict[str, object]:
-    """How many runs finished, and for each number of steps the trained row with the lowest headline metric."""
+    """How many runs finished, and for each number of steps the trained row whose headline metric is lowest."""
     rows = [row for row in rows_of(records) if row.finished and row.training[0]]
     best: dict[int, str] = {}
     for steps in sorted({row.num_steps for row in rows}):

@@ -19,7 +19,7 @@ from harness.methods import METHODS, MethodConfig
 from harness.metrics.compute import count_macs, macs_by_kind, parameters
 from harness.networks.dit import SIZES, DiT, size_options
 from harness.networks.passes import count_passes
-from harness.solvers import integrate
+from harness.solvers import sample
 from harness.training.estimate import NOMINAL_STEPS
 
 LATENT_FACTOR, LATENT_CHANNELS, PIXEL_CHANNELS = 8, 4, 3
@@ -111,10 +111,10 @@ def sampling_cost_on_meta(method: str, config: MethodConfig, problem: PaperProbl
         network = DiT(**problem.network_options)
         teacher = Guided(Denoiser(network, problem.schedule), 1.0, problem.null)
         built = METHODS[method](config, teacher, problem, num_steps, NOMINAL_STEPS)
-    sampled = built.passes_through
+    sampled = built.sampled_network
     with torch.no_grad():
         plain = count_macs(lambda: network(x, torch.empty(1, device="meta"), cond))
     with torch.no_grad(), count_passes(sampled) as passes:
-        by_kind = macs_by_kind(lambda: integrate(built.solver, built.student, x, built.levels, cond, lambda name: x))
+        by_kind = macs_by_kind(lambda: sample(built.solver, built.student, x, built.levels, cond, lambda name: x))
     macs = sum(by_kind.values())
     return SamplingCost(macs, plain * passes.total, by_kind, passes.total, parameters(sampled))

@@ -20,10 +20,13 @@ from torch import Tensor
 from harness.diffusion.conditions import Condition
 from harness.errors import UsageError
 from harness.files import digest, file_hash
-from harness.metrics.evaluator import Evaluator, evaluator_of, sample_set
-from harness.records import Metric, Record, capture_environment, write_record
-from harness.runs.config import Parent, Resolved, RunConfig, reference_of, resolve
+from harness.metrics.evaluator import Evaluator, sample_set
+from harness.provenance import capture_environment
+from harness.records import Metric, Record, write_record
+from harness.runs.build import Reference
+from harness.runs.config import RunConfig
 from harness.runs.log import Report, silent
+from harness.runs.resolve import Parent, Resolved, resolve
 from harness.runs.run import Run
 from harness.solvers import Noise
 from harness.tasks import Task
@@ -89,14 +92,12 @@ def load_function(said: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _evaluator(task: Task, results: Path, device: torch.device, report: Report) -> Evaluator:
-    reference = Run(reference_of(task), results, device, report)
-    sampler = reference.sampler(reference.build(task.teacher(device)))
-    return evaluator_of(task, lambda k: reference.samples(sampler, k), device)
+    return Evaluator(task, Reference(task, device, report).samples, device)
 
 
 def _record(task: Task, outside: Outside, content: str, noise_sets: int, metrics: dict[str, Metric], device: torch.device) -> Record:
     config = {"num_steps": outside.num_steps, "seed": 0, "total_steps": 0, "batch_size": 0, "micro_batch_size": None,
-              "precision": "fp32", "noise_sets": noise_sets, "init_from": None}  # fmt: skip
+              "precision": "fp32", "compile": False, "noise_sets": noise_sets, "init_from": None, "extra_features": ""}  # fmt: skip
     run_id = f"{outside.name}-{outside.num_steps}-{digest([task.digest, task.hashes, outside.name, content, config])[:10]}"
     return Record(run_id=run_id, task=task.spec.name, task_version=task.spec.version, method=outside.name, options={}, config=config,
                   target="as stated", hashes={**task.hashes, "evaluated": content}, status="finished", metrics=metrics,

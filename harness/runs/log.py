@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from harness.data.trajectories import Progress
 from harness.errors import Busy, Interrupted
-from harness.records import code_digest
+from harness.progress import Progress
+from harness.provenance import code_digest
 
 Report = Callable[[str], Progress]
 """From the name of a stage to a callback that is told how far it is."""

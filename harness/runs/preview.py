@@ -13,7 +13,9 @@ import torch
 from harness.data.trajectories import store_folder
 from harness.methods import METHODS
 from harness.metrics.evaluator import Sampler, sampling_cost
-from harness.runs.config import Resolved, reference_of
+from harness.runs.build import Reference, build, sampler_of
+from harness.runs.identity import run_settings
+from harness.runs.resolve import Resolved, reference_of
 from harness.runs.run import Run
 from harness.tasks import Task
 from harness.training.estimate import rehearsal, seconds_a_step
@@ -52,24 +54,24 @@ def preview(resolved: Resolved, results: Path, device: torch.device, reuse: bool
     """
     task, steps = resolved.task, resolved.settings.total_steps
     beside = replace(reference_of(task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features)
-    run, reference = Run(resolved, results, device), Run(beside, results, device)
-    teacher = task.teacher(device)
-    method = run.build(teacher)
-    sampler = run.sampler(method)
-    nfe, macs = sampling_cost(sampler, method.passes_through, task, device)
+    run, teacher = Run(resolved, results, device), task.teacher(device)
+    reference = Reference(task, device, teacher=teacher)
+    method = build(resolved, teacher, device)
+    sampler = sampler_of(method)
+    nfe, macs = sampling_cost(sampler, method.sampled_network, task, device)
     finished = run.finished_record(reuse) is not None
     state = "finished" if finished else "interrupted" if (run.folder / "checkpoint").exists() else "new"
-    cached = {"reference record": reference.finished_record(reuse) is not None}
+    cached = {"reference record": Run(beside, results, device).finished_record(reuse) is not None}
     seconds: dict[str, float] = {}
     n = task.spec.evaluation.samples
     if not finished:
         samples_of = {"reference samples": n * resolved.noise_sets}
-        cached["reference samples"] = all(reference.samples_folder(k).exists() for k in range(resolved.noise_sets))
+        cached["reference samples"] = all(reference.has_samples(k) for k in range(resolved.noise_sets))
         if steps and "trajectory" in METHODS[resolved.method].sources:
             samples_of["trajectories"] = task.recipe.count
             cached["trajectories"] = (store_folder(task.recipe) / "manifest.json").exists()
         if missing := {part: count for part, count in samples_of.items() if not cached[part]}:
-            one = timed(reference.sampler(reference.build(teacher)), task, device)
+            one = timed(reference.sampler, task, device)
             seconds |= {part: one * count for part, count in missing.items()}
         one = timed(sampler, task, device)
         if steps and (sibling := run.sibling()):
@@ -79,7 +81,7 @@ def preview(resolved: Resolved, results: Path, device: torch.device, reuse: bool
             seconds["training"] = seconds_a_step(trainer) * steps
             seconds["milestones"] = len(MILESTONES) * one * (task.spec.evaluation.milestone_samples or n)
         seconds["samples"] = one * n * resolved.noise_sets
-    return Preview(resolved.run_id, state, resolved.method, resolved.config.model_dump(mode="json"), resolved.run_settings, nfe, macs,
+    return Preview(resolved.run_id, state, resolved.method, resolved.config.model_dump(mode="json"), run_settings(resolved), nfe, macs,
                    cached, seconds)  # fmt: skip
 
 

@@ -17,17 +17,16 @@ from harness.errors import CheckFailed, UsageError
 from harness.files import digest, file_hash, write_tensors, write_text
 from harness.methods import METHODS, Method
 from harness.methods.parts.classification import Classification
-from harness.metrics.evaluator import ImageEvaluator, sample_set
+from harness.metrics.evaluator import Evaluator, sample_set
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid, label_agreement
-from harness.records import code_digest
-from harness.runs.config import reference_of
+from harness.provenance import code_digest
+from harness.runs.build import Reference
 from harness.runs.log import Report, silent
-from harness.runs.run import Run
-from harness.solvers import SOLVERS, Trajectory, integrate
-from harness.solvers.search import Search, search_levels
-from harness.tasks import Task
-from harness.tasks.task import Guidance, Part, Weights
+from harness.solvers import SOLVERS, trace
+from harness.solvers.search import LevelSearch, search_levels
+from harness.tasks import Task, borrows
+from harness.tasks.spec import Guidance, Part, Weights
 from harness.training.trainer import Trainer, TrainSettings
 
 
@@ -68,7 +67,7 @@ _METHODS: dict[Part, tuple[str, type[Method]]] = {
 
 def _own(task: Task) -> list[Part]:
     """The networks that the task does not borrow. Raises UsageError if there is none."""
-    if own := [part for part in _METHODS if not task.borrows(part)]:
+    if own := [part for part in _METHODS if not borrows(task, part)]:
         return own
     raise UsageError(f"task {task.spec.name} has the networks of {task.spec.like}: name that one")
 
@@ -85,12 +84,9 @@ def _train(name: str, cls: type[Method], weights: Weights, task: Task, folder: P
         method = cls(cls.Config(**training.options), None, task, task.trajectory_steps, training.steps)
     method.to(device)
     settings = TrainSettings(training.steps, training.batch_size, training.seed, precision=training.precision, compile=training.compile)
-    progress = report(name)
     spec = task.spec.model_dump(mode="json", include={"data", "network", "schedule", "prediction_type"})
     identity = digest([name, spec, training.model_dump(mode="json"), code_digest()])
-    Trainer(method, {"data": task.split.train}, settings, folder, device, identity=identity).train(
-        progress=lambda done, total, means: progress(done, total)
-    )
+    Trainer(method, {"data": task.split.train}, settings, folder, device, identity=identity).train(progress=report(name))
     (player,) = method.players.values()
     assert player.ema is not None
     return player.ema.module
@@ -136,10 +132,9 @@ def teacher_quality(task: Task, device: torch.device, report: Report = silent) -
     scan, n = {}, task.spec.guidance_scan_samples or task.spec.evaluation.samples
     for scale in task.spec.guidance_scan:
         at_scale = _with(task, guidance=Guidance(scale=scale, channels=task.spec.guidance.channels))
-        reference = Run(reference_of(at_scale), Path(), device)
-        sampler = reference.sampler(reference.build(at_scale.teacher(device)))
+        sampler = Reference(at_scale, device).sampler
         samples = sample_set(sampler, at_scale, 0, device, report(f"guidance {scale}"), n)
-        evaluator = ImageEvaluator(at_scale, {0: samples}.__getitem__, device)
+        evaluator = Evaluator(at_scale, {0: samples}.__getitem__, device)
         metrics = evaluator.of_samples(samples, task.evaluation_inputs(0)[1][:n].labels)
         scan[scale] = {name: round(metrics[name], 4) for name in ("fid", "kid", "label_agreement")}
     best = min(scan, key=lambda scale: scan[scale]["fid"])
@@ -175,7 +170,7 @@ def verify(task: Task, device: torch.device, report: Report = silent) -> list[st
     return lines
 
 
-def search(task: Task, solver: str, num_steps: int, count: int, device: torch.device) -> Search:
+def search(task: Task, solver: str, num_steps: int, count: int, device: torch.device) -> LevelSearch:
     """Levels for few steps of a solver, searched for with `count` trajectories of their own noise.
 
     Raises UsageError for an unknown solver, one that draws noise, or more steps than the task's trajectories have.
@@ -190,8 +185,7 @@ def search(task: Task, solver: str, num_steps: int, count: int, device: torch.de
     index, teacher = torch.arange(count), task.teacher(device)
     x_T, cond = Keyed("levels", 0).normal("x_T", index, task.shape).to(device), task.conditions.balanced(index).to(device)
     with torch.no_grad():
-        path = integrate(chosen, teacher, x_T, few_step_levels(task.trajectory_steps), cond, save=True)
-    assert isinstance(path, Trajectory)
+        path = trace(chosen, teacher, x_T, few_step_levels(task.trajectory_steps), cond)
     return search_levels(chosen, teacher, path, num_steps)
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Model, Prediction, like
+from harness.diffusion.denoiser import Model, Prediction, expand_to
 from harness.diffusion.schedules import Schedule
 from harness.solvers.base import SOLVERS, Noise, Solver
 
 
 def ddim_step(prediction: Prediction, s: Tensor, schedule: Schedule) -> Tensor:
     """`x_s = alpha_s x_0 + sigma_s eps`; s is 0-d or [B]."""
-    alpha, sigma = (like(c, prediction.x_0) for c in schedule.alpha_sigma(s))
+    alpha, sigma = (expand_to(c, prediction.x_0) for c in schedule.alpha_sigma(s))
     return alpha * prediction.x_0 + sigma * prediction.eps
 
 
 @SOLVERS.register("ddim")
 class DDIM(Solver):
-    """First order, one evaluation a step."""
+    """DDIM: first order, one evaluation per step."""
 
     def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: None,
              noise: Noise | None) -> tuple[Tensor, Tensor, None]:  # fmt: skip
@@ -27,9 +27,11 @@ class DDIM(Solver):
 
 
 def implied_x_0(x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
-    """The x_0 from which one DDIM step leads from x_t to x_s (Salimans & Ho 2022, eq. 8):
-    `(x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t)`; t and s are 0-d or [B].
+    """The x_0 with which a DDIM step leads from x_t to x_s; t and s are 0-d or [B].
+
+    `x_0 = (x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t)`
+    (Salimans & Ho 2022, arXiv 2202.00512, eq. 8).
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (schedule.alpha_sigma(level) for level in (t, s))
     ratio = sigma_s / sigma_t
-    return (x_s - like(ratio, x_s) * x_t) / like(alpha_s - ratio * alpha_t, x_s)
+    return (x_s - expand_to(ratio, x_s) * x_t) / expand_to(alpha_s - ratio * alpha_t, x_s)

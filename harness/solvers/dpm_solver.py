@@ -1,4 +1,7 @@
-"""DPM-Solver++(2M) and (3M), multistep, data prediction (Lu et al. 2022, arXiv 2211.01095, alg. 2 and appendix B)."""
+"""DPM-Solver++(2M) and (3M): multistep, data prediction.
+
+Source: Lu et al. 2022, arXiv 2211.01095, alg. 2 and appendix B.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Model, like
+from harness.diffusion.denoiser import Model, expand_to
 from harness.diffusion.schedules import Schedule
 from harness.solvers.base import SOLVERS, Noise, Solver
 
 
 @dataclass(frozen=True)
 class Previous:
-    """x_0 of the step before [B, C, H, W], that step's `h = lambda_s - lambda_t`, and the same of the step before it."""
+    """The last step: its x_0 [B, C, H, W] and `h = lambda_s - lambda_t`; the step before it."""
 
     x_0: Tensor
     h: Tensor
@@ -31,11 +34,12 @@ def half_log_snr(t: Tensor, schedule: Schedule) -> Tensor:
 
 @SOLVERS.register("dpm-solver++2m")
 class DPMSolver2M(Solver):
-    """Second order, one evaluation a step.
+    """DPM-Solver++ (2M): second order multistep, one evaluation per step.
 
-    `x_s = (sigma_s / sigma_t) x_t - alpha_s (e^-h - 1) (x_0 + D_1 / 2)` with `D_1 = (x_0 - x_0') / r`, x_0' the prediction before
-    and `r = h' / h`. The first step has no x_0', and in a step that starts or ends where lambda is infinite the correction vanishes
-    or is left out: those are of first order.
+    `x_s = (sigma_s / sigma_t) x_t - alpha_s (e^-h - 1) (x_0 + D_1 / 2)` with
+    `D_1 = (x_0 - x_0') / r`, where x_0' is the last prediction and `r = h' / h`.
+
+    A step is of first order if it has no x_0', or if lambda is infinite at one of its ends.
     """
 
     order: ClassVar = 2
@@ -45,27 +49,28 @@ class DPMSolver2M(Solver):
         x_0 = model(x_t, t, cond).x_0
         h = half_log_snr(s, model.schedule) - half_log_snr(t, model.schedule)
         (_, sigma_t), (alpha_s, sigma_s) = (model.schedule.alpha_sigma(level) for level in (t, s))
-        x_s = like(sigma_s / sigma_t, x_t) * x_t - like(alpha_s * torch.expm1(-h), x_t) * x_0
+        x_s = expand_to(sigma_s / sigma_t, x_t) * x_t - expand_to(alpha_s * torch.expm1(-h), x_t) * x_0
         now = Previous(x_0, h, state if self.order > 2 else None)
         if state is None or not bool(torch.isfinite(h) & torch.isfinite(state.h)):
             return x_s, x_0, now
         older = state.before
         if older is None or not bool(torch.isfinite(older.h)):
-            return x_s - like(alpha_s * torch.expm1(-h) * h / state.h / 2, x_t) * (x_0 - state.x_0), x_0, now
+            return x_s - expand_to(alpha_s * torch.expm1(-h) * h / state.h / 2, x_t) * (x_0 - state.x_0), x_0, now
         r, r_older = state.h / h, older.h / h
-        near, far = (x_0 - state.x_0) / like(r, x_0), (state.x_0 - older.x_0) / like(r_older, x_0)
-        first = near + like(r / (r + r_older), x_0) * (near - far)
-        second = (near - far) / like(r + r_older, x_0)
-        x_s = x_s + like(alpha_s * (torch.expm1(-h) / h + 1), x_t) * first
-        return x_s - like(alpha_s * (2 * (torch.expm1(-h) + h) / h**2 - 1), x_t) * second, x_0, now
+        near, far = (x_0 - state.x_0) / expand_to(r, x_0), (state.x_0 - older.x_0) / expand_to(r_older, x_0)
+        first = near + expand_to(r / (r + r_older), x_0) * (near - far)
+        second = (near - far) / expand_to(r + r_older, x_0)
+        x_s = x_s + expand_to(alpha_s * (torch.expm1(-h) / h + 1), x_t) * first
+        return x_s - expand_to(alpha_s * (2 * (torch.expm1(-h) + h) / h**2 - 1), x_t) * second, x_0, now
 
 
 @SOLVERS.register("dpm-solver++3m")
 class DPMSolver3M(DPMSolver2M):
-    """Third order, one evaluation a step; the first two steps are of lower order.
+    """DPM-Solver++ (3M): third order multistep, one evaluation per step; lower order in the first two.
 
-    The weight of the second difference is that of the integral, twice the released code's, with which the order measured
-    1.8 on the flow schedule and 2.3 on the VP one (40 to 320 steps of the Gaussian in `tests/solvers/test_order.py`).
+    The weight of the second difference follows from the integral and is twice the released code's.
+    With the released one the order measured 1.8 on the flow schedule and 2.3 on the VP one
+    (40 to 320 steps of the Gaussian in `tests/solvers/test_order.py`).
     """
 
     order: ClassVar = 3

@@ -1,9 +1,10 @@
-"""Feature caching: steps that reuse what the upper blocks of the network added in an earlier one (Chen et al. 2024, Delta-DiT,
-arXiv 2406.01125; Ma et al. 2023, DeepCache, arXiv 2312.00858).
+"""Feature caching: a step reuses the contribution of the network's upper blocks to an earlier step.
 
-Neighbouring steps ask the network nearly the same, so in all but every n-th step only the lowest blocks run, and the difference that
-the blocks above them made in the last full step is added to their output. A pass is a pass, whatever part of it ran: the NFE stay,
-the MACs fall.
+Sources: Chen et al. 2024, Delta-DiT, arXiv 2406.01125; Ma et al. 2023, DeepCache, arXiv 2312.00858.
+
+Neighbouring steps have similar inputs. So all but every n-th step run the lowest blocks alone and
+add the difference that the upper blocks made in the last full step. A partial pass counts as a
+pass: the NFE stay, the MACs fall.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from harness.networks.dit import DiT
 from harness.solvers.base import Noise, Solver
 
 
-class Reusing(nn.Module):
-    """A DiT in one step.
+class ReusingDiT(nn.Module):
+    """A DiT for one step.
 
     Args:
-        lowest: how many blocks run in any case.
-        added: what the blocks above them added before, [B, T, d]; None runs them all. Afterwards what this step added or reused.
+        lowest: number of blocks that always run.
+        added: the contribution of the upper blocks to reuse, [B, T, d]; None runs all blocks.
+
+    Attributes:
+        added: after the pass, the contribution that it computed or reused.
     """
 
     def __init__(self, network: DiT, lowest: int, added: Tensor | None):
@@ -32,7 +36,7 @@ class Reusing(nn.Module):
         self.network, self.lowest, self.added, self.reused = network, lowest, added, added
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """As a DiT's."""
+        """As `DiT.forward`."""
         c = self.network.conditioning(t, cond)
         outputs = self.network.block_outputs(x, c, cond)
         for _ in range(self.lowest):
@@ -47,8 +51,8 @@ class Reusing(nn.Module):
 
 
 @dataclass(frozen=True)
-class Reused:
-    """The state of the solver inside, what the upper blocks added, and the steps taken."""
+class ReuseState:
+    """The inner solver's state, the upper blocks' contribution, and the number of steps so far."""
 
     inner: Any
     added: Tensor | None = None
@@ -56,24 +60,24 @@ class Reused:
 
 
 class FeatureReuse(Solver):
-    """A solver of a teacher that is a DiT, with a full pass in every n-th step.
+    """A solver for a DiT teacher with a full pass in every n-th step.
 
     Args:
-        solver: the solver inside.
-        every: n; 1 is the solver alone.
-        lowest: how many blocks run in the other steps, from 1 to the depth less 1.
+        solver: the inner solver.
+        every: n; 1 is the inner solver alone.
+        lowest: number of blocks that run in the other steps, 1 to depth - 1.
     """
 
     def __init__(self, solver: Solver, every: int, lowest: int):
         self.solver, self.every, self.lowest = solver, every, lowest
 
-    def init(self, model: Guided, x_T: Tensor, cond: Condition) -> Reused:
-        return Reused(self.solver.init(model, x_T, cond))
+    def init(self, model: Guided, x_T: Tensor, cond: Condition) -> ReuseState:
+        return ReuseState(self.solver.init(model, x_T, cond))
 
-    def step(self, model: Guided, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: Reused,
-             noise: Noise | None) -> tuple[Tensor, Tensor, Reused]:  # fmt: skip
+    def step(self, model: Guided, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: ReuseState,
+             noise: Noise | None) -> tuple[Tensor, Tensor, ReuseState]:  # fmt: skip
         dit = model.denoiser.network
         assert isinstance(dit, DiT)
-        network = Reusing(dit, self.lowest, state.added if state.steps % self.every else None)
-        x_s, x_0, inner = self.solver.step(model.through(network), x_t, t, s, cond, state.inner, noise)
-        return x_s, x_0, Reused(inner, network.added, state.steps + 1)
+        network = ReusingDiT(dit, self.lowest, state.added if state.steps % self.every else None)
+        x_s, x_0, inner = self.solver.step(model.with_network(network), x_t, t, s, cond, state.inner, noise)
+        return x_s, x_0, ReuseState(inner, network.added, state.steps + 1)

@@ -1,8 +1,8 @@
-"""Levels for few steps, searched for on the teacher's own grid: a sampler without training that is worth more than equal spacing.
+"""A search for the levels of a few-step sampler on the teacher's own grid, without training.
 
-Coordinate descent: each inner level in turn goes to the place between its neighbours where samples end nearest to those of the full
-grid from the same noise, until nothing moves. It looks at one number, the mean square between ends; the training-free opponents of a
-distilled student in arXiv 2405.11326 (a grid chosen by dynamic programming) and 2405.15506 (by gradients) look at the same paths.
+Coordinate descent on the mean square between the ends of samples and those of the full grid from
+the same noise. Each inner level in turn moves to the best place between its neighbours, until
+none moves. Related: arXiv 2405.11326 (dynamic programming) and 2405.15506 (gradients).
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.solvers.base import Solver, Trajectory, integrate
+from harness.solvers.base import Solver, Trajectory, sample
 
 
 @dataclass(frozen=True)
-class Search:
-    """What a search found.
+class LevelSearch:
+    """The result of a search.
 
     Attributes:
         levels: timesteps [S + 1], float64, from 1 to 0.
-        mse, equal_mse: mean square between the ends of samples and of the full grid's, on these levels and on equally spaced ones.
-        tried: how many sets of levels were sampled with.
+        mse: mean square between ends of samples on these levels and on the full grid.
+        equal_mse: the same for equally spaced levels.
+        tried: number of sets of levels that were evaluated.
     """
 
     levels: Tensor
@@ -33,11 +34,11 @@ class Search:
 
 
 @torch.no_grad()
-def search_levels(solver: Solver, model: Any, path: Trajectory, num_steps: int) -> Search:
-    """The levels of `num_steps` steps out of those of a path.
+def search_levels(solver: Solver, model: Any, path: Trajectory, num_steps: int) -> LevelSearch:
+    """The best levels for `num_steps` steps among those of a path.
 
     Args:
-        path: trajectories of the model on a grid of K >= `num_steps` steps, the start and the aim of the search.
+        path: trajectories of the model on a grid of K >= `num_steps` steps.
 
     Raises:
         ValueError: if the grid has fewer steps.
@@ -49,8 +50,7 @@ def search_levels(solver: Solver, model: Any, path: Trajectory, num_steps: int) 
 
     def mse(places: tuple[int, ...]) -> float:
         if places not in known:
-            end = integrate(solver, model, path.states[:, 0], path.levels[list(places)], path.cond)
-            assert isinstance(end, Tensor)
+            end = sample(solver, model, path.states[:, 0], path.levels[list(places)], path.cond)
             known[places] = float((end - path.states[:, -1]).double().square().mean())
         return known[places]
 
@@ -61,4 +61,4 @@ def search_levels(solver: Solver, model: Any, path: Trajectory, num_steps: int) 
             options = [(*best[:i], place, *best[i + 1 :]) for place in range(best[i - 1] + 1, best[i + 1])]
             best = min(options, key=mse)
         if best == before:
-            return Search(path.levels[list(best)], mse(best), mse(start), len(known))
+            return LevelSearch(path.levels[list(best)], mse(best), mse(start), len(known))

@@ -1,4 +1,7 @@
-"""UniPC of order 2, multistep, data prediction, B(h) = e^-h - 1 (Zhao et al. 2023, arXiv 2302.04867, alg. 1 to 4)."""
+"""UniPC of order 2: multistep, data prediction, B(h) = e^-h - 1.
+
+Source: Zhao et al. 2023, arXiv 2302.04867, alg. 1 to 4.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,19 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Model, like
+from harness.diffusion.denoiser import Model, expand_to
 from harness.solvers.base import SOLVERS, Noise, Solver
 from harness.solvers.dpm_solver import half_log_snr
 
 
 @dataclass(frozen=True)
-class Taken:
-    """The step that led here: where it started [B, C, H, W], its timestep, its x_0, and the x_0 of the step before, if any."""
+class LastStep:
+    """The last step.
+
+    Attributes:
+        x, t, x_0: its start [B, C, H, W], timestep and prediction.
+        before: timestep and prediction of the step before it, if any.
+    """
 
     x: Tensor
     t: Tensor
@@ -25,45 +33,45 @@ class Taken:
 
 @SOLVERS.register("unipc")
 class UniPC(Solver):
-    """Third order, one evaluation a step: the evaluation after a step corrects it, and then predicts the next.
+    """UniPC: third order, one evaluation per step, which corrects that step and predicts the next.
 
-    A step that starts or ends where lambda is infinite is of first order and is not corrected.
+    A step with infinite lambda at one end is of first order and is not corrected.
     """
 
-    def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: Taken | None,
-             noise: Noise | None) -> tuple[Tensor, Tensor, Taken]:  # fmt: skip
+    def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: LastStep | None,
+             noise: Noise | None) -> tuple[Tensor, Tensor, LastStep]:  # fmt: skip
         x_0 = model(x_t, t, cond).x_0
         if state is not None:
-            x_t = moved(model, state.x, state.t, t, state.x_0, state.before, x_0, x_t)
+            x_t = unipc_step(model, state.x, state.t, t, state.x_0, state.before, x_0, x_t)
         before = (state.t, state.x_0) if state is not None else None
-        x_s = moved(model, x_t, t, s, x_0, before, None, None)
-        return x_s, x_0, Taken(x_t, t, x_0, before)
+        x_s = unipc_step(model, x_t, t, s, x_0, before, None, None)
+        return x_s, x_0, LastStep(x_t, t, x_0, before)
 
 
-def moved(model: Model, x: Tensor, t: Tensor, s: Tensor, x_0: Tensor, before: tuple[Tensor, Tensor] | None, after: Tensor | None,
+def unipc_step(model: Model, x: Tensor, t: Tensor, s: Tensor, x_0: Tensor, before: tuple[Tensor, Tensor] | None, after: Tensor | None,
           predicted: Tensor | None) -> Tensor:  # fmt: skip
-    """From x at t to s.
+    """One step from x at t to s.
 
     Args:
         x_0: the prediction at t.
-        before: the timestep before t and the prediction there.
-        after: the prediction at s, with which the step is corrected (UniC); None predicts (UniP).
-        predicted: what stays where the step cannot be corrected.
+        before: the timestep before t and its prediction, if any.
+        after: the prediction at s, for the corrector (UniC); None is the predictor (UniP).
+        predicted: the result if the step cannot be corrected.
     """
     lambda_t, lambda_s = (half_log_snr(level, model.schedule) for level in (t, s))
     h = lambda_s - lambda_t
     (_, sigma_t), (alpha_s, sigma_s) = (model.schedule.alpha_sigma(level) for level in (t, s))
-    base = like(sigma_s / sigma_t, x) * x - like(alpha_s * torch.expm1(-h), x) * x_0
+    base = expand_to(sigma_s / sigma_t, x) * x - expand_to(alpha_s * torch.expm1(-h), x) * x_0
     if not bool(torch.isfinite(h)):
         return base if predicted is None else predicted
-    scale = like(alpha_s * torch.expm1(-h), x)
+    scale = expand_to(alpha_s * torch.expm1(-h), x)
     r = (half_log_snr(before[0], model.schedule) - lambda_t) / h if before is not None else None
     if before is None or r is None or not bool(torch.isfinite(r)):
         return base if after is None else base - scale * 0.5 * (after - x_0)
-    slope = (before[1] - x_0) / like(r, x)
+    slope = (before[1] - x_0) / expand_to(r, x)
     if after is None:
         return base - scale * 0.5 * slope
     phi = torch.expm1(-h) / -h - 1
     b = torch.stack([phi / torch.expm1(-h), 2 * (phi / -h - 0.5) / torch.expm1(-h)])
     weights = torch.linalg.solve(torch.stack([torch.ones(2, dtype=b.dtype, device=b.device), torch.stack([r, torch.ones_like(r)])]), b)
-    return base - scale * (like(weights[0], x) * slope + like(weights[1], x) * (after - x_0))
+    return base - scale * (expand_to(weights[0], x) * slope + expand_to(weights[1], x) * (after - x_0))

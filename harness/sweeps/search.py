@@ -1,349 +1,271 @@
-"""Optuna searches: a sweep file with `search` instead of seeds and axes alone. Floor 9.
+"""Searches by Optuna: the driver alone asks for trials and tells their values; child processes make the runs.
 
-Every cell of the file (its axes multiplied out) is one study, which a `space` of its own may widen; every trial of a study is one run
-for each seed, under its run id like any other: trials of the same options share it, an interrupted one resumes, and `harness report`
-shows all. Trial 0 is the method's defaults, as far as they lie in the space. The study itself is in a database, which `optuna-dashboard`
-reads and processes share. A trial is judged on the evaluation noise, so that the best of many looks a little better than it is: report
-a winner from seeds that its search has not used.
-
-    search:
-      trials: 8
-      objectives: {fid: minimize}                   # metrics, or latency, macs, nfe, training_flops; several make a Pareto front
-      space: {options.lr: {low: 3.0e-4, high: 3.0e-2, log: true}, options.heads: [shared, per_step]}
-      sampler: tpe                                  # or random
-      prune: false                                  # stop runs whose curve is below the median of those before
+Trial 0 has the method's defaults, as far as they lie in the space. A trial's runs have run ids like any others, so trials
+with equal options share them, and interrupted ones resume. The studies lie in `harness.db` in the results folder, an SQLite
+file that `optuna-dashboard` reads. Optuna's samplers ignore failed trials and keep proposing their neighbourhood; therefore
+a trial whose run fails is told as a bad value, with the reason as its attribute. Trials are judged on the evaluation noise,
+so the best of many looks better than it is: report a winner from seeds that its search has not used.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import optuna
-import sqlalchemy as sa
 import torch
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.errors import Busy, RunFailed, UsageError, unknown
-from harness.files import digest
-from harness.methods import METHODS
-from harness.metrics.base import METRICS
-from harness.metrics.evaluator import evaluator_class
-from harness.records import Record, capture_environment
-from harness.runs.config import RunConfig, explain, parse_config, resolve
-from harness.runs.database import CONNECTION, database_url, is_there, patiently, storage_of, without_password
-from harness.runs.leases import leases_of
-from harness.runs.log import Report, silent
+from harness.errors import UsageError
+from harness.provenance import capture_environment
+from harness.records import Record
+from harness.runs.config import RunConfig
+from harness.runs.locks import held
+from harness.runs.resolve import Resolved, resolve
 from harness.runs.run import Run
-from harness.sweeps.sweep import expand
+from harness.sweeps.child import MILESTONES_FILE, PRUNED, Pruning, job_of, milestones
+from harness.sweeps.engines import Driver
+from harness.sweeps.study import StudyPlan, objective
+from harness.sweeps.sweep import record_of
 
-COSTS: dict[str, Callable[[Any], float]] = {
-    "latency": lambda cost: cost.latency.ratio, "macs": lambda cost: cost.macs_per_sample, "nfe": lambda cost: cost.nfe,
-    "training_flops": lambda cost: cost.training.whole_flops if cost.training else 0.0,
-}  # fmt: skip
-"""What of a record's cost can be an objective."""
-MOST_TRIED = 32
-"""Whole numbers of a range that are tried out beforehand."""
-
-
-class Range(BaseModel):
-    """Numbers from low to high, whole ones if both are."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    low: int | float
-    high: int | float
-    log: bool = False
-    step: int | float | None = None
-
-    def distribution(self) -> BaseDistribution:
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return IntDistribution(self.low, self.high, log=self.log, step=int(self.step or 1))
-        return FloatDistribution(float(self.low), float(self.high), log=self.log, step=self.step)
+UNSEEN = 1e20
+"""The bad value of a trial that fails before any has finished."""
+PRUNED_AFTER = 4
+"""Finished trials of a study before runs are pruned."""
+ANSWERED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-class SearchSpec(BaseModel):
-    """What a sweep file may say under `search`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    trials: int = Field(ge=1)
-    objectives: dict[str, Literal["minimize", "maximize"]] = Field(min_length=1)
-    space: dict[str, Range | list[Any]] = Field(min_length=1)
-    sampler: Literal["tpe", "random"] = "tpe"
-    seed: int = 0
-    prune: bool = False
-
-    def distributions(self) -> dict[str, BaseDistribution]:
-        return {name: CategoricalDistribution(of) if isinstance(of, list) else of.distribution() for name, of in self.space.items()}
-
-    def at(self, number: int) -> BaseSampler:
-        """The sampler of a trial; each has a seed of its own, whichever process asks."""
-        seed = self.seed + number
-        return RandomSampler(seed) if self.sampler == "random" else TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
-
-
-@dataclass(frozen=True)
-class Search:
-    """One study that is to be made.
+@dataclass
+class Trial:
+    """A trial whose runs are being made, one after the other.
 
     Attributes:
-        name: of the study; it holds a digest of all that trials have in common.
-        configs: the runs of a trial before the space's values are put in, one a seed.
+        number: Optuna's.
+        params: the values of the space.
+        waiting: the runs that are still to be made.
+        records: of the runs that are finished.
+        label: what lines about it begin with.
     """
 
-    name: str
-    configs: tuple[RunConfig, ...]
-    spec: SearchSpec
-
-    def trial(self, params: dict[str, Any]) -> list[RunConfig]:
-        """The runs of a trial. Raises UsageError for values that do not fit."""
-        options = {name.removeprefix("options."): value for name, value in params.items() if name.startswith("options.")}
-        fields = {name: value for name, value in params.items() if not name.startswith("options.")}
-        return [
-            parse_config({**config.model_dump(exclude_unset=True), **fields, "options": {**config.options, **options}})
-            for config in self.configs
-        ]
-
-    def defaults(self) -> dict[str, Any]:
-        """The method's own values for the space, as far as they lie in it."""
-        config = self.configs[0]
-        known = METHODS[config.method].Config(**config.options).model_dump()
-        known = {f"options.{name}": value for name, value in known.items()} | config.model_dump()
-        inside = {}
-        for name, of in self.spec.distributions().items():
-            try:
-                if of._contains(of.to_internal_repr(known[name])):
-                    inside[name] = known[name]
-            except (KeyError, ValueError, TypeError):
-                continue
-        return inside
-
-
-def searches(content: dict[str, Any], where: str, results: Path, device: torch.device) -> list[Search]:
-    """The studies of a sweep file that has `search`; the space's choices are tried out before anything is run.
-
-    Raises UsageError for what is unknown or does not fit.
-    """
-    cells = content.get("cells") or [{}]
-    if any(not isinstance(cell, dict) for cell in cells):
-        raise UsageError(f"{where}: each of cells should be a mapping from names to values")
-    return [search for cell in cells for search in _searches_of(cell, content, where, results, device)]
-
-
-def _searches_of(cell: dict[str, Any], content: dict[str, Any], where: str, results: Path, device: torch.device) -> list[Search]:
-    """The studies of one cell."""
-    said, cell = content["search"], dict(cell)
-    try:
-        if isinstance(said, dict) and (own := cell.pop("space", {})):
-            said = {**said, "space": {**said.get("space", {}), **own}}
-        spec = SearchSpec.model_validate(said)
-        corners = _corners(spec)
-        spec.distributions()
-    except ValidationError as error:
-        raise explain(error, f"{where}: search", list(SearchSpec.model_fields)) from error
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{where}: search: space: {error}") from error
-    groups: dict[str, list[RunConfig]] = {}
-    for config in expand({**{key: value for key, value in content.items() if key != "search"}, "cells": [cell]}, where):
-        groups.setdefault(config.model_dump_json(exclude={"seed"}), []).append(config)
-    found = []
-    for alike, configs in groups.items():
-        study = f"{configs[0].method}-{configs[0].num_steps}-{digest([alike, spec.model_dump(mode='json', exclude={'trials'})])[:10]}"
-        search = Search(study, tuple(configs), spec)
-        for number, corner in enumerate(corners):
-            config = search.trial(corner)[0]
-            if number and "budget" not in corner:  # counted once
-                config = config.model_copy(update={"budget": "steps=1"})
-            task = resolve(config, results=results, device=device).task
-        curve = evaluator_class(task).milestone_metrics
-        known = {*curve, *COSTS, *(() if task.spec.mixture else METRICS.names())}
-        for name in spec.objectives:
-            if name not in known:
-                raise unknown("objective", name, sorted(known))
-        if spec.prune and len(configs) > 1:
-            raise UsageError(f"{where}: search: prune looks at the curve of one run, but a trial has {len(configs)} seeds: give one")
-        if spec.prune and (len(spec.objectives) > 1 or not spec.objectives.keys() <= set(curve)):
-            raise UsageError(f"{where}: search: prune looks at the curve of one objective, which must be one of: {', '.join(curve)}")
-        found.append(search)
-    return found
-
-
-def _corners(spec: SearchSpec) -> list[dict[str, Any]]:
-    """Points that show whether values fit: all lowest, all highest, and each further choice or whole number beside the lowest others."""
-    values: dict[str, list[Any]] = {}
-    for name, of in spec.space.items():
-        if isinstance(of, list):
-            values[name] = of
-        elif isinstance(of.low, int) and isinstance(of.high, int) and not of.log:
-            values[name] = [*range(of.low, of.high + 1, int(of.step or 1))][:MOST_TRIED]
-        else:
-            values[name] = [of.low, of.high]
-    low, high = ({name: found[place] for name, found in values.items()} for place in (0, -1))
-    return [low, high, *({**low, name: value} for name, found in values.items() for value in found[1:])]
-
-
-def open_study(search: Search, storage: str) -> optuna.Study:
-    """The study in a database, made if it is not there. Raises UsageError if the database cannot be opened."""
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=4) if search.spec.prune else optuna.pruners.NopPruner()
-    try:
-        return optuna.create_study(storage=_database(storage), study_name=search.name, directions=list(search.spec.objectives.values()),
-                                   pruner=pruner, load_if_exists=True)  # fmt: skip
-    except Exception as error:
-        raise UsageError(f"cannot open the study's database {without_password(storage)}: {type(error).__name__}: {error}") from error
-
-
-def known_study(search: Search, storage: str) -> optuna.Study | None:
-    """The study, if its database has it; nothing is made. Raises UsageError if the database cannot be read."""
-    if not is_there(storage):
-        return None
-    try:
-        if not sa.inspect(sa.create_engine(database_url(storage))).has_table("studies"):
-            return None
-        return optuna.load_study(study_name=search.name, storage=_database(storage))
-    except KeyError:
-        return None
-    except sa.exc.SQLAlchemyError as error:
-        raise UsageError(f"cannot read the database {without_password(storage)}: {type(error).__name__}") from error
-
-
-def _database(storage: str) -> optuna.storages.RDBStorage:
-    url = database_url(storage)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    connection = {"pool_pre_ping": True, "connect_args": CONNECTION[url.get_backend_name()]}
-    return optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=connection)
+    number: int
+    params: dict[str, Any]
+    label: str
+    waiting: list[tuple[RunConfig, Resolved]] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
 
 
 @dataclass
 class Searcher:
-    """Makes the trials of searches; several workers may do so side by side."""
+    """Makes the trials of one study.
 
+    Args:
+        driver: carries the runs out.
+        reuse: take finished records, and go on with a study, of other code.
+        say: prints a line.
+    """
+
+    plan: StudyPlan
     results: Path
     device: torch.device
-    storage: str = ""
-    report: Report = silent
+    driver: Driver[Trial]
     reuse: bool = False
-    said: Callable[[str], None] = lambda text: None
+    say: Callable[[str], None] = print
+    study: optuna.Study = field(init=False)
+    code: str = field(init=False)
 
-    def make(self, search: Search) -> optuna.Study:
-        """All trials of a study; those that nobody is at are taken up again."""
-        with leases_of(self.results, self.storage).holding("study-tables", wait=True):  # which two must not make at once
-            study = open_study(search, storage_of(self.results, self.storage))
-        with self._alone(search):
-            running = patiently(lambda: study.get_trials(states=[TrialState.RUNNING]))  # nobody is between asking and all values now
-        code = capture_environment(self.device).code
-        others = {trial.user_attrs.get("code") for trial in study.get_trials(deepcopy=False)} - {code, None}
+    def make(self) -> optuna.Study:
+        """Makes all trials; those that an earlier driver left unfinished come first.
+
+        Raises:
+            Busy: if another process works on this study.
+            UsageError: if other code began it, or a run was refused.
+        """
+        with held(self.results, f"study-{self.plan.name}"), self.driver:
+            self.study = open_study(self.plan, self.results)
+            self.code = capture_environment(self.device).code
+            self._refuse_other_code()
+            self._take_up()
+            missing = self.plan.spec.trials - len(self._trials(*ANSWERED)) - len(self.driver.flying)
+            while missing > 0 or self.driver.flying:
+                if missing > 0 and not self.driver.full:
+                    missing -= 1
+                    self._begin(self._ask())
+                else:
+                    self._land(*self.driver.next())
+            return self.study
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+    def _finished(self) -> list[FrozenTrial]:
+        return [trial for trial in self._trials(TrialState.COMPLETE) if "reason" not in trial.user_attrs]
+
+    def _refuse_other_code(self) -> None:
+        others = {trial.user_attrs.get("code") for trial in self._trials()} - {self.code, None}
         if others and not self.reuse:
-            raise UsageError(f"study {search.name} was begun by other code: --reuse goes on with it, another --storage begins anew")
-        for frozen in running:
-            if set(frozen.params) != set(search.spec.space):  # its process ended before it was complete
-                self._tell(search, study, frozen, state=TrialState.FAIL)
-            else:
-                self._finish(search, study, optuna.trial.Trial(study, frozen._trial_id), wait=False)
-        while (trial := patiently(lambda: self._next(search, study, code))) is not None:
-            while not self._finish(search, study, trial, wait=True):
-                pass  # another worker had taken its run over
-        return study
+            raise UsageError(f"study {self.plan.name} was begun by other code: --reuse goes on with it, another --results begins anew")
 
-    def _alone(self, search: Search) -> AbstractContextManager[Any]:
-        """Among all workers, for what must not be done twice."""
-        return leases_of(self.results, self.storage).holding(f"study-{search.name}", wait=True)
+    def _take_up(self) -> None:
+        """Begins the trials that were left running again; one without all its values is given up."""
+        for trial in self._trials(TrialState.RUNNING):
+            if set(trial.params) != set(self.plan.spec.space):
+                self.study.tell(trial.number, state=TrialState.FAIL)
+                continue
+            while self.driver.full:
+                self._land(*self.driver.next())
+            self._begin(trial)
 
-    def _next(self, search: Search, study: optuna.Study, code: str) -> optuna.trial.Trial | None:
-        """The next trial with all its values, or None where there are enough."""
-        with self._alone(search):
-            number = len(study.get_trials(deepcopy=False))
-            if number >= search.spec.trials:
-                return None
-            if number == 0:
-                study.enqueue_trial(search.defaults())
-            study.sampler = search.spec.at(number)
-            with warnings.catch_warnings(action="ignore"):  # constant_liar is experimental for Optuna, and stays inside here
-                trial = study.ask(search.spec.distributions())
-            trial.set_user_attr("code", code)
-            return trial
+    def _ask(self) -> FrozenTrial:
+        """The next trial with all its values."""
+        trials = self._trials()
+        if not trials:
+            self.study.enqueue_trial(self.plan.defaults())
+        number = sum(trial.state != TrialState.WAITING for trial in trials)
+        self.study.sampler = self.plan.spec.sampler_of(number)
+        with warnings.catch_warnings(action="ignore"):  # Optuna calls constant_liar experimental
+            trial = self.study.ask(self.plan.spec.distributions())
+        trial.set_user_attr("code", self.code)
+        if self.plan.spec.prune:
+            self._milestones_file(self._runs_of(trial.params)[0][1]).unlink(missing_ok=True)
+        return self._trials()[trial.number]
 
-    def _finish(self, search: Search, study: optuna.Study, trial: optuna.trial.Trial, wait: bool) -> bool:
-        """Makes the runs of a trial and tells what they gave; whether nobody else is at them."""
-        records, pruned = [], False
+    def _runs_of(self, params: dict[str, Any]) -> list[tuple[RunConfig, Resolved]]:
+        return [(config, resolve(config, results=self.results, device=self.device)) for config in self.plan.runs_of(params)]
 
-        def judge(part: float, quality: dict[str, float]) -> None:
-            nonlocal pruned
-            (objective,) = search.spec.objectives
-            if objective in quality:
-                with warnings.catch_warnings(action="ignore"):  # a resumed run tells a point again
-                    patiently(lambda: trial.report(quality[objective], step=round(part * 1000)))
-                pruned = patiently(trial.should_prune)
-                if pruned:
-                    raise RunFailed(f"pruned: after {part:.3g} of the budget its {objective} was worse than the median of other trials")
+    def _milestones_file(self, resolved: Resolved) -> Path:
+        return Run(resolved, self.results, self.device).folder / MILESTONES_FILE
 
-        for config in search.trial(trial.params):
-            try:
-                resolved = resolve(config, results=self.results, device=self.device)
-            except UsageError as error:  # values that fit alone, but not together
-                self.said(f"{search.name} trial {trial.number}: {error}")
-                self._tell(search, study, trial, state=TrialState.FAIL)
-                return True
-            self.said(f"{search.name} trial {trial.number}, {resolved.run_id} seed {config.seed}: {_shown(trial.params)}")
-            run = Run(resolved, self.results, self.device, self.report, judge if search.spec.prune else None, self.storage)
-            try:
-                records.append(run.execute(self.reuse, wait))
-            except Busy:
-                return False
-            except RunFailed as error:
-                self.said(f"{search.name} trial {trial.number}: {error}")
-                self._tell(search, study, trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
-                return True
-        values = [sum(objective(record, name) for record in records) / len(records) for name in search.spec.objectives]
-        self._tell(search, study, trial, values, run_ids=[record.run_id for record in records])
-        return True
+    def _begin(self, frozen: FrozenTrial) -> None:
+        trial = Trial(frozen.number, frozen.params, f"{self.plan.name} trial {frozen.number}")
+        try:
+            trial.waiting = self._runs_of(frozen.params)
+        except UsageError as error:  # values that fit alone, but not together
+            self._tell_failure(trial, str(error))
+            return
+        self._go_on(trial)
 
-    def _tell(self, search: Search, study: optuna.Study, trial: optuna.trial.Trial | FrozenTrial, values: list[float] | None = None,
-              state: TrialState | None = None, run_ids: Sequence[str] = ()) -> None:  # fmt: skip
-        """Notes how a trial ended, unless another worker has."""
+    def _go_on(self, trial: Trial) -> None:
+        """Starts the next run of a trial that is not there yet, or tells the trial's values."""
+        while trial.waiting:
+            config, resolved = trial.waiting[0]
+            if (record := Run(resolved, self.results, self.device).finished_record(self.reuse)) is None:
+                self.say(f"{trial.label}, {resolved.run_id} seed {config.seed}: {_shown(trial.params)}")
+                name = trial.label if self.driver.workers > 1 else ""
+                self.driver.start(trial, job_of(config, resolved, self.results, self.device, self.reuse, name, self._pruning()))
+                return
+            trial.records.append(record)
+            trial.waiting.pop(0)
+        self._tell(trial)
 
-        def tell() -> None:
-            with self._alone(search):
-                if study.get_trials(deepcopy=False)[trial.number].state.is_finished():
-                    return
-                if isinstance(trial, optuna.trial.Trial) and run_ids:
-                    trial.set_user_attr("run_ids", list(run_ids))
-                study.tell(trial.number, values, state)
+    def _land(self, trial: Trial, died: str) -> None:
+        """Takes the record of a trial's run that has ended."""
+        _, resolved = trial.waiting.pop(0)
+        record = record_of(Run(resolved, self.results, self.device), died)
+        if record.status == "finished":
+            trial.records.append(record)
+            self._go_on(trial)
+        elif record.reason.startswith(PRUNED):
+            self.say(f"{trial.label}: {record.reason}")
+            self._report(trial, milestones(self._milestones_file(resolved)))
+            self.study.tell(trial.number, state=TrialState.PRUNED)
+        else:
+            self._tell_failure(trial, record.reason, died)
 
-        patiently(tell)
+    def _tell(self, trial: Trial) -> None:
+        """Tells the means over a trial's runs."""
+        objectives, records = self.plan.spec.objectives, trial.records
+        values = [sum(objective(record, name) for record in records) / len(records) for name in objectives]
+        if not np.isfinite(values).all():
+            self._tell_failure(trial, f"{', '.join(objectives)}: {values}: not finite")
+            return
+        self._handle(trial).set_user_attr("run_ids", [record.run_id for record in records])
+        cost = records[0].cost
+        if self.plan.spec.prune and cost is not None and cost.training is not None:
+            (name,), steps = objectives, cost.training.steps
+            self._report(trial, {round(1000 * point.step / steps): point.quality[name] for point in records[0].milestones})
+        self.study.tell(trial.number, values)
+
+    def _tell_failure(self, trial: Trial, reason: str, died: str = "") -> None:
+        """Tells a bad value and the reason; a trial whose process died was not answered, and fails."""
+        self.say(f"{trial.label}: {reason}")
+        self._handle(trial).set_user_attr("reason", reason)
+        if died:
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            return
+        seen = [found.values for found in self._finished()]
+        directions = self.plan.spec.objectives.values()
+        values = [bad_value(direction, [values[place] for values in seen]) for place, direction in enumerate(directions)]
+        self.study.tell(trial.number, values)
+
+    def _handle(self, trial: Trial) -> optuna.trial.Trial:
+        return optuna.trial.Trial(self.study, self._trials()[trial.number]._trial_id)
+
+    def _report(self, trial: Trial, points: dict[int, float]) -> None:
+        with warnings.catch_warnings(action="ignore"):  # a trial that was taken up again reports a point twice
+            for place, value in points.items():
+                self._handle(trial).report(value, step=place)
+
+    def _pruning(self) -> Pruning | None:
+        """What a run that starts now is compared with: the median of the finished trials at each milestone."""
+        if not self.plan.spec.prune:
+            return None
+        ((name, direction),) = self.plan.spec.objectives.items()
+        curves = [trial.intermediate_values for trial in self._finished()]
+        points = {place: [curve[place] for curve in curves if place in curve] for place in {place for curve in curves for place in curve}}
+        medians = {place: float(np.median(values)) for place, values in points.items() if len(curves) >= PRUNED_AFTER}
+        return Pruning(objective=name, sign=1 if direction == "minimize" else -1, medians=medians)
 
 
-def objective(record: Record, name: str) -> float:
-    """A record's value of an objective: a metric's mean or a cost. Raises UsageError if it has none of that name."""
-    if name in COSTS and record.cost is not None:
-        return COSTS[name](record.cost)
-    if name in record.metrics:
-        return record.metrics[name].mean
-    raise unknown("objective", name, [*record.metrics, *COSTS])
+def bad_value(direction: str, seen: Sequence[float]) -> float:
+    """What a failed trial is told as: ten times the worst value seen, mirrored for `maximize`, or `UNSEEN` without one.
+
+    Of a worst value w on the good side of zero, w +- 9 |w|, so that it is always worse.
+    """
+    sign = 1 if direction == "minimize" else -1
+    worst = max((sign * value for value in seen), default=0.0)
+    return sign * (worst + (9 * abs(worst) or UNSEEN))
+
+
+def open_study(plan: StudyPlan, results: Path) -> optuna.Study:
+    """The study in the database of a results folder, made if it is not there. Raises UsageError if that cannot be read."""
+    directions = list(plan.spec.objectives.values())
+    return optuna.create_study(storage=_database(results), study_name=plan.name, directions=directions, load_if_exists=True)
+
+
+def known_study(plan: StudyPlan, results: Path) -> optuna.Study | None:
+    """The study, if there is one; otherwise none is made. Raises UsageError if the database cannot be read."""
+    if not (results / "harness.db").exists() or plan.name not in optuna.get_all_study_names(_database(results)):
+        return None
+    return open_study(plan, results)
+
+
+def _database(results: Path) -> optuna.storages.RDBStorage:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return optuna.storages.RDBStorage(f"sqlite:///{results.resolve() / 'harness.db'}")
+    except Exception as error:  # of SQLAlchemy's many kinds
+        raise UsageError(f"cannot read the studies in {results / 'harness.db'} ({type(error).__name__}): move the file away") from error
 
 
 def _shown(params: dict[str, Any]) -> str:
-    return ", ".join(f"{name.removeprefix('options.')} {value:.4g}" if isinstance(value, float) else
-                     f"{name.removeprefix('options.')} {value}" for name, value in params.items())  # fmt: skip
+    texts = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in params.items()}
+    return ", ".join(f"{name.removeprefix('options.')} {text}" for name, text in texts.items())
 
 
-def lines_of(search: Search, study: optuna.Study) -> list[dict[str, Any]]:
-    """A table of a study's trials: number, state, values of the space, objectives, and whether it is best (or on the Pareto front)."""
-    best = {trial.number for trial in study.best_trials} if any(_complete(study.get_trials(deepcopy=False))) else set()
+def lines_of(plan: StudyPlan, study: optuna.Study) -> list[dict[str, Any]]:
+    """A table of a study's trials: number, state, values of the space, objectives, and whether it is best or on the Pareto front."""
+    trials = study.get_trials(deepcopy=False)
+    finished = [trial for trial in trials if trial.state == TrialState.COMPLETE and "reason" not in trial.user_attrs]
+    best = {trial.number for trial in study.best_trials} if finished else set()
     lines = []
-    for trial in study.get_trials(deepcopy=False):
-        values = dict(zip(search.spec.objectives, trial.values or [], strict=False))
-        lines.append({"study": search.name, "trial": trial.number, "state": trial.state.name.lower(), **trial.params, **values,
-                      "best": trial.number in best})  # fmt: skip
+    for trial in trials:
+        values = dict(zip(plan.spec.objectives, trial.values or [], strict=False))
+        state = "failed" if "reason" in trial.user_attrs else trial.state.name.lower()
+        reason = {"reason": trial.user_attrs["reason"]} if "reason" in trial.user_attrs else {}
+        lines.append({"study": plan.name, "trial": trial.number, "state": state, **trial.params, **values, **reason,
+                      "answered": trial.state in ANSWERED, "best": trial.number in best and not reason})  # fmt: skip
     return lines
-
-
-def _complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    return [trial for trial in trials if trial.state == TrialState.COMPLETE]

@@ -1,17 +1,13 @@
-"""Many runs from one file: expanded and checked before the first starts, and resumable at any time. Floor 8.
+"""A sweep: many runs from one file, all checked before the first starts, and resumable at any time.
 
-A file holds `base` (fields of a run), `cells` (what each differs in, over `base`), `axes` (name: values, for every cell that
-does not say it, or in one), and `seeds`. Options of the method stand under `options`, in an axis as `options.NAME`.
-Workers share a results folder and a database: a run is leased while it is made, and whoever finds it so goes on to the next.
+A file holds `base` (fields of a run), `cells` (what each adds to `base`), `axes` (name: values, for every cell that does
+not give the name itself, or inside one cell), and `seeds`. Options of the method stand under `options`, in an axis as
+`options.NAME`.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,16 +17,21 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.errors import Busy, RunFailed, UsageError
-from harness.records import Record, capture_environment, published_records, read_record
-from harness.runs.config import Resolved, RunConfig, explain, key_of_record, parse_config, resolve
-from harness.runs.log import Report, silent
+from harness.errors import UsageError
+from harness.provenance import capture_environment
+from harness.records import Record, published_records, read_record
+from harness.runs.config import RunConfig, explain, parse_config
+from harness.runs.identity import key_of_record
+from harness.runs.locks import is_held
+from harness.runs.resolve import Resolved, resolve
 from harness.runs.run import Run
+from harness.sweeps.child import job_of
+from harness.sweeps.engines import Driver
 from harness.tasks import load_task
 
 
 class SweepCell(BaseModel):
-    """What a cell may say; other keys are fields of a run."""
+    """A cell of a sweep file; other keys are fields of a run."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -38,11 +39,11 @@ class SweepCell(BaseModel):
     seeds: list[int] | None = None
     options: dict[str, Any] = {}
     space: dict[str, Any] = {}
-    """Of a search: what this cell's study varies beside the file's space."""
+    """In a search: what this cell's study varies in addition to the file's space."""
 
 
 class SweepFile(BaseModel):
-    """What a sweep file may say."""
+    """The top level of a sweep file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,7 +55,12 @@ class SweepFile(BaseModel):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep; its record if it is already there, and whether one of any code is published."""
+    """One run of a sweep.
+
+    Attributes:
+        record: the finished one, if there is one.
+        published: whether a record of this run, made by any code, is published.
+    """
 
     config: RunConfig
     resolved: Resolved
@@ -63,7 +69,10 @@ class Cell:
 
 
 def expand(content: dict[str, Any], where: str) -> list[RunConfig]:
-    """The runs of a sweep file, each once, in the order of the file: cells, then axes, then seeds.
+    """Returns the runs of a sweep file, each once, in the order of the file: cells, then axes, then seeds.
+
+    Args:
+        where: names the file in errors.
 
     Raises UsageError for unknown keys and values of the wrong kind.
     """
@@ -78,8 +87,8 @@ def expand(content: dict[str, Any], where: str) -> list[RunConfig]:
             raise UsageError(f"{where}: a cell has a space, but the file has no search")
         if "seed" in {*file.base, *file.axes, *own, *cell.axes}:
             raise UsageError(f"{where}: seed is given by itself; list the seeds under seeds")
-        told = {*own, *(f"options.{name}" for name in cell.options)}
-        axes = {name: values for name, values in file.axes.items() if name not in told} | cell.axes
+        given = {*own, *(f"options.{name}" for name in cell.options)}
+        axes = {name: values for name, values in file.axes.items() if name not in given} | cell.axes
         axes["seed"] = cell.seeds if cell.seeds is not None else file.seeds
         for values in itertools.product(*axes.values()):
             config = _merged(file.base, own, dict(zip(axes, values, strict=True)))
@@ -88,7 +97,7 @@ def expand(content: dict[str, Any], where: str) -> list[RunConfig]:
 
 
 def _merged(base: dict[str, Any], cell: dict[str, Any], point: dict[str, Any]) -> RunConfig:
-    """One run's config: options are merged, of everything else the more specific one counts."""
+    """One run's config: options are merged; any other field comes from the most specific place."""
     options = {**base.get("options", {}), **cell["options"]}
     options |= {name.removeprefix("options."): value for name, value in point.items() if name.startswith("options.")}
     fields = {name: value for name, value in point.items() if not name.startswith("options.")}
@@ -96,10 +105,12 @@ def _merged(base: dict[str, Any], cell: dict[str, Any], point: dict[str, Any]) -
 
 
 def plan(configs: Sequence[RunConfig], results: Path, device: torch.device, reuse: bool = False) -> list[Cell]:
-    """Every run resolved and looked up, equal ones once, before any is made.
+    """Resolves every run and looks its record up; equal runs become one cell.
 
     Args:
-        reuse: also take what other code made.
+        reuse: also take records that other code made.
+
+    Raises UsageError for the first run that does not fit.
     """
     code = capture_environment(device).code
     found = [record for record in published_records(results) if record.status == "finished"]
@@ -122,84 +133,54 @@ def plan(configs: Sequence[RunConfig], results: Path, device: torch.device, reus
     return list(cells.values())
 
 
-def run_sweep(cells: Sequence[Cell], results: Path, device: torch.device, report: Report = silent, reuse: bool = False,
-              said: Callable[[str], None] = lambda text: None, storage: str = "") -> list[Record]:  # fmt: skip
-    """Makes what is missing, one run after the other, together with other workers that are at the same (`storage` as in `Run`).
+def run_sweep(cells: Sequence[Cell], results: Path, device: torch.device, driver: Driver[Cell], reuse: bool = False,
+              say: Callable[[str], None] = print) -> list[Record]:  # fmt: skip
+    """Makes the runs that are missing, as many at once as the driver takes.
 
-    What another worker is at is left to it and looked at again at the end: if that worker has died, its run is resumed here. A run
-    that fails is a record too, and the sweep goes on. What only shows when a run is under way (weights that do not fit, a download
-    that fails) raises UsageError; what is made by then stays.
+    A run that another process makes comes last, and is then waited for. A run that fails is a record too, and the sweep
+    goes on.
+
+    Args:
+        reuse: take finished records that other code made.
+        say: prints a line.
 
     Returns:
         The records of all cells, in their order.
+
+    Raises UsageError for what only shows inside a run, such as weights that do not fit; finished runs stay.
     """
-    started, records = time.time(), {cell.resolved.run_id: cell.record for cell in cells if cell.record is not None}
-    missing = [(number, cell) for number, cell in enumerate(cells, 1) if cell.record is None]
-    waits = False
-    while missing:
-        busy = []
-        for number, cell in missing:
-            run = Run(cell.resolved, results, device, report, storage=storage)
-            place = f"{number}/{len(cells)} {cell.resolved.run_id} seed {cell.resolved.settings.seed}"
-            if (failed := _failed_since(run, started)) is not None:
-                records[failed.run_id] = failed
+    records = {cell.resolved.run_id: cell.record for cell in cells if cell.record is not None}
+    names = {cell.resolved.run_id: f"{number}/{len(cells)} {cell.resolved.run_id}" for number, cell in enumerate(cells, 1)}
+    waiting = [cell for cell in cells if cell.record is None]
+    with driver:
+        while waiting or driver.flying:
+            if waiting and not driver.full and (cell := _next_free(waiting, driver, results, device)) is not None:
+                waiting.remove(cell)
+                name = names[cell.resolved.run_id]
+                say(f"{name} seed {cell.resolved.settings.seed}: starts")
+                shown = name if driver.workers > 1 else ""
+                driver.start(cell, job_of(cell.config, cell.resolved, results, device, reuse, shown))
                 continue
-            said(f"{place}: {'waits for the worker that is at it' if waits else 'starts'}")
-            try:
-                records[cell.resolved.run_id] = run.execute(reuse, waits)
-            except Busy:
-                said(f"{place}: another worker is at it")
-                busy.append((number, cell))
-            except RunFailed as error:
-                said(f"{place}: {error}")
-                records[cell.resolved.run_id] = read_record(run.folder / "record.json")
-        missing, waits = busy, True
+            cell, died = driver.next()
+            record = record_of(Run(cell.resolved, results, device), died)
+            records[cell.resolved.run_id] = record
+            say(f"{names[cell.resolved.run_id]}: {record.status}{f': {record.reason}' if record.reason else ''}")
     return [records[cell.resolved.run_id] for cell in cells]
 
 
-def _failed_since(run: Run, started: float) -> Record | None:
-    """The record of a run that failed in another process since this one began."""
-    path = run.folder / "record.json"
-    if not path.exists() or path.stat().st_mtime < started:
-        return None
-    record = read_record(path)
-    return record if record.status == "failed" else None
+def _next_free(waiting: Sequence[Cell], driver: Driver[Cell], results: Path, device: torch.device) -> Cell | None:
+    """The first cell that nothing in flight and no other process works on, or trains the student of.
 
-
-def records_of(cells: Sequence[Cell], results: Path) -> list[Record]:
-    """The records of cells that are there now, finished or failed."""
-    paths = [results / "runs" / cell.resolved.run_id / "record.json" for cell in cells]
-    found = [cell.record or (read_record(path) if path.exists() else None) for cell, path in zip(cells, paths, strict=True)]
-    return [record for record in found if record is not None]
-
-
-def environment_of_workers(workers: int, storage: str = "", here: bool = True) -> dict[str, str]:
-    """Variables that each of so many workers is started with.
-
-    Args:
-        storage: as in `harness.runs.database.storage_of`; others see the words of a process, and a URL may hold a password.
-        here: whether they share the threads of this machine: with more of them than cores, each waits for the others at every step.
+    Without one, None while something is in flight, then the first cell, whose job waits for the other process.
     """
-    threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // workers))} if here else {}
-    return {**threads, **({"HARNESS_STORAGE": storage} if storage else {})}
+    runs = {cell.resolved.run_id: Run(cell.resolved, results, device) for cell in [*waiting, *driver.flying.values()]}
+    taken = {name for cell in driver.flying.values() for name in runs[cell.resolved.run_id].locks}
+    for cell in waiting:
+        if not any(name in taken or is_held(results, name) for name in runs[cell.resolved.run_id].locks):
+            return cell
+    return None if driver.flying else waiting[0]
 
 
-def run_workers(words: Sequence[str], workers: int, storage: str = "") -> None:
-    """Runs `harness WORDS` in so many processes that share its work, each with its part of the threads.
-
-    Raises RunFailed if one of them ends otherwise than by failed runs; the others go on to the end first.
-    """
-    environment = {**os.environ, **environment_of_workers(workers, storage)}
-    command = [sys.executable, "-m", "harness", *words]
-    names = [f"worker {number}" for number in range(1, workers + 1)]
-    started = [subprocess.Popen(command, env={**environment, "HARNESS_WORKER": name}) for name in names]
-    try:
-        codes = [process.wait() for process in started]
-    except BaseException:
-        for process in started:
-            process.terminate()  # each writes a checkpoint
-        for process in started:
-            process.wait()
-        raise
-    if bad := [code for code in codes if code not in (0, RunFailed.exit_code)]:
-        raise RunFailed(f"{len(bad)} of {workers} workers ended with exit code {', '.join(map(str, bad))}; their messages are above")
+def record_of(run: Run, died: str) -> Record:
+    """The record that a run's job left, or one that says why its process died."""
+    return run.record_failure(died) if died else read_record(run.folder / "record.json")

@@ -1,5 +1,8 @@
-"""Tasks: what is benchmarked, one YAML each. Floor 5: may import floors 0 to 4."""
+"""Tasks: what is benchmarked, one YAML file each."""
 
-from harness.tasks.task import MixtureTask, Task, TaskSpec, load_task, task_names
+from harness.tasks.load import borrows, load_task, task_names
+from harness.tasks.mixture import MixtureTask
+from harness.tasks.spec import TaskSpec
+from harness.tasks.task import Task
 
-__all__ = ["MixtureTask", "Task", "TaskSpec", "load_task", "task_names"]
+__all__ = ["MixtureTask", "Task", "TaskSpec", "borrows", "load_task", "task_names"]

@@ -1,4 +1,4 @@
-"""What every method must keep, as checks that run on any registered method in seconds, on the CPU. Floor 8.
+"""What every method must keep, as checks that run on any registered method in seconds.
 
 The checks use a task of their own: 8 x 8 digits, a 3-layer teacher and a feature network with random weights. `harness
 test-method FILE` runs them on a stranger's file, and the tests run them on ours.
@@ -24,7 +24,7 @@ from harness.files import file_hash, write_tensors
 from harness.methods import METHODS, Batch, Method
 from harness.networks.classifier import Classifier
 from harness.networks.dit import DiT
-from harness.solvers import integrate
+from harness.solvers import sample
 from harness.tasks import Task, TaskSpec
 from harness.training.trainer import Trainer, TrainSettings
 
@@ -90,6 +90,8 @@ class Case:
         name, options: of the method.
         task: usually `tiny_task`.
         folder: where checks may write; the trajectories go to `HARNESS_CACHE`.
+        num_steps: steps of the student.
+        device: where it is built, trained and sampled.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Case:
     folder: Path
     options: dict[str, Any] = field(default_factory=dict)
     num_steps: int = 2
+    device: torch.device = CPU
 
     @property
     def cls(self) -> type[Method]:
@@ -108,25 +111,28 @@ class Case:
 
     @cached_property
     def sources(self) -> dict[str, Any]:
-        return {"data": self.task.split.train, "trajectory": open_store(self.task.recipe, self.task.teacher(CPU), CPU)}
+        return {"data": self.task.split.train, "trajectory": open_store(self.task.recipe, self.task.teacher(self.device), self.device)}
 
     def build(self, teacher: Any = None, num_steps: int | None = None) -> Method:
         with keyed_initialisation(0, self.name):
             steps = num_steps or self.num_steps
-            return self.cls(self.config, teacher or self.task.teacher(CPU), self.task, steps, STEPS)
+            teacher = teacher or self.task.teacher(self.device)
+            method = self.cls(self.config, teacher, self.task, steps, STEPS)
+        method.to(self.device)
+        return method
 
     def trainer(self, method: Method, folder: Path | None = None, seed: int = 0, **settings: Any) -> Trainer:
-        return Trainer(method, self.sources, TrainSettings(STEPS, BATCH, seed, log_every=1, **settings), folder, CPU)
+        return Trainer(method, self.sources, TrainSettings(STEPS, BATCH, seed, log_every=1, **settings), folder, self.device)
 
     def batch(self, method: Method) -> Batch:
         return self.trainer(method).batches.of_step(0)[0]
 
     def sample(self, method: Method, rows: slice = slice(0, 3)) -> Tensor:
         x_T, cond = self.task.evaluation_inputs(0)
+        x_T, cond = x_T[rows].to(self.device), cond[rows].to(self.device)
+        noise = self.task.evaluation_noise(0, rows)
         with torch.no_grad():
-            images = integrate(method.solver, method.student, x_T[rows], method.levels, cond[rows], self.task.evaluation_noise(0, rows))
-        assert isinstance(images, Tensor)
-        return images
+            return sample(method.solver, method.student, x_T, method.levels, cond, noise)
 
 
 def weights(method: Method) -> dict[str, Tensor]:
@@ -204,7 +210,7 @@ def untrained(case: Case) -> None:
     x_T, cond = case.task.evaluation_inputs(0)
     for num_steps in (1, case.num_steps):
         method = case.build(num_steps=num_steps)
-        if (expected := method.untrained()) is not None:
+        if (expected := method.untrained_sampler()) is not None:
             with torch.no_grad():
                 all_close(case.sample(method), expected(x_T[:3], cond[:3]), 1e-4, f"untrained, {num_steps} steps")
 

@@ -32,11 +32,10 @@ from harness.errors import HarnessError, Interrupted, RunFailed, UsageError
 from harness.files import write_aside
 from harness.methods.base import Batch, Method, Player, Update
 from harness.networks.passes import count_passes
+from harness.progress import Progress
 
 MILESTONES = (1 / 8, 1 / 4, 1 / 2)
 """Parts of the budget at which quality is measured; the whole of it is the evaluation itself."""
-Progress = Callable[[int, int, dict[str, float]], None]
-"""Called with the steps done, the number of all, and the last means."""
 
 
 class Source(Protocol):
@@ -197,9 +196,8 @@ class Trainer:
         self._compiled: set[str] = set()
 
     def train(self, until: int | None = None, progress: Progress | None = None,
-              measure: Callable[[], dict[str, float]] | None = None, may_write: Callable[[], None] = lambda: None) -> None:  # fmt: skip
-        """Runs from the last checkpoint to the end, or to step `until`; `measure` is called at the milestones, `may_write` before each
-        checkpoint.
+              measure: Callable[[], dict[str, float]] | None = None) -> None:  # fmt: skip
+        """Runs from the last checkpoint to the end, or to step `until`; `measure` is called at the milestones.
 
         Raises:
             Interrupted: on SIGINT or SIGTERM, after the step under way and a checkpoint.
@@ -224,7 +222,7 @@ class Trainer:
                 if self.step % self.settings.log_every == 0 or last:
                     self.curve.append({"step": self.step, **means})
                     if progress:
-                        progress(self.step, total, means)
+                        progress(self.step, total)
                 if measure and self.step in milestones:
                     self.note_quality(measure())
                     started += time.perf_counter() - now  # what measuring takes is not training
@@ -232,7 +230,6 @@ class Trainer:
                         torch.cuda.reset_peak_memory_stats(self.device)
                 if caught or self.step == until or now - saved > self.settings.checkpoint_seconds:
                     try:
-                        may_write()
                         self._save()
                     except HarnessError as error:
                         if not caught:

@@ -12,16 +12,17 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from harness.commands import run as commands
 
-from harness import __version__, cli
+from harness import __version__
+from harness.cli import cmd_run
+from harness.cli.main import main
 from harness.errors import Interrupted
 from harness.methods import METHODS
 from harness.records import read_record, write_record
-from harness.runs.config import RunConfig, resolve
-from harness.runs.run import Run
+from harness.runs.config import RunConfig
+from harness.runs.resolve import resolve
 from harness.solvers import SOLVERS
-from harness.tasks import Task
+from harness.tasks import Task, load_task, task_names
 
 
 class Done(NamedTuple):
@@ -36,12 +37,12 @@ ARD = ("run", "--task", "tiny", "--method", "ard", "--num-steps", "2")
 
 @pytest.fixture
 def harness(capsys: pytest.CaptureFixture[str]) -> Harness:
-    """Runs `harness ...` here; whatever else than SystemExit comes out of it fails the test."""
+    """Runs `harness ...` in this process; any exception but SystemExit fails the test."""
 
     def call(*args: object) -> Done:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.main([str(arg) for arg in args])
+            main([str(arg) for arg in args])
         captured = capsys.readouterr()
         return Done(ended.value.code, captured.out, captured.err)
 
@@ -49,7 +50,7 @@ def harness(capsys: pytest.CaptureFixture[str]) -> Harness:
 
 
 def sentence(done: Done, code: int) -> str:
-    """What a refused command says: one line on stderr and nothing on stdout."""
+    """The error of a refused command: one line on stderr, and nothing on stdout."""
     assert done.code == code
     assert done.out == ""
     assert done.err.startswith("harness: ")
@@ -71,7 +72,7 @@ def results(tiny: Task, harness: Harness, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "error"),
     [
         (["run", "--method", "ardd"], "unknown method 'ardd'; did you mean ard"),
         (["run"], "no method is named; give --method, one of: "),
@@ -85,8 +86,8 @@ def results(tiny: Task, harness: Harness, tmp_path: Path) -> Path:
         ([*ARD, "--history-layers", "2", "--budget", "much"], "budget is 'much', but must be one of: quick, table, steps=NUMBER"),
         ([*ARD, "--gan-lag", "2"], "options of ard: gan_lag is '2', but it should be less than or equal to 1"),
         ([*ARD, "--history-layers", "2", "--gan-from", "0.5", "--gan-lag", "0", "--micro-batch-size", "4"], "micro_batch_size is 4"),
-        ([*ARD, "--device", "abacus"], "device 'abacus' is not to be had here; give cpu"),
-        ([*ARD, "--device", "meta"], "device 'meta' is not to be had here; give cpu"),
+        ([*ARD, "--device", "abacus"], "device 'abacus' is not available here; give cpu"),
+        ([*ARD, "--device", "meta"], "device 'meta' is not available here; give cpu"),
         ([*ARD, "--config", "/nowhere.yaml"], "cannot read /nowhere.yaml: No such file or directory"),
         (["run", "--task", "tiny", "--method", "teacher", "--solver", "ddimm"], "unknown solver 'ddimm'; did you mean ddim?"),
         (["describe", "ad"], "unknown name 'ad'; did you mean ard"),
@@ -95,8 +96,8 @@ def results(tiny: Task, harness: Harness, tmp_path: Path) -> Path:
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
 )
-def test_wrong_usage_is_told_in_one_sentence(args: list[str], said: str, tiny: Task, harness: Harness) -> None:
-    assert sentence(harness(*args), 2).startswith(said)
+def test_wrong_usage_is_one_sentence(args: list[str], error: str, tiny: Task, harness: Harness) -> None:
+    assert sentence(harness(*args), 2).startswith(error)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_wrong_usage_is_told_in_one_sentence(args: list[str], said: str, tiny: T
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
 )
-def test_clicks_own_complaints_exit_with_2_too(args: list[str], near: str, tiny: Task, harness: Harness) -> None:
+def test_errors_of_click_exit_with_2_too(args: list[str], near: str, tiny: Task, harness: Harness) -> None:
     done = harness(*args)
     assert (done.code, done.out) == (2, "")
     assert near in done.err
@@ -119,7 +120,7 @@ def test_clicks_own_complaints_exit_with_2_too(args: list[str], near: str, tiny:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "error"),
     [
         ("a: b: c", "is not YAML"),
         ("method: ard\nseed: 1\nseed: 2", "key 'seed' stands there twice"),
@@ -136,13 +137,13 @@ def test_clicks_own_complaints_exit_with_2_too(args: list[str], near: str, tiny:
         ("method: ard\noptions: none", "options"),
     ],
 )
-def test_a_broken_config_is_told_in_one_sentence(text: str, said: str, tiny: Task, harness: Harness, tmp_path: Path) -> None:
+def test_a_broken_config_is_one_sentence(text: str, error: str, tiny: Task, harness: Harness, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    assert said in sentence(harness("run", "--task", "tiny", "--config", path), 2)
+    assert error in sentence(harness("run", "--task", "tiny", "--config", path), 2)
 
 
-def test_bytes_that_are_no_text_are_told(harness: Harness, tmp_path: Path) -> None:
+def test_bytes_that_are_no_text_are_refused(harness: Harness, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(b"\xff\xfe\x00")
     assert "is not YAML" in sentence(harness("run", "--config", path), 2)
@@ -151,7 +152,7 @@ def test_bytes_that_are_no_text_are_told(harness: Harness, tmp_path: Path) -> No
 # run
 
 
-def test_help_shows_the_options_of_the_method_that_is_asked_for(tiny: Task, harness: Harness) -> None:
+def test_help_shows_the_options_of_the_named_method(tiny: Task, harness: Harness) -> None:
     ard = harness("run", "--method", "ard", "--help")
     assert ard.code == 0
     assert "--history-layers" in ard.out
@@ -163,24 +164,24 @@ def test_help_shows_the_options_of_the_method_that_is_asked_for(tiny: Task, harn
     assert "--history-layers" not in harness("run", "--help").out
 
 
-def test_help_shows_what_a_task_has_in_the_place_of_a_default(harness: Harness, tmp_path: Path) -> None:
-    def told(*words: Any) -> str:
+def test_help_shows_the_defaults_of_a_task(harness: Harness, tmp_path: Path) -> None:
+    def help_of(*words: Any) -> str:
         return " ".join(harness("run", *words, "--help").out.split())
 
-    assert "default: 6, on fashion-mnist 3]" in told("--method", "ard", "--task", "fashion-mnist")
+    assert "default: 6, on fashion-mnist 3]" in help_of("--method", "ard", "--task", "fashion-mnist")
     (tmp_path / "config.yaml").write_text("{method: ard, task: fashion-mnist}")
-    assert "default: 6, on fashion-mnist 3]" in told("--config", tmp_path / "config.yaml")
-    assert "default: 6]" in told("--method", "ard")
-    assert ", on digits 0.000278]" in told("--method", "ect")
-    assert "default: 6]" in told("--method", "ard", "--task", "fashion")
+    assert "default: 6, on fashion-mnist 3]" in help_of("--config", tmp_path / "config.yaml")
+    assert "default: 6]" in help_of("--method", "ard")
+    assert ", on digits 0.000278]" in help_of("--method", "ect")
+    assert "default: 6]" in help_of("--method", "ard", "--task", "fashion")
     assert ", on digits" not in harness("cost", "--method", "ect", "--help").out  # which knows no task
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_leaves_no_option_behind(flag: str, tiny: Task, harness: Harness) -> None:
-    before = list(commands.run_command.params)
+    before = list(cmd_run.run_command.params)
     assert harness("run", "--method", "ard", flag).code == 0
-    assert commands.run_command.params == before
+    assert cmd_run.run_command.params == before
 
 
 def test_a_run_prints_its_row_beside_the_references(tiny: Task, harness: Harness, tmp_path: Path) -> None:
@@ -226,7 +227,7 @@ def test_the_command_line_and_python_ask_for_the_same_run(results: Path) -> None
 
 
 def test_a_failed_run_exits_with_3(tiny: Task, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "sampler", lambda self, method, grad=False: lambda x_T, cond, noise: x_T * float("nan"))
+    monkeypatch.setattr("harness.runs.run.sampler_of", lambda method, grad=False: lambda x_T, cond, noise: x_T * float("nan"))
     done = harness(*ARD, "--history-layers", 2, "--results", tmp_path / "r")
     assert done.code == 3
     assert done.err.splitlines()[-1].endswith("failed: samples of noise set 0 are not finite")
@@ -240,7 +241,7 @@ def test_an_interrupted_run_exits_with_130(error: BaseException, tiny: Task, har
     def stop(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    monkeypatch.setattr(commands, "run", stop)
+    monkeypatch.setattr("harness.runs.run.run", stop)
     done = harness(*ARD, "--history-layers", 2)
     assert done.code == 130
     assert done.err.splitlines()[-1].startswith("harness: ")
@@ -286,10 +287,10 @@ def test_mixed_identities_exit_with_4(results: Path, harness: Harness) -> None:
 # list, describe, env, teacher
 
 
-def test_lists(tiny: Task, harness: Harness) -> None:
+def test_lists(harness: Harness) -> None:
     assert json.loads(harness("list", "methods", "--json").out).keys() == set(METHODS.names())
     assert json.loads(harness("list", "solvers", "--json").out).keys() == set(SOLVERS.names())
-    assert json.loads(harness("list", "tasks", "--json").out) == {"tiny": "a task for tests"}
+    assert json.loads(harness("list", "tasks", "--json").out) == {name: load_task(name).spec.summary for name in task_names()}
     assert json.loads(harness("list", "metrics", "--json").out)["fid"] == "lower is better"
     for name in METHODS.names():
         assert name in harness("list", "methods").out
@@ -306,9 +307,9 @@ def test_describe(name: str, harness: Harness) -> None:
         assert f"--{option.replace('_', '-')}" in text
 
 
-@pytest.mark.parametrize(("name", "said"), [("heun", "Second order"), ("fid", "direction: lower"), ("tiny", "trajectories:")])
-def test_describe_solvers_metrics_and_tasks(name: str, said: str, tiny: Task, harness: Harness) -> None:
-    assert said in harness("describe", name).out
+@pytest.mark.parametrize(("name", "text"), [("heun", "second order"), ("fid", "direction: lower"), ("tiny", "trajectories:")])
+def test_describe_solvers_metrics_and_tasks(name: str, text: str, tiny: Task, harness: Harness) -> None:
+    assert text in harness("describe", name).out
     assert json.loads(harness("describe", name, "--json").out)["name"] == name
 
 
@@ -332,7 +333,7 @@ def test_env_names_versions(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("method", ["denoising", "teacher", "step-distillation", "ard"])
-def test_cost_tells_the_kinds_of_layers_apart(method: str, harness: Harness) -> None:
+def test_cost_counts_each_kind_of_layer(method: str, harness: Harness) -> None:
     found = json.loads(harness("cost", "--method", method, "--network", "DiT-S/8", "--num-steps", 2, "--json").out)
     assert sum(found["by_kind"].values()) == found["macs"]
     assert found["by_kind"]["MLP"] == 2 * 12 * 16 * 8 * 384**2  # steps, layers, tokens, 8 d^2
@@ -357,7 +358,7 @@ def test_networks_of_a_task_given_as_a_file_go_to_the_results(
     tiny: Task, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Path] = []
-    monkeypatch.setattr("harness.cli.cmd_teacher.train_networks", lambda task, folder, *others: given.append(folder) or [])
+    monkeypatch.setattr("harness.runs.teacher_training.train_networks", lambda task, folder, *others: given.append(folder) or [])
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({**tiny.spec.model_dump(mode="json", exclude_none=True), "name": "own"}))
     assert harness("teacher", "train", "--task", tmp_path / "own.yaml", "--results", tmp_path / "results").code == 0
     assert given == [tmp_path / "results" / "teachers" / "own"]
@@ -373,25 +374,12 @@ def test_without_arguments_help_is_shown(harness: Harness) -> None:
 def test_shells_can_complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("_HARNESS_COMPLETE", "bash_source")
     with pytest.raises(SystemExit):
-        cli.main([], prog_name="harness")
+        main([], prog_name="harness")
     assert "_harness_completion" in capsys.readouterr().out
 
 
 def test_a_dry_run_shows_and_makes_nothing(tiny: Task, tmp_path: Path, harness: Harness) -> None:
-    words = [
-        "run",
-        "--task",
-        "tiny",
-        "--method",
-        "ard",
-        "--num-steps",
-        "2",
-        "--history-layers",
-        "2",
-        "--results",
-        str(tmp_path / "results"),
-    ]
-    words += ["--device", "cpu", "--dry-run"]
+    words = [*ARD, "--history-layers", "2", "--results", tmp_path / "results", "--device", "cpu", "--dry-run"]
     first = harness(*words)
     assert first.code == 0
     for part in (": new", "total_steps: 3", "history_layers: 2", "trajectories: to be made", "training", "network passes"):
@@ -404,10 +392,10 @@ def test_a_dry_run_shows_and_makes_nothing(tiny: Task, tmp_path: Path, harness: 
     assert json.loads(harness(*words, "--json").out)["state"] == "finished"
 
 
-def test_an_interrupt_while_it_starts_is_no_traceback() -> None:
-    started = subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    out, err = started.communicate()
-    assert (started.returncode, out, err) == (130, "", "")
+def test_an_interrupt_during_the_imports_is_no_traceback() -> None:
+    started = subprocess.run([sys.executable, "-c", INTERRUPTED, "env"], capture_output=True, text=True)
+    assert (started.returncode, started.stdout) == (130, "")
+    assert started.stderr.strip() == "harness: interrupted; the same command resumes a run"
 
 
 INTERRUPTED = """

@@ -121,7 +121,7 @@ def test_fashion_mnist_is_unpacked_and_checked(tmp_path: Path, monkeypatch: pyte
         raise URLError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
-    with pytest.raises(UsageError, match=r"neither in .*FashionMNIST/raw nor to be downloaded .*no network.*; give --data-dir"):
+    with pytest.raises(UsageError, match=r"neither in .*FashionMNIST/raw nor downloadable .*no network.*; point --data-dir"):
         load_split("fashion-mnist", 0)
     assert "train-images" in asked[0]
     assert not list(raw.glob("*ubyte"))  # what has another MD5 is not used
@@ -138,7 +138,7 @@ def test_broken_data_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "data" / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])  # an unpacking that was cut off
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "data"))
-    with pytest.raises(UsageError, match=r"invalid for input of size.*or delete that one if it is broken"):
+    with pytest.raises(UsageError, match=r"invalid for input of size.*or delete that folder if it is broken"):
         load_split("fashion-mnist", 0)
 
 

@@ -17,14 +17,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.data.trajectories import Recipe, TrajectoryStore, cached_samples, open_store
+from harness.data.cache import cached_samples
+from harness.data.trajectories import Recipe, TrajectoryStore, open_store
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Prediction, predict
 from harness.diffusion.randomness import Keyed
 from harness.diffusion.schedules import VPSchedule, few_step_levels
 from harness.errors import UsageError
 from harness.files import tensors_digest
-from harness.solvers import DDIM, integrate
+from harness.solvers import DDIM, trace
 
 CPU = torch.device("cpu")
 RECIPE = Recipe("some teacher", "vp", "eps", 1.5, None, "ddim", steps=4, count=11, seed=3, shape=(2, 4, 4), num_classes=3)
@@ -69,7 +70,7 @@ def test_a_store_holds_what_integrating_gives() -> None:
     items = torch.tensor([10, 0, 4, 4])
     x_T = Keyed("trajectory", 3).normal("x_T", items, (2, 4, 4))
     cond = Condition(torch.tensor([1, 0, 1, 1]))
-    expected = integrate(DDIM(), Teacher(), x_T, few_step_levels(4), cond, save=True)
+    expected = trace(DDIM(), Teacher(), x_T, few_step_levels(4), cond)
     assert torch.equal(found.states, expected.states)
     assert torch.equal(found.predictions, expected.predictions)
     assert torch.equal(found.levels, expected.levels)
@@ -89,7 +90,7 @@ def test_a_tasks_trajectories_come_from_its_guided_teacher(tiny) -> None:
     store = open_store(tiny.recipe, teacher, CPU, shard_size=5, batch_size=2)
     found = store.batch(torch.arange(len(store)))
     with torch.no_grad():
-        expected = integrate(DDIM(), teacher, found.states[:, 0], found.levels, found.cond, save=True)
+        expected = trace(DDIM(), teacher, found.states[:, 0], found.levels, found.cond)
     torch.testing.assert_close(found.states, expected.states, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.predictions, expected.predictions, rtol=1e-5, atol=1e-3)  # x_0 at level 999 amplifies 157 times
     assert torch.equal(found.predictions[:, -1], found.states[:, -1])

@@ -52,7 +52,7 @@ def test_a_null_of_another_kind_is_refused(cond: Condition) -> None:
 
 
 def test_a_number_told_again_counts() -> None:
-    told = WHOLE.told(s=torch.zeros(3, dtype=torch.float64), w=torch.ones(3))
+    told = WHOLE.with_scalars(s=torch.zeros(3, dtype=torch.float64), w=torch.ones(3))
     assert told.scalars["s"].tolist() == [0, 0, 0]
     assert told.scalars["s"].dtype == torch.float32
     assert set(told.scalars) == {"s", "w"}
@@ -73,18 +73,18 @@ def test_numbers_change_nothing_until_they_are_trained() -> None:
     student.load_teacher(plain.state_dict())
     x, t, cond = torch.randn(3, 1, 8, 8), torch.full((3,), 500.0), Conditions(3).balanced(torch.arange(3))
     with torch.no_grad():
-        at = [student(x, t, cond.told(s=torch.full((3,), value))) for value in (0.0, 700.0)]
+        at = [student(x, t, cond.with_scalars(s=torch.full((3,), value))) for value in (0.0, 700.0)]
         assert torch.equal(at[0], plain(x, t, cond))
         assert torch.equal(at[1], at[0])
         torch.nn.init.normal_(student.scalar_embedders["s"].mlp[2].weight)
-        assert (student(x, t, cond.told(s=torch.full((3,), 700.0))) - at[0]).abs().max() > 1e-3
+        assert (student(x, t, cond.with_scalars(s=torch.full((3,), 700.0))) - at[0]).abs().max() > 1e-3
     with pytest.raises(KeyError, match="s"):
         student(x, t, cond)
 
 
 def test_numbers_learn_from_the_first_step() -> None:
     student = built(DiT, scalars=("s",))
-    cond = Conditions(3).balanced(torch.arange(3)).told(s=torch.tensor([1.0, 2.0, 3.0]))
+    cond = Conditions(3).balanced(torch.arange(3)).with_scalars(s=torch.tensor([1.0, 2.0, 3.0]))
     student(torch.randn(3, 1, 8, 8), torch.full((3,), 500.0), cond).square().mean().backward()
     assert student.scalar_embedders["s"].mlp[2].weight.grad.abs().max() > 0
 
@@ -94,6 +94,6 @@ def test_a_history_student_is_told_too() -> None:
     torch.nn.init.normal_(student.scalar_embedders["s"].mlp[2].weight)
     x, t, cond = torch.randn(2, 2, 1, 8, 8), torch.tensor([[999.0, 499.0]]).expand(2, -1), Conditions(3).balanced(torch.arange(2))
     with torch.no_grad():
-        a, b = (student(x, t, cond.told(s=torch.tensor(values)))[0] for values in ([1.0, 1.0], [1.0, 90.0]))
+        a, b = (student(x, t, cond.with_scalars(s=torch.tensor(values)))[0] for values in ([1.0, 1.0], [1.0, 90.0]))
     assert torch.equal(a[0], b[0])
     assert (a[1] - b[1]).abs().amax((1, 2, 3)).min() > 1e-4

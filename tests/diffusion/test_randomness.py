@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -24,7 +23,7 @@ INDEX = torch.arange(10)
 )
 def test_philox_gives_the_known_answers(counter: str, key: str, answer: str) -> None:
     """The vectors of Random123's `kat_vectors`, philox4x32 with ten rounds; two counters at once."""
-    words = [np.full(2, int(word, 16), dtype=np.uint64) for word in counter.split()]
+    words = [torch.full((2,), int(word, 16)) for word in counter.split()]
     first, second = (int(word, 16) for word in key.split())
     for word, expected in zip(philox(words, (first, second)), answer.split(), strict=True):
         assert word.tolist() == [int(expected, 16)] * 2

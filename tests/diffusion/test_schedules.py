@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.diffusion.schedules import FlowSchedule, Schedule, VPSchedule, dit_levels, few_step_levels, respaced_levels
+from harness.diffusion.schedules import FlowSchedule, Schedule, VPSchedule, few_step_levels
 
 SCHEDULE = VPSchedule()
 LEVELS = torch.arange(1, 1001, dtype=torch.float64) / 1000
@@ -87,13 +87,12 @@ def test_the_network_is_told_the_level() -> None:
 
 
 def test_few_step_levels_of_four() -> None:
-    assert dit_levels(few_step_levels(4)) == [999, 749, 499, 249]
+    assert torch.equal(SCHEDULE.network_time(few_step_levels(4)[:-1]), torch.tensor([999.0, 749.0, 499.0, 249.0]))
 
 
-@pytest.mark.parametrize("grid", [few_step_levels, respaced_levels])
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 24, 1000])
-def test_grids_fall_from_noise_to_data(grid, steps: int) -> None:
-    levels = grid(steps)
+def test_levels_fall_from_noise_to_data(steps: int) -> None:
+    levels = few_step_levels(steps)
     assert levels.dtype == torch.float64
     assert len(levels) == steps + 1
     assert levels[0] == 1
@@ -104,9 +103,3 @@ def test_grids_fall_from_noise_to_data(grid, steps: int) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 8, 12])
 def test_a_students_levels_are_levels_of_the_trajectory(steps: int) -> None:
     assert torch.equal(few_step_levels(steps), few_step_levels(24)[:: 24 // steps])
-
-
-def test_respaced_levels_end_at_level_zero() -> None:
-    assert dit_levels(respaced_levels(2)) == [999, 0]
-    assert dit_levels(respaced_levels(4)) == [999, 666, 333, 0]
-    assert dit_levels(respaced_levels(1)) == [999]

@@ -13,9 +13,10 @@ from harness.data.trajectories import open_store
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.errors import UsageError
 from harness.methods import METHODS, Batch
-from harness.methods.parts.adversarial import Seen, watch
+from harness.methods.parts.adversarial import LayerCall, recorded_call
 from harness.networks.discriminator import Heads, SpectralConv1d, VirtualBatchNorm
-from harness.runs.config import RunConfig, resolve
+from harness.runs.config import RunConfig
+from harness.runs.resolve import resolve
 from harness.tasks import Task
 from harness.training.trainer import Trainer, TrainSettings
 
@@ -99,9 +100,9 @@ def test_lambda_is_clamped(tiny: Task) -> None:
 
 def test_a_watched_layers_weight_gradient() -> None:
     layer, x = nn.Linear(3, 5), torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
-    with watch(layer) as seen:
+    with recorded_call(layer) as seen:
         loss = layer(x).pow(3).sum()
-    assert isinstance(seen, Seen)
+    assert isinstance(seen, LayerCall)
     found = seen.weight_gradient(torch.autograd.grad(loss, seen.output, retain_graph=True)[0])
     torch.testing.assert_close(found, torch.autograd.grad(loss, layer.weight)[0])
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Denoiser, like
+from harness.diffusion.denoiser import Denoiser, expand_to
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.diffusion.schedules import SCHEDULES, VPSchedule
 from harness.errors import UsageError
 from harness.methods import METHODS, Batch
 from harness.methods.consistency import karras_levels
 from harness.methods.parts.student import ConsistencySteps
-from harness.solvers import SOLVERS, integrate
+from harness.solvers import SOLVERS, sample
 from harness.tasks import Task, load_task
 
 CPU = torch.device("cpu")
@@ -41,8 +41,8 @@ class RestOfThePath(nn.Module):
         for i, level in enumerate(time.double()):
             t = (level + 1) / 1000
             start = int((self.method.grid - t).abs().argmin())
-            end = integrate(self.method.teacher_solver, self.method.teacher, x[i : i + 1], self.method.grid[start:], cond[i : i + 1])
-            alpha, sigma = (like(c, x[:1]) for c in self.schedule.alpha_sigma(self.method.grid[start]))
+            end = sample(self.method.teacher_solver, self.method.teacher, x[i : i + 1], self.method.grid[start:], cond[i : i + 1])
+            alpha, sigma = (expand_to(c, x[:1]) for c in self.schedule.alpha_sigma(self.method.grid[start]))
             out[i] = ((x[i : i + 1] - alpha * end) / sigma.clamp(min=1e-9))[0]
         return out
 
@@ -84,9 +84,9 @@ def test_the_time_of_a_noise_level(name: str) -> None:
 def test_a_perfect_student_ends_where_the_tasks_trajectories_end(tiny: Task) -> None:
     method = method_of(tiny)
     x_T, cond = tiny.evaluation_inputs(0)
-    end = integrate(SOLVERS["ddim"](), tiny.teacher(CPU), x_T[:3], method.grid, cond[:3])
+    end = sample(SOLVERS["ddim"](), tiny.teacher(CPU), x_T[:3], method.grid, cond[:3])
     student = Denoiser(RestOfThePath(method), tiny.schedule, tiny.prediction_type)
-    found = integrate(ConsistencySteps(), student, x_T[:3], method.levels, cond[:3])
+    found = sample(ConsistencySteps(), student, x_T[:3], method.levels, cond[:3])
     torch.testing.assert_close(found, end, rtol=1e-3, atol=1e-3)
 
 
@@ -94,7 +94,7 @@ def test_untrained_its_first_step_is_the_teachers_prediction(tiny: Task) -> None
     method = method_of(tiny)
     x_T, cond = tiny.evaluation_inputs(0)
     expected = tiny.teacher(CPU).denoiser(x_T[:3], torch.tensor(1.0), cond[:3]).x_0
-    torch.testing.assert_close(integrate(method.solver, method.student, x_T[:3], method.levels, cond[:3]), expected)
+    torch.testing.assert_close(sample(method.solver, method.student, x_T[:3], method.levels, cond[:3]), expected)
 
 
 def test_several_steps_draw_fresh_noise_by_name(tiny: Task) -> None:
@@ -107,10 +107,10 @@ def test_several_steps_draw_fresh_noise_by_name(tiny: Task) -> None:
         return torch.zeros(3, *tiny.shape)
 
     x = x_T[:3]
-    found = integrate(method.solver, method.student, x, method.levels, cond[:3], noise)
+    found = sample(method.solver, method.student, x, method.levels, cond[:3], noise)
     assert names == ["step 1", "step 2", "step 3"]
     for t, s in zip(method.levels[:-1], method.levels[1:], strict=True):
-        x = like(tiny.schedule.alpha_sigma(s)[0], x) * method.student(x, t, cond[:3]).x_0
+        x = expand_to(tiny.schedule.alpha_sigma(s)[0], x) * method.student(x, t, cond[:3]).x_0
     torch.testing.assert_close(found, x)
 
 
@@ -119,17 +119,17 @@ def test_the_target_follows_the_student(tiny: Task) -> None:
     with torch.no_grad():
         for parameter in method.players["student"].module.parameters():
             parameter.add_(1.0)
-    before = {name: value.clone() for name, value in method.moving.module.named_parameters()}
+    before = {name: value.clone() for name, value in method.target_ema.module.named_parameters()}
     method.end_step(0, {})
-    for name, value in method.moving.module.named_parameters():
+    for name, value in method.target_ema.module.named_parameters():
         torch.testing.assert_close(value, before[name] + 0.5, msg=name)
 
 
 def test_the_target_starts_where_the_student_does(tiny: Task) -> None:
     method, other = method_of(tiny), method_of(tiny)
-    other.start_from({key: value + 1 for key, value in method.moving.module.state_dict().items()})
-    for key, value in other.moving.module.state_dict().items():
-        assert torch.equal(value, method.moving.module.state_dict()[key] + 1)
+    other.start_from({key: value + 1 for key, value in method.target_ema.module.state_dict().items()})
+    for key, value in other.target_ema.module.state_dict().items():
+        assert torch.equal(value, method.target_ema.module.state_dict()[key] + 1)
 
 
 def test_levels_off_the_grid_are_refused(tiny: Task) -> None:

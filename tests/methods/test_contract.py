@@ -14,10 +14,10 @@ from torch import Tensor
 
 from harness.methods import METHODS, Batch, Update
 from harness.methods.ard import ARD
-from harness.methods.base import EMA
+from harness.methods.parts.players import EMA
 from harness.methods.parts.points import CachedSteps
 from harness.methods.teacher import Teacher
-from harness.solvers import integrate
+from harness.solvers import sample
 from harness.tasks import Task
 from harness.training import contract
 from harness.training.contract import Case, Check, checks_of, run_checks
@@ -79,8 +79,7 @@ def test_elsewhere_it_does_the_same(name: str, tiny: Task, tmp_path: Path, monke
             Trainer(built, case.sources, TrainSettings(contract.STEPS, contract.BATCH, 0), None, device).train(until=2)
         inputs, noise = (x_T[rows].to(device), built.levels, cond[rows].to(device)), tiny.evaluation_noise(0, rows)
         with torch.no_grad():
-            found = integrate(built.solver, built.student, *inputs, noise)
-        assert isinstance(found, Tensor)
+            found = sample(built.solver, built.student, *inputs, noise)
         assert found.device == device
         return found.cpu()
 

@@ -12,7 +12,7 @@ from harness.diffusion.randomness import keyed_initialisation
 from harness.diffusion.schedules import few_step_levels
 from harness.methods import METHODS
 from harness.methods.step_distillation import TrajectoryDistillation
-from harness.solvers import DDIM, Trajectory, integrate
+from harness.solvers import DDIM, Trajectory, sample, trace
 from harness.tasks import Task
 
 CPU = torch.device("cpu")
@@ -27,8 +27,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 def trajectory(task: Task) -> Trajectory:
     x_T, cond = task.evaluation_inputs(0)
     with torch.no_grad():
-        path = integrate(DDIM(), task.teacher(CPU), x_T[:5], few_step_levels(4), cond[:5], save=True)
-    assert isinstance(path, Trajectory)
+        path = trace(DDIM(), task.teacher(CPU), x_T[:5], few_step_levels(4), cond[:5])
     return path
 
 
@@ -59,7 +58,7 @@ def test_cached_steps_on_the_teachers_points_give_the_masked_passs_answers(
         state = method.solver.init(method.student, x[:, 0], path.cond)
         for i in range(4):
             t, s = method.levels[i], method.levels[i + 1]
-            expected = points.following(points.answer(output[:, i], x[:, i], t, s), x[:, 0], s)
+            expected = points.next_input(points.answer(output[:, i], x[:, i], t, s), x[:, 0], s)
             found, _, state = method.solver.step(method.student, x[:, i], t, s, path.cond, state, None)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -79,7 +78,7 @@ def test_noise_on_the_channels_changes_nothing_at_the_start(tiny: Task) -> None:
     outputs = []
     for noise in (False, True):
         method = cls(cls.Config(noise_channels=noise), tiny.teacher(CPU), tiny, 4, 10)
-        outputs.append(integrate(method.solver, method.student, path.states[:, 0], method.levels, path.cond))
+        outputs.append(sample(method.solver, method.student, path.states[:, 0], method.levels, path.cond))
     torch.testing.assert_close(outputs[0], outputs[1])
 
 
@@ -93,8 +92,8 @@ def test_noise_on_the_channels_is_seen_by_every_step(tiny: Task) -> None:
 
 def test_under_a_constant_time_the_untrained_student_is_nothing_simple(tiny: Task) -> None:
     options = {"trajectory": "states", "heads": "shared", "parametrization": "teacher"}
-    assert build(tiny, "step-distillation", options).untrained() is not None
-    assert build(tiny, "step-distillation", {**options, "time_embedding": "constant"}).untrained() is None
+    assert build(tiny, "step-distillation", options).untrained_sampler() is not None
+    assert build(tiny, "step-distillation", {**options, "time_embedding": "constant"}).untrained_sampler() is None
 
 
 def test_a_constant_time_is_the_noises(tiny: Task) -> None:

@@ -20,7 +20,7 @@ from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.diffusion.schedules import SCHEDULES, Schedule, few_step_levels
 from harness.methods import METHODS, Batch
 from harness.methods.parts.student import flow_time, sigma_ve, time_of_flow
-from harness.solvers import DDIM, Trajectory, integrate
+from harness.solvers import DDIM, Trajectory, sample, trace
 
 MEAN, STD, SHAPE, COUNT = 0.3, 0.5, (1, 2, 2), 512
 BATCHES = 48
@@ -301,7 +301,7 @@ def remaining(grid: Tensor) -> Exact:
         for level in t.unique():
             rows = t == level
             start = int((grid - level).abs().argmin())
-            there[rows] = integrate(DDIM(), teacher, x[rows].double(), grid[start:], cond[rows]).detach()  # type: ignore[union-attr]
+            there[rows] = sample(DDIM(), teacher, x[rows].double(), grid[start:], cond[rows]).detach()
         return towards(x, t, there, torch.zeros_like(t), schedule)
 
     return formula
@@ -325,7 +325,7 @@ def solver_jump(grid: Tensor) -> Exact:
         for pair in torch.stack(places, 1).unique(dim=0).tolist():
             rows = (places[0] == pair[0]) & (places[1] == pair[1])
             if pair[0] < pair[1]:
-                there[rows] = integrate(DDIM(), teacher, x[rows].double(), grid[pair[0] : pair[1] + 1], cond[rows])  # type: ignore[assignment]
+                there[rows] = sample(DDIM(), teacher, x[rows].double(), grid[pair[0] : pair[1] + 1], cond[rows])
         onwards = torch.where(places[0] < places[1], s, (t - 0.01).clamp(min=0))
         return towards(x, t, there, onwards, schedule)
 
@@ -348,7 +348,7 @@ def test_a_progressive_step_is_two_of_the_teachers() -> None:
         teacher, there, s = Model(posterior, schedule), torch.empty_like(x, dtype=torch.float64), torch.empty_like(t)
         for level in t.unique():
             rows, start = t == level, int((fine - level).abs().argmin())
-            there[rows] = integrate(DDIM(), teacher, x[rows].double(), fine[start : start + 3], cond[rows]).detach()  # type: ignore[union-attr]
+            there[rows] = sample(DDIM(), teacher, x[rows].double(), fine[start : start + 3], cond[rows]).detach()
             s[rows] = fine[start + 2]
         return towards(x, t, there, s, schedule)
 
@@ -456,8 +456,7 @@ def test_backward_simulation_is_the_samplers_own_path() -> None:
 
     method.generate(recording, cond, batch, 2, "student")
     named = lambda name: batch.normal(f"student {name}", SHAPE)  # noqa: E731
-    path = integrate(method.solver, Model(fading, method.schedule), named("x_T"), method.levels, cond, named, save=True)
-    assert isinstance(path, Trajectory)
+    path = trace(method.solver, Model(fading, method.schedule), named("x_T"), method.levels, cond, named)
     assert [t for _, t in seen] == method.levels[:3].tolist()
     for i, (x_t, _) in enumerate(seen):
         torch.testing.assert_close(x_t.float(), path.states[:, i].float())

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from harness.data.trajectories import open_store
 from harness.diffusion.randomness import keyed_initialisation
 from harness.methods import METHODS
 from harness.metrics.fidelity import frechet_distance, sample_moments
-from harness.solvers import integrate
+from harness.solvers import sample
 from harness.tasks import MixtureTask, load_task
 from harness.training.trainer import Trainer, TrainSettings
 
@@ -49,8 +48,7 @@ def test_a_student_moves_towards_the_mixture(name: str, mixture: Any, tmp_path: 
 
     def distance() -> float:
         with torch.no_grad():
-            images = integrate(method.solver, method.student, x_T[:2000], method.levels, cond[:2000])
-        assert isinstance(images, Tensor)
+            images = sample(method.solver, method.student, x_T[:2000], method.levels, cond[:2000])
         return frechet_distance(sample_moments(images.flatten(1)), task.mixture.moments())
 
     before = distance()

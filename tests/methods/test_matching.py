@@ -12,9 +12,10 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.errors import UsageError
 from harness.methods import METHODS, Batch
-from harness.methods.base import EMA
 from harness.methods.parts.matching import Matching, MatchingConfig
-from harness.runs.config import RunConfig, resolve
+from harness.methods.parts.players import EMA
+from harness.runs.config import RunConfig
+from harness.runs.resolve import resolve
 from harness.tasks import Task
 from harness.training.trainer import Trainer, TrainSettings
 

@@ -15,13 +15,14 @@ from harness.diffusion.randomness import Keyed
 from harness.errors import RunFailed
 from harness.methods import METHODS
 from harness.metrics import evaluator as evaluator_module
-from harness.metrics.evaluator import ImageEvaluator, sample_grid, sample_set, sampling_cost
+from harness.metrics.evaluator import Evaluator, sample_grid, sample_set, sampling_cost
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid
 from harness.metrics.manifold import density_coverage, precision_recall
 from harness.records import Metric
-from harness.runs.config import RunConfig, resolve
-from harness.solvers import Noise, integrate
+from harness.runs.config import RunConfig
+from harness.runs.resolve import resolve
+from harness.solvers import Noise, sample
 from harness.tasks import Task
 
 CPU = torch.device("cpu")
@@ -60,8 +61,8 @@ def test_the_reference_itself_has_no_distance(tiny: Task) -> None:
     samples = sample_set(sampler, task, 0, CPU)
     assert sampler.calls == [500, 500, len(real) - 1000]
     assert torch.equal(samples, real)
-    metrics = ImageEvaluator(task, lambda k: real, CPU).evaluate({0: samples})
-    other = ImageEvaluator(task, lambda k: real, CPU).evaluate({0: noise_images(task, len(real))})
+    metrics = Evaluator(task, lambda k: real, CPU).evaluate({0: samples})
+    other = Evaluator(task, lambda k: real, CPU).evaluate({0: noise_images(task, len(real))})
     assert abs(metrics["fid"].mean) < 1e-4 * other["fid"].mean
     assert abs(metrics["kid"].mean) < 0.1 * other["kid"].mean
     assert metrics["distance_to_teacher"].mean == 0
@@ -71,7 +72,7 @@ def test_the_reference_itself_has_no_distance(tiny: Task) -> None:
 def test_the_floor_is_that_of_held_out_images(tiny: Task) -> None:
     held_out = tiny.split.held_out
     task = changed(tiny, evaluation={"samples": len(held_out)})
-    evaluator = ImageEvaluator(task, lambda k: held_out.images, CPU)
+    evaluator = Evaluator(task, lambda k: held_out.images, CPU)
     metrics = evaluator.evaluate({0: held_out.images})
     assert metrics["fid_floor"].n == len(held_out) == 360
     for name in ("fid", "kid"):
@@ -84,7 +85,7 @@ def test_neighbourhoods_of_a_part_of_the_reference(tiny: Task) -> None:
     images = noise_images(tiny, 40)
     some = changed(tiny, evaluation={"neighbours": 100})
     for task, count in ((tiny, 1437), (some, 100)):
-        evaluator = ImageEvaluator(task, lambda k: images, CPU)
+        evaluator = Evaluator(task, lambda k: images, CPU)
         found = evaluator.evaluate({0: images})
         features = classify(evaluator.classifier, images)[0]
         assert found["coverage"].mean == density_coverage(features, evaluator.reference[:count])[1]
@@ -96,12 +97,12 @@ def test_neighbourhoods_of_a_part_of_the_reference(tiny: Task) -> None:
 
 def test_features_of_many_images_are_kept(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluator_module, "FEW", 1000)
-    first = ImageEvaluator(tiny, lambda k: noise_images(tiny, 40), CPU).reference
+    first = Evaluator(tiny, lambda k: noise_images(tiny, 40), CPU).reference
     with monkeypatch.context() as patch:
         patch.setattr(evaluator_module, "classify", lambda *args: pytest.fail("they are made again"))
-        assert torch.equal(ImageEvaluator(tiny, lambda k: noise_images(tiny, 40), CPU).reference, first)
+        assert torch.equal(Evaluator(tiny, lambda k: noise_images(tiny, 40), CPU).reference, first)
     other = changed(tiny, data={"split_seed": 1})
-    assert not torch.equal(ImageEvaluator(other, lambda k: noise_images(tiny, 40), CPU).reference, first)
+    assert not torch.equal(Evaluator(other, lambda k: noise_images(tiny, 40), CPU).reference, first)
     assert torch.equal(first, classify(tiny.classifier(CPU), tiny.split.train.images)[0])
 
 
@@ -111,21 +112,21 @@ class Extractor:
     sha256 = "the same"
 
     def __init__(self, metric: str):
-        self.metric = metric
+        self.metric, self.need = metric, "dinov2"
 
     def __call__(self, images: Tensor) -> Tensor:
         return images
 
 
 def test_the_floor_beside_many_images_is_kept(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    def evaluator(task: Task, *extra: Any) -> ImageEvaluator:
-        return ImageEvaluator(task, lambda k: noise_images(task, 40), CPU, extra)
+    def evaluator(task: Task, *extra: Any) -> Evaluator:
+        return Evaluator(task, lambda k: noise_images(task, 40), CPU, extra)
 
     measured = evaluator(tiny).floors()
     monkeypatch.setattr(evaluator_module, "FEW", 1000)
     assert evaluator(tiny).floors() == measured
     calls: list[int] = []
-    monkeypatch.setattr(ImageEvaluator, "of_samples", lambda *args: calls.append(0) or {"fid": float(len(calls))})
+    monkeypatch.setattr(Evaluator, "of_samples", lambda *args: calls.append(0) or {"fid": float(len(calls))})
     assert evaluator(tiny).floors() == measured
     # for each thing that decides it there is one
     other_held_out, other_train = Task(tiny.spec), Task(tiny.spec)
@@ -145,13 +146,13 @@ def test_the_floor_beside_many_images_is_kept(tiny: Task, monkeypatch: pytest.Mo
 
 def test_every_noise_set_has_its_value(tiny: Task) -> None:
     samples = {k: noise_images(tiny, 80)[40 * k : 40 * k + 40] for k in (0, 1)}
-    metrics = ImageEvaluator(tiny, samples.__getitem__, CPU).evaluate(samples)
+    metrics = Evaluator(tiny, samples.__getitem__, CPU).evaluate(samples)
     for name, metric in metrics.items():
         if not name.endswith("_floor"):
             assert metric.values.keys() == {0, 1}
             assert metric.n == 40
     assert metrics["fid"].values[0] != metrics["fid"].values[1]
-    alone = ImageEvaluator(tiny, samples.__getitem__, CPU).evaluate({1: samples[1]})
+    alone = Evaluator(tiny, samples.__getitem__, CPU).evaluate({1: samples[1]})
     assert alone["fid"].values[1] == metrics["fid"].values[1]
 
 
@@ -174,7 +175,7 @@ def test_label_agreement_asks_for_the_sets_own_labels(tiny: Task, monkeypatch: p
     images, labels = noise_images(tiny, 40), tiny.evaluation_inputs(0)[1].labels
     images[:, 0, 0, 0] = labels / 5 - 1
     images[:10, 0, 0, 0] = (labels[:10] + 1) % 10 / 5 - 1  # ten wrong ones
-    assert ImageEvaluator(tiny, lambda k: images, CPU).evaluate({0: images})["label_agreement"].mean == 0.75
+    assert Evaluator(tiny, lambda k: images, CPU).evaluate({0: images})["label_agreement"].mean == 0.75
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -182,11 +183,11 @@ def test_samples_that_are_not_finite_are_refused(value: float, tiny: Task) -> No
     images = noise_images(tiny, 40)
     images[3, 0, 0, 0] = value
     with pytest.raises(RunFailed, match="samples of noise set 0 are not finite"):
-        ImageEvaluator(tiny, lambda k: images, CPU).evaluate({0: images})
+        Evaluator(tiny, lambda k: images, CPU).evaluate({0: images})
 
 
 def identity_hash(task: Task, name: str = "fid", n: int = 40) -> str:
-    identity = ImageEvaluator(task, lambda k: torch.zeros(1), CPU).identity(name, n)
+    identity = Evaluator(task, lambda k: torch.zeros(1), CPU).identity(name, n)
     return Metric(values={0: 1.0}, n=n, direction="lower", identity=identity).identity_hash
 
 
@@ -229,9 +230,9 @@ def test_a_guided_step_costs_two_passes_and_a_students_one(method: str, options:
     built = METHODS[method](resolved.config, tiny.teacher(CPU), tiny, 4, 10)
 
     def sampler(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
-        return integrate(built.solver, built.student, x_T, built.levels, cond)
+        return sample(built.solver, built.student, x_T, built.levels, cond)
 
-    found, macs = sampling_cost(sampler, built.passes_through, tiny, CPU)
+    found, macs = sampling_cost(sampler, built.sampled_network, tiny, CPU)
     assert found == nfe
     tokens, d = 4, 16
     linear = tokens * 12 * d * d + 6 * d * d

@@ -17,10 +17,11 @@ from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.errors import UsageError
 from harness.files import file_hash
 from harness.metrics import extractors
-from harness.metrics.evaluator import evaluator_of
+from harness.metrics.evaluator import Evaluator
 from harness.metrics.extractors import EXTRACTORS, CleanInception, DINOv2, Inception
 from harness.metrics.fidelity import fid
-from harness.runs.config import RunConfig, parse_config, resolve
+from harness.runs.config import RunConfig, parse_config
+from harness.runs.resolve import resolve
 from harness.tasks import MixtureTask, Task, load_task
 
 CPU = torch.device("cpu")
@@ -133,7 +134,7 @@ def test_they_stand_beside_the_tasks_own(tiny: Task, dinov2_file: Path) -> None:
                         type(split.held_out)(split.held_out.images[:24], split.held_out.labels[:24]))  # fmt: skip
     tiny.__dict__["split"] = small
     images = small.train.images[:20].repeat(2, 1, 1, 1)
-    metrics = evaluator_of(tiny, lambda k: images, CPU, [extractor]).evaluate({0: images})
+    metrics = Evaluator(tiny, lambda k: images, CPU, [extractor]).evaluate({0: images})
     assert metrics["fd_dinov2"].mean == pytest.approx(fid(extractor(images), extractor(small.train.images)))
     assert metrics["fd_dinov2"].identity["features"] == extractor.sha256
     assert metrics["fid"].identity["features"] == tiny.hashes["features"]
@@ -160,4 +161,4 @@ def test_samples_that_are_no_images_have_none(dinov2_file: Path) -> None:
     task = load_task("mixture")
     assert isinstance(task, MixtureTask)
     with pytest.raises(UsageError, match="samples of task mixture are none"):
-        evaluator_of(task, lambda k: torch.zeros(1), CPU, [DINOv2(dinov2_file, CPU)])
+        Evaluator(task, lambda k: torch.zeros(1), CPU, [DINOv2(dinov2_file, CPU)])

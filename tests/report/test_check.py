@@ -15,10 +15,13 @@ from written import record as plain
 
 from harness.cli.main import main
 from harness.errors import CheckFailed, UsageError
-from harness.records import Metric, Record, code_digest, published_records, read_record, write_record
+from harness.provenance import code_digest
+from harness.records import Metric, Record, published_records, read_record, write_record
 from harness.report.check import FAILS, Baseline, baseline_of, compare, configs_of, read_baseline, refuse_nothing, write_baseline
 from harness.report.rows import load_records
-from harness.runs.config import key_of_record, parse_config, resolve
+from harness.runs.config import parse_config
+from harness.runs.identity import key_of_record
+from harness.runs.resolve import resolve
 from harness.sweeps.sweep import expand
 
 ROOT = Path(__file__).parents[2]

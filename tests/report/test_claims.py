@@ -15,7 +15,9 @@ from harness.records import Record
 from harness.report.claims import Claim, claims_table, measured, read_claims, verdict
 from harness.report.rows import load_records
 from harness.report.statistics import Interval
-from harness.runs.config import all_options, parse_config, resolve
+from harness.runs.config import parse_config
+from harness.runs.identity import all_options, run_settings
+from harness.runs.resolve import resolve
 
 ROOT = Path(__file__).parent.parent.parent
 RATIO = {"quantity": "degradation_ratio", "first": {"task": "digits", "method": "step-distillation", "budget": "table"},
@@ -46,7 +48,7 @@ def finished(method: str, fid: float, seed: int, **more: Any) -> Record:
         update={
             "task": "digits",
             "method": resolved.method,
-            "config": resolved.run_settings,
+            "config": run_settings(resolved),
             "options": resolved.config.model_dump(mode="json"),
         }
     )

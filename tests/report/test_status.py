@@ -1,4 +1,4 @@
-"""What is going on: runs under way by their leases and logs, failures, the best so far."""
+"""The state of a results folder: runs under way by their locks and logs, failures, the best so far."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from harness.cli.main import main
 from harness.errors import UsageError
 from harness.records import write_record
 from harness.report.status import summary, working
-from harness.runs.leases import leases_of
+from harness.runs.locks import held
 
 START = datetime.fromisoformat("2026-01-01T12:00:00+00:00")
 
 
 def log(results: Path, run_id: str, *lines: tuple[int, str]) -> AbstractContextManager[Any]:
-    """A run's log, lines by seconds; returns its lease."""
+    """Writes a run's log, lines by seconds; inside the block its lock is held."""
     folder = results / "runs" / run_id
     folder.mkdir(parents=True)
     text = [f"{(START + timedelta(seconds=seconds)).isoformat()} {line}" for seconds, line in lines]
     (folder / "run.log").write_text("\n".join(text) + "\n")
-    return leases_of(results).holding(run_id)
+    return held(results, run_id)
 
 
 TRAINING = (
@@ -39,10 +39,9 @@ TRAINING = (
 def test_a_run_under_way_says_how_far_it_is(tmp_path: Path) -> None:
     with log(tmp_path, "ard-4", *TRAINING):
         (one,) = working(tmp_path, now=START + timedelta(seconds=57))
-    assert one.worker == leases_of(tmp_path).worker
     assert (one.run_id, one.stage, one.done, one.total, one.silent_for) == ("ard-4", "training", 200, 1000, 7)
     assert one.seconds_left == pytest.approx(800 * 20 / 100)
-    assert working(tmp_path) == []  # nobody is at it any more
+    assert working(tmp_path) == []  # its lock is free
 
 
 @pytest.mark.parametrize(("lines", "stage", "left"), [

@@ -14,7 +14,8 @@ from written import ENVIRONMENT, metric, record
 
 from harness.errors import NotComparable, UsageError
 from harness.methods import METHODS
-from harness.records import Exposure, Record, code_digest, publish_records, write_record
+from harness.provenance import code_digest
+from harness.records import Exposure, Record, publish_records, write_record
 from harness.report.console import print_results
 from harness.report.markdown import page
 from harness.report.notes import notes

@@ -17,8 +17,9 @@ from harness.errors import Busy, UsageError
 from harness.files import read_tensors
 from harness.methods import METHODS
 from harness.records import Record
-from harness.runs.config import RunConfig, resolve
-from harness.runs.leases import leases_of
+from harness.runs.config import RunConfig
+from harness.runs.locks import held
+from harness.runs.resolve import resolve
 from harness.runs.run import Run, run
 from harness.tasks import Task
 from harness.training.trainer import Trainer
@@ -85,18 +86,18 @@ def test_a_student_for_several_numbers_of_steps_is_trained_once(tiny: Task, tmp_
 
 
 def test_two_processes_do_not_train_one_student_twice(tiny: Task, tmp_path: Path) -> None:
-    """Whoever finds the student being trained for another number of steps goes on, and takes it when it is there."""
+    """A process that finds the student being trained for another number of steps takes it when it is there."""
     configs = [RunConfig(task="tiny", method="consistency-distillation", num_steps=num_steps) for num_steps in (1, 2)]
     first, second = (Run(resolve(config), tmp_path, CPU) for config in configs)
-    assert first.leases[1] == second.leases[1]
-    assert first.leases[0] != second.leases[0]
-    with leases_of(tmp_path).holding(first.leases[1]), pytest.raises(Busy):
+    assert first.locks[1] == second.locks[1]
+    assert first.locks[0] != second.locks[0]
+    with held(tmp_path, first.locks[1]), pytest.raises(Busy):
         second.execute()
     first.execute()
     assert second.execute().trained_in == first.resolved.run_id
     other = Run(resolve(RunConfig(task="tiny", method="consistency-distillation", num_steps=2, seed=1)), tmp_path, CPU)
-    assert other.leases[1] != first.leases[1]
-    assert len(Run(resolve(RunConfig(task="tiny", method="step-distillation", num_steps=2)), tmp_path, CPU).leases) == 1
+    assert other.locks[1] != first.locks[1]
+    assert len(Run(resolve(RunConfig(task="tiny", method="step-distillation", num_steps=2)), tmp_path, CPU).locks) == 1
 
 
 def test_numbers_of_steps_are_read_as_they_are_typed() -> None:
@@ -132,9 +133,9 @@ def test_such_a_student_answers_in_steps_as_in_a_masked_pass(num_steps: int, tin
     path = open_store(tiny.recipe, tiny.teacher(CPU), CPU).batch(torch.arange(3))
     x, _ = points.inputs_and_targets(path)
     with torch.no_grad():
-        told = cond.told(step_size=torch.full((3,), 1 / num_steps))
+        told = cond.with_scalars(step_size=torch.full((3,), 1 / num_steps))
         masked, _ = method.student(x, points.times.expand(3, num_steps), told)
-        other, _ = method.student(x, points.times.expand(3, num_steps), cond.told(step_size=torch.full((3,), 0.3)))
+        other, _ = method.student(x, points.times.expand(3, num_steps), cond.with_scalars(step_size=torch.full((3,), 0.3)))
         state = method.solver.init(method.student, x[:, 0], cond)
         for i in range(num_steps):
             answer, _, state = method.solver.step(method.student, x[:, i], *points.levels[i : i + 2], cond, state, None)

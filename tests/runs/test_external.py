@@ -18,7 +18,9 @@ from harness.cli.main import main
 from harness.data.images import to_uint8
 from harness.errors import NotComparable
 from harness.report.rows import load_records, rows_of
-from harness.runs.config import parse_config, reference_of, resolve
+from harness.runs.build import Reference
+from harness.runs.config import parse_config
+from harness.runs.resolve import reference_of, resolve
 from harness.runs.run import Run
 from harness.tasks import Task
 
@@ -40,7 +42,7 @@ def evaluate(folder: Path, *words: object) -> dict[str, Any]:
 def teachers(tiny: Task, tmp_path: Path) -> tuple[Tensor, Any]:
     """The reference's samples of noise set 0, and its record."""
     run = Run(reference_of(tiny), tmp_path / "inside", CPU)
-    return run.samples(run.sampler(run.build(tiny.teacher(CPU))), 0), run.execute()
+    return Reference(tiny, CPU).samples(0), run.execute()
 
 
 def save(path: Path, images: Tensor, labels: Tensor | None = None, **changes: Any) -> Path:
@@ -73,14 +75,13 @@ def test_it_stands_in_the_table_beside_ours_if_n_is_equal(tiny: Task, teachers: 
     assert "theirs" in call("report", tmp_path / "inside").output
     fewer = save(tmp_path / "fewer.npz", images[:30], labels[:30])
     done = call("evaluate", "--samples", fewer, "--task", "tiny", "--results", tmp_path / "inside", "--device", "cpu")
-    assert "these are 30 samples, but rows of tiny are made of 40" in done.stderr
+    assert "these are 30 samples, but rows of tiny have 40" in done.stderr
     with pytest.raises(NotComparable, match="they differ in n"):
         rows_of(load_records(tmp_path / "inside"))
 
 
 def test_a_function_is_evaluated_on_the_tasks_noise(tiny: Task, teachers: tuple[Tensor, Any], tmp_path: Path) -> None:
-    run = Run(reference_of(tiny), tmp_path / "inside", CPU)
-    sampler = run.sampler(run.build(tiny.teacher(CPU)))
+    sampler = Reference(tiny, CPU).sampler
     module = types.ModuleType("somebodys_work")
     module.sample = lambda x_T, labels: sampler(x_T, type(tiny.evaluation_inputs(0)[1])(labels), None)  # type: ignore[attr-defined, arg-type]
     sys.modules["somebodys_work"] = module

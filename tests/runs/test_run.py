@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from tiny_runs import ARD, CPU, config, new_run
 
-from harness import records
+from harness import provenance
 from harness.errors import Interrupted, RunFailed, UsageError
 from harness.files import read_tensors
 from harness.methods import METHODS
@@ -22,10 +22,12 @@ from harness.metrics.evaluator import sample_set
 from harness.networks.passes import count_passes
 from harness.records import Record, read_record
 from harness.runs import run
-from harness.runs.config import reference_of, resolve
+from harness.runs.build import Reference, build
+from harness.runs.identity import run_settings
+from harness.runs.resolve import resolve
 from harness.runs.run import Run
 from harness.tasks import Task
-from harness.tasks.task import Guidance
+from harness.tasks.spec import Guidance
 from harness.training.trainer import Trainer
 
 
@@ -48,7 +50,7 @@ def test_a_run_leaves_its_record_curve_grid_and_student(tiny: Task, tmp_path: Pa
     assert [line["step"] for line in lines if "fid" in line] == [1, 2, 3]
     assert Image.open(one.folder / "samples.png").size == (20 * 44, 2 * 44)
     weights = read_tensors(one.folder / "student.safetensors")
-    assert weights.keys() == one.build(tiny.teacher(CPU)).student.state_dict().keys()
+    assert weights.keys() == build(one.resolved, tiny.teacher(CPU), CPU).student.state_dict().keys()
 
 
 def test_the_log_tells_what_happened(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +60,7 @@ def test_the_log_tells_what_happened(tiny: Task, tmp_path: Path, monkeypatch: py
     for part in ("starts: code", "trajectories is done: 12", "training is done: 3", f"run {one.resolved.run_id} is finished"):
         assert part in text
     broken = new_run(tmp_path, seed=1)
-    monkeypatch.setattr(Run, "sampler", lambda self, method, grad=False: lambda x_T, cond, noise: x_T * float("nan"))
+    monkeypatch.setattr(run, "sampler_of", lambda method, grad=False: lambda x_T, cond, noise: x_T * float("nan"))
     with pytest.raises(RunFailed):
         broken.execute()
     assert "Traceback" in (broken.folder / "run.log").read_text()
@@ -199,7 +201,7 @@ def test_a_run_starts_from_another_ones_student(tiny: Task, tmp_path: Path) -> N
     assert third.config["init_from"]["run_id"] == record.run_id
     other_seed = new_run(tmp_path, budget="steps=4", seed=1).execute()
     fourth = resolve(config(budget="steps=2", seed=1, init_from=other_seed.run_id), results=tmp_path)
-    assert fourth.run_settings["init_from"]["setting"] == third.config["init_from"]["setting"]
+    assert run_settings(fourth)["init_from"]["setting"] == third.config["init_from"]["setting"]
 
 
 @pytest.mark.parametrize(("changes", "complaint"), [
@@ -246,7 +248,7 @@ def test_what_a_record_says(tiny: Task, tmp_path: Path) -> None:
     assert record.metrics["fid"].values.keys() == {0}
     assert record.cost.nfe == 2
     assert record.cost.latency.ratio > 0
-    assert record.environment.code == records.code_digest()
+    assert record.environment.code == provenance.code_digest()
 
 
 def test_a_training_free_run_has_no_student_and_no_bill(tiny: Task, tmp_path: Path) -> None:
@@ -301,7 +303,7 @@ def test_a_failed_run_writes_its_reason(tiny: Task, tmp_path: Path, monkeypatch:
 
 
 def test_samples_that_are_not_finite_fail_the_run(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "sampler", lambda self, method, grad=False: lambda x_T, cond, noise: x_T * float("nan"))
+    monkeypatch.setattr(run, "sampler_of", lambda method, grad=False: lambda x_T, cond, noise: x_T * float("nan"))
     with pytest.raises(RunFailed, match="samples of noise set 0 are not finite"):
         new_run(tmp_path).execute()
     assert read_record(new_run(tmp_path).folder / "record.json").reason == "samples of noise set 0 are not finite"
@@ -361,29 +363,28 @@ def test_without_guidance_an_evaluation_is_one_pass(tiny: Task, tmp_path: Path) 
 
 
 def test_the_references_samples_are_made_once(tiny: Task, tmp_path: Path) -> None:
-    reference = Run(reference_of(tiny), tmp_path, CPU)
     teacher = tiny.teacher(CPU)
-    sampler = reference.sampler(reference.build(teacher))
-    first = reference.samples(sampler, 0)
+    reference = Reference(tiny, CPU, teacher=teacher)
+    first = reference.samples(0)
     with count_passes(teacher.denoiser.network) as passes:
-        assert torch.equal(reference.samples(sampler, 0), first)
+        assert torch.equal(reference.samples(0), first)
         assert passes.total == 0
-        assert not torch.equal(reference.samples(sampler, 1), first)
+        assert not torch.equal(reference.samples(1), first)
         assert passes.total == 40 * 8
 
 
 def test_cached_samples_know_the_guidance_they_were_made_under(tiny: Task, tmp_path: Path) -> None:
     def samples(scale: float) -> torch.Tensor:
         task = Task(tiny.spec.model_copy(update={"guidance": tiny.spec.guidance.model_copy(update={"scale": scale})}))
-        reference = Run(reference_of(task), tmp_path, CPU)
-        return reference.samples(reference.sampler(reference.build(task.teacher(CPU))), 0)
+        return Reference(task, CPU).samples(0)
 
     assert not torch.equal(samples(1.25), samples(4.0))
 
 
 def test_initial_weights_depend_on_the_seed_alone(tiny: Task, tmp_path: Path) -> None:
     def weights(seed: int) -> list[torch.Tensor]:
-        built = new_run(tmp_path, method="denoising", options={}, seed=seed).build(tiny.teacher(CPU))
+        one = new_run(tmp_path, method="denoising", options={}, seed=seed)
+        built = build(one.resolved, tiny.teacher(CPU), CPU)
         return list(built.players["student"].module.parameters())
 
     torch.manual_seed(1)
@@ -416,4 +417,4 @@ def test_every_record_and_student_can_be_read_back(tiny: Task, tmp_path: Path) -
         assert isinstance(one.execute(), Record)
         assert read_record(one.folder / "record.json").status == "finished"
         if method != "teacher":
-            one.build(tiny.teacher(CPU)).start_from(read_tensors(one.folder / "student.safetensors"))
+            build(one.resolved, tiny.teacher(CPU), CPU).start_from(read_tensors(one.folder / "student.safetensors"))

@@ -9,7 +9,7 @@ from tiny_runs import ARD, config
 
 from harness.errors import UsageError
 from harness.methods import METHODS
-from harness.runs.config import resolve
+from harness.runs.resolve import resolve
 from harness.tasks import Task
 
 

@@ -16,7 +16,7 @@ from harness.files import file_hash, read_tensors
 from harness.runs import teacher_training as teacher
 from harness.runs.teacher_training import features_quality, teacher_quality, train_networks, verify
 from harness.tasks import Task, TaskSpec
-from harness.tasks.task import Guidance, Training, Weights
+from harness.tasks.spec import Guidance, Training, Weights
 from harness.training.trainer import Trainer, TrainSettings
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def test_the_best_scale_is_that_of_the_lowest_fid(tiny: Task, monkeypatch: pytes
         def of_samples(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
             return dict.fromkeys(("fid", "kid", "label_agreement"), self.fid)
 
-    monkeypatch.setattr(teacher, "ImageEvaluator", ByScale)
+    monkeypatch.setattr(teacher, "Evaluator", ByScale)
     quality = teacher.teacher_quality(Task(tiny.spec.model_copy(update={"guidance_scan": [1.0, 1.5, 4.0]})), CPU)
     assert quality["best_guidance_scale"] == 1.5
     assert {scale: numbers["fid"] for scale, numbers in quality["guidance_scan"].items()} == {1.0: 0.5, 1.5: 0.0, 4.0: 2.5}
@@ -192,7 +192,7 @@ def test_a_missing_card_is_told(carded: Task) -> None:
 
 def borrowing(tiny: Task, monkeypatch: pytest.MonkeyPatch, **own: Any) -> Task:
     """A task like the tiny one, with parts of its own."""
-    monkeypatch.setattr("harness.tasks.task.load_task", lambda name: tiny)
+    monkeypatch.setattr("harness.tasks.load.load_task", lambda name: tiny)
     return Task(tiny.spec.model_copy(update={"like": "tiny", **own}), tiny.folder)
 
 

@@ -18,7 +18,8 @@ from harness.errors import UsageError
 from harness.files import file_hash, write_tensors
 from harness.networks.dit import DiT
 from harness.networks.history import HistoryDiT
-from harness.runs.config import RunConfig, resolve
+from harness.runs.config import RunConfig
+from harness.runs.resolve import resolve
 from harness.runs.run import run
 from harness.tasks import Task, load_task
 from harness.training.contract import tiny_spec

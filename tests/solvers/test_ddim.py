@@ -10,7 +10,7 @@ from torch import Tensor
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Prediction, predict
 from harness.diffusion.schedules import VPSchedule, few_step_levels
-from harness.solvers import DDIM, SOLVERS, Solver, Trajectory, ddim_step, integrate
+from harness.solvers import DDIM, SOLVERS, Solver, ddim_step, sample, trace
 from harness.solvers.ddim import implied_x_0
 
 SCHEDULE = VPSchedule()
@@ -52,7 +52,7 @@ def test_ddim_is_of_first_order(start: float, end: float) -> None:
     steps, errors = [25, 50, 100, 200], []
     for n in steps:
         levels = torch.linspace(start, end, n + 1, dtype=torch.float64)
-        found = integrate(DDIM(), Gaussian(), noise(), levels, COND)
+        found = sample(DDIM(), Gaussian(), noise(), levels, COND)
         errors.append(float((found - carried(noise(), levels[0], levels[-1])).abs().max()))
     order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert 0.8 < order < 1.3
@@ -67,7 +67,7 @@ def test_ddim_is_exact_where_the_data_are_one_point() -> None:
             return predict(torch.full_like(x_t, MEAN), x_t, t, SCHEDULE, "x_0")
 
     for steps in (1, 3):
-        found = integrate(DDIM(), Point(), noise().float(), few_step_levels(steps), COND)
+        found = sample(DDIM(), Point(), noise().float(), few_step_levels(steps), COND)
         torch.testing.assert_close(found, torch.full_like(found, MEAN))
 
 
@@ -89,13 +89,12 @@ def test_the_implied_x_0_of_a_step_is_the_one_it_used(t: Tensor, s: Tensor) -> N
 
 def test_a_trajectory_holds_every_state_and_prediction() -> None:
     levels = few_step_levels(4)
-    path = integrate(DDIM(), Gaussian(), noise(), levels, COND, save=True)
-    assert isinstance(path, Trajectory)
+    path = trace(DDIM(), Gaussian(), noise(), levels, COND)
     assert path.steps == 4
     assert path.cond is COND
     assert torch.equal(path.levels, levels)
     assert torch.equal(path.states[:, 0], noise())
-    assert torch.equal(path.states[:, -1], integrate(DDIM(), Gaussian(), noise(), levels, COND))
+    assert torch.equal(path.states[:, -1], sample(DDIM(), Gaussian(), noise(), levels, COND))
     for k in range(4):
         prediction = Gaussian()(path.states[:, k], levels[k], COND)
         assert torch.equal(path.predictions[:, k], prediction.x_0)
@@ -103,11 +102,11 @@ def test_a_trajectory_holds_every_state_and_prediction() -> None:
 
 
 def test_the_last_step_returns_its_prediction() -> None:
-    path = integrate(DDIM(), Gaussian(), noise(), few_step_levels(3), COND, save=True)
+    path = trace(DDIM(), Gaussian(), noise(), few_step_levels(3), COND)
     assert torch.equal(path.states[:, -1], path.predictions[:, -1])
 
 
-def test_integrate_carries_a_solvers_state_and_noise() -> None:
+def test_sampling_carries_a_solvers_state_and_noise() -> None:
     class Counting(Solver):
         """Adds noise and counts its steps."""
 
@@ -123,17 +122,17 @@ def test_integrate_carries_a_solvers_state_and_noise() -> None:
         asked.append(name)
         return torch.ones(2, 1, 4, 4)
 
-    found = integrate(Counting(), None, torch.zeros(2, 1, 4, 4), few_step_levels(3), COND, one)
+    found = sample(Counting(), None, torch.zeros(2, 1, 4, 4), few_step_levels(3), COND, one)
     assert asked == ["step 10", "step 11", "step 12"]
     assert torch.equal(found, torch.full((2, 1, 4, 4), 3.0))
 
 
-def test_integrate_leaves_the_gradient_mode_alone() -> None:
+def test_sampling_leaves_the_gradient_mode_alone() -> None:
     x_T = noise().requires_grad_()
-    integrate(DDIM(), Gaussian(), x_T, few_step_levels(3), COND).sum().backward()
+    sample(DDIM(), Gaussian(), x_T, few_step_levels(3), COND).sum().backward()
     assert x_T.grad.abs().min() > 0
     with torch.no_grad():
-        assert not integrate(DDIM(), Gaussian(), x_T, few_step_levels(3), COND).requires_grad
+        assert not sample(DDIM(), Gaussian(), x_T, few_step_levels(3), COND).requires_grad
 
 
 def test_ddim_has_a_name() -> None:

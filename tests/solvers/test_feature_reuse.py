@@ -12,14 +12,15 @@ from harness.diffusion.counting import count_flops
 from harness.errors import UsageError
 from harness.methods import METHODS
 from harness.networks.passes import count_passes
-from harness.runs.config import RunConfig, resolve
-from harness.solvers import SOLVERS, FeatureReuse, integrate
+from harness.runs.config import RunConfig
+from harness.runs.resolve import resolve
+from harness.solvers import SOLVERS, FeatureReuse, sample
 from harness.tasks import Task
 
 CPU = torch.device("cpu")
 
 
-def sample(task: Task, num_steps: int = 4, **options: Any) -> tuple[Tensor, float, int]:
+def measured(task: Task, num_steps: int = 4, **options: Any) -> tuple[Tensor, float, int]:
     """Samples of the teacher, its passes a sample and the FLOPs of a sample."""
     cls = METHODS["teacher"]
     method = cls(cls.Config(**options), task.teacher(CPU), task, num_steps, 0)
@@ -27,16 +28,16 @@ def sample(task: Task, num_steps: int = 4, **options: Any) -> tuple[Tensor, floa
 
     def run(count: int = 3) -> Tensor:
         with torch.no_grad():
-            return integrate(method.solver, method.student, x_T[:count], method.levels, cond[:count])  # type: ignore[return-value]
+            return sample(method.solver, method.student, x_T[:count], method.levels, cond[:count])
 
-    with count_passes(method.passes_through) as passes:
+    with count_passes(method.sampled_network) as passes:
         images = run()
     return images, passes.total / 3, count_flops(lambda: run(1))
 
 
 @pytest.mark.parametrize("solver", ["ddim", "heun", "dpm-solver++2m", "unipc"])
 def test_reuse_keeps_the_passes_and_saves_work(solver: str, tiny: Task) -> None:
-    plain, reused = sample(tiny, solver=solver), sample(tiny, solver=solver, reuse_every=2, reuse_below=1)
+    plain, reused = measured(tiny, solver=solver), measured(tiny, solver=solver, reuse_every=2, reuse_below=1)
     assert plain[1] == reused[1]
     assert reused[2] < 0.8 * plain[2]
     assert float((plain[0] - reused[0]).abs().max()) > 1e-4
@@ -47,8 +48,8 @@ def test_every_step_full_is_the_solver_alone(tiny: Task) -> None:
     teacher, (x_T, cond) = tiny.teacher(CPU), tiny.evaluation_inputs(0)
     levels = METHODS["teacher"](METHODS["teacher"].Config(), teacher, tiny, 4, 0).levels
     with torch.no_grad():
-        both = [integrate(s, teacher, x_T[:3], levels, cond[:3]) for s in (SOLVERS["ddim"](), FeatureReuse(SOLVERS["ddim"](), 1, 1))]
-    assert torch.equal(both[0], both[1])  # type: ignore[arg-type]
+        both = [sample(s, teacher, x_T[:3], levels, cond[:3]) for s in (SOLVERS["ddim"](), FeatureReuse(SOLVERS["ddim"](), 1, 1))]
+    assert torch.equal(both[0], both[1])
 
 
 def test_a_step_that_reuses_adds_what_the_last_full_one_added(tiny: Task) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Prediction
 from harness.diffusion.schedules import FlowSchedule, Schedule, VPSchedule
-from harness.solvers import SOLVERS, integrate
+from harness.solvers import SOLVERS, sample
 
 MEAN, DEVIATION = 0.3, 0.5
 COND = Condition(torch.zeros(64, dtype=torch.long))
@@ -45,7 +45,7 @@ def errors(name: str, schedule: Schedule, steps: list[int]) -> list[float]:
     for n in steps:
         model, levels, solver = Gaussian(schedule), torch.linspace(0.9, 0.1, n + 1, dtype=torch.float64), SOLVERS[name]()
         started, state, x = HISTORY.get(name, 0), None, noise
-        for i, (t, s) in enumerate(pairwise(levels)):  # as `integrate` does, from a history that lies on the exact path
+        for i, (t, s) in enumerate(pairwise(levels)):  # as `sample` does, from a history that lies on the exact path
             x = model.carried(noise, levels[0], t) if i <= started else x
             x, _, state = solver.step(model, x, t, s, COND, state, None)
         found.append(float((x - model.carried(noise, levels[0], levels[-1])).abs().max()))
@@ -93,7 +93,7 @@ def test_derivatives_equal_finite_differences(schedule: Schedule) -> None:
 )
 def test_evaluations_from_noise_to_data(name: str, evaluations: int) -> None:
     model, noise = Gaussian(VPSchedule()), torch.randn(64, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    out = integrate(SOLVERS[name](), model, noise, torch.linspace(1, 0, 5, dtype=torch.float64), COND)
+    out = sample(SOLVERS[name](), model, noise, torch.linspace(1, 0, 5, dtype=torch.float64), COND)
     assert model.calls == evaluations
     assert bool(out.isfinite().all())
 
@@ -103,5 +103,5 @@ def test_the_flow_schedules_ends_are_finite(name: str) -> None:
     """alpha = 0 at t = 1 and sigma = 0 at t = 0, where log-SNR is infinite."""
     noise = torch.randn(64, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     model = Gaussian(FlowSchedule())
-    out = integrate(SOLVERS[name](), model, noise, torch.linspace(1, 0, 41, dtype=torch.float64), COND)
+    out = sample(SOLVERS[name](), model, noise, torch.linspace(1, 0, 41, dtype=torch.float64), COND)
     assert float((out - (MEAN + DEVIATION * noise)).abs().max()) < (0.1 if ORDERS[name] == 1 else 0.02)

@@ -15,9 +15,10 @@ from harness.diffusion.denoiser import Prediction
 from harness.diffusion.schedules import FlowSchedule, Schedule, VPSchedule, few_step_levels
 from harness.errors import UsageError
 from harness.methods import METHODS
-from harness.runs.config import RunConfig, resolve
+from harness.runs.config import RunConfig
+from harness.runs.resolve import resolve
 from harness.runs.teacher_training import search
-from harness.solvers import SOLVERS, Trajectory, integrate
+from harness.solvers import SOLVERS, Trajectory, sample, trace
 from harness.solvers.search import search_levels
 from harness.tasks import Task
 
@@ -39,9 +40,7 @@ class Gaussian:
 def path(model: Gaussian, steps: int) -> Trajectory:
     noise = torch.randn(32, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     cond = Condition(torch.zeros(32, dtype=torch.long))
-    found = integrate(SOLVERS["ddim"](), model, noise, few_step_levels(steps), cond, save=True)
-    assert isinstance(found, Trajectory)
-    return found
+    return trace(SOLVERS["ddim"](), model, noise, few_step_levels(steps), cond)
 
 
 @pytest.mark.parametrize("schedule", [VPSchedule(), FlowSchedule()], ids=["vp", "flow"])
@@ -51,7 +50,7 @@ def test_the_search_finds_the_best_of_all_levels(schedule: Schedule, steps: int)
     full = path(model, 10)
 
     def mse(places: tuple[int, ...]) -> float:
-        end = integrate(solver, model, full.states[:, 0], full.levels[[0, *places, 10]], full.cond)
+        end = sample(solver, model, full.states[:, 0], full.levels[[0, *places, 10]], full.cond)
         return float((end - full.states[:, -1]).square().mean())
 
     found = search_levels(solver, model, full, steps)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread, Timer
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,14 +15,18 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from inprocess import Here, driver
+from written import record
 
 from harness.cli.main import main
 from harness.errors import Busy, RunFailed, UsageError
-from harness.records import read_record
-from harness.runs.database import storage_of
-from harness.runs.leases import leases_of
+from harness.provenance import capture_environment
+from harness.records import read_record, write_record
+from harness.runs.locks import held
 from harness.runs.run import Run
-from harness.sweeps.search import Searcher, known_study, lines_of, objective, open_study, searches
+from harness.sweeps.engines import TRIES
+from harness.sweeps.search import UNSEEN, Searcher, bad_value, known_study, lines_of, open_study
+from harness.sweeps.study import StudyPlan, objective, study_plans
 from harness.tasks import Task
 from harness.training.trainer import Trainer
 
@@ -34,33 +39,52 @@ def content(**changes: Any) -> dict[str, Any]:
     return {"base": {"task": "tiny", "num_steps": 2, "budget": "steps=2", "method": "step-distillation"}, "search": search}
 
 
-def searcher(folder: Path, **more: Any) -> Searcher:
-    return Searcher(folder, CPU, storage_of(folder), **more)
+def made(plan: StudyPlan, folder: Path, workers: int = 1, **more: Any) -> optuna.Study:
+    """The study after its search."""
+    return Searcher(plan, folder, CPU, driver(workers), **more).make()
 
 
 def states(study: optuna.Study) -> list[str]:
     return [trial.state.name for trial in study.trials]
 
 
+def distance(run: Run) -> float:
+    """How far log10 of a run's learning rate is from -2."""
+    return abs(math.log10(run.resolved.config.lr) + 2)  # type: ignore[attr-defined]
+
+
 @pytest.fixture
 def executed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Runs are not made but answered: FID is how far log10 of the learning rate is from -2."""
+    """Runs are not made, but leave a record at once whose FID is `distance`."""
     runs: list[Any] = []
 
-    def execute(self: Run, reuse: bool = False, wait: bool = False) -> Any:
+    def execute(self: Run, reuse: bool = False, wait: bool = False) -> None:
         runs.append(self.resolved)
-        value = abs(float(torch.tensor(self.resolved.config.lr).log10()) + 2)  # type: ignore[attr-defined]
-        metric = SimpleNamespace(mean=value)
-        cost = SimpleNamespace(macs_per_sample=float(self.resolved.num_steps))
-        return SimpleNamespace(run_id=self.resolved.run_id, metrics={"fid": metric}, cost=cost, method="step-distillation")
+        written = record("step-distillation", fid=distance(self))
+        cost = written.cost.model_copy(update={"macs_per_sample": self.resolved.num_steps})  # type: ignore[union-attr]
+        found = {"run_id": self.resolved.run_id, "cost": cost, "environment": capture_environment(CPU)}
+        write_record(self.folder / "record.json", written.model_copy(update=found))
 
     monkeypatch.setattr(Run, "execute", execute)
     return runs
 
 
+def fail_at(monkeypatch: pytest.MonkeyPatch, number: int, error: Callable[[], BaseException], executed: list[Any]) -> None:
+    """From now on the run of this number fails, its record says why, and `error` is raised."""
+    answered = Run.execute
+
+    def execute(self: Run, *args: Any, **more: Any) -> Any:
+        answered(self, *args, **more)
+        if len(executed) == number:
+            self.record_failure("the loss is not finite")
+            raise error()
+
+    monkeypatch.setattr(Run, "execute", execute)
+
+
 def test_a_search_makes_runs_and_marks_the_best(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (search,) = searches(content(trials=3), "here", tmp_path, CPU)
-    study = searcher(tmp_path).make(search)
+    (plan,) = study_plans(content(trials=3), "here", tmp_path, CPU)
+    study = made(plan, tmp_path)
     assert states(study) == ["COMPLETE"] * 3
     for trial in study.trials:
         (run_id,) = trial.user_attrs["run_ids"]
@@ -68,20 +92,20 @@ def test_a_search_makes_runs_and_marks_the_best(tiny: Task, tmp_path: Path, monk
         assert record.metrics["fid"].mean == trial.value
         assert record.options["lr"] == trial.params["options.lr"]
     values = [trial.value for trial in study.trials]
-    assert [line["best"] for line in lines_of(search, study)] == [value == min(values) for value in values]
+    assert [line["best"] for line in lines_of(plan, study)] == [value == min(values) for value in values]
 
     monkeypatch.setattr(Trainer, "train", lambda *args, **more: pytest.fail("trained again"))
-    again = searcher(tmp_path).make(search)
+    again = made(plan, tmp_path)
     assert [trial.params for trial in again.trials] == [trial.params for trial in study.trials]
 
 
 def test_trial_0_is_the_methods_defaults(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
-    (search,) = searches(content(), "here", tmp_path, CPU)
-    first = searcher(tmp_path).make(search).trials[0]
+    (plan,) = study_plans(content(), "here", tmp_path, CPU)
+    first = made(plan, tmp_path).trials[0]
     assert first.params == {"options.lr": 3e-3, "options.heads": "per_step"}
     narrow = {"options.lr": {"low": 1e-2, "high": 1e-1, "log": True}, "options.heads": ["shared", "per_step"]}
-    (search,) = searches(content(space=narrow), "here", tmp_path, CPU)
-    first = searcher(tmp_path).make(search).trials[0]
+    (plan,) = study_plans(content(space=narrow), "here", tmp_path, CPU)
+    first = made(plan, tmp_path).trials[0]
     assert first.params["options.heads"] == "per_step"
     assert first.params["options.lr"] >= 1e-2
 
@@ -91,22 +115,22 @@ def test_a_cell_widens_the_space_of_its_own_study(tiny: Task, tmp_path: Path, ex
     del given["base"]["method"]
     own: dict[str, Any] = {"options.heads": ["shared", "per_step"]}
     given["cells"] = [{"method": "step-distillation", "space": own}, {"method": "ard", "options": {"history_layers": 2}}]
-    wide, narrow = searches(given, "here", tmp_path, CPU)
+    wide, narrow = study_plans(given, "here", tmp_path, CPU)
     assert set(wide.spec.space) == {"options.lr", "options.heads"}
     assert set(narrow.spec.space) == {"options.lr"}
-    assert set(searcher(tmp_path).make(wide).trials[0].params) == set(wide.spec.space)
+    assert set(made(wide, tmp_path).trials[0].params) == set(wide.spec.space)
     given["cells"][0]["space"] = {"options.heds": ["shared"]}
     with pytest.raises(UsageError, match="did you mean heads"):
-        searches(given, "here", tmp_path, CPU)
+        study_plans(given, "here", tmp_path, CPU)
     given["cells"][0]["space"] = ["shared"]
     with pytest.raises(UsageError, match="search: space"):
-        searches(given, "here", tmp_path, CPU)
+        study_plans(given, "here", tmp_path, CPU)
 
 
 def test_the_seed_decides_what_is_tried(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
     def tried(folder: str, **changes: Any) -> list[Any]:
-        (search,) = searches(content(trials=8, **changes), "here", tmp_path / folder, CPU)
-        return [trial.params for trial in searcher(tmp_path / folder).make(search).trials]
+        (plan,) = study_plans(content(trials=8, **changes), "here", tmp_path / folder, CPU)
+        return [trial.params for trial in made(plan, tmp_path / folder).trials]
 
     first = tried("a")
     assert tried("b") == first
@@ -115,120 +139,53 @@ def test_the_seed_decides_what_is_tried(tiny: Task, tmp_path: Path, executed: li
 
 
 def test_more_trials_later_go_on_where_it_stopped(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
-    (whole,) = searches(content(trials=7), "here", tmp_path / "whole", CPU)
-    expected = [trial.params for trial in searcher(tmp_path / "whole").make(whole).trials]
+    (whole,) = study_plans(content(trials=7), "here", tmp_path / "whole", CPU)
+    expected = [trial.params for trial in made(whole, tmp_path / "whole").trials]
     for trials in (3, 7):
-        (search,) = searches(content(trials=trials), "here", tmp_path / "parts", CPU)
-        study = searcher(tmp_path / "parts").make(search)
+        (plan,) = study_plans(content(trials=trials), "here", tmp_path / "parts", CPU)
+        study = made(plan, tmp_path / "parts")
         assert [trial.params for trial in study.trials] == expected[:trials]
 
 
-def test_a_trial_that_was_interrupted_is_taken_up_again(tiny: Task, tmp_path: Path, executed: list[Any],
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    (search,) = searches(content(), "here", tmp_path, CPU)
-    answered = Run.execute
-
-    def interrupted(self: Run, *args: Any) -> Any:
-        if len(executed) == 2:
-            raise KeyboardInterrupt
-        return answered(self, *args)
-
-    monkeypatch.setattr(Run, "execute", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        searcher(tmp_path).make(search)
-    asked = open_study(search, storage_of(tmp_path)).trials[2].params
-    monkeypatch.setattr(Run, "execute", answered)
-    study = searcher(tmp_path).make(search)
-    assert states(study) == ["COMPLETE"] * 4
-    assert study.trials[2].params == asked
-    assert len({resolved.run_id for resolved in executed}) == 4
-
-
 def test_a_trial_without_all_its_values_is_given_up(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
-    (search,) = searches(content(trials=2), "here", tmp_path, CPU)
-    open_study(search, storage_of(tmp_path)).ask()
-    assert states(searcher(tmp_path).make(search)) == ["FAIL", "COMPLETE"]
+    (plan,) = study_plans(content(trials=2), "here", tmp_path, CPU)
+    open_study(plan, tmp_path).ask()
+    assert states(made(plan, tmp_path)) == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
-def test_values_that_fit_alone_but_not_together_are_a_failed_trial(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
+def test_values_that_fit_alone_but_not_together_are_a_bad_value(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
     space = {"options.trajectory": ["states", "predictions"], "options.parametrization": ["direct", "teacher"]}
     given = content(trials=6, space=space, sampler="random")
     given["base"]["options"] = {"heads": "shared"}
     with pytest.raises(UsageError, match="give trajectory 'states'"):  # all highest, which is tried out
-        searches(given, "here", tmp_path, CPU)
+        study_plans(given, "here", tmp_path, CPU)
     given["search"]["space"]["options.trajectory"] = ["states", "predictions", "states"]
-    (search,) = searches(given, "here", tmp_path, CPU)
-    study = searcher(tmp_path).make(search)
-    assert set(states(study)) == {"COMPLETE", "FAIL"}
-    assert len(study.trials) == 6
-    assert states(searcher(tmp_path).make(search)) == states(study)
-
-
-def test_a_trial_that_another_process_finishes_meanwhile_is_left_as_it_is(tiny: Task, tmp_path: Path, executed: list[Any],
-                                                                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    (search,) = searches(content(trials=3), "here", tmp_path, CPU)
-    answered = Run.execute
-
-    def finished_elsewhere(self: Run, *args: Any) -> Any:
-        found, study = answered(self, *args), open_study(search, storage_of(tmp_path))
-        if len(executed) == 2:
-            study.tell(study.trials[-1].number, 0.125)
-        return found
-
-    monkeypatch.setattr(Run, "execute", finished_elsewhere)
-    study = searcher(tmp_path).make(search)
-    assert states(study) == ["COMPLETE"] * 3
-    assert study.trials[1].value == 0.125
-
-
-def test_a_failure_is_a_trial_and_the_search_goes_on(tiny: Task, tmp_path: Path, executed: list[Any],
-                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    (search,) = searches(content(), "here", tmp_path, CPU)
-    answered = Run.execute
-
-    def fails(self: Run, *args: Any) -> Any:
-        found = answered(self, *args)
-        if len(executed) == 2:
-            raise RunFailed("the loss is not finite")
-        return found
-
-    monkeypatch.setattr(Run, "execute", fails)
-    study = searcher(tmp_path).make(search)
-    assert states(study) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
-    assert not lines_of(search, study)[1]["best"]
-
-
-def test_two_workers_share_a_study(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
-    (search,) = searches(content(trials=10), "here", tmp_path, CPU)
-    workers = [Thread(target=searcher(tmp_path).make, args=(search,)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    study = open_study(search, storage_of(tmp_path))
-    assert states(study) == ["COMPLETE"] * 10
-    assert len({str(trial.params) for trial in study.trials}) == 10
+    (plan,) = study_plans(given, "here", tmp_path, CPU)
+    study = made(plan, tmp_path)
+    assert states(study) == ["COMPLETE"] * 6
+    assert {"give trajectory 'states'" in trial.user_attrs.get("reason", "") for trial in study.trials} == {True, False}
+    assert states(made(plan, tmp_path)) == states(study)
 
 
 def test_seeds_are_averaged(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
-    (search,) = searches({**content(trials=1), "seeds": [0, 5]}, "here", tmp_path, CPU)
-    study = searcher(tmp_path).make(search)
+    (plan,) = study_plans({**content(trials=1), "seeds": [0, 5]}, "here", tmp_path, CPU)
+    study = made(plan, tmp_path)
     assert [resolved.settings.seed for resolved in executed] == [0, 5]
     assert len(study.trials[0].user_attrs["run_ids"]) == 2
 
 
 def test_several_objectives_have_a_front(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
     changes = {"objectives": {"fid": "minimize", "macs": "minimize"}, "space": {"num_steps": [1, 2], "options.lr": SPACE["options.lr"]}}
-    (search,) = searches(content(**changes, trials=8), "here", tmp_path, CPU)
-    study = searcher(tmp_path).make(search)
+    (plan,) = study_plans(content(**changes, trials=8), "here", tmp_path, CPU)
+    study = made(plan, tmp_path)
     points = [tuple(trial.values) for trial in study.trials]
     dominated = [any(a <= c and b <= d and (a, b) != (c, d) for a, b in points) for c, d in points]
-    assert [line["best"] for line in lines_of(search, study)] == [not worse for worse in dominated]
+    assert [line["best"] for line in lines_of(plan, study)] == [not worse for worse in dominated]
 
 
 def test_a_run_below_the_median_is_pruned(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials 0 to 3 fill the median; the fourth is worse at its first milestone, and its record says so."""
-    (search,) = searches({**content(trials=5, prune=True), "base": {**content()["base"], "budget": "steps=8"}}, "here", tmp_path, CPU)
+    (plan,) = study_plans({**content(trials=5, prune=True), "base": {**content()["base"], "budget": "steps=8"}}, "here", tmp_path, CPU)
     calls = itertools.count()
     judged = Run._judged
 
@@ -236,19 +193,19 @@ def test_a_run_below_the_median_is_pruned(tiny: Task, tmp_path: Path, monkeypatc
         return judged(self, trainer, {**found, "fid": float(next(calls))})
 
     monkeypatch.setattr(Run, "_judged", quality)
-    study = searcher(tmp_path).make(search)
+    study = made(plan, tmp_path)
     assert states(study) == ["COMPLETE"] * 4 + ["PRUNED"]
     reasons = [read_record(path).reason for path in (tmp_path / "runs").glob("*/record.json")]
     assert sum("pruned: after 0.125 of the budget its fid was worse" in reason for reason in reasons) == 1
 
 
 def test_other_codes_trials_are_not_mixed_in(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
-    (search,) = searches(content(trials=1), "here", tmp_path, CPU)
-    study = searcher(tmp_path).make(search)
-    study._storage.set_trial_user_attr(open_study(search, storage_of(tmp_path)).ask()._trial_id, "code", "older")
+    (plan,) = study_plans(content(trials=1), "here", tmp_path, CPU)
+    study = made(plan, tmp_path)
+    study._storage.set_trial_user_attr(open_study(plan, tmp_path).ask()._trial_id, "code", "older")
     with pytest.raises(UsageError, match="was begun by other code"):
-        searcher(tmp_path).make(search)
-    searcher(tmp_path, reuse=True).make(search)
+        made(plan, tmp_path)
+    made(plan, tmp_path, reuse=True)
 
 
 @pytest.mark.parametrize(("changes", "complaint"), [
@@ -260,17 +217,17 @@ def test_other_codes_trials_are_not_mixed_in(tiny: Task, tmp_path: Path, execute
     ({"space": {"num_steps": {"low": 1, "high": 4}}}, "num_steps is 3, but must divide"),
     ({"space": {"options.lr": {"low": 1.0, "high": 2.0}}}, "lr is 2.0"),
     ({"space": {"options.lr": {"low": 1e-1, "high": 1e-4}}}, "here: search: space"),
-    ({"prune": True, "objectives": {"fid": "minimize", "macs": "minimize"}}, "prune looks at the curve of one objective"),
+    ({"prune": True, "objectives": {"fid": "minimize", "macs": "minimize"}}, "prune needs a single objective"),
     ({"prune": True, "objectives": {"macs": "minimize"}}, "must be one of: fid"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused_before_anything_runs(changes: dict[str, Any], complaint: str, tiny: Task, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=complaint):
-        searches(content(**changes), "here", tmp_path, CPU)
+        study_plans(content(**changes), "here", tmp_path, CPU)
 
 
 def test_several_seeds_are_not_pruned(tiny: Task, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a trial has 2 seeds"):
-        searches({**content(prune=True), "seeds": [0, 1]}, "here", tmp_path, CPU)
+        study_plans({**content(prune=True), "seeds": [0, 1]}, "here", tmp_path, CPU)
 
 
 def test_an_objective_that_a_record_lacks(executed: list[Any]) -> None:
@@ -278,9 +235,10 @@ def test_an_objective_that_a_record_lacks(executed: list[Any]) -> None:
         objective(SimpleNamespace(cost=None, metrics={"kid": 1}), "kidd")  # type: ignore[arg-type]
 
 
-def test_the_command(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
+def test_the_command(tiny: Task, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.cli.cmd_sweep.Local", lambda shares: Here())
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content()))
-    words = ["sweep", str(tmp_path / "s.yaml"), "--results", str(tmp_path / "results")]
+    words = ["sweep", str(tmp_path / "s.yaml"), "--results", str(tmp_path / "results"), "--device", "cpu"]
     dry = CliRunner().invoke(main, [*words, "--dry-run"])
     assert dry.output.splitlines()[-1].startswith("0 of 4 trials made in 1 studies")
     assert not executed
@@ -290,58 +248,101 @@ def test_the_command(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
     assert sum(line.startswith("* step-distillation-2-") for line in made.output.splitlines()) == 1
 
 
-def test_a_database_that_cannot_be_opened(tiny: Task, tmp_path: Path) -> None:
-    (search,) = searches(content(), "here", tmp_path, CPU)
-    with pytest.raises(UsageError, match="cannot open the study's database"):
-        open_study(search, f"sqlite:///{tmp_path / 'nowhere' / 's.db'}")
-
-
-def test_a_search_outlives_its_server(
-    tiny: Task, tmp_path: Path, executed: list[Any], server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """PostgreSQL is killed while a run is made, and comes back when its values are to be told."""
-    storage, answered, timers = server.database(), Run.execute, []
-
-    def killing(self: Run, *args: Any) -> Any:
-        if len(executed) == 1:
-            server.kill()
-            timers.append(Timer(1.0, server.start))
-            timers[0].start()
-        return answered(self, *args)
-
-    monkeypatch.setattr(Run, "execute", killing)
-    (search,) = searches(content(), "here", tmp_path, CPU)
-    study = Searcher(tmp_path, CPU, storage).make(search)
-    timers[0].join()
+def test_a_trial_that_was_interrupted_is_taken_up_again(tiny: Task, tmp_path: Path, executed: list[Any],
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    (plan,) = study_plans(content(), "here", tmp_path, CPU)
+    with monkeypatch.context() as patch:
+        fail_at(patch, 3, KeyboardInterrupt, executed)
+        with pytest.raises(KeyboardInterrupt):
+            made(plan, tmp_path)
+    left = open_study(plan, tmp_path)
+    assert states(left) == ["COMPLETE", "COMPLETE", "RUNNING"]
+    study = made(plan, tmp_path)
     assert states(study) == ["COMPLETE"] * 4
-    assert len(executed) == 4
+    assert study.trials[2].params == left.trials[2].params
+    assert len({resolved.run_id for resolved in executed}) == 4
 
 
-def test_a_trial_whose_run_was_taken_over_is_tried_again(tiny: Task, tmp_path: Path, executed: list[Any],
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    answered, refused = Run.execute, []
+def test_a_run_that_fails_is_a_bad_value_and_the_search_goes_on(tiny: Task, tmp_path: Path, executed: list[Any],
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    (plan,) = study_plans(content(), "here", tmp_path, CPU)
+    fail_at(monkeypatch, 2, lambda: RunFailed("the loss is not finite"), executed)
+    study = made(plan, tmp_path)
+    assert states(study) == ["COMPLETE"] * 4
+    assert study.trials[1].value == 10 * study.trials[0].value
+    assert study.trials[1].user_attrs["reason"] == "the loss is not finite"
+    line = lines_of(plan, study)[1]
+    assert (line["state"], line["best"], line["reason"]) == ("failed", False, "the loss is not finite")
 
-    def busy_once(self: Run, *args: Any) -> Any:
-        if len(executed) == 1 and not refused:
-            refused.append(self.resolved.run_id)
-            raise Busy("taken over")
-        return answered(self, *args)
 
-    monkeypatch.setattr(Run, "execute", busy_once)
-    (search,) = searches(content(), "here", tmp_path, CPU)
-    assert states(searcher(tmp_path).make(search)) == ["COMPLETE"] * 4
-    assert refused[0] == executed[1].run_id
+@pytest.mark.parametrize(("direction", "seen", "expected"), [
+    ("minimize", [2.0, 3.0], 30.0), ("maximize", [0.5, 0.25], -2.0), ("minimize", [-1.0, -2.0], 8.0), ("maximize", [-1.0], -10.0),
+    ("minimize", [], UNSEEN), ("maximize", [], -UNSEEN), ("minimize", [0.0], UNSEEN),
+])  # fmt: skip
+def test_a_bad_value_is_worse_than_all_seen(direction: str, seen: list[float], expected: float) -> None:
+    assert bad_value(direction, seen) == expected
+
+
+def test_bad_values_do_not_grow_by_each_other(tiny: Task, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    (plan,) = study_plans(content(trials=5), "here", tmp_path, CPU)
+    for number in (2, 3, 4):
+        fail_at(monkeypatch, number, lambda: RunFailed("the loss is not finite"), executed)
+    values = [trial.value for trial in made(plan, tmp_path).trials]
+    assert values[1:4] == [10 * values[0]] * 3
+
+
+def test_a_value_that_is_not_finite_is_a_failure(tiny: Task, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.sweeps.search.objective", lambda record, name: math.nan)
+    (plan,) = study_plans(content(trials=1), "here", tmp_path, CPU)
+    (trial,) = made(plan, tmp_path).trials
+    assert (trial.value, trial.user_attrs["reason"]) == (UNSEEN, "fid: [nan]: not finite")
+
+
+def test_a_trial_whose_process_dies_is_made_anew_by_the_same_command(tiny: Task, tmp_path: Path, executed: list[Any],
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """It counts for nothing: the command that saw it ends with exit code 3."""
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content(trials=3)))
+    words = ["sweep", str(tmp_path / "s.yaml"), "--results", str(tmp_path / "results"), "--device", "cpu"]
+    monkeypatch.setattr("harness.cli.cmd_sweep.Local", lambda shares: Here())
+    with monkeypatch.context() as patch:
+        jobs, run = itertools.count(), Here.run
+        patch.setattr(Here, "run", lambda self, job: run(self, job) if not 1 <= next(jobs) <= TRIES else -9)
+        first = CliRunner().invoke(main, words)
+    assert first.exit_code == 3, first.output
+    assert "2 of 3 trials were made; the same command makes the others" in first.output
+    assert "its process died 3 times, at last by SIGKILL" in first.output
+    again = CliRunner().invoke(main, words)
+    assert again.exit_code == 0, again.output
+    assert "3 of 3 trials made" in again.output
+
+
+def test_two_trials_at_once(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
+    (plan,) = study_plans(content(trials=10), "here", tmp_path, CPU)
+    study = made(plan, tmp_path, workers=2)
+    assert states(study) == ["COMPLETE"] * 10
+    assert len({str(trial.params) for trial in study.trials}) == 10
+
+
+def test_a_study_has_one_driver(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
+    (plan,) = study_plans(content(), "here", tmp_path, CPU)
+    with held(tmp_path, f"study-{plan.name}"), pytest.raises(Busy, match=f"another process works on study-{plan.name}"):
+        made(plan, tmp_path)
+
+
+def test_a_database_that_cannot_be_read(tiny: Task, tmp_path: Path) -> None:
+    (plan,) = study_plans(content(), "here", tmp_path, CPU)
+    (tmp_path / "harness.db").write_text("no database")
+    for ask in (open_study, known_study):
+        with pytest.raises(UsageError, match=r"cannot read the studies in .*harness.db .*move the file away"):
+            ask(plan, tmp_path)
 
 
 def test_looking_makes_nothing(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
-    (search,) = searches(content(), "here", tmp_path, CPU)
-    storage = storage_of(tmp_path)
-    assert known_study(search, storage) is None
+    (plan,) = study_plans(content(), "here", tmp_path, CPU)
+    assert known_study(plan, tmp_path) is None
     assert not (tmp_path / "harness.db").exists()
-    with leases_of(tmp_path).holding("run"):
-        assert known_study(search, storage) is None
-    made = searcher(tmp_path).make(search)
-    found = known_study(search, storage)
+    study = made(plan, tmp_path)
+    found = known_study(plan, tmp_path)
     assert found is not None
-    assert found.trials == made.trials
-    assert known_study(replace(search, name="another"), storage) is None
+    assert found.trials == study.trials
+    assert known_study(replace(plan, name="another"), tmp_path) is None

@@ -1,10 +1,8 @@
-"""Sweeps: what a file expands to, what is found done, and what a failure leaves."""
+"""Sweeps: what a file expands to, which records are taken, and what a failure leaves."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from threading import Timer
 from types import SimpleNamespace
@@ -14,19 +12,21 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from inprocess import Here, driver
 
 from harness.cli.main import main
 from harness.data.images import IMAGE_SETS, ImageSet, Split
-from harness.errors import RunFailed, UsageError
-from harness.records import Record, write_record
+from harness.errors import UsageError
 from harness.report.publish import publish
 from harness.report.rows import load_records
-from harness.runs.config import key_of_record, parse_config, resolve
-from harness.runs.leases import leases_of
+from harness.runs.config import parse_config
+from harness.runs.identity import key_of_record
+from harness.runs.locks import held
 from harness.runs.preview import estimate
-from harness.runs.run import Run
-from harness.sweeps.search import searches
-from harness.sweeps.sweep import Cell, expand, plan, run_sweep, run_workers
+from harness.runs.resolve import resolve
+from harness.sweeps.engines import Job
+from harness.sweeps.study import study_plans
+from harness.sweeps.sweep import expand, plan, run_sweep
 from harness.tasks import Task
 
 CPU = torch.device("cpu")
@@ -98,18 +98,18 @@ def test_equal_models_are_one_cell(tiny: Task, tmp_path: Path) -> None:
 
 def test_finished_runs_are_not_made_again(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs = expand(content(seeds=[0, 1]), "here")
-    records = run_sweep(plan(configs, tmp_path, CPU), tmp_path, CPU)
+    records = run_sweep(plan(configs, tmp_path, CPU, driver()), tmp_path, CPU)
     assert [record.config["seed"] for record in records] == [0, 1]
-    monkeypatch.setattr(Run, "execute", lambda self, *args: pytest.fail("made again"))
+    monkeypatch.setattr(Here, "run", lambda self, job: pytest.fail("made again"))
     cells = plan(configs, tmp_path, CPU)
     assert all(cell.record for cell in cells)
-    assert run_sweep(cells, tmp_path, CPU) == records
+    assert run_sweep(cells, tmp_path, CPU, driver()) == records
 
 
 def test_published_records_of_other_code_count_when_asked(tiny: Task, tmp_path: Path) -> None:
     """A fresh checkout has no runs/, and a record's id may be another version's; its settings say what it is."""
     configs = expand(content(), "here")
-    (record,) = run_sweep(plan(configs, tmp_path / "first", CPU), tmp_path / "first", CPU)
+    (record,) = run_sweep(plan(configs, tmp_path / "first", CPU, driver()), tmp_path / "first", CPU)
     options = {name: value for name, value in record.options.items() if not name.startswith("gan_")}
     other_code = record.environment.model_copy(update={"code": "another"})
     old = record.model_copy(update={"run_id": "an-old-name", "options": options, "environment": other_code})
@@ -124,7 +124,7 @@ def test_published_records_of_other_code_count_when_asked(tiny: Task, tmp_path: 
 
 def test_published_records_of_this_code_always_count(tiny: Task, tmp_path: Path) -> None:
     configs = expand(content(), "here")
-    (record,) = run_sweep(plan(configs, tmp_path / "first", CPU), tmp_path / "first", CPU)
+    (record,) = run_sweep(plan(configs, tmp_path / "first", CPU, driver()), tmp_path / "first", CPU)
     publish([record], tmp_path / "second")
     other_code = record.environment.model_copy(update={"code": "another"})
     for name in ("z-a-later-name", "0-an-earlier-name"):
@@ -132,67 +132,51 @@ def test_published_records_of_this_code_always_count(tiny: Task, tmp_path: Path)
     assert [cell.record for cell in plan(configs, tmp_path / "second", CPU)] == [record]
 
 
-@pytest.fixture
-def held(tiny: Task, tmp_path: Path) -> Iterator[tuple[list[Cell], Any]]:
-    """Two cells, the first of which somebody else is at, and what gives that one back."""
+def test_what_another_process_makes_comes_last_and_is_waited_for(tiny: Task, tmp_path: Path) -> None:
+    """That process leaves no record, as if it had died."""
     cells = plan(expand(content(seeds=[0, 1]), "here"), tmp_path, CPU)
-    with ExitStack() as stack:
-        stack.enter_context(leases_of(tmp_path).holding(cells[0].resolved.run_id))
-        yield cells, stack.close
-
-
-def test_a_run_of_a_process_that_dies_is_taken_over(held: tuple[list[Cell], Any], tmp_path: Path) -> None:
-    cells, give_back = held
-    said: list[str] = []
+    lock, lines = held(tmp_path, cells[0].resolved.run_id), list[str]()
+    lock.__enter__()
 
     def follow(text: str) -> None:
-        said.append(text)
-        if "waits" in text:
-            Timer(0.5, give_back).start()  # it leaves no record
+        lines.append(text)
+        if text.startswith("1/2") and text.endswith("starts"):
+            Timer(0.5, lock.__exit__, (None, None, None)).start()
 
-    records = run_sweep(cells, tmp_path, CPU, said=follow)
-    assert [text.split(": ")[1] for text in said] == ["starts", "another worker is at it", "starts", "waits for the worker that is at it"]
+    records = run_sweep(cells, tmp_path, CPU, driver(), say=follow)
+    assert [line[:3] for line in lines] == ["2/2", "2/2", "1/2", "1/2"]
     assert [(record.config["seed"], record.status) for record in records] == [(0, "finished"), (1, "finished")]
 
 
-def test_what_failed_in_another_process_is_not_made_twice(held: tuple[list[Cell], Any], tmp_path: Path,
-                                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    cells, _ = held
-    executed, execute = [], Run.execute
+def test_runs_in_flight_do_not_share_a_student(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second number of steps of one student waits for the first; another seed does not."""
+    order, run = list[str](), Here.run
 
-    def other_fails(self: Run, *args: Any) -> Record:
-        executed.append(self.resolved.settings.seed)
-        found = execute(self, *args)
-        run = Run(cells[0].resolved, tmp_path, CPU)
-        run.folder.mkdir(parents=True)
-        write_record(run.folder / "record.json", found.model_copy(update={"run_id": cells[0].resolved.run_id, "status": "failed"}))
-        return found
+    def follow(self: Here, job: Job) -> int:
+        order.append("starts")
+        code = run(self, job)
+        order.append("ends")
+        return code
 
-    monkeypatch.setattr(Run, "execute", other_fails)
-    records = run_sweep(cells, tmp_path, CPU)
-    assert [record.status for record in records] == ["failed", "finished"]
-    assert executed == [0, 1]
+    monkeypatch.setattr(Here, "run", follow)
+    given = content(cells=[{"method": "consistency-distillation", "axes": {"num_steps": [1, 2]}}])
+    records = run_sweep(plan(expand(given, "here"), tmp_path, CPU), tmp_path, CPU, driver(2))
+    assert order == ["starts", "ends", "starts", "ends"]
+    assert records[1].trained_in == records[0].run_id
 
 
-def test_workers_share_the_threads_and_the_work(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Two processes on the mixture: every run once, in both."""
-    file = tmp_path / "sweep.yaml"
-    base = {"task": "mixture", "method": "step-distillation", "budget": "steps=2", "options": {"trajectory": "states"}}
-    file.write_text(yaml.safe_dump({"base": base, "seeds": [0, 1]}))
-    done = CliRunner().invoke(main, ["sweep", str(file), "--results", str(tmp_path / "results"), "--device", "cpu", "--workers", "2"])
-    assert done.exit_code == 0, done.output
-    assert "2 of 2 runs finished, 0 failed" in done.output
-    said = capfd.readouterr()
-    assert "runs finished" not in said.out
-    assert {line.split(": ")[0] for line in said.err.splitlines() if ": " in line} == {"worker 1", "worker 2"}
-    logs = [path.read_text() for path in (tmp_path / "results" / "runs").glob("step-distillation-*/run.log")]
-    assert [text.count("training is done") for text in logs] == [1, 1]
-    assert all(f"{max(1, torch.get_num_threads() // 2)} threads" in text for text in logs)
+def test_a_run_that_is_refused_ends_the_sweep(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.sweeps.child.code_digest", lambda digests=iter(["driver", "child"]): next(digests))
+    with pytest.raises(UsageError, match="a run was refused; its message is above"):
+        run_sweep(plan(expand(content(), "here"), tmp_path, CPU), tmp_path, CPU, driver())
 
 
-def test_a_worker_that_ends_badly_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match="2 of 2 workers ended with exit code 2, 2"):
-        run_workers(["sweep", str(tmp_path / "nowhere.yaml")], 2)
+def test_a_process_that_dies_thrice_leaves_a_failed_record(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = iter([-9, 1, -9, 0])
+    monkeypatch.setattr(Here, "run", lambda self, job: next(tries))
+    (record,) = run_sweep(plan(expand(content(), "here"), tmp_path, CPU), tmp_path, CPU, driver())
+    assert (record.status, record.reason) == ("failed", "its process died 3 times, at last by SIGKILL")
+    assert list(tries) == [0]
 
 
 def test_a_failed_run_is_a_record_and_the_sweep_goes_on(tiny: Task, tmp_path: Path) -> None:
@@ -201,7 +185,7 @@ def test_a_failed_run_is_a_record_and_the_sweep_goes_on(tiny: Task, tmp_path: Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("harness.methods.step_distillation.TrajectoryDistillation.loss", lambda self, batch: (
             sum(p.sum() for p in self.players["student"].module.parameters()) * float("nan"), {}))  # fmt: skip
-        records = run_sweep(plan(expand(content(cells=cells), "here"), tmp_path, CPU), tmp_path, CPU)
+        records = run_sweep(plan(expand(content(cells=cells), "here"), tmp_path, CPU, driver()), tmp_path, CPU)
     assert [record.status for record in records] == ["failed", "finished"]
 
 
@@ -211,7 +195,7 @@ def test_the_files_of_the_docs_are_valid(tmp_path: Path) -> None:
     assert len(configs) == (3 + 1) * 2 * 3 + 2
     for config in configs:
         resolve(config, results=tmp_path)
-    assert searches(yaml.safe_load(search), "docs", tmp_path, CPU)
+    assert study_plans(yaml.safe_load(search), "docs", tmp_path, CPU)
 
 
 def few_images() -> ImageSet:
@@ -223,7 +207,7 @@ def test_our_own_files_are_valid(file: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(IMAGE_SETS, "fashion-mnist", lambda seed: Split(few_images(), few_images()))  # the real ones do not ship
     content = yaml.safe_load(file.read_text())
     if "search" in content:
-        assert searches(content, file.name, tmp_path, CPU)
+        assert study_plans(content, file.name, tmp_path, CPU)
         return
     cells = plan(expand(content, file.name), tmp_path, CPU)
     assert len(cells) > 3
@@ -239,12 +223,13 @@ def test_an_estimate_counts_seeds_and_shares_what_is_shared(tiny: Task, tmp_path
     assert estimate([cell.resolved for cell in cells], tmp_path, CPU) == {"trajectories": 40.0, "training": 18.0}
 
 
-def test_the_command(tiny: Task, tmp_path: Path) -> None:
+def test_the_command(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.cli.cmd_sweep.Local", lambda shares: Here())
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump(content(seeds=[0, 1])))
     results = ["--results", str(tmp_path / "results"), "--device", "cpu"]
     dry = CliRunner().invoke(main, ["sweep", str(file), "--dry-run", *results])
-    assert "2 of 2 runs to make" in dry.output
+    assert "2 of 2 runs are missing" in dry.output
     timed = CliRunner().invoke(main, ["sweep", str(file), "--dry-run", "--estimate", *results])
     assert "minutes on" in timed.output
     alone = CliRunner().invoke(main, ["sweep", str(file), "--estimate", *results])
@@ -255,4 +240,4 @@ def test_the_command(tiny: Task, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["sweep", str(file), *results])
     assert (done.exit_code, "2 of 2 runs finished, 0 failed" in done.output) == (0, True)
     again = CliRunner().invoke(main, ["sweep", str(file), "--dry-run", *results])
-    assert "0 of 2 runs to make" in again.output
+    assert "0 of 2 runs are missing" in again.output

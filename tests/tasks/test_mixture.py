@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from harness.errors import UsageError
-from harness.metrics.evaluator import evaluator_of
+from harness.metrics.evaluator import Evaluator
 from harness.report.markdown import task_section
 from harness.report.task_report import TaskReport
-from harness.runs.config import parse_config, resolve
+from harness.runs.config import parse_config
+from harness.runs.resolve import resolve
 from harness.runs.run import Run
 from harness.runs.teacher_training import train_networks, verify
 from harness.tasks import MixtureTask, load_task
@@ -40,11 +41,11 @@ def record_of(folder: Path, **changes: Any) -> Any:
 def test_the_exact_map_has_no_error(tmp_path: Path) -> None:
     task = small()
     exact = task.ode_map(0)
-    found = evaluator_of(task, lambda k: exact.float(), CPU).evaluate({0: exact.float()})
+    found = Evaluator(task, lambda k: exact.float(), CPU).evaluate({0: exact.float()})
     assert found["map_error"].mean < 1e-6
     assert found["frechet_distance"].mean < 0.05
     wrong = exact.float().roll(1, 0)  # the same samples from other noise: the distribution is right, the map is not
-    assert evaluator_of(task, lambda k: exact.float(), CPU).evaluate({0: wrong})["map_error"].mean > 0.5
+    assert Evaluator(task, lambda k: exact.float(), CPU).evaluate({0: wrong})["map_error"].mean > 0.5
 
 
 def test_trajectories_of_another_schedule_are_others() -> None:

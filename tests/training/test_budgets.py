@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from harness.errors import UsageError
-from harness.runs.config import parse_config, resolve
+from harness.runs.config import parse_config
+from harness.runs.resolve import resolve
 from harness.runs.run import Run
 from harness.tasks import Task
 from harness.training import estimate

@@ -13,7 +13,8 @@ from elsewhere import elsewhere
 from tiny_runs import ARD, config, new_run
 from torch import Tensor
 
-from harness.runs.config import parse_config, resolve
+from harness.runs.config import parse_config
+from harness.runs.resolve import resolve
 from harness.runs.run import Run
 from harness.runs.teacher_training import search, train_networks
 from harness.tasks import Task, load_task

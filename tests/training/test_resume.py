@@ -11,18 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 from tiny_runs import CPU, config, new_run
 
-from harness import records
-from harness.data.trajectories import Progress
+from harness import provenance, records
 from harness.errors import Busy, Interrupted, RunFailed
 from harness.files import read_tensors, tensors_digest
 from harness.records import read_record
 from harness.runs import run
-from harness.runs.config import resolve
-from harness.runs.leases import TABLE, leases_of
-from harness.runs.log import silent
+from harness.runs.locks import held
+from harness.runs.resolve import resolve
 from harness.runs.run import Run
 from harness.tasks import Task
 
@@ -60,7 +57,7 @@ def test_any_failure_is_a_record(tiny: Task, tmp_path: Path, monkeypatch: pytest
     """Also one that nobody thought of; the next look at the run does not find an older reason."""
     one = new_run(tmp_path)
     for said in ("first", "second"):
-        monkeypatch.setattr(run, "evaluator_of", lambda *args, said=said: {}[said])
+        monkeypatch.setattr(run, "Evaluator", lambda *args, said=said: {}[said])
         with pytest.raises(RunFailed, match=f"KeyError: '{said}'"):
             one.execute()
         record = read_record(one.folder / "record.json")
@@ -69,11 +66,11 @@ def test_any_failure_is_a_record(tiny: Task, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_run_that_many_share_is_waited_for(tiny: Task, tmp_path: Path, no_training: Callable) -> None:
-    """Whoever gets the lease after another worker made the run takes its record."""
+    """A process that gets the lock after another one made the run takes that record."""
     one, other = new_run(tmp_path), new_run(tmp_path)
     waiting = ThreadPoolExecutor(1)
-    with leases_of(tmp_path).holding(*one.leases):
-        with pytest.raises(Busy, match="made by another worker"):
+    with held(tmp_path, *one.locks):
+        with pytest.raises(Busy, match="another process works on"):
             other.execute()
         found = waiting.submit(other.execute, wait=True)
         with pytest.raises(TimeoutError):
@@ -82,35 +79,9 @@ def test_a_run_that_many_share_is_waited_for(tiny: Task, tmp_path: Path, no_trai
     assert found.result() == record
 
 
-@pytest.mark.parametrize("stage", ["trajectories", "training", "sampling, noise set 0", "metrics", "latency"])
-def test_who_was_replaced_writes_nothing(stage: str, tiny: Task, tmp_path: Path) -> None:
-    """Another worker takes over while this one is at a stage, as if it had slept through it."""
-    leases, written = leases_of(tmp_path), []
-
-    def report(name: str) -> Progress:
-        if name == stage:
-            with leases.engine.begin() as connection:
-                connection.execute(sa.update(TABLE).where(TABLE.c.state == "running").values(holder="other", worker="elsewhere"))
-            written.append(contents())
-        return silent(name)
-
-    def contents() -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in one.folder.rglob("*") if path.is_file() and path.name != "run.log"}
-
-    one = new_run(tmp_path, report)
-    with pytest.raises(Busy, match="taken over by another worker"):
-        one.execute()
-    assert not (one.folder / "record.json").exists()
-    assert contents() == written[0]
-    assert "Traceback" not in (one.folder / "run.log").read_text()
-    with leases.engine.begin() as connection:
-        connection.execute(sa.update(TABLE).values(state="stopped"))
-    assert new_run(tmp_path).execute().status == "finished"
-
-
 def test_other_code_runs_it_again(tiny: Task, tmp_path: Path, other_code: Callable) -> None:
     first = new_run(tmp_path).execute()
-    assert first.environment.code == records.code_digest()
+    assert first.environment.code == provenance.code_digest()
     other_code()
     again = new_run(tmp_path).execute()
     assert again.environment.code == "another"

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from harness.data.images import ImageSet
 from harness.diffusion.randomness import keyed_initialisation
-from harness.errors import Busy, Interrupted, RunFailed, UsageError
+from harness.errors import Interrupted, RunFailed, UsageError
 from harness.methods import Batch, Method, Player, Update
-from harness.methods.base import EMA, constant, cosine
+from harness.methods.parts.players import EMA, constant, cosine
+from harness.progress import Progress
 from harness.training.trainer import Batches, Items, Trainer, TrainSettings
 
 CPU = torch.device("cpu")
@@ -163,22 +164,22 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 # signals
 
 
-def signals(*numbers: signal.Signals) -> Callable[[int, int, dict[str, float]], None]:
+def signals(*numbers: signal.Signals) -> Progress:
     """A callback of progress that sends them at step 5."""
-    return lambda done, total, means: [os.kill(os.getpid(), number) for number in numbers] and None if done == 5 else None
+    return lambda done, total: [os.kill(os.getpid(), number) for number in numbers] and None if done == 5 else None
 
 
-def test_what_may_not_be_written_when_a_signal_comes(tmp_path: Path) -> None:
-    """Another worker has the run now: it is stopped, nothing is written, and no other run is begun."""
+def test_a_checkpoint_that_cannot_be_written_when_a_signal_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops all the same, and says that the state is lost; without a signal it is an error."""
 
-    def replaced() -> None:
-        raise Busy("taken over")
+    def full(path: Path, write: Callable) -> None:
+        raise UsageError("no space")
 
-    with pytest.raises(Interrupted, match="at step 5, not saved: taken over"):
-        trainer(Toy(), tmp_path).train(progress=signals(signal.SIGTERM), may_write=replaced)
-    with pytest.raises(Busy):
-        trainer(Toy(), tmp_path).train(may_write=replaced)
-    assert list(tmp_path.rglob("*.pt")) == []
+    monkeypatch.setattr("harness.training.trainer.write_aside", full)
+    with pytest.raises(Interrupted, match="at step 5, not saved: no space"):
+        trainer(Toy(), tmp_path).train(progress=signals(signal.SIGTERM))
+    with pytest.raises(UsageError, match="no space"):
+        trainer(Toy(), tmp_path).train()
 
 
 def test_who_insists_does_not_wait_for_a_checkpoint(tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_a_signal_stops_after_a_checkpoint_and_the_run_resumes(number: signal.Si
     straight = trainer(whole, tmp_path / "whole")
     straight.train()
 
-    def interrupt(done: int, total: int, means: dict[str, float]) -> None:
+    def interrupt(done: int, total: int) -> None:
         if done == 5:
             os.kill(os.getpid(), number)
 
@@ -225,7 +226,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 def test_checkpoints_are_written_while_it_runs(tmp_path: Path) -> None:
     steps: list[int] = []
 
-    def look(done: int, total: int, means: dict[str, float]) -> None:
+    def look(done: int, total: int) -> None:
         path = tmp_path / "checkpoint" / "state.pt"
         if path.exists():
             steps.append(torch.load(path, weights_only=True)["step"])
@@ -354,7 +355,7 @@ def test_micro_batches_are_the_steps_samples_in_order() -> None:
 def test_the_curve_has_every_tenth_step_and_the_last() -> None:
     training = trainer(Toy(), total_steps=25, log_every=10)
     told: list[int] = []
-    training.train(progress=lambda done, total, means: told.append(done))
+    training.train(progress=lambda done, total: told.append(done))
     assert [point["step"] for point in training.curve] == told == [10, 20, 25]
     assert all(point["loss"] == pytest.approx(point["plain"]) for point in training.curve)
 

@@ -1,15 +1,23 @@
-"""The GAN stage of ARD (arXiv 2504.11295): a discriminator on a frozen teacher's features, and its weight in the student's loss.
+"""The GAN stage of ARD (arXiv 2504.11295): a discriminator on a frozen teacher's features.
 
-From `gan_from` on, the student's loss is `MSE + lambda GAN`. The discriminator sees the student's x_0 beside real images,
-both noised, through the blocks of the teacher with one head on each (`networks/discriminator.py`), under the hinge loss.
-`lambda = gan_weight clamp(|grad MSE| / (|grad GAN| + 1e-4), 0, 1e4)` with gradients of the last layer's weight (VQGAN, arXiv
-2012.09841, eq. 7), and 0 while the heads warm up.
+From `gan_from` on, the student's loss is `MSE + lambda GAN`. The discriminator has one head on each
+block of the teacher (`networks/discriminator.py`). Under the hinge loss it compares the student's
+x_0 with real images, both noised.
 
-The released code lacks its GAN losses; ours are: the timestep at the discriminator's input is uniform up to `gan_max_time`,
-logits are averaged over heads and tokens, the student's samples are normalised by their own virtual batches in both losses,
-only the last x_0 is judged, and lambda comes from the step before, whose gradients are averaged over the whole batch
-(`gan_lag` 1), so that micro-batches equal a large batch; 0 is the paper's own, and needs the whole batch at once. Under
-`step_counts` the step before was one for another number of sampling steps.
+    lambda = gan_weight clamp(|grad MSE| / (|grad GAN| + 1e-4), 0, 1e4)
+
+with gradients of the last layer's weight (VQGAN, arXiv 2012.09841, eq. 7). lambda is 0 while the
+heads warm up.
+
+The released code lacks its GAN losses. These choices are ours:
+
+- The timestep at the discriminator's input is uniform up to `gan_max_time`.
+- Logits are averaged over heads and tokens.
+- Virtual batches of the student's samples hold no other images, in both losses.
+- The discriminator sees the last x_0 alone.
+- lambda comes from the last step's gradients, averaged over the whole batch (`gan_lag` 1), so
+  micro-batches equal a large batch. `gan_lag` 0 is the paper's and needs the whole batch at once.
+  Under `step_counts` the last step had another number of sampling steps.
 """
 
 from __future__ import annotations
@@ -26,64 +34,66 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Guided, like
+from harness.diffusion.denoiser import Guided, expand_to
 from harness.diffusion.schedules import NUM_LEVELS
-from harness.methods.base import Batch, Loss, OptimizerConfig, Player, Problem, Update
+from harness.methods.base import Batch, Loss, Problem, Update
+from harness.methods.parts.options import OptimizerConfig
+from harness.methods.parts.players import Player
 from harness.networks.discriminator import Heads
 from harness.networks.dit import DiT
 
 
 class GANOptions(OptimizerConfig):
-    """Options of the GAN stage, which `gan_from` turns on."""
+    """Options of the GAN stage; `gan_from` turns it on."""
 
     gan_from: float | None = Field(None, ge=0, lt=1)
-    """Fraction of the run after which the GAN stage begins; none means never. It needs real images."""
+    """Fraction of the run after which the GAN stage begins; none means never. Needs images."""
     gan_lr: float = Field(1e-3, gt=0, le=1)
     """Learning rate of the discriminator's heads."""
     gan_warmup: float = Field(0.4, ge=0, lt=1)
-    """Fraction of the stage in which the heads learn alone (the paper's 0.075 is 3,000 steps of 40,000)."""
+    """Fraction of the stage in which the heads train alone (paper: 3,000 of 40,000 steps)."""
     gan_weight: float = Field(1.0, ge=0, le=1e6)
-    """What the ratio of gradient norms is multiplied by (the paper's is 10, which diverges in runs of 1,000 steps)."""
+    """Factor of the ratio of gradient norms (paper: 10, which diverges in runs of 1,000 steps)."""
     gan_max_time: float = Field(0.25, gt=0, le=1)
-    """Largest timestep to which the discriminator's input is noised."""
+    """Largest timestep of the noised discriminator input."""
     gan_lag: int = Field(1, ge=0, le=1)
-    """Whether the weight comes from the step before, or from the same micro-batch."""
+    """Source of the weight: 1 for the step before, 0 for the same micro-batch."""
     gan_virtual_batch: int = Field(8, ge=1, le=4096)
-    """Samples that the heads normalise together."""
+    """Number of samples that the heads normalise together."""
 
     @property
     def sample_group(self) -> int:
-        """Samples that a loss treats together."""
+        """The virtual batch, if the stage is on."""
         return 1 if self.gan_from is None else self.gan_virtual_batch
 
     @property
     def whole_batch(self) -> bool:
-        """The weight from the same batch is a ratio of norms, which does not average over micro-batches."""
+        """True under `gan_lag` 0: a ratio of norms does not average over micro-batches."""
         return self.gan_from is not None and self.gan_lag == 0
 
     @property
-    def looks_inside(self) -> bool:
-        """The weight is from gradients at the last layer's output."""
+    def reads_activations(self) -> bool:
+        """True: the weight needs gradients at the last layer's output."""
         return self.gan_from is not None
 
 
 @dataclass
-class Seen:
-    """What went through a linear layer: its input [..., d] and output [..., m]."""
+class LayerCall:
+    """Input [..., d] and output [..., m] of the last call of a linear layer."""
 
     inputs: Tensor | None = None
     output: Tensor | None = None
 
     def weight_gradient(self, of_output: Tensor) -> Tensor:
-        """Gradient of the weight [m, d] from that of the output."""
+        """The gradient of the weight [m, d], from the gradient of the output [..., m]."""
         assert self.inputs is not None
         return of_output.flatten(0, -2).float().t() @ self.inputs.detach().flatten(0, -2).float()
 
 
 @contextmanager
-def watch(layer: nn.Linear) -> Iterator[Seen]:
-    """Notes the last input and output of a layer inside the block."""
-    seen = Seen()
+def recorded_call(layer: nn.Linear) -> Iterator[LayerCall]:
+    """Records the last input and output of a layer inside the block."""
+    seen = LayerCall()
 
     def note(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
         seen.inputs, seen.output = args[0], output
@@ -99,9 +109,9 @@ class Critic:
     """A discriminator on the tokens of a frozen teacher's blocks, and its player.
 
     Args:
-        lr, clip: of its heads.
-        virtual_batch: samples that the heads normalise together.
-        max_time: the largest timestep to which its input is noised.
+        lr, clip: learning rate and gradient norm of the heads.
+        virtual_batch: number of samples that the heads normalise together.
+        max_time: largest timestep of the noised input.
     """
 
     def __init__(self, teacher: Guided, task: Problem, lr: float, clip: float, virtual_batch: int, max_time: float):
@@ -113,25 +123,27 @@ class Critic:
         self.player = Player(self.heads, optimizer, clip)
 
     def logits(self, x_0: Tensor, cond: Condition, batch: Batch, name: str) -> Tensor:
-        """The heads' logits [heads, B, T] for images x_0 [B, C, H, W], noised by keyed noise."""
+        """The heads' logits [heads, B, T] for images x_0 [B, C, H, W] after keyed noising."""
         t = (batch.uniform(f"{name} t") * self.max_time).clamp(min=1 / NUM_LEVELS)
-        alpha, sigma = (like(c, x_0) for c in self.schedule.alpha_sigma(t))
+        alpha, sigma = (expand_to(c, x_0) for c in self.schedule.alpha_sigma(t))
         x_t = alpha * x_0 + sigma * batch.normal(f"{name} eps", x_0.shape[1:])
         c = self.network.conditioning(self.schedule.network_time(t), cond)
         return torch.stack([head(h, c) for head, h in zip(self.heads, self.network.block_outputs(x_t, c, cond), strict=True)])
 
     def hinge(self, real: tuple[Tensor, Condition], fake: tuple[Tensor, Condition], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """`max(0, 1 - D(real)) + max(0, 1 + D(fake))` for images and their conditions."""
+        """`max(0, 1 - D(real)) + max(0, 1 + D(fake))` for images with conditions."""
         on_real, on_fake = self.logits(*real, batch, "real"), self.logits(*fake, batch, "student")
         loss = (1 - on_real).relu().mean() + (1 + on_fake).relu().mean()
         return loss, {"real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
 
 
 class Adversary(Critic):
-    """The GAN stage: the discriminator's player, and both losses on the last x_0, which the student's own loss leaves in the carry.
+    """The GAN stage: the discriminator's player, and both losses on the student's last x_0.
+
+    The student's own loss leaves this x_0 in the batch's carry.
 
     Args:
-        last_layer: the layer whose weight's gradients balance the two losses.
+        last_layer: the layer whose weight gradients balance the two losses.
         total_steps: length of the run.
     """
 
@@ -144,9 +156,9 @@ class Adversary(Critic):
         self.start = round(config.gan_from * total_steps)
         self.warm = self.start + math.ceil(config.gan_warmup * (total_steps - self.start))
         self.weight = 0.0
-        self.gradients, self.samples = torch.zeros(2, *last_layer.weight.shape), 0  # summed over a step's micro-batches
+        self.gradients, self.samples = torch.zeros(2, *last_layer.weight.shape), 0  # sums over micro-batches
 
-    def turn(self, step: int) -> int:
+    def student_update(self, step: int) -> int:
         return step
 
     def updates(self, step: int, loss: Loss) -> list[Update]:
@@ -156,11 +168,11 @@ class Adversary(Critic):
     def student_loss(self, loss: Loss, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """`MSE + lambda GAN`.
 
-        The two gradients are taken at the output of the last layer, and the GAN's is put back as a product with that output,
-        so that the discriminator is gone through backwards once.
+        Both gradients are taken at the last layer's output. The GAN's enters the loss as a product
+        with that output, so the discriminator needs one backward pass.
         """
         assert batch.trajectory is not None
-        with watch(self.last_layer) as seen:
+        with recorded_call(self.last_layer) as seen:
             mse, metrics = loss(batch)
         x_0, cond = batch.carry["x_0"], batch.trajectory.cond
         output = seen.output
@@ -176,18 +188,18 @@ class Adversary(Critic):
         return mse + weight * gan, metrics
 
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hinge, on the x_0 that the student's loss left in the carry."""
+        """The hinge loss on the x_0 in the carry."""
         assert batch.data is not None
         assert batch.trajectory is not None
         return self.hinge(batch.data, (batch.carry["x_0"].detach(), batch.trajectory.cond), batch)
 
     def balance(self, gradients: Tensor) -> float:
-        """lambda from the two gradients [2, ...] of the last layer's weight."""
+        """lambda, from the gradients [2, ...] of the last layer's weight."""
         mse, gan = (float(norm) for norm in gradients.flatten(1).norm(dim=1))
         return self.config.gan_weight * min(mse / (gan + 1e-4), 1e4)
 
     def end_step(self) -> None:
-        """Sets lambda for the next step and moves the spectral norms."""
+        """Sets lambda for the next step and updates the spectral norms."""
         self.heads.power_iteration()
         if self.samples:
             self.weight = self.balance(self.gradients / self.samples)

@@ -1,4 +1,4 @@
-"""Training of the feature network on the one trainer: a classifier under cross-entropy. It has no sampler and no name."""
+"""Training of the feature network, a classifier. It has no sampler and is not registered."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from harness.methods.base import Batch, Method, OptimizerConfig, Problem, Update
+from harness.methods.base import Batch, Method, Problem, Update
+from harness.methods.parts.options import OptimizerConfig
 from harness.networks.classifier import Classifier
 
 
 class Classification(Method):
-    """`L = -log p(label | image)`."""
+    """Cross-entropy, `L = -log p(label | image)`."""
 
     class Config(OptimizerConfig):
         flip: float = Field(0.0, ge=0, le=1)
-        """Share of images that are mirrored left to right."""
+        """Share of images that are flipped left to right."""
 
     sources = frozenset({"data"})
     target = "data"
@@ -42,6 +43,6 @@ class Classification(Method):
         return F.cross_entropy(logits, cond.classes), {"accuracy": accuracy}
 
     def augmented(self, images: Tensor, batch: Batch) -> Tensor:
-        """Images [B, C, H, W], of which a share is mirrored at random."""
+        """Images [B, C, H, W], of which a random share is flipped."""
         mirrored = (batch.uniform("flip") < self.config.flip).view(-1, 1, 1, 1)
         return torch.where(mirrored, images.flip(-1), images)

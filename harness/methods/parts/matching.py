@@ -1,14 +1,16 @@
-"""Distribution matching (DMD2, Yin et al. 2024, arXiv 2405.14867): a fake score, and the two losses that it takes.
+"""Distribution matching: a fake score and its losses (DMD2, Yin et al. 2024, arXiv 2405.14867).
 
-A sample x of the student is noised to x_t and moved along the difference of two denoisers, the guided teacher's and that of a fake
-score, which is trained on the student's own samples:
+A sample x of the student is noised to x_t and moved along the difference of two denoisers: the
+guided teacher and a fake score, which is trained on the student's samples.
 
     grad = (x_fake(x_t) - x_real(x_t)) / mean |x - x_real|,    L = 1/2 |x - sg(x - grad)|^2
     L_fake = (SNR + 1 / sd^2) |x_fake(x_t) - x|^2
 
-A head on the fake score's features tells real images from samples, both noised: `softplus(D(fake)) + softplus(-D(real))` for the fake
-score's player, `softplus(-D(fake))` for the student. `dmd2.py` trains a student by these losses alone; with `dmd_from` they finish a
-student of trajectories (`step_distillation.py`), on its last state.
+A head on the fake score's features classifies noised images as real or fake. The fake score adds
+`softplus(D(fake)) + softplus(-D(real))` to its loss, the student `softplus(-D(fake))`.
+
+`dmd2.py` trains a student by these losses alone. With `dmd_from` they finish a student of
+trajectories on its last state (`step_distillation.py`).
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Denoiser, Guided, like
+from harness.diffusion.denoiser import Denoiser, Guided, expand_to
 from harness.errors import UsageError
-from harness.methods.base import Batch, Loss, OptimizerConfig, Player, Problem, Update, cosine
+from harness.methods.base import Batch, Loss, Problem, Update
+from harness.methods.parts.options import OptimizerConfig
+from harness.methods.parts.players import Player, cosine
 from harness.networks.dit import DiT
 
 
@@ -33,28 +37,31 @@ class MatchingConfig(OptimizerConfig):
     """Options of distribution matching."""
 
     fake_lr: float = Field(1e-3, gt=0, le=1)
-    """Peak learning rate of the fake score and of its head."""
+    """Peak learning rate of the fake score and its head."""
     student_every: int = Field(5, ge=1, le=100)
-    """Steps of the fake score for each of the student's."""
+    """Updates of the fake score for each update of the student."""
     student_gan: float = Field(3e-3, ge=0, le=1e3)
-    """Weight of the GAN in the student's loss; 0 in both leaves it out."""
+    """Weight of the GAN in the student's loss; 0 here and in fake_gan turns it off."""
     fake_gan: float = Field(1e-2, ge=0, le=1e3)
     """Weight of the GAN in the fake score's loss."""
     min_time: float = Field(0.02, gt=0, lt=1)
-    """Smallest timestep at which scores are compared."""
+    """Smallest timestep of the compared scores."""
     max_time: float = Field(0.98, gt=0, lt=1)
-    """Largest timestep at which scores are compared."""
+    """Largest timestep of the compared scores."""
 
     def check_matching(self) -> None:
-        """Raises UsageError for options that contradict each other."""
+        """Raises UsageError for contradictory options."""
         if self.min_time >= self.max_time:
             raise UsageError(f"min_time is {self.min_time:g}, but must be below max_time, which is {self.max_time:g}")
         if bool(self.student_gan) != bool(self.fake_gan):
-            raise UsageError("student_gan and fake_gan are the two sides of one GAN: give both, or 0 for both")
+            raise UsageError("student_gan and fake_gan are the two sides of one GAN: give both above 0, or both as 0")
 
 
 class FakeScore(nn.Module):
-    """A network and, on the mean of the tokens in its middle, a head that tells real images from samples."""
+    """A network, and a head that classifies real and generated images.
+
+    The head reads the mean of the tokens after the middle block.
+    """
 
     def __init__(self, network: DiT):
         super().__init__()
@@ -63,7 +70,7 @@ class FakeScore(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
 
     def logit(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        """[B]: positive for real images."""
+        """Logits [B], positive for real images."""
         middle = (self.network.depth + 1) // 2
         for depth, h in enumerate(self.network.block_outputs(x_t, self.network.conditioning(time, cond), cond), 1):
             if depth == middle:
@@ -72,10 +79,11 @@ class FakeScore(nn.Module):
 
 
 class Matching:
-    """A fake score, its player, and both losses.
+    """A fake score, its player and both losses.
 
     Args:
-        starts_as_teacher: whether the fake score starts with the teacher's weights; from random ones it predicts v.
+        starts_as_teacher: whether the fake score starts from the teacher's weights. From random
+            weights it predicts v.
     """
 
     def __init__(self, config: MatchingConfig, teacher: Guided, task: Problem, starts_as_teacher: bool):
@@ -89,14 +97,14 @@ class Matching:
         self.model = Denoiser(network, task.schedule, task.prediction_type if starts_as_teacher else "v")
 
     def noised(self, x: Tensor, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
-        """Images x [B, C, H, W] at random levels, and those [B]."""
+        """Images x [B, C, H, W] noised to random timesteps, and these timesteps [B]."""
         low, high = self.config.min_time, self.config.max_time
         t = low + batch.uniform(f"{name} t") * (high - low)
-        alpha, sigma = (like(c, x) for c in self.task.schedule.alpha_sigma(t))
+        alpha, sigma = (expand_to(c, x) for c in self.task.schedule.alpha_sigma(t))
         return alpha * x + sigma * batch.normal(f"{name} eps", x.shape[1:]), t
 
     def student_loss(self, x: Tensor, cond: Condition, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of samples x [B, C, H, W] through which gradients flow."""
+        """The student's loss on its samples x [B, C, H, W]; gradients flow through x."""
         x_t, t = self.noised(x, batch, "student")
         with torch.no_grad():
             real, fake = self.teacher(x_t, t, cond).x_0, self.model(x_t, t, cond).x_0
@@ -110,11 +118,11 @@ class Matching:
         return matching + self.config.student_gan * gan, metrics | {"gan": gan.detach()}
 
     def fake_loss(self, x: Tensor, cond: Condition, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Denoising of samples x [B, C, H, W], and the head's loss on them and the batch's real images."""
+        """The fake score's loss: denoising of samples x [B, C, H, W], and the head's loss."""
         assert batch.data is not None
         x_t, t = self.noised(x, batch, "fake")
         alpha, sigma = self.task.schedule.alpha_sigma(t)
-        weight = like((alpha / sigma) ** 2 + 1 / self.task.data_std**2, x)
+        weight = expand_to((alpha / sigma) ** 2 + 1 / self.task.data_std**2, x)
         denoising = (weight * (self.model(x_t, t, cond).x_0 - x).square()).mean()
         metrics = {"denoising": denoising.detach()}
         if not self.config.fake_gan:
@@ -127,20 +135,23 @@ class Matching:
 
 
 class StageOptions(OptimizerConfig):
-    """Options of the stage of distribution matching, which `dmd_from` turns on."""
+    """Options of the distribution matching stage; `dmd_from` turns it on."""
 
     dmd_from: float | None = Field(None, ge=0, lt=1)
-    """Fraction of the run after which distribution matching begins; none means never. It needs real images."""
+    """Fraction of the run after which the stage begins; none means never. Needs images."""
     dmd_weight: float = Field(1.0, ge=0, le=1e6)
-    """Its weight beside the regression of the trajectory."""
+    """Weight of distribution matching beside the trajectory regression."""
     dmd_every: int = Field(5, ge=1, le=100)
-    """Steps of the fake score for each of the student's."""
+    """Updates of the fake score for each update of the student."""
     dmd_fake_lr: float = Field(1e-3, gt=0, le=1)
-    """Peak learning rate of the fake score, whose schedule is that of the stage."""
+    """Peak learning rate of the fake score; its schedule spans the stage."""
 
 
 class MatchingStage:
-    """Distribution matching of a student's last x_0, which its own loss leaves in the carry; the fake score starts as the teacher."""
+    """Distribution matching of a student's last x_0, which its own loss leaves in the carry.
+
+    The fake score starts from the teacher's weights.
+    """
 
     name = "fake_score"
 
@@ -150,15 +161,15 @@ class MatchingStage:
         self.matching = Matching(MatchingConfig(fake_lr=config.dmd_fake_lr, **shared), teacher, task, starts_as_teacher=True)
         self.player = self.matching.player
         whole, before = cosine(config.warmup), config.dmd_from
-        self.player.rate = lambda progress: whole((progress - before) / (1 - before))  # of the stage, as if it were the run
+        self.player.rate = lambda progress: whole((progress - before) / (1 - before))  # the stage counts as the run
 
     @staticmethod
     def student_updates(config: Any, total_steps: int) -> int:
-        """How many optimizer steps of the student a run with this stage has."""
+        """The number of the student's optimizer steps in a run with this stage."""
         start = round(config.dmd_from * total_steps)
         return start + math.ceil((total_steps - start) / config.dmd_every)
 
-    def turn(self, step: int) -> int:
+    def student_update(self, step: int) -> int:
         return (step - self.start) // self.every
 
     def updates(self, step: int, loss: Loss) -> list[Update]:
@@ -174,7 +185,10 @@ class MatchingStage:
         return own + self.weight * matching, metrics | more | {"mse": own.detach()}
 
     def fake_loss(self, loss: Loss | None, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The fake score's, on what the student's step left, or in a step without one on what `loss` leaves now."""
+        """The fake score's loss on the x_0 in the carry.
+
+        In a step without an update of the student, `loss` puts it there now.
+        """
         assert batch.trajectory is not None
         if loss is not None:
             with torch.no_grad():
@@ -182,10 +196,10 @@ class MatchingStage:
         return self.matching.fake_loss(batch.carry["x_0"].detach(), batch.trajectory.cond, batch)
 
     def end_step(self) -> None:
-        """Nothing moves by itself."""
+        """Nothing to do."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is nothing beyond the player."""
+        """Nothing to do: the stage has no state beyond the player."""

@@ -1,6 +1,6 @@
-"""How a student goes through a teacher's trajectory: options, points, and sampling on a cache of the states so far.
+"""A student's path along a teacher's trajectory: options, points and cached sampling.
 
-What step distillation and ARD (arXiv 2504.11295) share below their losses.
+Step distillation and ARD (arXiv 2504.11295) share this file.
 """
 
 from __future__ import annotations
@@ -13,46 +13,47 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import like, predict
+from harness.diffusion.denoiser import expand_to, full_precision, predict
 from harness.diffusion.schedules import Schedule
 from harness.errors import UsageError
-from harness.methods.base import Numbers, Problem
+from harness.methods.base import Problem
 from harness.methods.parts.adversarial import GANOptions
 from harness.methods.parts.matching import StageOptions
+from harness.methods.parts.options import Numbers
 from harness.networks.history import EMPTY, Cache, HistoryDiT
 from harness.solvers import Noise, Solver, Trajectory, ddim_step
 from harness.solvers.ddim import implied_x_0
 
 
 class DistillationConfig(GANOptions, StageOptions):
-    """What step distillation and ARD share. The defaults are those of ARD's released code."""
+    """Options of step distillation and ARD. The defaults are those of ARD's released code."""
 
     lr: float = Field(3e-3, gt=0, le=1)
-    """Peak learning rate of AdamW (the papers' 1e-4 is for runs of 300,000 steps)."""
+    """Peak learning rate of AdamW (paper: 1e-4 in runs of 300,000 steps)."""
     trajectory: Literal["states", "predictions", "renoised"] = "predictions"
-    """Points of the trajectory: the teacher's noisy states; its x_0-predictions; or these with the noise mixed in again."""
+    """Points of the trajectory: noisy states, x_0-predictions, or renoised predictions."""
     heads: Literal["shared", "per_step"] = "per_step"
-    """One final layer for all steps, or one for each, copied from the teacher's."""
+    """One final layer for all steps, or one for each; all start as the teacher's."""
     parametrization: Literal["direct", "teacher"] = "direct"
-    """What the output is: the next point itself, or an eps whose DDIM step gives it (needs noisy states)."""
+    """The output: the next point, or the teacher's quantity for a DDIM step (needs states)."""
     time_embedding: Literal["per_state", "constant"] = "per_state"
-    """Whether each state carries its own time, or all of them the noise's."""
+    """The time input: each state's own time, or the noise's time for all."""
     noise_channels: bool = False
-    """Whether every step sees the noise x_T as further channels, whose weights start at zero."""
+    """Whether every step gets the noise x_T as input channels, with zero weights at first."""
     own_history: float = Field(0.0, ge=0, le=1)
-    """Share of a batch that is trained on the points where the student's own sampling takes it, towards the teacher's targets."""
+    """Share of a batch with inputs from the student's own sampling; targets do not change."""
     step_counts: Numbers = ()
-    """Numbers of steps, as in 1,2,4, that one student is trained for in turn, told the size of a step; none means for its own alone."""
+    """Numbers of steps, as in 1,2,4, that one student trains for in turn; none means num_steps."""
 
     def check_options(self, task: Problem, num_steps: int) -> None:
-        """Raises UsageError for options that contradict each other."""
+        """Raises UsageError for contradictory options."""
         if self.parametrization == "teacher" and self.trajectory != "states":
-            raise UsageError("parametrization 'teacher' is a DDIM step between noisy states: give trajectory 'states' with it")
+            raise UsageError("parametrization 'teacher' is a DDIM step between noisy states: give trajectory 'states'")
         if self.step_counts and num_steps not in self.step_counts:
             counts = ", ".join(map(str, self.step_counts))
             raise UsageError(f"num_steps is {num_steps}, but step_counts say that the student is trained for {counts}: give one of these")
         if self.step_counts and self.heads == "per_step":
-            raise UsageError("step_counts make one student for several numbers of steps, with one final layer: give heads 'shared' with it")
+            raise UsageError("step_counts train one student with one final layer for all numbers of steps: give heads 'shared'")
         if self.gan_from is not None and self.dmd_from is not None:
             raise UsageError("gan_from and dmd_from are two ways to finish a student: give one")
         for option in ("gan_from", "dmd_from"):
@@ -60,7 +61,7 @@ class DistillationConfig(GANOptions, StageOptions):
                 raise UsageError(f"{option} needs a teacher that is a network, but this task's is a closed formula: leave it out")
 
     def without_idle_stages(self) -> DistillationConfig:
-        """The same; where a stage is off its options are the defaults, so that equal models are equal configs."""
+        """The same with default options for unused stages: equal models have equal configs."""
         idle = [stage for stage in ("gan", "dmd") if getattr(self, f"{stage}_from") is None]
         fields = type(self).model_fields.items()
         return self.model_copy(update={name: field.default for name, field in fields if name.split("_")[0] in idle})
@@ -68,10 +69,11 @@ class DistillationConfig(GANOptions, StageOptions):
 
 @dataclass(frozen=True)
 class Points:
-    """How a student goes through the S + 1 points of a trajectory; point i stands at `levels[i]`.
+    """The S + 1 points of a trajectory that a student visits; point i is at `levels[i]`.
 
-    Point i is what j = K i / S of the teacher's K evaluations have produced: their noisy state ("states"), the x_0 that the
-    last of them returned ("predictions"), or `alpha x_0 + sigma x_T` ("renoised"); point 0 is the noise x_T.
+    Point 0 is the noise x_T. Point i is the result of the first K i / S of the teacher's K
+    evaluations: the noisy state ("states"), the last x_0 ("predictions"), or
+    `alpha x_0 + sigma x_T` ("renoised").
     """
 
     config: DistillationConfig
@@ -79,13 +81,13 @@ class Points:
     prediction_type: Any
     levels: Tensor
 
-    def told(self, count: int, device: torch.device) -> dict[str, Tensor]:
-        """Numbers [count] that the student is told: of several numbers of steps, the size of one."""
+    def scalars(self, count: int, device: torch.device) -> dict[str, Tensor]:
+        """The size of a step [count], an input of a student for several numbers of steps."""
         return {"step_size": torch.full((count,), 1 / (len(self.levels) - 1), device=device)} if self.config.step_counts else {}
 
     @property
     def times(self) -> Tensor:
-        """What the time embedding receives at each of the S steps: the state's true level, 999 (1 - i / S) for x_0-predictions."""
+        """Inputs of the time embedding [S]: true levels, or 999 (1 - i / S) for predictions."""
         steps = len(self.levels) - 1
         t = self.levels[:-1]
         if self.config.trajectory == "predictions":
@@ -95,59 +97,59 @@ class Points:
         return self.schedule.network_time(t)
 
     def inputs_and_targets(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-        """What the student sees and what it should answer, [B, S, C, H, W] each."""
+        """The student's inputs and targets, [B, S, C, H, W] each."""
         every = trajectory.steps // (len(self.levels) - 1)
         if self.config.trajectory == "states":
             states = trajectory.states[:, ::every]
             return states[:, :-1], states[:, 1:]
         x_T, targets = trajectory.states[:, :1], trajectory.predictions[:, every - 1 :: every]
-        following = [self.following(targets[:, i], x_T[:, 0], s) for i, s in enumerate(self.levels[1:-1])]
+        following = [self.next_input(targets[:, i], x_T[:, 0], s) for i, s in enumerate(self.levels[1:-1])]
         return torch.cat([x_T, *(x.unsqueeze(1) for x in following)], 1), targets
 
     def answer(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """From the network's output for x_t to what is compared with the target, float32 [B, C, H, W]; t and s are 0-d or [B]."""
+        """The point that an output stands for, [B, C, H, W]; t and s are 0-d or [B]."""
         if self.config.parametrization == "direct":
-            return output.float()
+            return output.to(full_precision(output))
         return ddim_step(predict(output, x_t, t, self.schedule, self.prediction_type), s, self.schedule)
 
-    def following(self, answer: Tensor, x_T: Tensor, s: Tensor) -> Tensor:
-        """From an answer to the next point: itself, but with the noise mixed in again under "renoised"."""
+    def next_input(self, answer: Tensor, x_T: Tensor, s: Tensor) -> Tensor:
+        """The next step's input: the answer itself, with noise added again under "renoised"."""
         if self.config.trajectory != "renoised":
             return answer
-        alpha, sigma = (like(c, answer) for c in self.schedule.alpha_sigma(s))
+        alpha, sigma = (expand_to(c, answer) for c in self.schedule.alpha_sigma(s))
         return alpha * answer + sigma * x_T
 
     def x_0(self, answer: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The x_0 that an answer implies: itself, but between noisy states the one from which DDIM leads there."""
+        """The x_0 of an answer: itself, or under "states" the x_0 whose DDIM step leads there."""
         return implied_x_0(x_t, answer, t, s, self.schedule) if self.config.trajectory == "states" else answer
 
     def network_input(self, x: Tensor, x_T: Tensor) -> Tensor:
-        """States [B, S, C, H, W], with the noise [B, C, H, W] as further channels where the student has them."""
+        """States [B, S, C, H, W]; `noise_channels` appends the noise [B, C, H, W]."""
         return torch.cat([x, x_T.unsqueeze(1).expand_as(x)], 2) if self.config.noise_channels else x
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What sampling carries: the noise [B, C, H, W] and the cache of the states so far."""
+class SamplingState:
+    """The state of sampling: the noise [B, C, H, W] and the cache of the states so far."""
 
     x_T: Tensor
     cache: Cache
 
 
 class CachedSteps(Solver):
-    """S steps of a student, each on the cache of those before."""
+    """A student's S steps, each with the cache of the steps before."""
 
     def __init__(self, points: Points):
         self.points = points
 
-    def init(self, model: HistoryDiT, x_T: Tensor, cond: Condition) -> Progress:
-        return Progress(x_T, EMPTY)
+    def init(self, model: HistoryDiT, x_T: Tensor, cond: Condition) -> SamplingState:
+        return SamplingState(x_T, EMPTY)
 
-    def step(self, model: HistoryDiT, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: Progress,
-             noise: Noise | None) -> tuple[Tensor, Tensor, Progress]:  # fmt: skip
+    def step(self, model: HistoryDiT, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: SamplingState,
+             noise: Noise | None) -> tuple[Tensor, Tensor, SamplingState]:  # fmt: skip
         time = self.points.times[state.cache.states].to(x_t.device).expand(len(x_t), 1)
-        cond = cond.told(**self.points.told(len(x_t), x_t.device))
+        cond = cond.with_scalars(**self.points.scalars(len(x_t), x_t.device))
         output, cache = model(self.points.network_input(x_t.unsqueeze(1), state.x_T), time, cond, state.cache)
         answer = self.points.answer(output[:, 0, : x_t.shape[1]], x_t, t, s)
-        x_s = self.points.following(answer, state.x_T, s)
-        return x_s, self.points.x_0(answer, x_t, t, s), Progress(state.x_T, cache)
+        x_s = self.points.next_input(answer, state.x_T, s)
+        return x_s, self.points.x_0(answer, x_t, t, s), SamplingState(state.x_T, cache)

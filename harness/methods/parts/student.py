@@ -1,9 +1,11 @@
-"""What most methods share: a DiT that starts as the teacher and is seen as a denoiser, and points x_t of data and keyed noise.
+"""The base of most methods: a DiT student that denoises points x_t of data and keyed noise.
 
-Two ways of sampling such a student live here. A consistency function goes to t = 0 and back (`ConsistencySteps`); a map that is
-told where to jump to takes DDIM's step between neighbouring levels (`Jumps`). Velocities `u = eps - x_0` and flow times
-`tau = sigma / (alpha + sigma)` are those of the straight line on which x_t lies after division by alpha + sigma, so that flow
-matching and its descendants run on the network of any schedule: in these coordinates DDIM's step is Euler's.
+It has two samplers. `ConsistencySteps` maps to t = 0 and adds fresh noise. `Jumps` takes DDIM's
+step between neighbouring levels with a student that knows the jump.
+
+Velocities `u = eps - x_0` and flow times `tau = sigma / (alpha + sigma)` are those of the straight
+line `x_t / (alpha + sigma)`. So flow matching and its descendants run under any schedule. In these
+coordinates DDIM's step is Euler's.
 """
 
 from __future__ import annotations
@@ -16,27 +18,29 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Denoiser, Guided, Model, Prediction, like
+from harness.diffusion.denoiser import Denoiser, Guided, Model, Prediction, expand_to
 from harness.diffusion.schedules import Schedule, few_step_levels
-from harness.methods.base import EMA, Batch, Method, OptimizerConfig, Problem, Update
+from harness.methods.base import Batch, Method, Problem, Update
+from harness.methods.parts.options import OptimizerConfig
+from harness.methods.parts.players import EMA
 from harness.networks.dit import DiT
-from harness.solvers import DDIM, Noise, Solver, integrate
+from harness.solvers import DDIM, Noise, Solver, sample
 from harness.solvers.ddim import ddim_step
 
 
 class StudentConfig(OptimizerConfig):
     init: Literal["teacher", "random"] = "teacher"
-    """The student's first weights. Where a paper starts from random ones, so can this; a short run hardly can."""
+    """Initial weights of the student; random ones need long runs."""
 
 
 class HuberConfig(StudentConfig):
     loss: Literal["huber", "l2"] = "huber"
-    """Distance d: pseudo-Huber `sqrt(|.|^2 + c^2) - c` with c = huber_c sqrt(dimension), or the mean square."""
+    """Distance: pseudo-Huber `sqrt(|.|^2 + c^2) - c`, c = huber_c sqrt(D); or mean square."""
     huber_c: float = Field(0.00054, gt=0, le=1e3)
-    """c of pseudo-Huber, for one dimension."""
+    """c of pseudo-Huber for one dimension."""
 
     def distance(self, off: Tensor) -> Tensor:
-        """d of differences [B, ...]: [B]."""
+        """d of differences [B, ...], as [B]."""
         squared, dimension = off.square().flatten(1).sum(1), off[0].numel()
         if self.loss == "l2":
             return squared / dimension
@@ -45,25 +49,25 @@ class HuberConfig(StudentConfig):
 
 
 def sigma_ve(schedule: Schedule, t: Tensor) -> Tensor:
-    """sigma / alpha at timesteps t, float64; infinite where alpha is 0."""
+    """sigma / alpha at timesteps t, float64; infinite if alpha is 0."""
     alpha, sigma = schedule.alpha_sigma(t)
     return sigma / alpha
 
 
 def largest_sigma(schedule: Schedule) -> float:
-    """The noise level sigma / alpha for which t = 1 stands: its own, or 160 where that is infinite."""
+    """sigma / alpha at t = 1, or 160 if that is infinite."""
     found = float(sigma_ve(schedule, torch.ones((), dtype=torch.float64)))
     return found if found < 1e4 else 160.0
 
 
 def flow_time(schedule: Schedule, t: Tensor) -> Tensor:
-    """`tau = sigma / (alpha + sigma)` at timesteps t, float64: the flow time with the same signal-to-noise ratio."""
+    """`tau = sigma / (alpha + sigma)`, float64: the flow time of the same signal-to-noise ratio."""
     alpha, sigma = schedule.alpha_sigma(t)
     return sigma / (alpha + sigma)
 
 
 def time_of_flow(schedule: Schedule, tau: Tensor) -> Tensor:
-    """The timestep with flow time tau, at most 1: the inverse of `flow_time`."""
+    """The timestep of flow time tau, at most 1: the inverse of `flow_time`."""
     return torch.where(tau < 1, schedule.time_of(tau / (1 - tau).clamp(min=1e-12)), 1.0)
 
 
@@ -73,58 +77,69 @@ def velocity(prediction: Prediction) -> Tensor:
 
 
 class ConsistencySteps(Solver):
-    """Multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, alg. 1): x_0 = f(x_t, t), then fresh noise up to the next
-    level. `told` are numbers that the student is told all along.
+    """Multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, alg. 1).
+
+    Each step maps to x_0 = f(x_t, t) and adds fresh noise up to the next level.
+
+    Args:
+        scalars: constant inputs of the student by name.
     """
 
     stochastic: ClassVar = True
 
-    def __init__(self, **told: float):
-        self.told = told
+    def __init__(self, **scalars: float):
+        self.scalars = scalars
 
     def init(self, model: Model, x_T: Tensor, cond: Condition) -> int:
         return 0
 
     def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: int,
              noise: Noise | None) -> tuple[Tensor, Tensor, int]:  # fmt: skip
-        told = {name: torch.full((len(x_t),), value, device=x_t.device) for name, value in self.told.items()}
-        x_0 = model(x_t, t, cond.told(**told)).x_0
+        scalars = {name: torch.full((len(x_t),), value, device=x_t.device) for name, value in self.scalars.items()}
+        x_0 = model(x_t, t, cond.with_scalars(**scalars)).x_0
         if float(s) == 0:
             return x_0, x_0, state + 1
         assert noise is not None
-        alpha, sigma = (like(c, x_0) for c in model.schedule.alpha_sigma(s))
+        alpha, sigma = (expand_to(c, x_0) for c in model.schedule.alpha_sigma(s))
         return alpha * x_0 + sigma * noise(f"step {state + 1}").to(x_0), x_0, state + 1
 
 
 class Jumps(Solver):
-    """DDIM's step with a student that is told something of the jump from t to s, `told(t, s)` by name: [B] each for 0-d t and s."""
+    """DDIM's step with a student that takes inputs that depend on the jump.
 
-    def __init__(self, told: Callable[[Tensor, Tensor], dict[str, Tensor]]):
-        self.told = told
+    Args:
+        scalars: from t and s, 0-d each, to the inputs by name, 0-d or [B].
+    """
+
+    def __init__(self, scalars: Callable[[Tensor, Tensor], dict[str, Tensor]]):
+        self.scalars = scalars
 
     def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: None,
              noise: Noise | None) -> tuple[Tensor, Tensor, None]:  # fmt: skip
-        told = {name: value.to(x_t.device).expand(len(x_t)) for name, value in self.told(t, s).items()}
-        prediction = model(x_t, t, cond.told(**told))
+        scalars = {name: value.to(x_t.device).expand(len(x_t)) for name, value in self.scalars(t, s).items()}
+        prediction = model(x_t, t, cond.with_scalars(**scalars))
         return ddim_step(prediction, s, model.schedule), prediction.x_0, None
 
 
 class DenoisingStudent(Method):
-    """A DiT on the task's schedule, trained from real images and keyed noise.
+    """A DiT on the task's schedule, trained on real images and keyed noise.
+
+    Args:
+        target_half_life: half-life of the target average, as a fraction of the run; None for none.
 
     Attributes:
         model: the player's network as a denoiser.
-        moving: its copy that follows slowly, where there is a `target_half_life`.
-        target_model: that copy as a denoiser, or the player itself; without gradients it is what targets are made of.
+        target_ema: the target average, or None.
+        target_model: the target average as a denoiser, or the player itself.
     """
 
     sources = frozenset({"data"})
     scalars: ClassVar[tuple[str, ...]] = ()
-    """Numbers that the student is told."""
+    """Names of the student's inputs beside time and condition."""
 
     @staticmethod
     def student_updates(config: Any, total_steps: int) -> int:
-        """How many optimizer steps the student's average goes through before it ends or starts again."""
+        """The number of optimizer steps over which the student's average runs."""
         return total_steps
 
     def __init__(self, config: Any, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int,
@@ -137,15 +152,16 @@ class DenoisingStudent(Method):
             network.load_teacher(teacher.denoiser.network.state_dict())
         self.players = {"student": config.player(network, self.student_updates(config, total_steps))}
         assert self.student_player.ema is not None
-        self.student, self.model = self.seen(self.student_player.ema.module), self.seen(network)
-        self.moving = EMA(network, target_half_life, total_steps) if target_half_life is not None else None
-        self.target_model = self.seen(self.moving.module) if self.moving else self.model
+        self.student, self.model = self.as_denoiser(self.student_player.ema.module), self.as_denoiser(network)
+        self.target_ema = EMA(network, target_half_life, total_steps) if target_half_life is not None else None
+        self.target_model = self.as_denoiser(self.target_ema.module) if self.target_ema else self.model
         self.solver, self.levels = ConsistencySteps(), few_step_levels(num_steps)
 
-    def seen(self, network: nn.Module) -> Denoiser:
+    def as_denoiser(self, network: nn.Module) -> Denoiser:
         """A network as a denoiser on the task's schedule.
 
-        It predicts what the teacher's does if it starts with its weights; otherwise v, whose x_0 is well-conditioned at every level.
+        From the teacher's weights it has the teacher's prediction type. From random weights it
+        predicts v, whose x_0 is well-conditioned at every level.
         """
         return Denoiser(network, self.task.schedule, self.output(self.config, self.task))  # type: ignore[arg-type]
 
@@ -155,56 +171,56 @@ class DenoisingStudent(Method):
 
     @property
     def starts_as_teacher(self) -> bool:
-        """Whether the student has the teacher's weights before the first step."""
+        """Whether the student starts from the teacher's weights."""
         return self.task.network_teacher and self.config.init == "teacher"
 
     @property
-    def latest(self) -> float:
+    def largest_tau(self) -> float:
         """The flow time of pure noise, t = 1."""
         return float(flow_time(self.schedule, torch.ones((), dtype=torch.float64)))
 
-    def untrained(self) -> Callable[[Tensor, Condition], Tensor] | None:
-        """The unguided teacher under DDIM on the same levels; of a sampler that draws noise, in one step."""
+    def untrained_sampler(self) -> Callable[[Tensor, Condition], Tensor] | None:
+        """The unguided teacher under DDIM; a stochastic sampler equals it in one step alone."""
         if not self.starts_as_teacher or (self.solver.stochastic and len(self.levels) > 2):
             return None
-        return lambda x_T, cond: integrate(DDIM(), self.teacher.denoiser, x_T, self.levels, cond)  # type: ignore[return-value]
+        return lambda x_T, cond: sample(DDIM(), self.teacher.denoiser, x_T, self.levels, cond)
 
     def velocity_at(self, model: Denoiser, y: Tensor, tau: Tensor, cond: Condition) -> Tensor:
-        """`eps - x_0` that a model says at points y [B, C, H, W] of the line, `y = (1 - tau) x_0 + tau eps`, at flow times tau [B]."""
+        """A model's `eps - x_0` at y = (1 - tau) x_0 + tau eps, y [B, C, H, W], tau [B]."""
         t = time_of_flow(self.schedule, tau)
         alpha, sigma = self.schedule.alpha_sigma(t)
-        return velocity(model(y * like(alpha + sigma, y), t, cond))
+        return velocity(model(y * expand_to(alpha + sigma, y), t, cond))
 
     def noised(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """`alpha_t x_0 + sigma_t eps` at timesteps t [B]."""
-        alpha, sigma = (like(c, x_0) for c in self.schedule.alpha_sigma(t))
+        alpha, sigma = (expand_to(c, x_0) for c in self.schedule.alpha_sigma(t))
         return alpha * x_0 + sigma * eps
 
     def start_from(self, state: dict[str, Tensor]) -> None:
         super().start_from(state)
-        if self.moving:
-            self.moving.module.load_state_dict(state)
+        if self.target_ema:
+            self.target_ema.module.load_state_dict(state)
 
     def to(self, device: torch.device) -> None:
         super().to(device)
-        if self.moving:
-            self.moving.module.to(device)
+        if self.target_ema:
+            self.target_ema.module.to(device)
 
     def updates(self, step: int) -> Iterable[Update]:
         return [Update("student", self.loss)]
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a micro-batch, where it is the same at every step."""
+        """The loss of a micro-batch, for methods whose loss is the same at every step."""
         raise NotImplementedError
 
     def end_step(self, step: int, means: dict[str, float]) -> Collection[str]:
-        if self.moving:
-            self.moving.update(self.student_player.module)
+        if self.target_ema:
+            self.target_ema.update(self.student_player.module)
         return ()
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(self.moving.module.state_dict()) if self.moving else {}
+        return dict(self.target_ema.module.state_dict()) if self.target_ema else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.moving:
-            self.moving.module.load_state_dict(state)
+        if self.target_ema:
+            self.target_ema.module.load_state_dict(state)

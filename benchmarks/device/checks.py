@@ -1,0 +1,143 @@
+"""Does the device compute what the CPU computes? Every method, keyed noise, FID, bf16 and compile."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.device.rows import Rows, Setting, Values, skipped
+from harness.diffusion.randomness import Keyed
+from harness.methods import METHODS
+from harness.metrics.features import classify
+from harness.metrics.fidelity import fid
+from harness.tasks import Task, load_task
+from harness.training.contract import BATCH, Case, losses, tiny_task, weights
+
+CPU = torch.device("cpu")
+STEPS, CHECKPOINT = 3, 2
+LOSS_LIMIT, SAMPLE_LIMIT, RESUME_LIMIT, BF16_LIMIT, FID_LIMIT = 1e-3, 1e-3, 0.05, 0.1, 1e-3
+"""Largest relative differences. A resumed run may differ by a part of the way that training went."""
+OPTIONS: dict[str, dict[str, Any]] = {"ard": {"history_layers": 2}, "imm": {"group": 2, "gap": 3}}
+"""Options that suit the small task's 3 layers and 4 steps."""
+TOY = ("ard", "consistency-distillation", "teacher")
+
+
+def rows(setting: Setting) -> Rows:
+    """Keyed noise, every method, FID, then bf16 and compile."""
+    folder = Path(tempfile.mkdtemp())
+    task, numbers = tiny_task(folder / "task"), itertools.count()
+
+    def case(name: str, device: torch.device) -> Case:
+        options = OPTIONS.get(name, {})
+        num_steps = 1 if name == "knowledge-distillation" else 2
+        return Case(name, task, folder / str(next(numbers)), options, num_steps, device)
+
+    yield "keyed noise", lambda: keyed_noise(setting)
+    for name in TOY if setting.toy else METHODS.names():
+        yield f"method {name}", lambda name=name: method(name, case, setting.device)  # type: ignore[misc]
+    yield "FID", lambda: same_fid(load_task("digits"), setting)
+    yield "precision bf16", lambda: variant(case, setting, "bf16", BF16_LIMIT, precision="bf16")
+    if setting.toy:
+        yield "compile", lambda: skipped("toy sizes: compiling takes longer than all the rest")
+    else:
+        yield "compile", lambda: variant(case, setting, "compiled", LOSS_LIMIT, compile=True)
+
+
+def keyed_noise(setting: Setting) -> Values:
+    """Uniform numbers are equal bit for bit; normal ones but for the rounding of a few in 10^8."""
+    index, shape = torch.arange(64 if setting.toy else 4096), (1024,)
+    keys, there = Keyed("device", 0), index.to(setting.device)
+    uniform, normal = keys.uniform("u", index, shape), keys.normal("n", index, shape)
+    drawn = keys.normal("n", there, shape).cpu()
+    return {
+        "numbers": normal.numel(),
+        "unequal_uniform": int((uniform != keys.uniform("u", there, shape).cpu()).sum()),
+        "unequal_normal": int((normal != drawn).sum()),
+        "largest_difference": float((normal - drawn).abs().max()),
+        "seconds_cpu": setting.seconds(lambda: keys.normal("n", index, shape)),
+        "seconds_device": setting.seconds(lambda: keys.normal("n", there, shape), 3),
+        "limits": {"unequal_uniform": 0, "unequal_normal": normal.numel() * 1e-6, "largest_difference": 1e-6},
+    }
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Root mean square of the difference over that of what is expected."""
+    difference = (found.double().cpu() - expected.double().cpu()).square().mean().sqrt()
+    return float(difference / expected.double().square().mean().sqrt().clamp(min=1e-12).cpu())
+
+
+def method(name: str, case: Callable[[str, torch.device], Case], device: torch.device) -> Values:
+    """Untrained samples and first losses as on the CPU; then a checkpoint, and a run that resumes from it."""
+    here, there = case(name, CPU), case(name, device)
+    built_here, built_there = here.build(), there.build()
+    found: Values = {"samples": relative(there.sample(built_there), here.sample(built_here)), "limits": {"samples": SAMPLE_LIMIT}}
+    if not built_there.players:
+        return found
+    start = weights(built_there)
+    trainer_here, straight = here.trainer(built_here), there.trainer(built_there, there.folder / "straight")
+    trainer_here.train(until=1)
+    straight.train(until=STEPS)
+    first = losses(trainer_here)
+    there.trainer(there.build(), there.folder / "parts").train(until=CHECKPOINT)
+    resumed = there.build()
+    there.trainer(resumed, there.folder / "parts").train(until=STEPS)
+    found["first_losses"] = relative(torch.tensor(losses(straight)[: len(first)]), torch.tensor(first))
+    found["resumed"], found["resumed_bit_for_bit"] = apart(weights(resumed), weights(built_there), start)
+    found["samples_finite"] = bool(there.sample(built_there).isfinite().all())
+    assert found["samples_finite"], f"samples after {STEPS} steps are not finite"
+    return found | {"limits": {"samples": SAMPLE_LIMIT, "first_losses": LOSS_LIMIT, "resumed": RESUME_LIMIT}}
+
+
+def apart(found: dict[str, Tensor], expected: dict[str, Tensor], start: dict[str, Tensor]) -> tuple[float, bool]:
+    """The distance of two sets of weights over the way that training went, and whether they are equal."""
+    distance = sum(float((found[key].double() - expected[key].double()).square().sum()) for key in expected) ** 0.5
+    way = sum(float((expected[key].double() - start[key].double()).square().sum()) for key in expected) ** 0.5
+    return distance / way, distance == 0
+
+
+def variant(case: Callable[[str, torch.device], Case], setting: Setting, name: str, limit: float, **settings: Any) -> Values:
+    """The losses of ARD's first steps under other settings of the trainer, beside the plain ones."""
+    curves = []
+    for more in ({}, settings):
+        one = case("ard", setting.device)
+        trainer = one.trainer(one.build(), **more)
+        seconds = setting.seconds(lambda trainer=trainer: trainer.train(until=STEPS))  # type: ignore[misc]
+        curves.append(torch.tensor(losses(trainer)))
+    return {"difference": relative(curves[1], curves[0]), f"seconds_{name}": seconds, "batch": BATCH, "limits": {"difference": limit}}
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """Inside, matrix products and convolutions may run in TF32."""
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cuda.allow_tf32, cudnn.allow_tf32
+    cuda.allow_tf32 = cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        cuda.allow_tf32, cudnn.allow_tf32 = before
+
+
+def same_fid(task: Task, setting: Setting) -> Values:
+    """FID of the same samples, training images under keyed noise, on CPU, device, and device with TF32."""
+    images, count = task.split.train.images, 400 if setting.toy else 4000
+    index = torch.arange(count)
+    samples = images[index % len(images)] + 0.3 * Keyed("device", 0).normal("fid", index, task.shape)
+
+    def value(device: torch.device) -> float:
+        classifier = task.classifier(device)
+        return fid(classify(classifier, samples)[0], classify(classifier, images)[0])
+
+    found = {"samples": count, "cpu": value(CPU), "device": value(setting.device)}
+    with tf32():
+        found["tf32"] = value(setting.device)
+    for name in ("device", "tf32"):
+        found[f"{name}_difference"] = abs(found[name] / found["cpu"] - 1)
+    return found | {"limits": {"device_difference": FID_LIMIT}}

@@ -1,0 +1,66 @@
+"""Budgets: from a name, or a number of steps, images, FLOPs or seconds, to training steps."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+from harness.errors import UsageError
+from harness.tasks import Task
+from harness.training.estimate import NOMINAL_STEPS, seconds_a_step, steps_within
+from harness.training.trainer import Trainer
+
+LARGEST = {"steps": 1e9, "images": 1e12, "flops": 1e24, "seconds": 1e8}
+"""The units of a budget, and the largest number of each."""
+NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+]?[0-9]+)?")
+
+
+def parse_budget(budget: str, task: Task) -> tuple[str, float]:
+    """The unit and number of a budget such as "flops=6e12".
+
+    Raises UsageError if it is none.
+    """
+    unit, _, text = budget.partition("=")
+    number = float(text) if NUMBER.fullmatch(text) else math.nan
+    if unit in ("steps", "images") and not number.is_integer():
+        number = math.nan
+    if unit not in LARGEST or not 0 <= number <= LARGEST[unit]:
+        forms = [*task.spec.budgets, *(f"{unit}=NUMBER" for unit in LARGEST)]
+        raise UsageError(f"budget is {budget!r}, but must be one of: {', '.join(forms)}")
+    return unit, number
+
+
+def training_steps(budget: str, task: Task, batch_size: int, rehearse: Callable[[int], Trainer]) -> int:
+    """The training steps of a budget.
+
+    Args:
+        rehearse: from a number of steps to a trainer, on which FLOPs are counted and seconds measured.
+
+    Raises UsageError if the budget is unknown, or smaller than one step.
+    """
+    if budget in task.spec.budgets:
+        return task.spec.budgets[budget].steps
+    unit, number = parse_budget(budget, task)
+    count = {
+        "steps": lambda: int(number),
+        "images": lambda: int(number) // batch_size,
+        "flops": lambda: steps_within(number, rehearse),
+        "seconds": lambda: int(number / seconds_a_step(rehearse(NOMINAL_STEPS))),
+    }
+    steps = count[unit]()
+    if steps == 0 and budget != "steps=0":
+        raise UsageError(f"budget is {budget!r}, which is less than one training step of {batch_size} images")
+    return steps
+
+
+def evaluated_noise_sets(budget: str, wanted: int | None, task: Task) -> int:
+    """The number of noise sets: as wanted, or a named budget's, or all of the task's.
+
+    Raises UsageError if more are wanted than the task has.
+    """
+    most = task.spec.evaluation.noise_sets
+    if wanted is not None and wanted > most:
+        raise UsageError(f"noise_sets is {wanted}, but task {task.spec.name} has {most}")
+    named = task.spec.budgets.get(budget)
+    return wanted or (named.noise_sets if named else most)

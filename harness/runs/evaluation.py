@@ -1,0 +1,122 @@
+"""What is measured of a student once it is trained: cost, latency, exposure bias, and its flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from harness.diffusion.counting import count_flops
+from harness.diffusion.denoiser import Guided
+from harness.diffusion.schedules import few_step_levels
+from harness.files import write_aside, write_tensors
+from harness.methods import Method
+from harness.metrics.evaluator import Sampler, sample_grid
+from harness.metrics.exposure import exposure_bias
+from harness.metrics.latency import interleaved_latency
+from harness.networks.passes import count_passes
+from harness.records import Exposure, LatencyEntry, TrainingBill
+from harness.runs.resolve import Resolved
+from harness.solvers import SOLVERS, sample, trace
+from harness.tasks import Task
+from harness.training.trainer import Bill, Trainer
+
+EMA_WEIGHT_FLAG = 0.01
+"""Share of the initial weights in the evaluated average above which a record is flagged."""
+
+
+def training_bill(resolved: Resolved, trainer: Trainer | None, method: Method, teacher: Guided, device: torch.device) -> TrainingBill:
+    """What a run's student cost, with what it inherits of the run that it started from."""
+    bill, parent = trainer.bill if trainer else Bill(), resolved.parent
+    before = parent.bill if parent else None
+    evaluations, trajectory_flops = 0, 0.0
+    if trainer and "trajectory" in method.sources:
+        evaluations, trajectory_flops = trajectory_bill(teacher, resolved.task, device)
+    shares = (p.ema.initial_weight for p in method.players.values() if p.ema)
+    return TrainingBill(
+        steps=trainer.step if trainer else 0,
+        images=bill.images,
+        flops=bill.flops,
+        trajectory_flops=max(trajectory_flops, before.trajectory_flops if before else 0.0),  # one store serves both
+        teacher_evaluations=evaluations + bill.teacher_evaluations,
+        seconds=bill.seconds,
+        peak_memory_bytes=bill.peak_memory_bytes,
+        inherited_flops=before.flops + before.inherited_flops if before else 0.0,
+        inherited_images=before.images + before.inherited_images if before else 0,
+        inherited_seconds=before.seconds + before.inherited_seconds if before else 0.0,
+        ema_initial_weight=max(shares, default=0.0) if trainer else 1.0,
+    )
+
+
+def trajectory_bill(teacher: Guided, task: Task, device: torch.device) -> tuple[int, float]:
+    """Teacher passes and FLOPs of all the task's trajectories, counted on two made the same way."""
+    x_T, cond = task.evaluation_inputs(0)
+    x_T, cond, solver = x_T[:2].to(device), cond[:2].to(device), SOLVERS[task.recipe.solver]()
+    levels = few_step_levels(task.trajectory_steps)
+    with torch.no_grad(), count_passes(teacher.denoiser.network) as passes:
+        flops = count_flops(lambda: sample(solver, teacher, x_T, levels, cond))
+    return passes.total * task.recipe.count // 2, flops * task.recipe.count / 2
+
+
+def measure_exposure(resolved: Resolved, method: Method, teacher: Guided, device: torch.device) -> Exposure | None:
+    """Exposure bias on the first batch of evaluation noise, whose teacher trajectories are made now.
+
+    None for one step, for a sampler that draws noise, and for levels that trajectories do not have.
+    """
+    task, steps = resolved.task, resolved.num_steps
+    on_path = torch.equal(method.levels, few_step_levels(steps))
+    if steps == 1 or task.trajectory_steps % steps or method.solver.stochastic or not on_path:
+        return None
+    x_T, cond = task.evaluation_inputs(0)
+    count = task.spec.evaluation.batch_size
+    x_T, cond, solver = x_T[:count].to(device), cond[:count].to(device), SOLVERS[task.recipe.solver]()
+    with torch.no_grad():
+        path = trace(solver, teacher, x_T, few_step_levels(task.trajectory_steps), cond)
+        errors = exposure_bias(method.solver, method.student, method.teacher_points(path), method.levels, cond)
+    return Exposure(on_teachers_history=errors[0], on_own_history=errors[1], drift=errors[2], n=len(x_T))
+
+
+def measure_latency(task: Task, sampler: Sampler, reference: Sampler, device: torch.device) -> LatencyEntry:
+    """Seconds of a batch, measured in turn with the reference's on the same inputs."""
+    warmup, repeats = 2, 9
+    x_T, cond = task.evaluation_inputs(0)
+    batch = task.spec.evaluation.latency_batch
+    x_T, cond = x_T[:batch].to(device), cond[:batch].to(device)
+    mine, theirs = (lambda s=s: s(x_T, cond, lambda name: x_T) for s in (sampler, reference))
+    found = interleaved_latency(mine, theirs, device, warmup=warmup, repeats=repeats)
+    return LatencyEntry(
+        seconds=found.seconds,
+        reference_seconds=found.reference_seconds,
+        ratio=found.ratio,
+        reference=f"{task.spec.reference.method}, {task.spec.reference.num_steps} steps",
+        batch=batch,
+        dtype="float32",
+        device=device.type,
+        threads=torch.get_num_threads(),
+        warmup=warmup,
+        repeats=repeats,
+    )
+
+
+def flags_of(resolved: Resolved, method: Method, bill: TrainingBill | None) -> list[str]:
+    """What a reader of the record must know, a sentence each."""
+    flags = []
+    if bill and bill.steps and bill.ema_initial_weight > EMA_WEIGHT_FLAG:
+        flags.append(f"the evaluated average still holds {bill.ema_initial_weight:.1%} of the initial weights")
+    if resolved.settings.precision == "bf16" and resolved.task.prediction_type == "eps" and resolved.settings.total_steps:
+        flags.append("bf16 losses on a network that predicts eps: at the noisiest level x_0 carries 157 times its rounding")
+    if method.players and not bill:
+        flags.append("untrained: the student as it starts")
+    return flags
+
+
+def write_results(folder: Path, method: Method, samples: Tensor, reference: Tensor, run_id: str) -> None:
+    """Writes the grid (student above teacher, same noise) and the student's weights."""
+    picture = Image.fromarray(sample_grid([samples, reference]).numpy())
+    write_aside(folder / "samples.png", lambda aside: picture.save(aside, "png"))
+    if method.players:
+        average = method.student_player.ema
+        assert average is not None
+        write_tensors(folder / "student.safetensors", average.module.state_dict(), {"run_id": run_id})

@@ -1,0 +1,127 @@
+"""Every name, key and hash of a run, in one file.
+
+`run_id` names a run's folder: a hash of all that determines the run, but for the code.
+`run_key` names the run by its settings alone, so that it stays when a method gains options.
+`row_key` is the same without the seed: the runs of one row of a table.
+The others name what runs share (a student, cached samples) or what a checkpoint belongs to.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import ValidationError
+
+from harness.files import digest
+from harness.methods import METHODS
+from harness.provenance import code_digest
+from harness.records import Record
+
+if TYPE_CHECKING:
+    from harness.runs.resolve import Resolved
+
+EVALUATION = ("noise_sets", "extra_features")
+"""What of a run's identity says how the student is judged, not what it is."""
+PLAIN_SETTINGS = {"precision": "fp32", "compile": False, "micro_batch_size": None, "init_from": None}
+"""Settings that a table names only where they differ."""
+
+
+def run_settings(resolved: Resolved) -> dict[str, Any]:
+    """The resolved run config without the method's options, as a record keeps it."""
+    s, parent = resolved.settings, resolved.parent
+    features = (f"{extra.name} {extra.sha256[:8]}".strip() for extra in resolved.extra_features)
+    return {
+        "num_steps": resolved.num_steps,
+        "seed": s.seed,
+        "total_steps": s.total_steps,
+        "batch_size": s.batch_size,
+        "micro_batch_size": s.micro_batch_size,
+        "precision": s.precision,
+        "compile": s.compile,
+        "noise_sets": resolved.noise_sets,
+        "init_from": parent and {"run_id": parent.run_id, "setting": parent.setting, "sha256": parent.sha256},
+        "extra_features": ", ".join(features),
+    }
+
+
+def run_identity(resolved: Resolved) -> dict[str, Any]:
+    """Everything that determines a run, but for the code: what its id is the hash of."""
+    spec = resolved.task.spec
+    return {
+        "task": spec.name,
+        "task_version": spec.version,
+        "spec": resolved.task.digest,
+        "hashes": resolved.task.hashes,
+        "method": resolved.method,
+        "options": resolved.config.model_dump(mode="json"),
+        **run_settings(resolved),
+    }
+
+
+def run_id(resolved: Resolved) -> str:
+    """The name of a run's folder: method, sampling steps and 10 digits of its identity's hash."""
+    return f"{resolved.method}-{resolved.num_steps}-{digest(run_identity(resolved))[:10]}"
+
+
+def student_key(resolved: Resolved) -> str:
+    """The name of a run's student, whatever number of steps it is evaluated at and however it is judged."""
+    whole = run_identity(resolved)
+    student = {name: value for name, value in whole.items() if name not in ("num_steps", *EVALUATION)}
+    return f"student-{resolved.method}-{digest(student)[:10]}"
+
+
+def samples_key(resolved: Resolved, noise_set: int, device: torch.device) -> dict[str, Any]:
+    """What determines the samples of a training-free run, the code that makes them included."""
+    whole = {name: value for name, value in run_identity(resolved).items() if name not in EVALUATION}
+    return {**whole, "set": noise_set, "device": device.type, "code": code_digest("methods", "metrics")}
+
+
+def checkpoint_key(resolved: Resolved, code: str) -> str:
+    """What a checkpoint belongs to: the run and the code that made it."""
+    return digest([run_identity(resolved), code])
+
+
+def run_key(resolved: Resolved) -> str:
+    """A run by its settings alone, as `key_of_record` gives it for the run's record."""
+    spec, settings = resolved.task.spec, settings_of(run_settings(resolved))
+    options = resolved.config.model_dump(mode="json")
+    return digest([spec.name, spec.version, resolved.method, options, settings, resolved.settings.seed])
+
+
+def key_of_record(record: Record) -> str:
+    """A record's run by its settings alone, whatever version of the code made it."""
+    seed, settings = record.config["seed"], settings_of(record.config)
+    return digest([record.task, record.task_version, record.method, all_options(record), settings, seed])
+
+
+def row_key(record: Record) -> str:
+    """A record's task, method and settings without the seed: the row of a table that it belongs to."""
+    return digest([record.task, record.method, all_options(record), settings_of(record.config)])
+
+
+def setting_name(record: Record) -> str:
+    """A short name of a record's method and settings without the seed, for runs that start from it."""
+    setting = digest([record.method, all_options(record), settings_of(record.config)])[:8]
+    return f"{record.method}-{record.config['num_steps']}-{setting}"
+
+
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a record's config that makes a row: neither the seed nor further metrics.
+
+    A run that this one starts from counts by its setting, so that seeds of a chain make one row.
+    """
+    whole = {name: value for name, value in config.items() if name not in ("seed", "extra_features")}
+    return {**whole, "init_from": whole["init_from"] and whole["init_from"]["setting"]}
+
+
+def all_options(record: Record) -> dict[str, Any]:
+    """A record's options in canonical form; those that its version did not have are at their defaults."""
+    if record.method not in METHODS.names():
+        return record.options
+    cls = METHODS[record.method]
+    try:
+        canonical = cls.canonical(cls.Config(**record.options), record.config["num_steps"])
+    except ValidationError:  # an option or a value of another version
+        return record.options
+    return canonical[1].model_dump(mode="json")

@@ -1,0 +1,273 @@
+"""Engines: how the child processes of a sweep are run, on this machine, under Slurm or on a Ray cluster.
+
+A child makes one run. It stops, after a checkpoint, when its stdin closes: so no child outlives the process that started
+it. A driver asks an engine from K threads, and keeps K runs in flight. This module imports no torch, since jobs of Slurm
+and workers of Ray load it too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from harness.errors import Interrupted, NotComparable, RunFailed, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+TRIES = 3
+"""How often a run is started whose process dies."""
+REFUSED = (UsageError.exit_code, NotComparable.exit_code)
+ANSWERS = (0, RunFailed.exit_code, *REFUSED)
+"""Exit codes of a child that came to an end of its own; any other means that it died."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A child process.
+
+    Attributes:
+        words: the command line after `python -m harness`.
+        cwd: its working directory, against which its relative paths count.
+        environment: variables to set.
+    """
+
+    words: tuple[str, ...]
+    cwd: str = field(default_factory=os.getcwd)
+    environment: Mapping[str, str] = field(default_factory=lambda: {k: v for k, v in os.environ.items() if k.startswith("HARNESS_")})
+
+
+class Died(Exception):
+    """A job ended without an answer."""
+
+
+def run_child(job: Job, share: Mapping[str, str] | None = None, stopping: threading.Event | None = None) -> int:
+    """Runs a job in a child of this process and returns its exit code, negative for a signal.
+
+    Args:
+        share: further variables, such as the child's share of threads.
+        stopping: ends the child when it is set.
+    """
+    command, stopping = [sys.executable, "-m", "harness", *job.words], stopping or threading.Event()
+    environment = {**os.environ, **job.environment, **(share or {})}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, cwd=job.cwd, env=environment) as child:
+        while child.poll() is None and not stopping.wait(0.05):
+            pass  # leaving the block closes the child's stdin, then waits for it
+    return child.returncode
+
+
+class Engine(ABC):
+    """Runs jobs; `run` is called from several threads."""
+
+    @abstractmethod
+    def run(self, job: Job) -> int:
+        """The exit code of a job, which this waits for. Raises Died if it cannot be known."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ends the jobs under way; each writes a checkpoint."""
+
+
+class Local(Engine):
+    """Child processes of this one.
+
+    Args:
+        shares: variables for each of the runs in flight, such as `OMP_NUM_THREADS`.
+    """
+
+    def __init__(self, shares: Sequence[Mapping[str, str]]):
+        self.stopping, self.shares = threading.Event(), queue.SimpleQueue[Mapping[str, str]]()
+        for share in shares:
+            self.shares.put(share)
+
+    def run(self, job: Job) -> int:
+        share = self.shares.get()
+        try:
+            return run_child(job, share, self.stopping)
+        finally:
+            self.shares.put(share)
+
+    def stop(self) -> None:
+        self.stopping.set()
+
+
+class Slurm(Engine):
+    """Jobs of a cluster, by submitit.
+
+    Args:
+        folder: for what jobs print.
+        parameters: submitit's, such as timeout_min or slurm_partition; `cluster` is "slurm", or "local" for a trial.
+
+    Raises UsageError without submitit, without the cluster, and for unknown parameters.
+    """
+
+    def __init__(self, folder: Path, parameters: Mapping[str, Any]):
+        try:
+            import submitit
+        except ImportError as error:
+            raise UsageError("--engine slurm needs submitit: install distillation-harness[slurm]") from error
+        given = {"cluster": "slurm", "timeout_min": 24 * 60, **parameters}
+        self.errors = (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError)
+        self.jobs: set[Any] = set()
+        self.submitting = threading.Lock()
+        try:
+            self.executor = submitit.AutoExecutor(folder=folder, cluster=given.pop("cluster"))
+            self.executor.update_parameters(**given)
+        except (RuntimeError, ValueError, OSError, NameError, AssertionError) as error:
+            raise UsageError(f"cannot use Slurm: {_first_line(error)}") from error
+
+    def run(self, job: Job) -> int:
+        try:
+            with self.submitting:
+                submitted = self.executor.submit(run_child, job)
+                self.jobs.add(submitted)
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            raise UsageError(f"cannot submit a job: {_first_line(error)}") from error
+        try:
+            return submitted.result()
+        except self.errors as error:
+            raise Died(_first_line(error)) from error
+        finally:
+            self.jobs.discard(submitted)
+
+    def stop(self) -> None:
+        for job in list(self.jobs):
+            job.cancel(check=False)
+
+
+class Ray(Engine):
+    """Tasks of a running Ray cluster.
+
+    Args:
+        options: Ray's for a task, such as num_cpus or num_gpus.
+
+    Raises UsageError without Ray, and where no cluster is running.
+    """
+
+    def __init__(self, options: Mapping[str, Any]):
+        try:
+            import ray
+        except ImportError as error:
+            raise UsageError("--engine ray needs Ray: install distillation-harness[ray]") from error
+        try:
+            ray.init(address="auto", log_to_driver=True)
+        except (ConnectionError, RuntimeError) as error:
+            raise UsageError("no Ray cluster answers: start one by `ray start --head`, or name it in RAY_ADDRESS") from error
+        self.ray, self.tasks = ray, set[Any]()
+        self.function = ray.remote(run_child).options(**{"max_retries": 0, **options})
+
+    def run(self, job: Job) -> int:
+        task = self.function.remote(job)
+        self.tasks.add(task)
+        try:
+            return self.ray.get(task)
+        except self.ray.exceptions.RayError as error:
+            raise Died(_first_line(error)) from error
+        finally:
+            self.tasks.discard(task)
+
+    def stop(self) -> None:
+        for task in list(self.tasks):
+            self.ray.cancel(task, force=True)
+
+
+def shares_of(device: torch.device, workers: int) -> list[dict[str, str]]:
+    """What each of K child processes of this machine gets: its part of the threads, and one of the GPUs in turn."""
+    import torch
+
+    shares = [{"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // workers))} for _ in range(workers)]
+    if device.type == "cuda":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        cards = visible.split(",")
+        cards = cards if device.index is None else [cards[device.index]]
+        for share, card in zip(shares, itertools.cycle(cards), strict=False):
+            share["CUDA_VISIBLE_DEVICES"] = card
+    return shares
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class Driver(Generic[T]):
+    """Keeps up to K jobs in flight. Use it as a context manager.
+
+    When its block is left by an error, SIGINT or SIGTERM, all jobs are stopped and waited for.
+
+    Args:
+        workers: K.
+    """
+
+    def __init__(self, engine: Engine, workers: int):
+        self.engine, self.workers, self.stopped = engine, workers, False
+        self.flying: dict[Future[str], T] = {}
+
+    def __enter__(self) -> Driver[T]:
+        self.pool = ThreadPoolExecutor(self.workers)
+        self.handler = signal.signal(signal.SIGTERM, self._terminate)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if error is not None:
+                self.stopped = True
+                self.engine.stop()
+            self.pool.shutdown(cancel_futures=True)
+        finally:
+            signal.signal(signal.SIGTERM, self.handler)
+
+    @staticmethod
+    def _terminate(number: int, frame: FrameType | None) -> None:
+        raise Interrupted("stopped by SIGTERM; the same command goes on")
+
+    @property
+    def full(self) -> bool:
+        """Whether as many jobs are in flight as may be."""
+        return len(self.flying) >= self.workers
+
+    def start(self, item: T, job: Job) -> None:
+        """Starts a job; `next` returns its item when it ends."""
+        self.flying[self.pool.submit(self._settle, job)] = item
+
+    def next(self) -> tuple[T, str]:
+        """Waits for a job to end.
+
+        Returns:
+            Its item, and why it died, or "" if it left a record.
+
+        Raises UsageError if it found that what was asked for is wrong.
+        """
+        ended, _ = wait(self.flying, return_when=FIRST_COMPLETED)
+        future = next(future for future in self.flying if future in ended)
+        return self.flying.pop(future), future.result()
+
+    def _settle(self, job: Job) -> str:
+        """Runs a job, again if it dies. Returns why it died the last time, or ""."""
+        reason = ""
+        for _ in range(TRIES):
+            try:
+                code = self.engine.run(job)
+            except Died as died:
+                reason = str(died)
+            else:
+                if code in REFUSED:
+                    raise UsageError("a run was refused; its message is above, or in the logs of its job")
+                if code in ANSWERS:
+                    return ""
+                reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            if self.stopped:
+                break
+        return f"its process died {TRIES} times, at last by {reason}"

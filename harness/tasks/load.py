@@ -1,0 +1,46 @@
+"""Tasks by name or by file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.errors import UsageError, unknown
+from harness.files import read_yaml
+from harness.tasks import task
+from harness.tasks.mixture import MixtureTask
+from harness.tasks.spec import Part, TaskSpec
+from harness.tasks.task import Task
+
+
+def task_names() -> list[str]:
+    """The tasks that come with the package."""
+    return sorted(path.stem for path in task.FOLDER.glob("*.yaml"))
+
+
+def load_task(name: str) -> Task:
+    """A task by its name, or by the path of a YAML file. Raises UsageError for an unknown one or a broken file."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else task.FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        if path.parent == task.FOLDER:
+            raise unknown("task", name, task_names())
+        raise UsageError(f"there is no task file {path}")
+    try:
+        spec = TaskSpec.model_validate(_read(path))
+    except ValidationError as error:
+        raise UsageError(f"task file {path} is broken: {' '.join(str(error).split())}") from error
+    return MixtureTask(spec, path.parent) if spec.mixture else Task(spec, path.parent)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A task's file; where it says `like: other`, what it does not say is as in that one of ours, but for what was tuned there."""
+    content = read_yaml(path)
+    return {**_read(task.FOLDER / f"{content['like']}.yaml"), "defaults": {}, **content} if "like" in content else content
+
+
+def borrows(found: Task, part: Part) -> bool:
+    """Whether a task's network is that of the task which it is like."""
+    like = found.spec.like
+    return like is not None and getattr(load_task(like).spec, part) == getattr(found.spec, part)

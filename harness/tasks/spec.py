@@ -1,0 +1,168 @@
+"""A task's YAML file, typed: everything that a benchmark fixes but the method."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from harness.diffusion.schedules import SCHEDULES
+
+Part = Literal["teacher", "features"]
+"""A network that comes with a task."""
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Training(_Spec):
+    """How a shipped network was trained."""
+
+    steps: int
+    batch_size: int
+    seed: int
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the losses' forward passes."""
+    compile: bool = False
+    """Whether the network goes through torch.compile."""
+    options: dict[str, Any] = {}
+    """Options of the training method that differ from its defaults."""
+
+
+class Weights(_Spec):
+    """A shipped file of weights, beside it its card (`.yaml`)."""
+
+    file: str
+    """Path of the safetensors file, relative to the folder of the tasks."""
+    sha256: str
+    """SHA-256 of the file."""
+    training: Training
+
+
+class Guidance(_Spec):
+    """The guidance under which the teacher is always asked."""
+
+    scale: float
+    channels: int | None = None
+    """Leading channels that are guided; none means all."""
+
+
+class DataSpec(_Spec):
+    set: str
+    split_seed: int
+    shape: tuple[int, int, int]
+    num_classes: int
+
+
+class PromptSpec(_Spec):
+    """A text encoder's outputs for the prompts of a task; a sample's label is then the number of its prompt."""
+
+    file: str
+    """Path of a safetensors file with `table` [count, length, width] and `null` [1, length, width], the encoder's for no prompt."""
+    sha256: str
+    """SHA-256 of the file."""
+
+
+class MixtureSpec(_Spec):
+    """A Gaussian mixture in the place of real images and of a trained teacher."""
+
+    seed: int
+    components: int
+    """Gaussians of each class."""
+    spread: float
+    """Standard deviation of their means."""
+    stds: tuple[float, float]
+    """Interval of their standard deviations."""
+    train: int
+    held_out: int
+    """Samples that stand for real images."""
+
+
+class TrajectorySpec(_Spec):
+    solver: str
+    steps: int
+    count: int
+    seed: int
+
+
+class EvaluationSpec(_Spec):
+    samples: int
+    """N, generated in each noise set."""
+    noise_sets: int
+    """How many disjoint sets of evaluation noise there are."""
+    seed: int
+    kid_subset_size: int
+    batch_size: int
+    latency_batch: int
+    neighbours: int | None = Field(None, gt=5)
+    """Reference images, the first so many, that precision, recall, density and coverage see; None is all."""
+    milestone_samples: int | None = Field(None, gt=1)
+    """Samples, the first so many of noise set 0, on which quality is measured along training; None is all. FID depends on N."""
+
+
+class Reference(_Spec):
+    """The run beside which every row is shown, and whose samples the students' are compared with."""
+
+    method: str
+    num_steps: int
+    options: dict[str, Any] = {}
+
+
+class Budget(_Spec):
+    """A named budget."""
+
+    steps: int
+    noise_sets: int
+    """How many noise sets are evaluated."""
+
+
+class TaskSpec(_Spec):
+    """A task's YAML file."""
+
+    name: str
+    version: int
+    """Raised whenever a number of the task would change."""
+    like: str | None = None
+    """The task of ours from which all is taken that this file does not say."""
+    summary: str
+    data: DataSpec
+    network: dict[str, int]
+    """Constructor arguments of the teacher's DiT; of prompts their `text_width`, and no `num_classes`."""
+    schedule: str
+    prediction_type: Literal["eps", "x_0", "v"]
+    teacher: Weights | None
+    """The trained teacher; none where it is exact."""
+    guidance: Guidance
+    guidance_scan: list[float]
+    """Scales that teacher training tries; the best FID should be `guidance.scale`."""
+    guidance_scan_samples: int | None = None
+    """The first so many samples of noise set 0, on which it tries them; none is all. FID depends on N: the scan's is not a table's."""
+    features: Weights | None
+    """The feature network; none where samples are judged by the exact distribution."""
+    mixture: MixtureSpec | None = None
+    prompts: PromptSpec | None = None
+    trajectories: TrajectorySpec
+    evaluation: EvaluationSpec
+    reference: Reference
+    batch_size: int
+    """Samples a training step of a distillation run."""
+    budgets: dict[str, Budget]
+    defaults: dict[str, dict[str, Any]] = {}
+    """By method, the options that it has on this task if nothing is said: what a search found, or what suits its networks."""
+
+    @model_validator(mode="after")
+    def _noise_is_predicted_where_data_is_left(self) -> TaskSpec:
+        if self.prediction_type == "eps" and self.schedule in SCHEDULES:
+            alpha, _ = SCHEDULES[self.schedule]().alpha_sigma(torch.ones((), dtype=torch.float64))
+            if float(alpha) == 0:
+                raise ValueError(f"prediction_type is eps, but under schedule {self.schedule} nothing of x_0 is left at t = 1: give v")
+        return self
+
+    @model_validator(mode="after")
+    def _scan_within_a_noise_set(self) -> TaskSpec:
+        least, most = self.evaluation.kid_subset_size, self.evaluation.samples
+        if self.guidance_scan_samples is not None and not least <= self.guidance_scan_samples <= most:
+            raise ValueError(f"guidance_scan_samples is {self.guidance_scan_samples}, but must be {least} (KID's subsets) to {most}")
+        return self
