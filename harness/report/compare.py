@@ -15,7 +15,9 @@ from scipy import stats
 
 from harness.methods import METHODS
 from harness.records import Milestone, Record
-from harness.report.rows import Row, counted, defaults_of, headline, in_label, off_task
+from harness.report.labels import counted, defaults_of, in_label
+from harness.report.pairs import off_task
+from harness.report.rows import Row, headline
 from harness.report.statistics import metric_interval, paired_difference, t_interval
 from harness.report.tables import QUALITY
 

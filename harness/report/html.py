@@ -12,8 +12,8 @@ import pandas as pd
 
 from harness.records import Cost, Record
 from harness.report.figures import curves_figure, pareto_figure
+from harness.report.labels import counted
 from harness.report.publish import grid_caption
-from harness.report.rows import counted
 from harness.report.statistics import metric_interval
 from harness.report.tables import plain_heading
 from harness.report.task_report import CLAIMS, GRIDS, Section, TaskReport, agreement_section, claims_section, reports_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.records import LatencyEntry, Record
-from harness.report.rows import Row, counted
+from harness.report.labels import counted
+from harness.report.rows import Row
 from harness.report.tables import plain_heading
 
 

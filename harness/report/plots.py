@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from harness.methods import METHODS
 from harness.report.compare import by_setting
-from harness.report.rows import Row, alike_but_one, counted, headline, trains
+from harness.report.labels import counted
+from harness.report.pairs import alike_but_one
+from harness.report.rows import Row, headline, trains
 from harness.report.statistics import Interval, metric_interval, t_interval
 from harness.report.tables import plain_heading
 from harness.runs.identity import settings_of

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from harness.files import write_aside, write_text
 from harness.records import Record, publish_records
+from harness.report.labels import counted
 from harness.report.markdown import section_text, task_section
 from harness.report.pictures import write_plots
-from harness.report.rows import Row, counted
+from harness.report.rows import Row
 from harness.report.task_report import GRIDS, TaskReport, agreement_section, claims_section, reports_of
 
 

@@ -9,19 +9,18 @@ import pandas as pd
 
 from harness.metrics import METRICS
 from harness.records import Record
-from harness.report.rows import Row, neighbours, trains
+from harness.report.pairs import neighbours
+from harness.report.rows import Row, trains
 from harness.report.statistics import Difference, degradation_ratio, holm, metric_interval, paired_difference, t_interval
 
-ELSEWHERE = {  # metrics that are not registered, because they need more than samples: (heading, digits)
-    "fid_inception": ("FID, Inception ↓", 2),
-    "fid_clean": ("FID, clean-fid's protocol ↓", 2),
-    "fd_dinov2": ("FD-DINOv2 ↓", 1),
-    "frechet_distance": ("Frechet distance ↓", 4),
-    "kl": ("KL ↓", 3),
-    "map_error": ("error of the ODE map ↓", 4),
-    "distance_to_teacher": ("distance to teacher ↓", 3),
-}
-QUALITY = {name: (METRICS[name].heading, METRICS[name].digits) for name in ("fid", "kid", "label_agreement")} | ELSEWHERE
+_QUALITY = (
+    "fid", "kid", "label_agreement", "fid_inception", "fid_clean", "fd_dinov2", "frechet_distance", "kl", "map_error",
+    "distance_to_teacher",
+)  # fmt: skip
+QUALITY = {name: (METRICS[name].heading, METRICS[name].digits) for name in _QUALITY}
+"""Heading and digits of the metrics of quality."""
+_APART = ("solver_error",)
+"""Metrics that only `error_split_table` shows."""
 
 
 def plain_heading(name: str) -> str:
@@ -30,9 +29,9 @@ def plain_heading(name: str) -> str:
 
 
 def diversity() -> dict[str, tuple[str, int]]:
-    """Heading and digits of every other registered metric, plug-ins' last."""
+    """Heading and digits of every other registered metric, those of plug-ins last."""
     first = ("precision", "recall", "density", "coverage", "inception_style_score", "class_diversity", "memorised_share")
-    names = [*first, *(name for name in METRICS.names() if name not in first and name not in QUALITY)]
+    names = [*first, *(name for name in METRICS.names() if name not in (*first, *_QUALITY, *_APART))]
     return {name: (METRICS[name].heading, METRICS[name].digits) for name in names}
 
 

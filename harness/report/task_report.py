@@ -13,8 +13,9 @@ from harness.records import Record
 from harness.report.claims import claims_table, read_claims
 from harness.report.compare import against_best_table, agreement_table, equal_compute, equal_compute_table, equal_images_table
 from harness.report.notes import notes
+from harness.report.pairs import CROWD
 from harness.report.plots import Plot, task_plots
-from harness.report.rows import CROWD, Row, headline, reference_record, rows_of
+from harness.report.rows import Row, headline, reference_record, rows_of
 from harness.report.statistics import metric_interval
 from harness.report.tables import (
     KEYS,
@@ -68,7 +69,7 @@ class TaskReport:
     @cached_property
     def reference(self) -> Record | None:
         """The teacher's own output."""
-        return reference_record(self.rows)
+        return reference_record(record for row in self.finished for record in row.finished)
 
     @cached_property
     def equal(self) -> list[Row]:
