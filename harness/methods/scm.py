@@ -73,7 +73,7 @@ class LearnedWeight(nn.Module):
 
 @METHODS.register("scm")
 class SCM(DenoisingStudent):
-    """Continuous-time consistency model (sCM): the consistency function is constant along an ODE path."""
+    """Continuous-time consistency model (sCM): the consistency function is constant on a path."""
 
     Config = SCMConfig
     any_step = True

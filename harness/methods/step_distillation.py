@@ -187,7 +187,7 @@ class TrajectoryDistillation(Method):
 
 @METHODS.register("step-distillation")
 class StepDistillation(TrajectoryDistillation):
-    """Step distillation: each step regresses the trajectory's next point from its current state alone."""
+    """Step distillation: each step regresses the next point from its current state alone."""
 
     Config = DistillationConfig
     reference: ClassVar = "Kim et al. 2025, arXiv 2504.11295, sec. 3.1 and table 1 (its baseline)"
