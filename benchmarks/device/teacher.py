@@ -178,7 +178,7 @@ class Work:
         guided = self.task.guided(network.to(self.setting.device).eval()).at(scale)
         spec, (classifier, real) = self.task.spec.evaluation, self.reference()
         features, logits = classify(classifier, self.sample(guided, spec.samples))
-        asked = self.task.evaluation_inputs(0)[1].classes
+        asked = self.task.conditions.balanced(torch.arange(spec.samples)).classes
         found = {
             "fid": fid(features, real),
             "kid": kid(features, real, spec.kid_subset_size),
