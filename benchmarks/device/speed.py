@@ -27,7 +27,8 @@ from harness.networks.history import EMPTY
 from harness.runs.cost import paper_problem
 from harness.solvers import DDIM, sample
 from harness.tasks import load_task
-from harness.training.trainer import Trainer, TrainSettings
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 PEAKS = {"H100 80GB HBM3": 989e12, "H100 PCIe": 756e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
 """Dense bf16 FLOPs a second by words in a card's name, from the makers' data sheets."""

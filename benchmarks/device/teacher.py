@@ -28,7 +28,8 @@ from harness.metrics.fidelity import fid, kid, label_agreement
 from harness.networks.dit import DiT
 from harness.solvers import SOLVERS, sample
 from harness.tasks import Task, load_task
-from harness.training.trainer import Trainer, TrainSettings
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 BATCH, LR = 1024, 2e-3
 SCALES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)

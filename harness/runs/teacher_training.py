@@ -27,7 +27,8 @@ from harness.solvers import SOLVERS, trace
 from harness.solvers.search import LevelSearch, search_levels
 from harness.tasks import Task, borrows
 from harness.tasks.spec import Guidance, Part, Weights
-from harness.training.trainer import Trainer, TrainSettings
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

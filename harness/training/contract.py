@@ -26,7 +26,8 @@ from harness.networks.classifier import Classifier
 from harness.networks.dit import DiT
 from harness.solvers import sample
 from harness.tasks import Task, TaskSpec
-from harness.training.trainer import Trainer, TrainSettings
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 STEPS, BATCH = 10, 8

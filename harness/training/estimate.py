@@ -17,7 +17,9 @@ from harness.diffusion.schedules import few_step_levels
 from harness.methods import METHODS, Method, MethodConfig
 from harness.solvers import Trajectory
 from harness.tasks import Task
-from harness.training.trainer import Source, Trainer, TrainSettings
+from harness.training.batches import Source
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 NOMINAL_STEPS = 1000
 """Length of the run on which phases are looked for."""
@@ -65,7 +67,7 @@ def seconds_a_step(trainer: Trainer) -> float:
         for _ in range(2):  # the second one counts
             trainer.step = int(part * trainer.settings.total_steps)
             start = time.perf_counter()
-            trainer._one_step()
+            trainer.one_step()
             if trainer.device.type == "cuda":
                 torch.cuda.synchronize(trainer.device)
             last = time.perf_counter() - start

@@ -16,7 +16,7 @@ from harness.runs.run import Run
 from harness.tasks import Task
 from harness.training import estimate
 from harness.training.estimate import Blank, rehearsal, seconds_a_step, steps_within, total_flops
-from harness.training.trainer import TrainSettings
+from harness.training.settings import TrainSettings
 
 CPU = torch.device("cpu")
 GAN = {"history_layers": 2, "gan_from": 0.5, "gan_virtual_batch": 2}
@@ -71,8 +71,8 @@ def test_seconds_are_measured_steps(tiny: Task, monkeypatch: pytest.MonkeyPatch)
 def test_a_steps_seconds_count_every_stage(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = rehearsal("ard", resolved("quick", options=GAN).config, tiny, 2, TrainSettings(100, 8, 0), CPU)
     seen = []
-    step = type(trainer)._one_step
-    monkeypatch.setattr(type(trainer), "_one_step", lambda self: (seen.append(self.step), step(self))[1])
+    step = type(trainer).one_step
+    monkeypatch.setattr(type(trainer), "one_step", lambda self: (seen.append(self.step), step(self))[1])
     assert 0 < seconds_a_step(trainer) < 5
     assert seen == [0, 0, 30, 30, 60, 60, 90, 90]
 
