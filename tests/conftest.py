@@ -10,7 +10,7 @@ import yaml
 
 from harness.tasks import Task, load_task
 from harness.tasks import task as tasks_base
-from harness.training.contract import tiny_spec
+from harness.training.tiny_task import tiny_spec
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")

@@ -18,7 +18,8 @@ from harness.methods import METHODS
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid
 from harness.tasks import Task, load_task
-from harness.training.contract import BATCH, Case, losses, tiny_task, weights
+from harness.training.case import BATCH, Case, losses, weights
+from harness.training.tiny_task import tiny_task
 
 CPU = torch.device("cpu")
 STEPS, CHECKPOINT = 3, 2

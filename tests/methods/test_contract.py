@@ -21,7 +21,8 @@ from harness.solvers import sample
 from harness.tasks import Task
 from harness.training import contract
 from harness.training.batches import Items
-from harness.training.contract import Case, Check, checks_of, run_checks
+from harness.training.case import Case
+from harness.training.contract import Check, checks_of, run_checks
 from harness.training.settings import TrainSettings
 from harness.training.trainer import Trainer
 
