@@ -1,7 +1,7 @@
-"""Files from outside the package: a Python file registers methods, solvers and metrics when it is loaded. Floor 1.
+"""Plug-ins: Python files that register methods, solvers and metrics when they are loaded.
 
-The same classes can come from an installed package by an entry point (see `registry.py`). A task is a YAML file, which
-`--task FILE.yaml` reads.
+An installed package can register the same by entry points (see `registry.py`). A task needs no
+plug-in: `--task FILE.yaml` reads its file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from harness.provenance import PLUGIN_SOURCES
 
 
 def load_plugin(path: Path) -> None:
-    """Loads a file once. Its content counts in the code digest of records. Raises UsageError if it cannot be loaded."""
+    """Loads a file once; its content enters the code digest of records.
+
+    Raises UsageError if it cannot be loaded.
+    """
     path = path.resolve()
     if path in PLUGIN_SOURCES:
         return
@@ -33,7 +36,7 @@ def load_plugin(path: Path) -> None:
         spec.loader.exec_module(module)
     except HarnessError:
         raise
-    except Exception as error:  # whatever a stranger's file does at import
+    except Exception as error:  # a plug-in may raise anything
         del sys.modules[name]
         raise UsageError(f"plug-in {path} cannot be loaded ({type(error).__name__}: {error})") from error
     PLUGIN_SOURCES[path] = content

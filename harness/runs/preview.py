@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: its settled config, what is there already, MACs, and an estimate of the time. Floor 8."""
+"""What a run would do, without doing it: its config, what is cached, MACs, and an estimate of the time."""
 
 from __future__ import annotations
 
