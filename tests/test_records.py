@@ -56,10 +56,10 @@ def broken(tmp_path: Path, text: str) -> str:
     path.write_text(text)
     with pytest.raises(UsageError) as caught:
         read_record(path)
-    said = str(caught.value)
-    assert str(path) in said
-    assert "\n" not in said
-    return said
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
 
 
 def test_an_unknown_key_is_refused_by_name(tmp_path: Path) -> None:
