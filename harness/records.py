@@ -32,7 +32,7 @@ class Metric(_Part):
     direction: Literal["lower", "higher", "none"]
     """Which way is better."""
     identity: dict[str, Any]
-    """Everything that determines what the number means: features, reference, noise, rounding, library."""
+    """Everything the number depends on: features, reference, noise, rounding, library."""
 
     @property
     def mean(self) -> float:
@@ -46,7 +46,7 @@ class Metric(_Part):
 
 
 class Exposure(_Part):
-    """Root mean squared error of a pixel after each step, against the teacher's trajectory on held-out noise."""
+    """RMS error of a pixel after each step against the teacher's trajectory, on held-out noise."""
 
     on_teachers_history: list[float]
     """The error where all earlier states come from the teacher."""
@@ -103,7 +103,7 @@ class TrainingBill(_Part):
     seconds: float
     peak_memory_bytes: int
     inherited_flops: float = 0.0
-    """FLOPs of the run that this one started from, its own inheritance included; likewise images and seconds."""
+    """FLOPs of the runs that this one builds on; images and seconds likewise."""
     inherited_images: int = 0
     inherited_seconds: float = 0.0
     ema_initial_weight: float
@@ -164,7 +164,7 @@ class Record(_Part):
     init: Literal["teacher", "random"] = "teacher"
     """The weights that the student starts from, unless `config.init_from` names a run."""
     trained_in: str = ""
-    """The run that trained this student, where one student serves several numbers of steps; this record repeats its bill."""
+    """The run that trained this student, if another one did; its bill is repeated here."""
     hashes: dict[str, str]
     status: Literal["finished", "failed"]
     reason: str = ""
@@ -177,7 +177,7 @@ class Record(_Part):
     milestones: list[Milestone] = []
     """Quality at 1/8, 1/4, 1/2 and the whole of the budget."""
     exposure: Exposure | None = None
-    """None unless the sampler is deterministic and its steps, two or more, divide the trajectories'."""
+    """Only for a deterministic sampler whose steps, two or more, divide the trajectories'."""
     cost: Cost | None = None
     flags: list[str] = []
     """Warnings for a reader, a sentence each."""

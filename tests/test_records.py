@@ -1,4 +1,4 @@
-"""Records: read as they were written, refused in one sentence, and a digest of the code that decides numbers."""
+"""Records are read as they were written, and broken ones are refused in one sentence."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Claim(_Part):
     """How the source measured it."""
     published: float
     here: dict[str, Any] | None = None
-    """How to measure it: `degradation_ratio` or `difference` of two runs, or `macs_ratio` of a network size."""
+    """A `degradation_ratio` or `difference` of two runs, or the `macs_ratio` of a network."""
     holds: Holds = Holds()
     needs: str = ""
     """What a measurement would need, where none is possible here."""
@@ -139,7 +139,7 @@ def _row(asked: dict[str, Any], records: Sequence[Record]) -> list[Record]:
 
 
 def _difference(first: list[Record], second: list[Record], name: str) -> Interval:
-    """first - second over the seeds of both, or over shared noise sets where the second is not trained."""
+    """first - second over shared seeds; over shared noise sets if the second is not trained."""
     if second[0].config["total_steps"]:
         found = paired_difference(first, second, name)
         return found.interval if found else Interval(first[0].metrics[name].mean - second[0].metrics[name].mean, math.nan)

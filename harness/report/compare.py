@@ -1,4 +1,4 @@
-"""Comparisons at equal cost: methods at equal training FLOPs or images, and the agreement of tasks on their order."""
+"""Methods at equal training FLOPs or images, and how well tasks agree on their order."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ ABOVE = "above the best"
 
 
 def equal_compute(rows: Sequence[Row]) -> list[Row]:
-    """The largest set of trained rows whose training FLOPs agree within `APART`; empty for fewer than `FEWEST` methods.
+    """The largest set of trained rows whose training FLOPs agree within `APART`.
 
     It is a sweep of methods under one budget, which a whole number of steps does not quite use up.
+    It is empty for fewer than `FEWEST` methods.
     """
     flops = [_training_flops(row) for row in rows]
     groups = [
@@ -50,7 +51,9 @@ def _training_flops(row: Row) -> float:
 
 
 def equal_compute_table(group: Sequence[Row], name: str) -> pd.DataFrame:
-    """The headline metric by method, a column for each number of steps; the best in any column comes first.
+    """The headline metric by method, a column for each number of steps.
+
+    The best in any column comes first.
 
     Args:
         group: rows of equal compute.
@@ -129,7 +132,7 @@ def _seeds(numbers: Sequence[str]) -> str:
 
 
 def at_images(points: Sequence[Milestone], name: str, images: float) -> float:
-    """A milestone's metric at a number of images, linear between two points in the logarithms of both.
+    """A curve at a number of images: linear between its points in the logarithms of both.
 
     Raises ValueError for images outside the curve.
     """
@@ -143,7 +146,7 @@ def at_images(points: Sequence[Milestone], name: str, images: float) -> float:
 
 
 def equal_images_table(group: Sequence[Row], name: str) -> pd.DataFrame:
-    """Rows of equal compute after as many images as the shortest has seen, from the curves of noise set 0."""
+    """Rows of equal compute after as many images as the shortest has seen, on noise set 0."""
     if not group:
         return pd.DataFrame()
     heading, digits = QUALITY[name]
@@ -166,7 +169,7 @@ def equal_images_table(group: Sequence[Row], name: str) -> pd.DataFrame:
 
 
 def against_best_table(group: Sequence[Row], name: str) -> pd.DataFrame:
-    """Rows of equal compute with two finished seeds or more, each against the best of its number of steps.
+    """Rows of equal compute with two seeds or more against the best of their number of steps.
 
     Differences are paired within seed and noise set. p is a two-sided paired t test's times the
     number of the other rows; it assumes normal seeds. Below 0.05 a row is shown not to be the best.
@@ -198,9 +201,10 @@ def _known_by(row: Row) -> dict[str, str]:
 
 
 def known_as(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> str:
-    """A key that finds a row on another task: its method, steps and the options off its task's defaults.
+    """A key that finds a row on another task.
 
-    Options that every label names are left out: they suit one network, such as its depth.
+    It holds the method, steps and options off the task's defaults, but not the options that every
+    label names: they suit one network, such as its depth.
     """
     method = row.records[0].method
     fields = METHODS[method].Config.model_fields if method in METHODS.names() else {}
@@ -209,7 +213,7 @@ def known_as(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def agreement_table(by_task: Mapping[str, Sequence[Row]]) -> pd.DataFrame:
-    """Spearman's rank correlation of tasks' headline metrics over the methods that both have, by number of steps.
+    """Spearman's rank correlation of tasks' headline metrics, by number of steps.
 
     Args:
         by_task: each task's rows of equal compute.
@@ -217,7 +221,8 @@ def agreement_table(by_task: Mapping[str, Sequence[Row]]) -> pd.DataFrame:
     lines, known_rows = [], {}
     for task, group in by_task.items():
         tuned = defaults_of(task)
-        farthest_first = sorted(group, key=lambda row: -len(off_task(row, tuned)))  # so that of equal keys the plainest counts
+        # The plainest row comes last, so that it counts among rows of equal keys.
+        farthest_first = sorted(group, key=lambda row: -len(off_task(row, tuned)))
         known_rows[task] = {known_as(row, tuned): row for row in farthest_first}
     for one, other in combinations(by_task, 2):
         known = [known_rows[one], known_rows[other]]

@@ -42,7 +42,7 @@ def _quantile(freedom: int) -> float:
 
 
 def metric_interval(records: Sequence[Record], name: str) -> Interval:
-    """A metric over training seeds, each averaged over its noise sets; over noise sets without training."""
+    """A metric over training seeds, or over noise sets for a row without training."""
     if not records[0].config["total_steps"]:
         return t_interval(list(records[0].metrics[name].values.values()))
     return t_interval([record.metrics[name].mean for record in records])
@@ -64,7 +64,7 @@ class Difference:
 
 
 def paired_difference(first: Sequence[Record], second: Sequence[Record], name: str) -> Difference | None:
-    """The difference first - second over the seeds that both have, or None with fewer than two of them."""
+    """first - second over shared seeds; None with fewer than two of them."""
     by_seed = [{record.config["seed"]: record.metrics[name].values for record in row} for row in (first, second)]
     pairs = []
     for seed in sorted(by_seed[0].keys() & by_seed[1].keys()):
@@ -79,7 +79,7 @@ def paired_difference(first: Sequence[Record], second: Sequence[Record], name: s
 
 
 def degradation_ratio(first: Sequence[Record], second: Sequence[Record], reference: Record, name: str) -> Interval | None:
-    """The excess of one row's metric over the reference's, divided by another row's, paired within seed and noise set.
+    """One row's excess over the reference, divided by another's, paired in seed and noise set.
 
     Returns the mean and 95 % t interval over shared seeds; None if a row does not exceed the
     reference or has noise sets that the reference lacks.

@@ -1,4 +1,4 @@
-"""The page in a browser: it sorts, filters, shows every plot, fits a telephone, needs no network."""
+"""The page sorts, filters, shows every plot, fits a telephone and needs no network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ browser = pytest.mark.skipif(BROWSER is None and not os.environ.get("HARNESS_NEE
 
 
 def sweep() -> list[Record]:
-    """A field at equal FLOPs (two methods with two seeds), an ablation of history layers with its curves, a teacher and a failure."""
+    """A field at equal FLOPs, an ablation of history layers, a teacher and a failure."""
     layers = []
     for n in (1, 3, 9):
         exposure = Exposure(on_teachers_history=[0.1, 0.2, 0.3, 0.4], on_own_history=[0.1, 0.3, 0.5, 0.4 + 0.1 * n], n=8)
@@ -128,7 +128,7 @@ def test_the_box_filters(page: Path) -> None:
 @browser
 @pytest.mark.parametrize("width", [400, 1400])
 def test_it_is_readable_at_a_width(width: int, page: Path) -> None:
-    """Nothing but tables reaches beyond the window, and every plot has a size and words that can be read."""
+    """Only tables reach beyond the window, and every plot can be read."""
     frame = page.with_name("frame.html")
     inner = html.escape(page.read_text(), quote=True)
     frame.write_text(f'<!doctype html><html><body><iframe id="f" width="{width}" height="4000" srcdoc="{inner}"></iframe></body></html>')

@@ -279,7 +279,7 @@ def test_a_ratio_is_over_the_reference_with_most_noise_sets() -> None:
 
 
 def test_what_a_task_gives_a_method_says_nothing_to_another() -> None:
-    """History in 3 layers is ARD's default on this task, not its own; step distillation has no such option."""
+    """3 history layers are ARD's default on this task; step distillation has no such option."""
     on = {"task": "fashion-mnist"}
     ours = seeds("ard", [10.0, 10.0, 10.0], options={"history_layers": 3}, **on)
     line = difference(ours, seeds("step-distillation", [11.0, 11.5, 12.2], **on))
