@@ -1,4 +1,4 @@
-"""The run record: typed, versioned, written aside and renamed. Floor 0: knows nothing of networks or methods."""
+"""The record of a run: typed, versioned, and published as one line of a task's file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Metric(_Part):
     direction: Literal["lower", "higher", "none"]
     """Which way is better."""
     identity: dict[str, Any]
-    """Everything that determines what the number means: features, reference, noise, rounding, library."""
+    """Everything the number depends on: features, reference, noise, rounding, library."""
 
     @property
     def mean(self) -> float:
@@ -46,16 +46,16 @@ class Metric(_Part):
 
 
 class Exposure(_Part):
-    """Root mean squared error of a pixel after each step, against the teacher's trajectory on held-out noise."""
+    """RMS error of a pixel after each step against the teacher's trajectory, on held-out noise."""
 
     on_teachers_history: list[float]
-    """All states before came from the teacher."""
+    """The error where all earlier states come from the teacher."""
     on_own_history: list[float]
-    """They came from the student itself."""
+    """The error where they come from the student itself."""
     drift: list[float] = []
     """Root mean squared distance between the predictions on the two histories."""
     n: int
-    """Trajectories."""
+    """Number of trajectories."""
 
 
 class LatencyEntry(_Part):
@@ -77,7 +77,7 @@ class LatencyEntry(_Part):
 
 
 class Milestone(_Part):
-    """Quality at a part of the budget, of the averaged weights at that step, on noise set 0."""
+    """Quality of the averaged weights at a part of the budget, on noise set 0."""
 
     step: int
     images: int
@@ -85,11 +85,11 @@ class Milestone(_Part):
     """Training FLOPs until then, trajectories not included."""
     quality: dict[str, float]
     n: int | None = None
-    """How many samples, the first of the set; none is all of them, the metrics' N."""
+    """Number of samples, the first of the set; None is all of them, the metrics' N."""
 
 
 class TrainingBill(_Part):
-    """What the student cost to train."""
+    """The cost of training the student."""
 
     steps: int
     images: int
@@ -103,7 +103,7 @@ class TrainingBill(_Part):
     seconds: float
     peak_memory_bytes: int
     inherited_flops: float = 0.0
-    """FLOPs of the run that this one started from, with what that one inherited; the next two likewise."""
+    """FLOPs of the runs that this one builds on; images and seconds likewise."""
     inherited_images: int = 0
     inherited_seconds: float = 0.0
     ema_initial_weight: float
@@ -111,12 +111,12 @@ class TrainingBill(_Part):
 
     @property
     def student_flops(self) -> float:
-        """FLOPs that the student was trained with, in this run and in those that it started from."""
+        """Training FLOPs of this run and of the runs that it started from."""
         return self.flops + self.inherited_flops
 
     @property
     def whole_flops(self) -> float:
-        """The same with the trajectories."""
+        """Training FLOPs with those of the trajectories."""
         return self.student_flops + self.trajectory_flops
 
 
@@ -126,7 +126,7 @@ class Cost(_Part):
     nfe: float
     """Network passes a sample, measured."""
     macs_per_sample: int
-    """Multiply-adds a sample of the sampler that ran."""
+    """Multiply-adds a sample, counted on the sampler that ran."""
     latency: LatencyEntry | None = None
     training: TrainingBill | None = None
     """None for a training-free method."""
@@ -139,7 +139,7 @@ class Environment(_Part):
     dirty: bool | None
     """Whether the package's files differ from the commit's."""
     code: str
-    """Digest of the harness's own sources without its presentation (command line and report)."""
+    """Digest of the harness's sources that decide numbers."""
     python: str
     packages: dict[str, str]
     device: str
@@ -162,13 +162,13 @@ class Record(_Part):
     target: str
     """The distribution that the method aims at."""
     init: Literal["teacher", "random"] = "teacher"
-    """From which weights the student starts, if no other run is named."""
+    """The weights that the student starts from, unless `config.init_from` names a run."""
     trained_in: str = ""
-    """The run that trained this student, where it was trained once and evaluated at several step counts; its bill is shown."""
+    """The run that trained this student, if another one did; its bill is repeated here."""
     hashes: dict[str, str]
     status: Literal["finished", "failed"]
     reason: str = ""
-    """Why it failed."""
+    """The cause of a failure."""
     levels: list[float] = []
     """DiT's level numbers that the sampler visited."""
     metrics: dict[str, Metric] = {}
@@ -177,10 +177,10 @@ class Record(_Part):
     milestones: list[Milestone] = []
     """Quality at 1/8, 1/4, 1/2 and the whole of the budget."""
     exposure: Exposure | None = None
-    """For a deterministic sampler of more than one step whose steps divide the trajectories'."""
+    """Only for a deterministic sampler whose steps, two or more, divide the trajectories'."""
     cost: Cost | None = None
     flags: list[str] = []
-    """What a reader must know, a sentence each."""
+    """Warnings for a reader, a sentence each."""
     environment: Environment
 
 

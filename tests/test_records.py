@@ -1,4 +1,4 @@
-"""Records: read as they were written, refused in one sentence, and a digest of the code that decides numbers."""
+"""Records are read as they were written, and broken ones are refused in one sentence."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def broken(tmp_path: Path, text: str) -> str:
     path.write_text(text)
     with pytest.raises(UsageError) as caught:
         read_record(path)
-    said = str(caught.value)
-    assert str(path) in said
-    assert "\n" not in said
-    return said
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
 
 
 def test_an_unknown_key_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Records that are written by hand."""
+"""Records that tests write by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENVIRONMENT = Environment(commit="0123456789abcdef", dirty=False, code="c", pyth
 LATENCY = LatencyEntry(seconds=0.1, reference_seconds=0.4, ratio=0.25, reference="teacher, 24 steps", batch=16, dtype="float32",
                        device="cpu", threads=2, warmup=2, repeats=9)  # fmt: skip
 RARE = ("frechet_distance", "kl", "map_error", "fid_inception", "fid_clean", "fd_dinov2")
-"""What a run on images does not have of itself."""
+"""Metrics that a plain run on images lacks."""
 
 
 def metric(name: str, values: dict[int, float], **identity: Any) -> Metric:

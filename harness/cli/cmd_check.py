@@ -32,10 +32,12 @@ from harness.sweeps.sweep import plan
 @common(results=True, device=True)
 def check_command(baseline: Path, records: Path | None, to_run: bool, update: bool, show_all: bool, as_json: bool, results: Path,
                   device: str) -> None:  # fmt: skip
-    """Compare records with a baseline; exit code 1 if one regressed, is missing or cannot be compared.
+    """Compare records with a baseline; exit code 1 if one fails.
 
-    Parameters, MACs, NFE and identities must be equal, first losses agree to one part in a thousand, and quality within the spread of
-    seeds. Latency is shown, but never fails. Without --records and --run, the records below --results are compared.
+    A record fails if it regressed, is missing or cannot be compared. Parameters, MACs, NFE and
+    identities must be equal, first losses agree to one part in a thousand, and quality within the
+    spread of seeds. Latency is shown, but never fails. Without --records and --run, the records
+    below --results are compared.
     """
     if records is not None and to_run:
         raise UsageError("--records compares existing records and --run makes new ones: give one of them")

@@ -42,7 +42,7 @@ class Entry(_Part):
     row: str
     """Digest of method and settings without the seed."""
     config: dict[str, Any]
-    """The run's config as `harness run --config` takes it; empty for a run that starts from another one."""
+    """As `harness run --config` takes it; empty for a run that starts from another one."""
     exact: dict[str, float | str]
     losses: dict[str, float]
     device: str
@@ -64,7 +64,10 @@ class Baseline(_Part):
 
 
 def entry_of(record: Record) -> Entry:
-    """The baseline's entry of a finished record. Raises UsageError if the record has no headline metric."""
+    """The baseline's entry of a finished record.
+
+    Raises UsageError if the record has no headline metric.
+    """
     name = next((name for name in HEADLINES if name in record.metrics), None)
     if name is None or record.cost is None:
         raise UsageError(f"record {record.run_id} has none of {', '.join(HEADLINES)}, by which a run is checked")
@@ -106,7 +109,7 @@ def config_of(record: Record) -> dict[str, Any]:
 
 
 def checkable(record: Record) -> bool:
-    """Whether a baseline can hold a record: it finished, on a known task, by a known method, and was trained here."""
+    """Whether a record finished on a known task, by a known method, and was trained here."""
     known = record.task in task_names() and record.method in METHODS.names()
     return record.status == "finished" and known and not from_outside(record)
 
@@ -122,7 +125,10 @@ def baseline_of(records: Sequence[Record], command: str) -> Baseline:
 
 
 def configs_of(baseline: Baseline) -> list[RunConfig]:
-    """The configs that make a baseline's runs again. Raises UsageError for a run that starts from another one."""
+    """The configs that make a baseline's runs again.
+
+    Raises UsageError for a run that starts from another one.
+    """
     if alone := [entry.label for entry in baseline.runs.values() if not entry.config]:
         raise UsageError(f"{alone[0]} starts from another run, so its config alone cannot make it: check its record")
     return [parse_config(entry.config) for entry in baseline.runs.values()]

@@ -1,4 +1,4 @@
-"""Small figures as SVG for HTML pages: they are as wide as a telephone, and their text stays text."""
+"""Small SVG figures for HTML pages: as wide as a telephone, with text that stays text."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def curves_figure(curves: Sequence[Line], x_label: str, y_label: str, log: bool 
 
 
 def pareto_figure(points: Sequence[tuple[str, float, float]], x_label: str, y_label: str) -> str:
-    """Points (name, x, y) on logarithmic axes, whose front is drawn and named below; less of both is better."""
+    """Points (name, x, y) on logarithmic axes; the front of lowest x and y is named below."""
     front = pareto_front([(x, y) for _, x, y in points])
     figure, axes = _figure(3.0 + 0.16 * min(len(front), MOST_NAMED))
     axes.scatter([x for _, x, _ in points], [y for *_, y in points], s=10, color="#9aa3b2", zorder=1, rasterized=len(points) > MOST_SHAPES)
@@ -71,7 +71,7 @@ def pareto_figure(points: Sequence[tuple[str, float, float]], x_label: str, y_la
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The places of the points that no other beats in both numbers, by the first number; less is better."""
+    """The places of points that no other undercuts in both numbers, by the first number."""
     front, best = [], math.inf
     for i in sorted(range(len(points)), key=lambda i: points[i]):
         if points[i][1] < best:

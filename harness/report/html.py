@@ -1,4 +1,4 @@
-"""All records as one HTML page that needs nothing else: tables to sort and filter, plots and sample grids."""
+"""One self-contained HTML page: tables to sort and filter, plots and sample grids."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ CROWD = 30
 
 
 def off_task(row: Row, defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A row's options that differ from a task's `defaults_of` its method, or from the method's own."""
+    """A row's options that differ from the task's defaults of its method (`defaults_of`)."""
     method = row.records[0].method
     return off_default(method, row.options, defaults.get(method))
 
@@ -41,7 +41,8 @@ def neighbours(rows: Sequence[Row], name: str) -> tuple[list[tuple[Row, Row]], C
     for row in rows:
         record = row.records[0]
         side = {"method": record.method, **off_task(row, defaults), **settings_of(record.config), "rows": row.budget}
-        sides.append(dict.fromkeys(_options_of(record), "") | side)  # an option at its default equals one that a method lacks
+        # An option at its default equals an option that a method lacks.
+        sides.append(dict.fromkeys(_options_of(record), "") | side)
     groups = alike_but_one(sides, [side.keys() - {"rows"} for side in sides])
     found, left_out = set(), Counter[tuple[int, ...]]()
     for members in groups.values():

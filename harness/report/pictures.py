@@ -44,7 +44,7 @@ def _wide_panels(plot: Plot) -> Figure:
 
 
 def _draw(axes: Axes, panel: Panel, plot: Plot) -> None:
-    """Lines with 95 % t intervals over seeds; of many, those that end highest are grey and have no name."""
+    """Lines with 95 % t intervals over seeds; of many, those that end highest are grey."""
     ordered = sorted(panel.lines, key=lambda line: -line.y[-1])
     for line in ordered[:-MOST_NAMED]:
         axes.plot(line.x, line.y, color="#c9ced8", linewidth=0.8, zorder=1)

@@ -1,4 +1,4 @@
-"""The curves of a task's rows: quality by passes, ablations, exposure bias by step, quality along training."""
+"""The curves of a task: quality by passes, ablations, exposure bias, quality in training."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _with_training(row: Row) -> str:
 
 
 def passes_lines(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[Line]:
-    """The headline metric by network passes a sample, a line for each setting with two numbers of steps or more.
+    """The headline metric by network passes, for each setting with two numbers of steps or more.
 
     The lines are those of equal compute and, beside them, of the teacher's own solvers.
     """
@@ -108,7 +108,7 @@ def passes_lines(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[L
 
 
 def exposure_lines(rows: Sequence[Row]) -> dict[int, list[Line]]:
-    """By number of steps, the gap between a row's error on its own history and on the teacher's, after each step."""
+    """By number of steps, the error on own history minus that on the teacher's, by step."""
     found: dict[int, list[Line]] = {}
     for row in rows:
         exposures = [record.exposure for record in row.finished if record.exposure]
@@ -121,7 +121,7 @@ def exposure_lines(rows: Sequence[Row]) -> dict[int, list[Line]]:
 
 
 def budget_lines(rows: Sequence[Row]) -> dict[int, list[Line]]:
-    """By number of steps, the headline metric of noise set 0 at 1/8, 1/4, 1/2 and the whole of the budget, over images."""
+    """By number of steps, the headline metric at each part of the budget, over images."""
     found: dict[int, list[Line]] = {}
     for row in rows:
         curves = [record.milestones for record in row.finished if record.milestones]
@@ -134,9 +134,10 @@ def budget_lines(rows: Sequence[Row]) -> dict[int, list[Line]]:
 
 
 def ablations(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[Panel]:
-    """A panel for each set of three trained rows or more that differ in one number: an option, or the number of steps.
+    """A panel for each set of three trained rows or more that differ in one number.
 
-    Rows of equal compute are not compared by their number of steps, which `passes_lines` shows.
+    The number is an option or the number of steps. Rows of equal compute are not compared by their
+    number of steps, which `passes_lines` shows.
     """
     trained = [row for row in rows if row.training[0] and row.records[0].method in METHODS.names()]
     sides = [{**settings_of(row.records[0].config), **row.options, "num_steps": row.num_steps, "row": (row.training, row.records[0].method)}

@@ -65,7 +65,7 @@ def grid_caption(row: Row) -> str:
 
 
 def copy_grids(rows: Sequence[Row], results: Path, folder: Path) -> None:
-    """Copies the sample grids of the rows' first seeds to `<folder>/samples/`, and deletes other grids there."""
+    """Copies the grids of the rows' first seeds to `<folder>/samples/`; deletes others there."""
     chosen = {f"{row.finished[0].run_id}.png" for row in rows}
     for old in (folder / "samples").glob("*.png"):
         if old.name not in chosen:

@@ -75,10 +75,11 @@ def present_last(records: Iterable[Record]) -> list[Record]:
 
 
 def rows_of(records: Sequence[Record]) -> list[Row]:
-    """Groups records that differ in the seed alone; rows without training come first, then by training and steps.
+    """Groups records that differ in the seed alone.
 
-    Of two records with one seed, the later in `present_last` counts. Raises NotComparable if two
-    records' metrics of one name have different identities.
+    Rows without training come first, then rows by training and steps. Of two records with one seed,
+    the later in `present_last` counts. Raises NotComparable if two records' metrics of one name have
+    different identities.
     """
     refuse_mixed_identities(records)
     groups: dict[str, tuple[dict[str, Any], list[Record]]] = {}

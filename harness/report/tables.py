@@ -88,7 +88,7 @@ def _cost(row: Row) -> dict[str, str]:
 
 
 def floor_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Held-out real samples against the same reference; a table of its own, because FID depends on N."""
+    """Held-out real samples against the same reference, apart because FID depends on N."""
     metrics = {name: metric for row in rows for record in row.finished for name, metric in record.metrics.items()}
     floors = {name: metric for name, metric in metrics.items() if name.endswith("_floor")}
     if not floors:
@@ -101,7 +101,7 @@ def floor_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def exposure_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Error after the last step on the teacher's history and on the student's own, and their gap after each step."""
+    """Error after the last step on the teacher's history and on the own, with their gaps."""
     lines = []
     for row in rows:
         exposures = [record.exposure for record in row.finished if record.exposure]
@@ -118,7 +118,7 @@ def exposure_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def error_split_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """The parts of the error of the ODE map, where the exact map is known: root mean squares, which do not add up."""
+    """The parts of the error of the ODE map, as root mean squares that do not add up."""
     lines = []
     for row in rows:
         if not row.finished or "map_error" not in row.finished[0].metrics:
@@ -137,7 +137,7 @@ def error_split_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def differences_table(rows: Sequence[Row], name: str, reference: Record | None) -> pd.DataFrame:
-    """Pairs of trained rows of two finished seeds or more that differ in one thing, paired within seed and noise set.
+    """Pairs of trained rows that differ in one thing, paired within seed and noise set.
 
     Holm's correction covers the pairs of one number of steps and one training, so that rows of
     another budget change nothing. Of a crowd (see `neighbours`) it counts all pairs.

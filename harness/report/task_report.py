@@ -53,7 +53,10 @@ class TaskReport:
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> TaskReport:
-        """The report of one task's records. Raises NotComparable if identities of a metric differ."""
+        """The report of one task's records.
+
+        Raises NotComparable if identities of a metric differ.
+        """
         return cls(records[0].task, tuple(rows_of(records)))
 
     @cached_property

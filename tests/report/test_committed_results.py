@@ -1,4 +1,4 @@
-"""Committed results: each page shows what the report makes of its records, and the README repeats rows of them."""
+"""Committed pages show what the report makes of their records; the README repeats rows."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_settings_with_one_label_have_a_line_each() -> None:
 
 
 def test_students_for_all_numbers_of_steps_are_apart_by_their_training() -> None:
-    """LCM is trained once, so that one training of 101 steps served both numbers of steps, and that of 100 steps one."""
+    """LCM is trained once: 101 steps serve both numbers of steps, and 100 steps serve one."""
     rows = rows_of([*field(), trained("lcm", 8.0, num_steps=1, steps=101), trained("lcm", 4.0, steps=101)])
     long, short = "lcm (101 × 64, 2 noise sets)", "lcm (100 × 64, 2 noise sets)"
     assert {label: len(found) for label, found in by_setting(rows).items() if label.startswith("lcm")} == {short: 1, long: 2}
@@ -292,7 +292,7 @@ def test_a_rank_correlation_of_many_is_judged_by_random_orders() -> None:
 
 @pytest.mark.parametrize("layers", [2, 5, 8])
 def test_of_rows_that_are_known_by_one_name_the_plainest_counts(layers: int) -> None:
-    """On both tasks ARD's default is the worst; with other layers on one of them it would be the best."""
+    """ARD's default is the worst on both tasks; other layers on one would be the best."""
     fids = {method: 2.0 + number for number, method in enumerate(METHODS)} | {"ard": 50.0}
     other = trained("ard", 0.1).model_copy(update={"run_id": "other", "options": {"history_layers": layers}})
     for found in ([*field(fids), other], [other, *field(fids)]):

@@ -1,4 +1,4 @@
-"""The page in a browser: it sorts, filters, shows every plot, fits a telephone, needs no network."""
+"""The page sorts, filters, shows every plot, fits a telephone and needs no network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ browser = pytest.mark.skipif(BROWSER is None and not os.environ.get("HARNESS_NEE
 
 
 def sweep() -> list[Record]:
-    """A field at equal FLOPs (two methods with two seeds), an ablation of history layers with its curves, a teacher and a failure."""
+    """A field at equal FLOPs, an ablation of history layers, a teacher and a failure."""
     layers = []
     for n in (1, 3, 9):
         exposure = Exposure(on_teachers_history=[0.1, 0.2, 0.3, 0.4], on_own_history=[0.1, 0.3, 0.5, 0.4 + 0.1 * n], n=8)
@@ -53,10 +53,10 @@ def opened(page: Path, script: str = "") -> str:
 
 
 def asked(page: Path, expression: str) -> Any:
-    """What a JavaScript expression is in the page."""
-    dom = opened(page, f'const said = document.createElement("pre"); said.id = "said"; said.textContent = JSON.stringify({expression});'
-                       "document.body.append(said);")  # fmt: skip
-    found = re.search(r'<pre id="said">(.*?)</pre>', dom, re.DOTALL)
+    """The value of a JavaScript expression in the page."""
+    script = 'const answer = document.createElement("pre"); answer.id = "answer"; document.body.append(answer);'
+    dom = opened(page, f"{script} answer.textContent = JSON.stringify({expression});")
+    found = re.search(r'<pre id="answer">(.*?)</pre>', dom, re.DOTALL)
     assert found, "the page's script failed"
     return json.loads(html.unescape(found[1]))
 
@@ -117,18 +117,18 @@ def test_the_box_filters(page: Path) -> None:
       const box = document.querySelector("input[id^=filter-tiny]"), table = document.querySelector("table[data-filter^=filter-tiny]");
       box.value = "ARD layers"; box.dispatchEvent(new Event("input"));
       const shown = [...table.tBodies[0].rows].filter(row => row.offsetParent !== null).map(row => row.cells[0].textContent);
-      return {shown, said: box.nextElementSibling.textContent, all: table.tBodies[0].rows.length};
+      return {shown, count: box.nextElementSibling.textContent, all: table.tBodies[0].rows.length};
     })()"""
     found = asked(page, filtering)
     assert len(found["shown"]) == 4
     assert all(name.startswith("ard, history_layers") for name in found["shown"])
-    assert found["said"] == f"4 of {found['all']} rows"
+    assert found["count"] == f"4 of {found['all']} rows"
 
 
 @browser
 @pytest.mark.parametrize("width", [400, 1400])
 def test_it_is_readable_at_a_width(width: int, page: Path) -> None:
-    """Nothing but tables reaches beyond the window, and every plot has a size and words that can be read."""
+    """Only tables reach beyond the window, and every plot can be read."""
     frame = page.with_name("frame.html")
     inner = html.escape(page.read_text(), quote=True)
     frame.write_text(f'<!doctype html><html><body><iframe id="f" width="{width}" height="4000" srcdoc="{inner}"></iframe></body></html>')
@@ -140,9 +140,9 @@ def test_it_is_readable_at_a_width(width: int, page: Path) -> None:
               plots: plots.map(r => [r.left, r.right, r.width, r.height])};
     })()"""
     waiting = f"""document.getElementById("f").addEventListener("load", () => {{
-      const said = document.createElement("pre"); said.id = "said"; said.textContent = JSON.stringify({measuring});
-      document.body.append(said); }});"""
-    found = re.search(r'<pre id="said">(.*?)</pre>', opened(frame, waiting), re.DOTALL)
+      const answer = document.createElement("pre"); answer.id = "answer"; answer.textContent = JSON.stringify({measuring});
+      document.body.append(answer); }});"""
+    found = re.search(r'<pre id="answer">(.*?)</pre>', opened(frame, waiting), re.DOTALL)
     assert found, "the frame was not loaded"
     measured = json.loads(html.unescape(found[1]))
     assert measured["wide"] <= width

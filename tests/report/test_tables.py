@@ -86,10 +86,10 @@ def test_mixed_identities_are_refused_by_name() -> None:
     other = record(seed=1, identity={"version": 2, "features": "ff"})
     with pytest.raises(NotComparable) as caught:
         rows_of([record(), other])
-    said = str(caught.value)
-    assert said.endswith("are not comparable: they differ in features, version; keep them below results folders of their own")
-    assert record().run_id in said
-    assert other.run_id in said
+    text = str(caught.value)
+    assert text.endswith("are not comparable: they differ in features, version; keep them below results folders of their own")
+    assert record().run_id in text
+    assert other.run_id in text
     assert NotComparable.exit_code == 4
 
 
@@ -125,7 +125,7 @@ def test_a_row_without_training_has_an_interval_over_noise_sets() -> None:
     assert line.get("training seconds", "") == ""
 
 
-def test_an_untrained_student_is_told_from_what_never_trains() -> None:
+def test_an_untrained_student_and_a_method_without_training_differ() -> None:
     rows = rows_of([teacher(), record("step-distillation", steps=0)])
     assert {row.label: line_of(list(row.records))["training"] for row in rows} == {"teacher": "none", "step-distillation": "untrained"}
 
@@ -162,8 +162,8 @@ def test_a_page_of_failures_alone() -> None:
 
 
 def test_a_row_that_failed_whole_is_named_below_the_tables() -> None:
-    said = TaskReport.of([failed(), record("step-distillation")]).notes
-    assert "Failed, and in no comparison: ard, history_layers 6, 4 steps (loss nan at step 3)." in said
+    text = TaskReport.of([failed(), record("step-distillation")]).notes
+    assert "Failed, and in no comparison: ard, history_layers 6, 4 steps (loss nan at step 3)." in text
 
 
 def test_failures_have_no_differences() -> None:
@@ -279,7 +279,7 @@ def test_a_ratio_is_over_the_reference_with_most_noise_sets() -> None:
 
 
 def test_what_a_task_gives_a_method_says_nothing_to_another() -> None:
-    """History in 3 layers is ARD's default on this task, not its own; step distillation has no such option."""
+    """3 history layers are ARD's default on this task; step distillation has no such option."""
     on = {"task": "fashion-mnist"}
     ours = seeds("ard", [10.0, 10.0, 10.0], options={"history_layers": 3}, **on)
     line = difference(ours, seeds("step-distillation", [11.0, 11.5, 12.2], **on))
@@ -351,7 +351,7 @@ def test_records_of_a_folder(tmp_path: Path) -> None:
     assert len(load_records(tmp_path / "tiny")) == 2
 
 
-def test_a_folder_without_records_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no record below .*; `harness run` makes one"):
         load_records(tmp_path)
 
