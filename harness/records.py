@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -183,21 +185,101 @@ class Record(_Part):
 
 
 def read_record(path: Path) -> Record:
-    """Reads a record. Raises UsageError if it is broken or was written by a newer version."""
+    """Reads the record of one run. Raises UsageError for a broken file or another schema."""
     try:
-        text = path.read_text(encoding="utf-8")
-        return Record.model_validate_json(text)
-    except OSError as error:
-        raise UsageError(f"cannot read record {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"record {path} is no text in UTF-8") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the whole file"
-        hint = f"this version reads schema {SCHEMA_VERSION}"
-        raise UsageError(f"record {path} cannot be read ({place}: {first['msg']}); {hint}") from error
+        return Record.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(f"record {path}", error) from error
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Writes a record aside and renames it."""
+    """Writes the record of one run aside and renames it."""
     write_text(path, record.model_dump_json(indent=1) + "\n")
+
+
+def published_records(results: Path) -> list[Record]:
+    """The published records of a results folder (`<task>/records.jsonl`), or of one task's folder.
+
+    Raises UsageError for a file that cannot be read.
+    """
+    paths = [*results.glob("*/records.jsonl"), *results.glob("records.jsonl")]
+    return [record for path in sorted(paths) for _, record in _read_lines(path.parent).values()]
+
+
+def publish_records(folder: Path, records: Iterable[Record]) -> None:
+    """Adds records to a task's folder: a line each in `records.jsonl`, sorted by run id.
+
+    `shared.json` holds the identities and floors of metrics, which records refer to by hash. Lines
+    of records that are there already keep their bytes.
+    """
+    lines, shared = _read_lines(folder), _read_shared(folder)
+    for record in records:
+        if record.run_id not in lines or lines[record.run_id][1] != record:
+            lines[record.run_id] = json.dumps(_packed(record, shared), separators=(",", ":")), record
+    write_text(folder / "shared.json", json.dumps(shared, indent=1, sort_keys=True) + "\n")
+    write_text(folder / "records.jsonl", "".join(f"{lines[run_id][0]}\n" for run_id in sorted(lines)))
+
+
+def _read_lines(folder: Path) -> dict[str, tuple[str, Record]]:
+    """The lines of a task's folder with their records, by run id."""
+    path, shared = folder / "records.jsonl", _read_shared(folder)
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, ValueError) as error:
+        raise _unreadable(f"{path}", error) from error
+    found = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            record = Record.model_validate(_unpacked(json.loads(line), shared))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise _unreadable(f"line {number} of {path}", error) from error
+        found[record.run_id] = line, record
+    return found
+
+
+def _read_shared(folder: Path) -> dict[str, dict[str, Any]]:
+    """Identities and floors of metrics by hash; both empty where nothing is published yet."""
+    path = folder / "shared.json"
+    try:
+        shared = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {"identities": dict(shared.get("identities", {})), "floors": dict(shared.get("floors", {}))}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise _unreadable(f"{path}", error) from error
+
+
+def _packed(record: Record, shared: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A record as it is published; its identities and floors go to `shared`."""
+    content = json.loads(record.model_dump_json())
+    for name, metric in content["metrics"].items():
+        metric["identity"] = _put(metric["identity"], shared["identities"])
+        if name.endswith("_floor"):
+            content["metrics"][name] = _put(metric, shared["floors"])
+    return content
+
+
+def _put(value: Any, table: dict[str, Any]) -> str:
+    """Puts a value into a table under its short hash, which it returns."""
+    key = digest(value)[:12]
+    table[key] = value
+    return key
+
+
+def _unpacked(content: dict[str, Any], shared: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The inverse of `_packed`. Raises LookupError for a hash that `shared` lacks."""
+    metrics = {}
+    for name, entry in content["metrics"].items():
+        metric = shared["floors"][entry] if isinstance(entry, str) else entry
+        metrics[name] = {**metric, "identity": shared["identities"][metric["identity"]]}
+    return {**content, "metrics": metrics}
+
+
+def _unreadable(what: str, error: Exception) -> UsageError:
+    """The error for a file of records that cannot be read, in one sentence."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole record"
+        return UsageError(f"{what} cannot be read ({place}: {first['msg']}); this version reads schema {SCHEMA_VERSION}")
+    if isinstance(error, LookupError):
+        return UsageError(f"{what} cannot be read: it, or shared.json beside it, lacks {error}")
+    reason = error.strerror if isinstance(error, OSError) else "it is not JSON in UTF-8"
+    return UsageError(f"{what} cannot be read: {reason}")

@@ -75,7 +75,7 @@ def side_by_side(setting: Setting, a: Callable[[], Any], b: Callable[[], Any], p
 def history_inputs(batch: int, setting: Setting) -> tuple[Tensor, Tensor, Condition]:
     """Noise in four states [B, S, 4, 32, 32], their times [B, S] and conditions."""
     x = torch.randn(batch, STATES, 4, 32, 32, device=setting.device)
-    t = torch.tensor([999.0, 749.0, 499.0, 249.0], device=setting.device).expand(batch, -1)
+    t = torch.tensor([999.0, 749.0, 499.0, 249.0]).to(setting.device).expand(batch, -1)
     return x, t, Condition(torch.arange(batch, device=setting.device))
 
 

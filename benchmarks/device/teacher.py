@@ -112,12 +112,16 @@ class Work:
         return found
 
     def time_of_scan(self) -> float:
-        """Seconds that FID by guidance scale will take, from one batch of an untrained network."""
-        guided = self.task.guided(DiT(**self.task.network_options).to(self.setting.device).eval()).at(SCALES[-1])
-        count, batch = self.task.spec.evaluation.samples, self.task.spec.evaluation.batch_size
-        self.sample(guided, min(batch, count))
-        one = self.setting.seconds(lambda: self.sample(guided, min(batch, count)))
-        return len(SCALES) * one * max(count / batch, 1)
+        """Seconds that FID by guidance scale will take, from one and two batches of a new network.
+
+        Each call draws the noise of all samples, so that a batch costs the difference.
+        """
+        network = DiT(**self.task.network_options).to(self.setting.device).eval()
+        guided, spec = self.task.guided(network).at(SCALES[-1]), self.task.spec.evaluation
+        size = min(spec.batch_size, spec.samples // 2)
+        self.sample(guided, size)
+        one, two = (self.setting.seconds(lambda n=n: self.sample(guided, n * size)) for n in (1, 2))  # type: ignore[misc]
+        return len(SCALES) * (one + (spec.samples / size - 1) * max(two - one, 0.0))
 
     def sample(self, guided: Guided, count: int) -> Tensor:
         """The first samples of noise set 0 under the task's reference sampler, [n, C, H, W] on the CPU."""
@@ -176,7 +180,7 @@ class Work:
         guided = self.task.guided(network.to(self.setting.device).eval()).at(scale)
         spec, (classifier, real) = self.task.spec.evaluation, self.reference()
         features, logits = classify(classifier, self.sample(guided, spec.samples))
-        asked = self.task.evaluation_inputs(0)[1].classes
+        asked = self.task.conditions.balanced(torch.arange(spec.samples)).classes
         found = {
             "fid": fid(features, real),
             "kid": kid(features, real, spec.kid_subset_size),

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from harness.errors import UsageError
 from harness.files import read_yaml
 from harness.records import Record
-from harness.report.rows import HEADLINES, counted, reference_of_records, rows_of
+from harness.report.labels import counted
+from harness.report.rows import HEADLINES, reference_record, rows_of
 from harness.report.statistics import Interval, degradation_ratio, paired_difference, t_interval
 from harness.runs.config import parse_config, parse_options
 from harness.runs.cost import paper_problem, sampling_cost_on_meta
@@ -107,7 +108,7 @@ def measured(claim: Claim, records: Sequence[Record]) -> tuple[Interval, str] | 
         return _difference(first, second, name), _on(first)
     if quantity != "degradation_ratio":
         raise UsageError(f"claims: quantity is {quantity!r}, but must be one of: degradation_ratio, difference, macs_ratio")
-    reference = reference_of_records(record for record in records if record.task == first[0].task and record.status == "finished")
+    reference = reference_record(record for record in records if record.task == first[0].task and record.status == "finished")
     ratio = degradation_ratio(first, second, reference, name) if reference else None
     return (ratio, _on(first)) if ratio else None
 

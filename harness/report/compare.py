@@ -15,7 +15,9 @@ from scipy import stats
 
 from harness.methods import METHODS
 from harness.records import Milestone, Record
-from harness.report.rows import Row, counted, defaults_of, headline, in_label, off_task
+from harness.report.labels import counted, defaults_of, in_label
+from harness.report.pairs import off_task
+from harness.report.rows import Row, headline
 from harness.report.statistics import metric_interval, paired_difference, t_interval
 from harness.report.tables import QUALITY
 
@@ -46,11 +48,15 @@ def _training_flops(row: Row) -> float:
     return cost.training.student_flops if cost and cost.training else 0.0
 
 
-def equal_compute_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """The headline metric by method, a column for each number of steps; first what is best in any of them."""
-    if not (group := equal_compute(rows)):
+def equal_compute_table(group: Sequence[Row], name: str) -> pd.DataFrame:
+    """The headline metric by method, a column for each number of steps; the best in any column comes first.
+
+    Args:
+        group: rows of equal compute.
+        name: the headline metric.
+    """
+    if not group:
         return pd.DataFrame()
-    name = headline(rows)
     heading, digits = QUALITY[name]
     counts = sorted({row.num_steps for row in group})
     lines = []
@@ -130,11 +136,10 @@ def at_images(points: Sequence[Milestone], name: str, images: float) -> float:
     raise ValueError(f"{images} images lie outside the curve, which goes from {points[0].images} to {points[-1].images}")
 
 
-def equal_images_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """The rows of equal compute after as many images as the shortest of them has seen, from the curves of noise set 0."""
-    if not (group := equal_compute(rows)):
+def equal_images_table(group: Sequence[Row], name: str) -> pd.DataFrame:
+    """Rows of equal compute after as many images as the shortest has seen, from the curves of noise set 0."""
+    if not group:
         return pd.DataFrame()
-    name = headline(rows)
     heading, digits = QUALITY[name]
     curves = {id(row): [record.milestones for record in row.finished if record.milestones] for row in group}
     images = min((points[-1].images for found in curves.values() for points in found), default=0)
@@ -154,17 +159,15 @@ def equal_images_table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame([*measured, *rest]).fillna("")
 
 
-def against_best_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """At equal training FLOPs, by number of steps: rows of two finished seeds or more beside the best of them, paired within seed and
-    noise set.
+def against_best_table(group: Sequence[Row], name: str) -> pd.DataFrame:
+    """Rows of equal compute with two finished seeds or more, each against the best of its number of steps.
 
-    p is a two-sided paired t test's (seeds taken to be normal) times the number of the others. Below 0.05 a row is shown not to be the
-    best: one that is the best in truth is called so in fewer than one case in 20, although which looks best is learnt from the same
-    numbers, for each of the others had one chance to look better (multiple comparisons with the best, Hsu 1984, by Bonferroni).
+    Differences are paired within seed and noise set. p is a two-sided paired t test's times the
+    number of the other rows; it assumes normal seeds. Below 0.05 a row is shown not to be the best.
+    The truly best row is called so in fewer than one case in 20, although the same numbers choose
+    the best: each other row had one chance to look better (Hsu 1984, by Bonferroni).
     """
-    if not (group := [row for row in equal_compute(rows) if len(row.finished) > 1]):
-        return pd.DataFrame()
-    name, lines = headline(rows), []
+    group, lines = [row for row in group if len(row.finished) > 1], []
     for steps in sorted({row.num_steps for row in group}):
         best, *others = sorted((row for row in group if row.num_steps == steps), key=lambda row: metric_interval(row.finished, name).mean)
         if not others:
@@ -198,12 +201,16 @@ def known_as(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> str:
     return json.dumps([method, row.num_steps, own], sort_keys=True)
 
 
-def agreement_table(by_task: dict[str, list[Row]]) -> pd.DataFrame:
-    """Spearman's rank correlation of tasks' headline metrics, over the rows of equal compute that both have, by number of steps."""
+def agreement_table(by_task: Mapping[str, Sequence[Row]]) -> pd.DataFrame:
+    """Spearman's rank correlation of tasks' headline metrics over the methods that both have, by number of steps.
+
+    Args:
+        by_task: each task's rows of equal compute.
+    """
     lines, known_rows = [], {}
-    for task, rows in by_task.items():
-        tuned, found = defaults_of(task), [row for row in equal_compute(rows) if row.finished]
-        farthest_first = sorted(found, key=lambda row: -len(off_task(row, tuned)))  # of those known by one name the plainest counts
+    for task, group in by_task.items():
+        tuned = defaults_of(task)
+        farthest_first = sorted(group, key=lambda row: -len(off_task(row, tuned)))  # of those known by one name the plainest counts
         known_rows[task] = {known_as(row, tuned): row for row in farthest_first}
     for one, other in combinations(by_task, 2):
         known = [known_rows[one], known_rows[other]]

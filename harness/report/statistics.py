@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from scipy import stats
 
@@ -31,7 +32,13 @@ def t_interval(values: Sequence[float]) -> Interval:
     if n < 2:
         return Interval(mean, math.nan)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    return Interval(mean, float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n))
+    return Interval(mean, _quantile(n - 1) * deviation / math.sqrt(n))
+
+
+@cache
+def _quantile(freedom: int) -> float:
+    """The 97.5 % quantile of the t distribution."""
+    return float(stats.t.ppf(0.975, freedom))
 
 
 def metric_interval(records: Sequence[Record], name: str) -> Interval:

@@ -97,7 +97,7 @@ def _evaluator(task: Task, results: Path, device: torch.device, report: Report) 
 
 def _record(task: Task, outside: Outside, content: str, noise_sets: int, metrics: dict[str, Metric], device: torch.device) -> Record:
     config = {"num_steps": outside.num_steps, "seed": 0, "total_steps": 0, "batch_size": 0, "micro_batch_size": None,
-              "precision": "fp32", "noise_sets": noise_sets, "init_from": None}  # fmt: skip
+              "precision": "fp32", "compile": False, "noise_sets": noise_sets, "init_from": None, "extra_features": ""}  # fmt: skip
     run_id = f"{outside.name}-{outside.num_steps}-{digest([task.digest, task.hashes, outside.name, content, config])[:10]}"
     return Record(run_id=run_id, task=task.spec.name, task_version=task.spec.version, method=outside.name, options={}, config=config,
                   target="as stated", hashes={**task.hashes, "evaluated": content}, status="finished", metrics=metrics,

@@ -16,8 +16,9 @@ from written import record as plain
 from harness.cli.main import main
 from harness.errors import CheckFailed, UsageError
 from harness.provenance import code_digest
-from harness.records import Metric, Record, read_record, write_record
-from harness.report.check import FAILS, Baseline, baseline_of, compare, configs_of, read_baseline, refuse_nothing, write_baseline
+from harness.records import Metric, Record, published_records, read_record, write_record
+from harness.report.baseline import Baseline, baseline_of, configs_of, read_baseline, write_baseline
+from harness.report.check import FAILS, compare, refuse_nothing
 from harness.report.rows import load_records
 from harness.runs.config import parse_config
 from harness.runs.identity import key_of_record
@@ -119,7 +120,7 @@ def test_runs_without_first_losses_are_counted(tmp_path: Path) -> None:
 
 def test_a_baseline_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "base.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="no text in UTF-8"):
+    with pytest.raises(UsageError, match="not text in UTF-8"):
         read_baseline(tmp_path / "base.json")
 
 
@@ -194,11 +195,10 @@ def test_committed_records_match_the_committed_baseline() -> None:
     assert [finding for finding in findings if finding.state in FAILS | {"new"}] == []
 
 
-@pytest.mark.parametrize("folder", sorted((ROOT / "results").glob("*/records")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("folder", [path.parent for path in sorted((ROOT / "results").glob("*/records.jsonl"))], ids=lambda path: path.name)
 def test_a_baselines_configs_make_the_same_runs(folder: Path) -> None:
     """Every kind of record, untrained students and samplers without training too."""
-    records = [read_record(path) for path in folder.glob("*.json")]
-    for found in records:
+    for found in published_records(folder):
         baseline = baseline_of([found], "made here")
         assert next(iter(baseline.runs.values())).config
         (config,) = configs_of(baseline)
