@@ -62,7 +62,7 @@ class DPMSolver2M(Solver):
 
 @SOLVERS.register("dpm-solver++3m")
 class DPMSolver3M(DPMSolver2M):
-    """DPM-Solver++ (3M): third order multistep, one evaluation per step; lower order in the first two.
+    """DPM-Solver++ (3M): third order multistep, one evaluation per step.
 
     The weight of the second difference is that of the integral, twice the released code's, with which the order measured
     1.8 on the flow schedule and 2.3 on the VP one (40 to 320 steps of the Gaussian in `tests/solvers/test_order.py`).
