@@ -1,4 +1,4 @@
-"""Plug-in files: the example of the page on adding a method, metrics, solvers, tasks, and files that cannot be loaded."""
+"""Plug-in files: the example of the docs, metrics, solvers, image sets, and broken files."""
 
 from __future__ import annotations
 

@@ -54,6 +54,6 @@ class Display:
 
 
 def display_of_worker() -> Display:
-    """The display of this process; one of several workers on a terminal prefixes its lines with its name."""
+    """The display of this process; a worker among others prefixes its lines with its name."""
     name = os.environ.get("HARNESS_WORKER", "")
     return Display(Console(stderr=True, force_terminal=False if name else None), name=name)
