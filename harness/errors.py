@@ -1,4 +1,4 @@
-"""Errors, each with the exit code of the command line. This file imports nothing of the harness."""
+"""Errors, each with the exit code of the command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class HarnessError(Exception):
-    """An error whose message is one sentence: what is wrong, where, what would be right."""
+    """A problem in one sentence: what is wrong, where, and what would be right."""
 
     exit_code = 3
 
@@ -19,19 +19,19 @@ class UsageError(HarnessError):
 
 
 class CheckFailed(HarnessError):
-    """A measured value misses its expected value."""
+    """A measured value differs from what it should be."""
 
     exit_code = 1
 
 
 class RunFailed(HarnessError):
-    """A run could not finish; its record holds the reason."""
+    """A run failed; its record has the reason."""
 
     exit_code = 3
 
 
 class Busy(HarnessError):
-    """Another process makes the same run."""
+    """Another process works on the same run."""
 
     exit_code = 2
 
@@ -49,7 +49,7 @@ class Interrupted(HarnessError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UsageError:
-    """The error for an unknown name: it lists the near names, or all."""
+    """The error for a name that is not in `known`; it lists near names, or all if none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"

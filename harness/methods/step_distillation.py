@@ -186,7 +186,7 @@ class TrajectoryDistillation(Method):
 
 @METHODS.register("step-distillation")
 class StepDistillation(TrajectoryDistillation):
-    """Step distillation: each step regresses the next point from its current state alone."""
+    """Step distillation: each step regresses the trajectory's next point from its own state."""
 
     Config = DistillationConfig
     reference: ClassVar = "Kim et al. 2025, arXiv 2504.11295, sec. 3.1 and table 1 (its baseline)"
