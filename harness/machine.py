@@ -29,12 +29,6 @@ def cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
-def thread_share(children: int) -> dict[str, str]:
-    """Environment of each of so many child processes that share the threads of this one."""
-    threads = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or len(cores()))
-    return {"OMP_NUM_THREADS": str(max(1, threads // children))}
-
-
 def busy_note(interval: float = 0.2) -> str:
     """A warning if other programs use at least a quarter of a core while this process sleeps."""
     if not STAT.exists():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness import machine
-from harness.machine import busy_cores, busy_note, configure_threads, cores, thread_share
+from harness.machine import busy_cores, busy_note, configure_threads
 
 BEFORE = """cpu  300 0 100 1000 10 0 0 0 0 0
 cpu0 100 0 50 500 5 0 0 0 0 0
@@ -56,14 +56,6 @@ def test_a_policy_from_outside_stays(given: dict[str, str], monkeypatch: pytest.
     configure_threads()
     left = {name: os.environ[name] for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ}
     assert left == (given or {"OMP_WAIT_POLICY": "passive"})
-
-
-@pytest.mark.parametrize(("threads", "children", "share"), [("8", 2, "4"), ("8", 3, "2"), ("2", 5, "1"), ("6,2", 2, "3")])
-def test_children_share_the_threads(threads: str, children: int, share: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    assert thread_share(children) == {"OMP_NUM_THREADS": share}
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    assert thread_share(1) == {"OMP_NUM_THREADS": str(len(cores()))}
 
 
 WATCHED = """
