@@ -6,8 +6,10 @@ in time. The averaged weights are written as it goes, and FID by guidance scale 
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,6 +37,8 @@ BATCH, LR = 1024, 2e-3
 SCALES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 SAFETY = 0.94
 """The part of the time that is planned for steps."""
+MEASURED = 0.4
+"""The part of the time that measuring one mode of a step may take, compiling included."""
 SNAPSHOT_SECONDS = 20.0
 
 
@@ -79,7 +83,23 @@ def step_of(task: Task, mode: Mode, batch: int, setting: Setting) -> Callable[[]
 
 
 class OutOfTime(Exception):
-    """Training took longer than planned."""
+    """Training or compiling took longer than planned."""
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Inside, OutOfTime is raised in the main thread when the time is over."""
+
+    def end(number: int, frame: Any) -> None:
+        raise OutOfTime(f"took longer than {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Work:
@@ -100,17 +120,24 @@ class Work:
         for mode in modes:
             name = f"{mode.precision}{', compiled' if mode.compile else ''}"
             try:
-                step = step_of(self.task, mode, self.batch, self.setting)
-                first = self.setting.seconds(step)
-                self.setting.seconds(step, 2)
-                found[name] = self.setting.seconds(step, 2 if self.setting.toy else 50)
+                with at_most(self.setting.seconds_left * MEASURED):
+                    first, found[name] = self.step_seconds(mode)
             except Exception as error:
                 found[name] = f"{type(error).__name__}: {str(error)[:300]}"
                 continue
             if not self.seconds or found[name] < self.seconds:
                 self.mode, self.seconds, self.first_seconds = mode, found[name], first
+        if not self.seconds:
+            raise RuntimeError("; ".join(f"{name}: {reason}" for name, reason in found.items()))
         found["scan_seconds"] = self.scan_seconds = self.time_of_scan()
         return found
+
+    def step_seconds(self, mode: Mode) -> tuple[float, float]:
+        """Seconds of the first step, compiling included, and of a later one."""
+        step = step_of(self.task, mode, self.batch, self.setting)
+        first = self.setting.seconds(step)
+        self.setting.seconds(step, 2)
+        return first, self.setting.seconds(step, 2 if self.setting.toy else 50)
 
     def time_of_scan(self) -> float:
         """Seconds that FID by guidance scale will take, from one and two batches of a new network.
