@@ -14,18 +14,21 @@ from harness.networks.classifier import Classifier
 from harness.networks.dit import DiT
 from harness.tasks import Task, TaskSpec
 
+NETWORK: dict[str, Any] = {
+    "image_size": 8,
+    "patch_size": 4,
+    "in_channels": 1,
+    "hidden_size": 16,
+    "depth": 3,
+    "num_heads": 2,
+    "num_classes": 10,
+}
+"""Constructor arguments of the teacher."""
+
 
 def tiny_spec(folder: Path) -> dict[str, Any]:
     """Writes random weights to `folder` and returns the spec of a task that uses them: small numbers everywhere."""
-    network: dict[str, Any] = {
-        "image_size": 8,
-        "patch_size": 4,
-        "in_channels": 1,
-        "hidden_size": 16,
-        "depth": 3,
-        "num_heads": 2,
-        "num_classes": 10,
-    }
+    network = dict(NETWORK)
     with keyed_initialisation(0, "tiny"):
         teacher, features = DiT(**network), Classifier((1, 8, 8), 10)
         for name, parameter in teacher.named_parameters():  # a fresh DiT outputs zeros; this one says something
