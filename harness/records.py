@@ -1,7 +1,9 @@
-"""The run record: typed, versioned, written aside and renamed. Floor 0: knows nothing of networks or methods."""
+"""The record of a run: typed, versioned, and published as one line of a task's file."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +32,7 @@ class Metric(_Part):
     direction: Literal["lower", "higher", "none"]
     """Which way is better."""
     identity: dict[str, Any]
-    """Everything that determines what the number means: features, reference, noise, rounding, library."""
+    """Everything the number depends on: features, reference, noise, rounding, library."""
 
     @property
     def mean(self) -> float:
@@ -44,16 +46,16 @@ class Metric(_Part):
 
 
 class Exposure(_Part):
-    """Root mean squared error of a pixel after each step, against the teacher's trajectory on held-out noise."""
+    """RMS error of a pixel after each step against the teacher's trajectory, on held-out noise."""
 
     on_teachers_history: list[float]
-    """All states before came from the teacher."""
+    """The error where all earlier states come from the teacher."""
     on_own_history: list[float]
-    """They came from the student itself."""
+    """The error where they come from the student itself."""
     drift: list[float] = []
     """Root mean squared distance between the predictions on the two histories."""
     n: int
-    """Trajectories."""
+    """Number of trajectories."""
 
 
 class LatencyEntry(_Part):
@@ -75,7 +77,7 @@ class LatencyEntry(_Part):
 
 
 class Milestone(_Part):
-    """Quality at a part of the budget, of the averaged weights at that step, on noise set 0."""
+    """Quality of the averaged weights at a part of the budget, on noise set 0."""
 
     step: int
     images: int
@@ -83,11 +85,11 @@ class Milestone(_Part):
     """Training FLOPs until then, trajectories not included."""
     quality: dict[str, float]
     n: int | None = None
-    """How many samples, the first of the set; none is all of them, the metrics' N."""
+    """Number of samples, the first of the set; None is all of them, the metrics' N."""
 
 
 class TrainingBill(_Part):
-    """What the student cost to train."""
+    """The cost of training the student."""
 
     steps: int
     images: int
@@ -101,7 +103,7 @@ class TrainingBill(_Part):
     seconds: float
     peak_memory_bytes: int
     inherited_flops: float = 0.0
-    """FLOPs of the run that this one started from, with what that one inherited; the next two likewise."""
+    """FLOPs of the runs that this one builds on; images and seconds likewise."""
     inherited_images: int = 0
     inherited_seconds: float = 0.0
     ema_initial_weight: float
@@ -109,12 +111,12 @@ class TrainingBill(_Part):
 
     @property
     def student_flops(self) -> float:
-        """FLOPs that the student was trained with, in this run and in those that it started from."""
+        """Training FLOPs of this run and of the runs that it started from."""
         return self.flops + self.inherited_flops
 
     @property
     def whole_flops(self) -> float:
-        """The same with the trajectories."""
+        """Training FLOPs with those of the trajectories."""
         return self.student_flops + self.trajectory_flops
 
 
@@ -124,7 +126,7 @@ class Cost(_Part):
     nfe: float
     """Network passes a sample, measured."""
     macs_per_sample: int
-    """Multiply-adds a sample of the sampler that ran."""
+    """Multiply-adds a sample, counted on the sampler that ran."""
     latency: LatencyEntry | None = None
     training: TrainingBill | None = None
     """None for a training-free method."""
@@ -137,7 +139,7 @@ class Environment(_Part):
     dirty: bool | None
     """Whether the package's files differ from the commit's."""
     code: str
-    """Digest of the harness's own sources without its presentation (command line and report)."""
+    """Digest of the harness's sources that decide numbers."""
     python: str
     packages: dict[str, str]
     device: str
@@ -160,13 +162,13 @@ class Record(_Part):
     target: str
     """The distribution that the method aims at."""
     init: Literal["teacher", "random"] = "teacher"
-    """From which weights the student starts, if no other run is named."""
+    """The weights that the student starts from, unless `config.init_from` names a run."""
     trained_in: str = ""
-    """The run that trained this student, where it was trained once and evaluated at several step counts; its bill is shown."""
+    """The run that trained this student, if another one did; its bill is repeated here."""
     hashes: dict[str, str]
     status: Literal["finished", "failed"]
     reason: str = ""
-    """Why it failed."""
+    """The cause of a failure."""
     levels: list[float] = []
     """DiT's level numbers that the sampler visited."""
     metrics: dict[str, Metric] = {}
@@ -175,29 +177,109 @@ class Record(_Part):
     milestones: list[Milestone] = []
     """Quality at 1/8, 1/4, 1/2 and the whole of the budget."""
     exposure: Exposure | None = None
-    """For a deterministic sampler of more than one step whose steps divide the trajectories'."""
+    """Only for a deterministic sampler whose steps, two or more, divide the trajectories'."""
     cost: Cost | None = None
     flags: list[str] = []
-    """What a reader must know, a sentence each."""
+    """Warnings for a reader, a sentence each."""
     environment: Environment
 
 
 def read_record(path: Path) -> Record:
-    """Reads a record. Raises UsageError if it is broken or was written by a newer version."""
+    """Reads the record of one run. Raises UsageError for a broken file or another schema."""
     try:
-        text = path.read_text(encoding="utf-8")
-        return Record.model_validate_json(text)
-    except OSError as error:
-        raise UsageError(f"cannot read record {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"record {path} is no text in UTF-8") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the whole file"
-        hint = f"this version reads schema {SCHEMA_VERSION}"
-        raise UsageError(f"record {path} cannot be read ({place}: {first['msg']}); {hint}") from error
+        return Record.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(f"record {path}", error) from error
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Writes a record aside and renames it."""
+    """Writes the record of one run aside and renames it."""
     write_text(path, record.model_dump_json(indent=1) + "\n")
+
+
+def published_records(results: Path) -> list[Record]:
+    """The published records of a results folder (`<task>/records.jsonl`), or of one task's folder.
+
+    Raises UsageError for a file that cannot be read.
+    """
+    paths = [*results.glob("*/records.jsonl"), *results.glob("records.jsonl")]
+    return [record for path in sorted(paths) for _, record in _read_lines(path.parent).values()]
+
+
+def publish_records(folder: Path, records: Iterable[Record]) -> None:
+    """Adds records to a task's folder: a line each in `records.jsonl`, sorted by run id.
+
+    `shared.json` holds the identities and floors of metrics, which records refer to by hash. Lines
+    of records that are there already keep their bytes.
+    """
+    lines, shared = _read_lines(folder), _read_shared(folder)
+    for record in records:
+        if record.run_id not in lines or lines[record.run_id][1] != record:
+            lines[record.run_id] = json.dumps(_packed(record, shared), separators=(",", ":")), record
+    write_text(folder / "shared.json", json.dumps(shared, indent=1, sort_keys=True) + "\n")
+    write_text(folder / "records.jsonl", "".join(f"{lines[run_id][0]}\n" for run_id in sorted(lines)))
+
+
+def _read_lines(folder: Path) -> dict[str, tuple[str, Record]]:
+    """The lines of a task's folder with their records, by run id."""
+    path, shared = folder / "records.jsonl", _read_shared(folder)
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, ValueError) as error:
+        raise _unreadable(f"{path}", error) from error
+    found = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            record = Record.model_validate(_unpacked(json.loads(line), shared))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise _unreadable(f"line {number} of {path}", error) from error
+        found[record.run_id] = line, record
+    return found
+
+
+def _read_shared(folder: Path) -> dict[str, dict[str, Any]]:
+    """Identities and floors of metrics by hash; both empty where nothing is published yet."""
+    path = folder / "shared.json"
+    try:
+        shared = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {"identities": dict(shared.get("identities", {})), "floors": dict(shared.get("floors", {}))}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise _unreadable(f"{path}", error) from error
+
+
+def _packed(record: Record, shared: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A record as it is published; its identities and floors go to `shared`."""
+    content = json.loads(record.model_dump_json())
+    for name, metric in content["metrics"].items():
+        metric["identity"] = _put(metric["identity"], shared["identities"])
+        if name.endswith("_floor"):
+            content["metrics"][name] = _put(metric, shared["floors"])
+    return content
+
+
+def _put(value: Any, table: dict[str, Any]) -> str:
+    """Puts a value into a table under its short hash, which it returns."""
+    key = digest(value)[:12]
+    table[key] = value
+    return key
+
+
+def _unpacked(content: dict[str, Any], shared: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The inverse of `_packed`. Raises LookupError for a hash that `shared` lacks."""
+    metrics = {}
+    for name, entry in content["metrics"].items():
+        metric = shared["floors"][entry] if isinstance(entry, str) else entry
+        metrics[name] = {**metric, "identity": shared["identities"][metric["identity"]]}
+    return {**content, "metrics": metrics}
+
+
+def _unreadable(what: str, error: Exception) -> UsageError:
+    """The error for a file of records that cannot be read, in one sentence."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole record"
+        return UsageError(f"{what} cannot be read ({place}: {first['msg']}); this version reads schema {SCHEMA_VERSION}")
+    if isinstance(error, LookupError):
+        return UsageError(f"{what} cannot be read: it, or shared.json beside it, lacks {error}")
+    reason = error.strerror if isinstance(error, OSError) else "it is not JSON in UTF-8"
+    return UsageError(f"{what} cannot be read: {reason}")

@@ -1,4 +1,4 @@
-"""Records: read as they were written, refused in one sentence, and a digest of the code that decides numbers."""
+"""Records are read as they were written, and broken ones are refused in one sentence."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from harness.records import (
     Metric,
     Record,
     TrainingBill,
+    publish_records,
+    published_records,
     read_record,
     write_record,
 )
@@ -54,10 +56,10 @@ def broken(tmp_path: Path, text: str) -> str:
     path.write_text(text)
     with pytest.raises(UsageError) as caught:
         read_record(path)
-    said = str(caught.value)
-    assert str(path) in said
-    assert "\n" not in said
-    return said
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
 
 
 def test_an_unknown_key_is_refused_by_name(tmp_path: Path) -> None:
@@ -85,8 +87,8 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     assert f"this version reads schema {SCHEMA_VERSION}" in broken(tmp_path, json.dumps({**values, "novelty": 1}))
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"cannot read record .*none\.json"):
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"record .*none\.json cannot be read: No such file"):
         read_record(tmp_path / "none.json")
 
 
@@ -109,7 +111,58 @@ def test_a_metrics_mean_and_identity() -> None:
     assert metric.identity_hash != same.model_copy(update={"identity": {"n": 41}}).identity_hash
 
 
-def test_a_record_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_a_record_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="no text in UTF-8"):
+    with pytest.raises(UsageError, match="it is not JSON in UTF-8"):
         read_record(tmp_path / "record.json")
+
+
+def named(run_id: str, floor: float = 0.25, **identity: object) -> Record:
+    """A record with a metric and its floor."""
+    floors = Metric(values={0: floor}, n=9, direction="lower", identity={"n": 9, **identity})
+    fid = Metric(values={0: 0.1 + 0.2}, n=40, direction="lower", identity={"n": 40, **identity})
+    return full_record().model_copy(update={"run_id": run_id, "metrics": {"fid": fid, "fid_floor": floors}})
+
+
+def test_published_records_are_read_as_they_were(tmp_path: Path) -> None:
+    """Also where two identities and two floors stand in one task."""
+    made = [named("b"), named("a", floor=float("inf")), named("c", version=2)]
+    publish_records(tmp_path / "tiny", made)
+    assert published_records(tmp_path) == published_records(tmp_path / "tiny") == [made[1], made[0], made[2]]
+    assert len((tmp_path / "tiny" / "records.jsonl").read_text().splitlines()) == 3
+    assert '"version"' not in (tmp_path / "tiny" / "records.jsonl").read_text()
+
+
+def test_publishing_adds_lines_and_keeps_the_others(tmp_path: Path) -> None:
+    publish_records(tmp_path, [named("b"), named("d")])
+    path = tmp_path / "records.jsonl"
+    path.write_text(path.read_text().replace('":', '": '))  # as another version may have written them
+    b, d = path.read_text().splitlines()
+    publish_records(tmp_path, [named("c"), named("b")])
+    kept, _, last = path.read_text().splitlines()
+    assert (kept, last) == (b, d)
+    publish_records(tmp_path, [named("b", floor=3.0)])
+    assert published_records(tmp_path) == [named("b", floor=3.0), named("c"), named("d")]
+
+
+def test_two_branches_that_publish_are_merged_by_their_lines(tmp_path: Path) -> None:
+    for branch, run_id in (("ours", "b"), ("theirs", "c")):
+        publish_records(tmp_path / branch, [named("a")])
+        publish_records(tmp_path / branch, [named(run_id)])
+    lines = [(tmp_path / branch / "records.jsonl").read_text().splitlines() for branch in ("ours", "theirs")]
+    (tmp_path / "ours" / "records.jsonl").write_text("\n".join(dict.fromkeys([*lines[0], *lines[1]])))
+    assert [one.run_id for one in published_records(tmp_path / "ours")] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("file", "old", "new", "message"), [
+    ("records.jsonl", '{"schema', '<<<<<<< HEAD\n{"schema', r"line 1 of .*records\.jsonl cannot be read: it is not JSON"),
+    ("records.jsonl", '"method":"ard"', '"way":"ard"', r"line 1 of .*records\.jsonl cannot be read \(method"),
+    ("records.jsonl", '"metrics"', '"numbers"', r"line 1 of .* lacks 'metrics'"),
+    ("shared.json", '"identities"', '"names"', r"line 1 of .*: it, or shared\.json beside it, lacks '[0-9a-f]{12}'"),
+    ("shared.json", "{", "", r"shared\.json cannot be read: it is not JSON"),
+])  # fmt: skip
+def test_broken_published_records_are_refused_by_line(file: str, old: str, new: str, message: str, tmp_path: Path) -> None:
+    publish_records(tmp_path, [named("a")])
+    (tmp_path / file).write_text((tmp_path / file).read_text().replace(old, new, 1))
+    with pytest.raises(UsageError, match=message):
+        published_records(tmp_path)

@@ -1,4 +1,4 @@
-"""Records that are written by hand."""
+"""Records that tests write by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENVIRONMENT = Environment(commit="0123456789abcdef", dirty=False, code="c", pyth
 LATENCY = LatencyEntry(seconds=0.1, reference_seconds=0.4, ratio=0.25, reference="teacher, 24 steps", batch=16, dtype="float32",
                        device="cpu", threads=2, warmup=2, repeats=9)  # fmt: skip
 RARE = ("frechet_distance", "kl", "map_error", "fid_inception", "fid_clean", "fd_dinov2")
-"""What a run on images does not have of itself."""
+"""Metrics that a plain run on images lacks."""
 
 
 def metric(name: str, values: dict[int, float], **identity: Any) -> Metric:
@@ -37,7 +37,7 @@ def record(method: str = "ard", seed: int = 0, fid: float = 5.0, steps: int = 10
     bill = TrainingBill(steps=steps, images=64 * steps, flops=2e12, trajectory_flops=3e12, teacher_evaluations=9, seconds=7.0,
                         peak_memory_bytes=1, ema_initial_weight=0.0)  # fmt: skip
     config = {"num_steps": num_steps, "seed": seed, "total_steps": steps, "batch_size": 64 if steps else 0, "micro_batch_size": None,
-              "precision": "fp32", "noise_sets": 2}  # fmt: skip
+              "precision": "fp32", "compile": False, "noise_sets": 2, "init_from": None, "extra_features": ""}  # fmt: skip
     options = {"ard": {"history_layers": 6}, "teacher": {"solver": "ddim"}}.get(method, {})
     given = {
         "run_id": f"{method}-{num_steps}-{steps}-{seed}", "task": "tiny", "task_version": 1, "method": method, "options": options,

@@ -1,4 +1,4 @@
-"""`harness check`. Floor 11."""
+"""`harness check`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,8 @@ from harness.cli.console import Display
 from harness.cli.options import chosen_device, common
 from harness.errors import CheckFailed, RunFailed, UsageError
 from harness.records import Record, read_record
-from harness.report.check import (
-    FAILS,
-    Finding,
-    baseline_of,
-    checkable,
-    compare,
-    configs_of,
-    read_baseline,
-    refuse_nothing,
-    without_losses,
-    write_baseline,
-)
+from harness.report.baseline import Baseline, baseline_of, checkable, configs_of, read_baseline, write_baseline
+from harness.report.check import FAILS, Finding, compare, refuse_nothing, without_losses
 from harness.report.rows import load_records
 from harness.runs.run import Run
 from harness.sweeps.sweep import plan
@@ -36,44 +26,55 @@ from harness.sweeps.sweep import plan
     "--baseline", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Such as baselines/digits.json."
 )
 @click.option("--records", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Compare the records below this folder.")
-@click.option("--run", "to_run", is_flag=True, help="Make the baseline's runs here first, and compare those.")
-@click.option("--update", is_flag=True, help="Write the baseline anew, and print in what it differs from the old one.")
-@click.option("--all", "show_all", is_flag=True, help="Show what is the same too.")
+@click.option("--run", "to_run", is_flag=True, help="Make the baseline's runs first, and compare those.")
+@click.option("--update", is_flag=True, help="Write the baseline anew after printing how it differs from the old one.")
+@click.option("--all", "show_all", is_flag=True, help="Also show comparisons that found no difference.")
 @common(results=True, device=True)
 def check_command(baseline: Path, records: Path | None, to_run: bool, update: bool, show_all: bool, as_json: bool, results: Path,
                   device: str) -> None:  # fmt: skip
-    """Compare records with a baseline; exit code 1 if one regressed, is missing or cannot be compared.
+    """Compare records with a baseline; exit code 1 if one fails.
 
-    Parameters, MACs, NFE and identities must be equal, first losses to one part in a thousand, quality by the spread of seeds; latency is
-    shown alone. Without --records and --run the records below --results count.
+    A record fails if it regressed, is missing or cannot be compared. Parameters, MACs, NFE and
+    identities must be equal, first losses agree to one part in a thousand, and quality within the
+    spread of seeds. Latency is shown, but never fails. Without --records and --run, the records
+    below --results are compared.
     """
     if records is not None and to_run:
-        raise UsageError("--records compares what is there and --run makes it: give one")
+        raise UsageError("--records compares existing records and --run makes new ones: give one of them")
     if update and to_run and not baseline.exists():
-        raise UsageError(f"there is no baseline {baseline} whose runs could be made; give --records of those that it should have")
+        raise UsageError(f"there is no baseline {baseline} that names runs to make; give the records of a new one by --records")
     found = _run(baseline, results, device) if to_run else load_records(records or results)
-    old = None
-    if baseline.exists() or not update:
-        try:
-            old = read_baseline(baseline)
-        except UsageError as error:  # from another version, which an update replaces
-            if not update:
-                raise
-            click.echo(f"harness: {error}", err=True)
+    old = _old_baseline(baseline, update)
     findings = compare(old, found) if old is not None else []
-    if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
-    else:
-        _show(findings, show_all)
-        if old is not None and (count := without_losses(old)):
-            click.echo(f"{count} of {len(old.runs)} runs of the baseline hold no first losses: none are compared")
+    _print(findings, old, show_all, as_json)
     if update:
         given = f" --records {records}" if records else " --run" if to_run else ""
-        write_baseline(baseline, baseline_of(found, f"harness check --baseline {baseline}{given} --update"))
-        left_out = ", ".join(record.run_id for record in found if record.status == "finished" and not checkable(record))
-        click.echo(f"wrote {baseline}{f' without {left_out}' if left_out else ''}", err=True)
-        return
-    refuse_nothing(findings)
+        _update(baseline, found, f"harness check --baseline {baseline}{given} --update")
+    else:
+        refuse_nothing(findings)
+        _refuse_failures(findings)
+
+
+def _old_baseline(path: Path, update: bool) -> Baseline | None:
+    """The baseline file; when it is to be replaced, it may be missing or broken."""
+    if update and not path.exists():
+        return None
+    try:
+        return read_baseline(path)
+    except UsageError as error:
+        if not update:
+            raise
+        click.echo(f"harness: {error}", err=True)
+        return None
+
+
+def _update(path: Path, records: list[Record], command: str) -> None:
+    write_baseline(path, baseline_of(records, command))
+    left_out = ", ".join(record.run_id for record in records if record.status == "finished" and not checkable(record))
+    click.echo(f"wrote {path}{f' without {left_out}' if left_out else ''}", err=True)
+
+
+def _refuse_failures(findings: list[Finding]) -> None:
     failed = [finding for finding in findings if finding.state in FAILS]
     if failed:
         first = failed[0]
@@ -96,7 +97,10 @@ def _run(baseline: Path, results: Path, device: str) -> list[Record]:
     return records
 
 
-def _show(findings: list[Finding], show_all: bool) -> None:
+def _print(findings: list[Finding], old: Baseline | None, show_all: bool, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+        return
     shown = [finding for finding in findings if show_all or finding.state != "same"]
     if shown:
         table = Table("run", "what", "state", "baseline", "here", "allowed")
@@ -105,3 +109,5 @@ def _show(findings: list[Finding], show_all: bool) -> None:
         Console().print(table)
     counts = {state: sum(finding.state == state for finding in findings) for state in dict.fromkeys(f.state for f in findings)}
     click.echo(f"{len(findings)} comparisons: {', '.join(f'{count} {state}' for state, count in counts.items())}")
+    if old is not None and (count := without_losses(old)):
+        click.echo(f"{count} of {len(old.runs)} runs of the baseline hold no first losses, so none are compared")

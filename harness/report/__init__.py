@@ -1,1 +1,1 @@
-"""Tables and pictures from records. Floor 8: may import floors 0 to 7."""
+"""Tables, pages and pictures from records, and checks of them."""

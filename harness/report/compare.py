@@ -1,4 +1,4 @@
-"""Comparisons at equal cost: methods at equal training FLOPs, at equal images, and whether two tasks agree on their order."""
+"""Methods at equal training FLOPs or images, and how well tasks agree on their order."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ from scipy import stats
 
 from harness.methods import METHODS
 from harness.records import Milestone, Record
-from harness.report.rows import Row, counted, defaults_of, headline, in_label, off_task
+from harness.report.labels import counted, defaults_of, in_label
+from harness.report.pairs import off_task
+from harness.report.rows import Row, headline
 from harness.report.statistics import metric_interval, paired_difference, t_interval
 from harness.report.tables import QUALITY
 
 FEWEST = 5
-"""Methods from which on they are compared at equal cost."""
+"""Methods that a comparison at equal cost needs."""
 APART = 0.02
-"""By how much training FLOPs that count as equal may differ."""
+"""Largest relative difference of training FLOPs that count as equal."""
 ABOVE = "above the best"
 """The column of differences."""
 
 
 def equal_compute(rows: Sequence[Row]) -> list[Row]:
-    """The largest set of trained rows with training FLOPs within `APART` of each other: a sweep of methods under one budget, which a whole
-    number of steps does not quite use up; none of fewer than `FEWEST`.
+    """The largest set of trained rows whose training FLOPs agree within `APART`.
+
+    It is a sweep of methods under one budget, which a whole number of steps does not quite use up.
+    It is empty for fewer than `FEWEST` methods.
     """
     flops = [_training_flops(row) for row in rows]
     groups = [
@@ -41,16 +45,22 @@ def equal_compute(rows: Sequence[Row]) -> list[Row]:
 
 
 def _training_flops(row: Row) -> float:
-    """Of a row's first finished run, 0 without training."""
+    """Training FLOPs of a row's first finished run; 0 without training."""
     cost = row.finished[0].cost if row.finished and row.training[0] else None
     return cost.training.student_flops if cost and cost.training else 0.0
 
 
-def equal_compute_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """The headline metric by method, a column for each number of steps; first what is best in any of them."""
-    if not (group := equal_compute(rows)):
+def equal_compute_table(group: Sequence[Row], name: str) -> pd.DataFrame:
+    """The headline metric by method, a column for each number of steps.
+
+    The best in any column comes first.
+
+    Args:
+        group: rows of equal compute.
+        name: the headline metric.
+    """
+    if not group:
         return pd.DataFrame()
-    name = headline(rows)
     heading, digits = QUALITY[name]
     counts = sorted({row.num_steps for row in group})
     lines = []
@@ -64,7 +74,7 @@ def equal_compute_table(rows: Sequence[Row]) -> pd.DataFrame:
         best = min(metric_interval(row.finished, name).mean for row in mine.values())
         lines.append((best, {
             "method": named, **{f"{heading}, {counted(n)}": _cell(mine.get(n), name, digits) for n in counts},
-            "seeds": _seeds([_of_all(mine[n]) for n in counts if n in mine]),
+            "seeds": _seeds([_finished_of_all(mine[n]) for n in counts if n in mine]),
             "training TFLOPs for all its columns": f"{whole / 1e12:.3g}",
             "target": first.records[0].target, "init": first.records[0].init,
         }))  # fmt: skip
@@ -72,8 +82,10 @@ def equal_compute_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def by_setting(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows of one label and batch size by a name that no others have: one student for all numbers of steps, or one for each. Where a number
-    of steps stands there twice, trained for longer, the second one begins another line.
+    """Groups rows of one label and batch size, by a name that is theirs alone.
+
+    A group is one student for all numbers of steps, or one for each. A row with a number of steps
+    that its group has already, trained for longer, begins another group.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row.training, row.num_steps, -_noise_sets(row))):
@@ -101,7 +113,7 @@ def trained_once(record: Record) -> bool:
         return False
     try:
         return METHODS[record.method].trained_once(METHODS[record.method].Config(**record.options))
-    except ValidationError:  # its options are another version's
+    except ValidationError:  # options of another version
         return False
 
 
@@ -109,18 +121,21 @@ def _cell(row: Row | None, name: str, digits: int) -> str:
     return metric_interval(row.finished, name).text(digits) if row else ""
 
 
-def _of_all(row: Row) -> str:
-    """How many seeds finished, and of how many where some failed."""
+def _finished_of_all(row: Row) -> str:
+    """The number of finished seeds, with the number of all where some failed."""
     return str(len(row.finished)) + (f" of {len(row.records)}" if len(row.finished) < len(row.records) else "")
 
 
 def _seeds(numbers: Sequence[str]) -> str:
-    """Of each column, or once where they are equal."""
+    """The number of seeds in each column, or once where all are equal."""
     return ", ".join(numbers if len(set(numbers)) > 1 else numbers[:1])
 
 
 def at_images(points: Sequence[Milestone], name: str, images: float) -> float:
-    """A milestone metric at a number of images, between the two points around it along a line in logarithms of both."""
+    """A curve at a number of images: linear between its points in the logarithms of both.
+
+    Raises ValueError for images outside the curve.
+    """
     for a, b in pairwise(points):
         if a.images <= images <= b.images:
             if min(a.quality[name], b.quality[name]) <= 0 or a.images == b.images:
@@ -130,11 +145,10 @@ def at_images(points: Sequence[Milestone], name: str, images: float) -> float:
     raise ValueError(f"{images} images lie outside the curve, which goes from {points[0].images} to {points[-1].images}")
 
 
-def equal_images_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """The rows of equal compute after as many images as the shortest of them has seen, from the curves of noise set 0."""
-    if not (group := equal_compute(rows)):
+def equal_images_table(group: Sequence[Row], name: str) -> pd.DataFrame:
+    """Rows of equal compute after as many images as the shortest has seen, on noise set 0."""
+    if not group:
         return pd.DataFrame()
-    name = headline(rows)
     heading, digits = QUALITY[name]
     curves = {id(row): [record.milestones for record in row.finished if record.milestones] for row in group}
     images = min((points[-1].images for found in curves.values() for points in found), default=0)
@@ -154,17 +168,15 @@ def equal_images_table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame([*measured, *rest]).fillna("")
 
 
-def against_best_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """At equal training FLOPs, by number of steps: rows of two finished seeds or more beside the best of them, paired within seed and
-    noise set.
+def against_best_table(group: Sequence[Row], name: str) -> pd.DataFrame:
+    """Rows of equal compute with two seeds or more against the best of their number of steps.
 
-    p is a two-sided paired t test's (seeds taken to be normal) times the number of the others. Below 0.05 a row is shown not to be the
-    best: one that is the best in truth is called so in fewer than one case in 20, although which looks best is learnt from the same
-    numbers, for each of the others had one chance to look better (multiple comparisons with the best, Hsu 1984, by Bonferroni).
+    Differences are paired within seed and noise set. p is a two-sided paired t test's times the
+    number of the other rows; it assumes normal seeds. Below 0.05 a row is shown not to be the best.
+    The truly best row is called so in fewer than one case in 20, although the same numbers choose
+    the best: each other row had one chance to look better (Hsu 1984, by Bonferroni).
     """
-    if not (group := [row for row in equal_compute(rows) if len(row.finished) > 1]):
-        return pd.DataFrame()
-    name, lines = headline(rows), []
+    group, lines = [row for row in group if len(row.finished) > 1], []
     for steps in sorted({row.num_steps for row in group}):
         best, *others = sorted((row for row in group if row.num_steps == steps), key=lambda row: metric_interval(row.finished, name).mean)
         if not others:
@@ -189,8 +201,10 @@ def _known_by(row: Row) -> dict[str, str]:
 
 
 def known_as(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> str:
-    """By what a row is found again on another task: its method, steps and the options off its task's defaults, but for those that suit
-    a network (its depth).
+    """A key that finds a row on another task.
+
+    It holds the method, steps and options off the task's defaults, but not the options that every
+    label names: they suit one network, such as its depth.
     """
     method = row.records[0].method
     fields = METHODS[method].Config.model_fields if method in METHODS.names() else {}
@@ -198,12 +212,17 @@ def known_as(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> str:
     return json.dumps([method, row.num_steps, own], sort_keys=True)
 
 
-def agreement_table(by_task: dict[str, list[Row]]) -> pd.DataFrame:
-    """Spearman's rank correlation of tasks' headline metrics, over the rows of equal compute that both have, by number of steps."""
+def agreement_table(by_task: Mapping[str, Sequence[Row]]) -> pd.DataFrame:
+    """Spearman's rank correlation of tasks' headline metrics, by number of steps.
+
+    Args:
+        by_task: each task's rows of equal compute.
+    """
     lines, known_rows = [], {}
-    for task, rows in by_task.items():
-        tuned, found = defaults_of(task), [row for row in equal_compute(rows) if row.finished]
-        farthest_first = sorted(found, key=lambda row: -len(off_task(row, tuned)))  # of those known by one name the plainest counts
+    for task, group in by_task.items():
+        tuned = defaults_of(task)
+        # The plainest row comes last, so that it counts among rows of equal keys.
+        farthest_first = sorted(group, key=lambda row: -len(off_task(row, tuned)))
         known_rows[task] = {known_as(row, tuned): row for row in farthest_first}
     for one, other in combinations(by_task, 2):
         known = [known_rows[one], known_rows[other]]
@@ -220,8 +239,10 @@ def agreement_table(by_task: dict[str, list[Row]]) -> pd.DataFrame:
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """Spearman's, and its two-sided p-value by permutation: all orders of up to 7 numbers, 9,999 random ones of more. (What is usual
-    for p, a t distribution, gives 0 for a correlation of 1 of any length.)
+    """Spearman's rank correlation and its two-sided p-value by permutation.
+
+    All orders of up to 7 numbers count, and 9,999 random ones of more. The usual p-value, from a t
+    distribution, is 0 for a correlation of 1 of any length.
     """
     x, y = stats.rankdata(one), stats.rankdata(other)
     found = stats.permutation_test(

@@ -1,4 +1,4 @@
-"""Small figures as SVG text, for pages: their words stay words, and they are as wide as a telephone."""
+"""Small SVG figures for HTML pages: as wide as a telephone, with text that stays text."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from harness.report.plots import Line, set_log_limits
+from harness.report.plots import Line
+
+if TYPE_CHECKING:  # matplotlib takes a second to import
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 MOST_NAMED = 10
 """Curves with a colour and a name; the others are grey."""
 MOST_GREY = 200
-"""Of more grey ones every second, third, ... is drawn."""
+"""Grey curves that are drawn, at about equal distances, of more."""
 MOST_SHAPES = 1000
-"""Points above which all are one picture inside the figure, which is drawn sooner and is smaller."""
+"""Points that are drawn as shapes; more become one picture, which is faster and smaller."""
 
 
 def curves_figure(curves: Sequence[Line], x_label: str, y_label: str, log: bool = False, bars: bool = False) -> str:
-    """Curves with their intervals; of many the best ten at the end are named below."""
+    """Curves with their 95 % intervals; the ten that end lowest are named below."""
     ordered = sorted(curves, key=lambda curve: curve.y[-1])
     named = ordered[:MOST_NAMED]
     figure, axes = _figure(2.9 + (0.16 * len(named) + 0.1 if len(curves) > 1 else 0))
@@ -27,7 +33,7 @@ def curves_figure(curves: Sequence[Line], x_label: str, y_label: str, log: bool 
         axes.plot(curve.x, curve.y, color="#c9ced8", linewidth=0.8, zorder=1)
     for number, curve in enumerate(named):
         half = [0.0 if math.isnan(width) else width for width in curve.half_width]
-        style = {"color": f"C{number}", "marker": "o", "markersize": 3, "linewidth": 1.2}
+        style: dict[str, Any] = {"color": f"C{number}", "marker": "o", "markersize": 3, "linewidth": 1.2}
         if bars:
             axes.errorbar(curve.x, curve.y, half, label=curve.label, capsize=2, **style)
             continue
@@ -36,11 +42,9 @@ def curves_figure(curves: Sequence[Line], x_label: str, y_label: str, log: bool 
         axes.fill_between(curve.x, low, high, color=f"C{number}", alpha=0.12, linewidth=0)
     if log:
         values = [y for curve in curves for y in curve.y if y > 0]
-        axes.set_xscale("log")
+        _set_log_x(axes, [x for curve in curves for x in curve.x])
         if values:
-            axes.set_yscale("log")
             set_log_limits(axes, values)
-            axes.yaxis.minorticks_off()
     elif len({x for curve in curves for x in curve.x}) <= 12:
         axes.set_xticks(sorted({x for curve in curves for x in curve.x}))
     if len(curves) > 1:
@@ -50,7 +54,7 @@ def curves_figure(curves: Sequence[Line], x_label: str, y_label: str, log: bool 
 
 
 def pareto_figure(points: Sequence[tuple[str, float, float]], x_label: str, y_label: str) -> str:
-    """Points (name, x, y), both in logarithms, of which the front (less of both is better) is drawn and named below."""
+    """Points (name, x, y) on logarithmic axes; the front of lowest x and y is named below."""
     front = pareto_front([(x, y) for _, x, y in points])
     figure, axes = _figure(3.0 + 0.16 * min(len(front), MOST_NAMED))
     axes.scatter([x for _, x, _ in points], [y for *_, y in points], s=10, color="#9aa3b2", zorder=1, rasterized=len(points) > MOST_SHAPES)
@@ -59,15 +63,15 @@ def pareto_figure(points: Sequence[tuple[str, float, float]], x_label: str, y_la
         name, x, y = points[i]
         axes.scatter([x], [y], s=26, color="#0b5fad", zorder=3, label=f"{number}  {_short(name)}: {y:.3g}")
         axes.annotate(str(number), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
-    axes.set_xscale("log")
+    _set_log_x(axes, [x for _, x, _ in points])
     if all(y > 0 for *_, y in points):
-        axes.set_yscale("log")
+        set_log_limits(axes, [y for *_, y in points])
     figure.legend(loc="outside lower left", fontsize=7, frameon=False, handlelength=0, handletextpad=0, markerscale=0)
     return _svg(figure, axes, x_label, y_label)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which points no other one beats in both numbers (less is better), by the first number."""
+    """The places of points that no other undercuts in both numbers, by the first number."""
     front, best = [], math.inf
     for i in sorted(range(len(points)), key=lambda i: points[i]):
         if points[i][1] < best:
@@ -80,14 +84,38 @@ def _short(text: str, most: int = 62) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _figure(height: float):  # type: ignore[no-untyped-def]  # matplotlib takes a second to import, so that its types are not named above
+def set_log_limits(axes: Axes, values: Sequence[float]) -> None:
+    """Makes the y axis logarithmic, with limits around positive values.
+
+    Intervals do not count: that of two seeds may reach below 0.
+    """
+    axes.set_yscale("log")
+    axes.set_ylim(min(values) / 1.5, max(values) * 1.5)
+    _plain_ticks(axes.yaxis, min(values) / 1.5, max(values) * 1.5)
+
+
+def _set_log_x(axes: Axes, values: Sequence[float]) -> None:
+    axes.set_xscale("log")
+    _plain_ticks(axes.xaxis, min(values), max(values))
+
+
+def _plain_ticks(axis: Axis, low: float, high: float) -> None:
+    """Ticks of a logarithmic axis as plain numbers, which can be read on less than a decade too."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.4, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _svg(figure, axes, x_label: str, y_label: str) -> str:  # type: ignore[no-untyped-def]
+def _svg(figure: Figure, axes: Axes, x_label: str, y_label: str) -> str:
     import matplotlib as mpl
 
     axes.set_xlabel(x_label, fontsize=8)

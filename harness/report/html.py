@@ -1,84 +1,84 @@
-"""All records as one HTML page that needs nothing else: tables to sort and filter, plots, grids, claims, failures, environments."""
+"""One self-contained HTML page: tables to sort and filter, plots and sample grids."""
 
 from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
 
-from harness.records import Record
-from harness.report.claims import claims_table, read_claims
-from harness.report.compare import against_best_table, agreement_table, equal_compute_table, equal_images_table
+from harness.records import Cost, Record
 from harness.report.figures import curves_figure, pareto_figure
-from harness.report.markdown import AGAINST_BEST, CLAIMS, by_task
-from harness.report.plots import BY_PASSES, ablations, budget_lines, exposure_lines, passes_lines
-from harness.report.rows import Row, counted, headline, rows_of
+from harness.report.labels import counted
+from harness.report.publish import grid_caption
 from harness.report.statistics import metric_interval
-from harness.report.tables import QUALITY, differences_table, error_split_table, notes, results_table
+from harness.report.tables import plain_heading
+from harness.report.task_report import CLAIMS, GRIDS, Section, TaskReport, agreement_section, claims_section, reports_of
 
-MOST_GRIDS = 48
-"""Grids of a task that are shown."""
+FILTERED = 8
+"""Lines from which on a table has a box to filter them."""
+COSTS: dict[str, Callable[[Cost], float | None]] = {
+    "MMACs a sample": lambda cost: cost.macs_per_sample / 1e6,
+    "latency / reference": lambda cost: cost.latency.ratio if cost.latency else None,
+    "training TFLOPs with trajectories": lambda cost: cost.training.whole_flops / 1e12 if cost.training else None,
+}
+"""What quality is shown against, by the label of its axis."""
 
 
 def html_page(records: Sequence[Record], results: Path, claims: Path = CLAIMS) -> str:
     """The page.
 
     Args:
-        results: the results folder, where the samples of the records lie.
+        results: the results folder, where the sample grids lie.
         claims: the file of published claims; without it that section is left out.
     """
-    tasks = {task: rows_of(found) for task, found in by_task(records).items()}
-    sections = [(f"task-{task}", task, _task_section(rows, results)) for task, rows in tasks.items()]
-    agreement = agreement_table(tasks)
-    if len(agreement):
-        said = "Spearman's rank correlation between tasks, over methods at equal training FLOPs that both have."
-        sections.append(("agreement", "Agreement between tasks", f"<p>{said}</p>{_table(agreement)}"))
-    if claims.is_file():
-        said = "What papers say, and what was measured here. On another task only the direction of a claim can be checked."
-        sections.append(("claims", "Claims", f"<p>{said}</p>{_table(claims_table(read_claims(claims), records), prose=True)}"))
-    failed = [record for record in records if record.status == "failed"]
-    if failed:
-        table = pd.DataFrame({"run": [record.run_id for record in failed], "reason": [record.reason for record in failed]})
-        sections.append(("failures", "Failures", _table(table, prose=True)))
-    body = "".join(f'<section id="{name}"><h2>{html.escape(title)}</h2>{inner}</section>' for name, title, inner in sections)
-    nav = "".join(f'<a href="#{name}">{html.escape(title)}</a>' for name, title, _ in sections)
-    lead = f"{len(records)} runs. Click a heading to sort; ± is the 95 % interval of the notes below each table."
+    reports = reports_of(records)
+    sections = [(f"task-{report.task}", report.task, _task(report, results)) for report in reports]
+    for section in (*agreement_section(reports), *claims_section(records, claims), *_failures(records)):
+        sections.append((section.heading.split()[0].lower(), section.heading, _text(section) + _table(section.table, prose=True)))
+    lead = f"{len(records)} runs. Click a heading to sort; ± is the 95 % interval that each task's notes explain."
     page = files("harness.report").joinpath("page.html").read_text(encoding="utf-8")
-    for name, text in {"TITLE": "Few-step distillation: results", "LEAD": lead, "NAV": nav, "BODY": body}.items():
+    parts = {
+        "TITLE": "Few-step distillation: results",
+        "LEAD": lead,
+        "NAV": "".join(f'<a href="#{name}">{html.escape(title)}</a>' for name, title, _ in sections),
+        "BODY": "".join(f'<section id="{name}"><h2>{html.escape(title)}</h2>{inner}</section>' for name, title, inner in sections),
+    }
+    for name, text in parts.items():
         page = page.replace(f"@@{name}@@", text)
     return page
 
 
-def _task_section(rows: Sequence[Row], results: Path) -> str:
-    finished = [row for row in rows if row.finished]
-    task, parts = rows[0].records[0].task, []
-    equal = equal_compute_table(rows)
-    if len(equal):
-        parts.append(f"<h3>Methods at equal training FLOPs</h3>{_table(equal)}")
-        against = against_best_table(rows)
-        parts.append(f"<p>{html.escape(AGAINST_BEST)}</p>{_table(against)}" if len(against) else "")
-        parts.append(f"<h3>The same after equally many images</h3>{_table(equal_images_table(rows))}")
-    parts.append(f"<h3>All rows</h3>{_table(results_table(rows), f'filter-{task}')}")
-    if finished:
-        figures = _figures(finished)
-        parts.append(f'<h3>Plots</h3><div class="figures">{"".join(figures)}</div>' if figures else "")
-        for title, table in (("What the error is made of", error_split_table(rows)), ("Differences", differences_table(rows))):
-            parts.append(f"<h3>{title}</h3>{_table(table)}" if len(table) else "")
-        grids = _grids(finished, results)
-        said = "<p>Samples of noise set 0; the lower row is the task's reference from the same noise.</p>"
-        parts.append(f'<h3>Samples</h3>{said}<div class="figures">{"".join(grids)}</div>' if grids else "")
-        parts.append(f'<h3>Notes</h3><ul class="notes">{"".join(f"<li>{html.escape(note)}</li>" for note in notes(rows))}</ul>')
+def _failures(records: Sequence[Record]) -> list[Section]:
+    failed = [record for record in records if record.status == "failed"]
+    table = pd.DataFrame({"run": [record.run_id for record in failed], "reason": [record.reason for record in failed]})
+    return [Section("Failures", "", table)] if failed else []
+
+
+def _task(report: TaskReport, results: Path) -> str:
+    """Tables, plots, grids and notes of one task."""
+    parts = []
+    for number, section in enumerate(report.sections):
+        filter_id = f"filter-{report.task}-{number}" if len(section.table) >= FILTERED else ""
+        parts.append(f"<h3>{html.escape(section.heading)}</h3>{_text(section)}{_table(section.table, filter_id)}")
+    if figures := _figures(report):
+        parts.append(f'<h3>Plots</h3><div class="figures">{"".join(figures)}</div>')
+    if grids := _grids(report, results):
+        parts.append(f'<h3>Samples</h3><p>{GRIDS}</p><div class="figures">{"".join(grids)}</div>')
+    if report.notes:
+        parts.append(f'<h3>Notes</h3><ul class="notes">{"".join(f"<li>{html.escape(note)}</li>" for note in report.notes)}</ul>')
     return "".join(parts)
 
 
+def _text(section: Section) -> str:
+    return f"<p>{html.escape(section.text)}</p>" if section.text else ""
+
+
 def _table(table: pd.DataFrame, filter_id: str = "", prose: bool = False) -> str:
-    """A table of text cells, sortable, with a box to filter it if it has an id."""
-    if not len(table):
-        return "<p>Nothing yet.</p>"
+    """A table of text cells that can be sorted, and filtered if it has an id."""
     heads = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in table.columns)
     lines = ("".join(f"<td>{html.escape(str(cell))}</td>" for cell in line) for line in table.itertuples(index=False))
     rows = "".join(f"<tr>{line}</tr>" for line in lines)
@@ -91,56 +91,40 @@ def _table(table: pd.DataFrame, filter_id: str = "", prose: bool = False) -> str
             f"<tbody>{rows}</tbody></table></div>")  # fmt: skip
 
 
-def _figures(rows: Sequence[Row]) -> list[str]:
-    """Pareto plots, quality by passes, ablations, exposure bias and training curves, as SVG."""
-    name = headline(rows)
-    heading = QUALITY[name][0].rstrip(" ↓↑")
-    found = []
-    costs = {
-        "MMACs a sample": lambda cost: cost.macs_per_sample / 1e6,
-        "latency / reference": lambda cost: cost.latency.ratio if cost.latency else None,
-        "training TFLOPs with trajectories": lambda cost: cost.training.whole_flops / 1e12 if cost.training else None,
-    }
-    for label, of in costs.items():
-        points = []
-        for row in rows:
-            cost = row.finished[0].cost
-            x = of(cost) if cost else None
-            if x:
-                points.append((f"{row.label}, {counted(row.num_steps)}", x, metric_interval(row.finished, name).mean))
-        if len(points) > 1:
-            found.append(_figure("pareto", pareto_figure(points, label, heading), f"{heading} against {label}; the front is named."))
-    if lines := passes_lines(rows):
-        found.append(
-            _figure("passes", curves_figure(lines, "network passes a sample", heading, log=True, bars=True), f"{heading} {BY_PASSES}")
-        )
-    for title, curve in ablations(rows, name):
-        caption = f"{heading} by {curve.label}: {title}. Bars are 95 % intervals."
-        found.append(_figure("ablation", curves_figure([curve], curve.label, heading, bars=True), caption))
-    for steps, lines in exposure_lines(rows).items():
-        caption = f"Exposure bias in {steps}: error on the student's own history minus that on the teacher's."
-        found.append(_figure("exposure", curves_figure(lines, "step", "gap"), caption))
-    for steps, lines in budget_lines(rows).items():
-        caption = f"{heading} along training in {steps}, on noise set 0."
-        found.append(_figure("training", curves_figure(lines, "images", heading, log=True), caption))
-    return found
+def _figures(report: TaskReport) -> list[str]:
+    """Quality against cost, then the panels of each plot, as SVG."""
+    found = [_pareto(report, label) for label in COSTS]
+    for plot in report.plots:
+        for panel in plot.panels:
+            svg = curves_figure(panel.lines, panel.x_label, plot.y_label, log=plot.log, bars=plot.bars)
+            found.append(_figure(plot.name, svg, f"{panel.title}: {plot.caption}" if panel.title else plot.caption))
+    return [figure for figure in found if figure]
+
+
+def _pareto(report: TaskReport, label: str) -> str:
+    """The headline metric of each row against a cost; empty for fewer than two points."""
+    points = []
+    for row in report.finished:
+        cost = row.finished[0].cost
+        if cost and (x := COSTS[label](cost)):
+            points.append((f"{row.label}, {counted(row.num_steps)}", x, metric_interval(row.finished, report.headline).mean))
+    if len(points) < 2:
+        return ""
+    heading = plain_heading(report.headline)
+    return _figure("pareto", pareto_figure(points, label, heading), f"{heading} against {label}; the points of the front are named.")
 
 
 def _figure(kind: str, svg: str, caption: str) -> str:
     return f'<figure class="{kind}">{svg}<figcaption>{html.escape(caption)}</figcaption></figure>'
 
 
-def _grids(rows: Sequence[Row], results: Path) -> list[str]:
+def _grids(report: TaskReport, results: Path) -> list[str]:
     found = []
-    for row in rows[:MOST_GRIDS]:
-        record = row.finished[0]
-        places = (results / "runs" / record.run_id / "samples.png", results / record.task / "samples" / f"{record.run_id}.png")
-        picture = next((place for place in places if place.is_file()), None)
-        if picture:
-            data = base64.b64encode(picture.read_bytes()).decode()
-            trained = f", trained {row.training[0]} × {row.training[1]}" if row.training[0] else ""
-            caption = html.escape(f"{row.label}, {counted(row.num_steps)}{trained}")
-            found.append(
-                f'<figure class="grid"><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
-            )
+    for row in report.grids:
+        run_id = row.finished[0].run_id
+        places = (results / "runs" / run_id / "samples.png", results / report.task / "samples" / f"{run_id}.png")
+        if picture := next((place for place in places if place.is_file()), None):
+            data, caption = base64.b64encode(picture.read_bytes()).decode(), html.escape(grid_caption(row))
+            image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+            found.append(f'<figure class="grid">{image}<figcaption>{caption}</figcaption></figure>')
     return found

@@ -1,9 +1,14 @@
-"""A task's table for a paper."""
+"""A task's results as a LaTeX table."""
 
 from __future__ import annotations
 
 import pandas as pd
 
+from harness.report.tables import KEYS, QUALITY
+from harness.report.task_report import TaskReport
+
+SHOWN = {*KEYS, *(heading for heading, _ in QUALITY.values()), "NFE", "MMACs / sample", "status"}
+"""The columns of a table for a paper."""
 SPECIAL = {letter: f"\\{letter}" for letter in "&%$#_{}"}
 SPECIAL |= {
     "\\": r"\textbackslash{}",
@@ -11,6 +16,11 @@ SPECIAL |= {
     "^": r"\textasciicircum{}",
 }
 SPECIAL |= {"±": r"$\pm$", "×": r"$\times$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "−": "$-$"}
+
+
+def latex_report(report: TaskReport) -> str:
+    """A task's rows with the columns for a paper."""
+    return latex_table(report.results[[column for column in report.results if column in SHOWN]], f"Results on {report.task}.")
 
 
 def latex_table(table: pd.DataFrame, caption: str) -> str:

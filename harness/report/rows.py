@@ -1,32 +1,23 @@
-"""Records to rows: one for each method and setting, its seeds together; their names, and which differ in one thing."""
+"""Records to rows: one for each method and setting, its seeds together."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, reduce
-from itertools import combinations
-from operator import xor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from harness.errors import NotComparable, UsageError
 from harness.methods import METHODS
 from harness.provenance import code_digest
-from harness.records import Record, read_record
-from harness.report.statistics import metric_interval
-from harness.runs.identity import PLAIN_SETTINGS, all_options, settings_of
-from harness.tasks import load_task, task_names
+from harness.records import Record, published_records, read_record
+from harness.report.labels import label, off_default
+from harness.runs.identity import all_options, settings_of
 
 HEADLINES = ("fid", "frechet_distance")
-"""The metric of differences and curves: the first that a task has."""
-CROWD = 30
-"""Rows that differ in one thing, above which not all pairs are shown."""
+"""The metrics that rows are compared by; the first that a task has counts."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +27,9 @@ class Row:
     label: str
     records: tuple[Record, ...]
     options: Mapping[str, Any]
-    """As `all_options` gives them."""
+    """All options in canonical form."""
     off_default: Mapping[str, Any]
-    """Those that differ from their method's defaults."""
+    """The options that differ from their method's defaults."""
 
     @cached_property
     def finished(self) -> tuple[Record, ...]:
@@ -46,7 +37,7 @@ class Row:
 
     @property
     def shown(self) -> str:
-        """Its label, and how many of its seeds failed where others did not."""
+        """The label, with the number of failed seeds where others finished."""
         failed = len(self.records) - len(self.finished)
         return self.label + (f" ({failed} of {len(self.records)} seeds failed)" if failed and self.finished else "")
 
@@ -66,145 +57,29 @@ class Row:
 
 
 def load_records(results: Path) -> list[Record]:
-    """All records below a results folder (or in a folder `records`), those of `runs/` and the committed ones; of one run id the former
-    counts.
+    """The records of a results folder, or of one task's folder in it.
 
-    Raises UsageError if there is none.
+    Records of `runs/` replace published ones of equal run id. Raises UsageError if there is none.
     """
-    paths = [*results.glob("*/records/*.json"), *results.glob("records/*.json"), *results.glob("runs/*/record.json")]
-    paths += results.glob("*.json") if results.name == "records" else []
-    found = {record.run_id: record for record in map(read_record, sorted(paths, key=lambda p: (p.name == "record.json", p)))}
+    runs = map(read_record, sorted(results.glob("runs/*/record.json")))
+    found = {record.run_id: record for record in [*published_records(results), *runs]}
     if not found:
         raise UsageError(f"there is no record below {results}; `harness run` makes one")
     return list(found.values())
 
 
-def counted(number: int, what: str = "step") -> str:
-    """Such as "1 step" or "4 steps"."""
-    return f"{number} {what}{'s' if number != 1 else ''}"
-
-
-def label(record: Record, options: Mapping[str, Any] | None = None) -> str:
-    """Method and the options that matter: those marked for labels and those that differ from the default.
-
-    Args:
-        options: what `all_options` gives for the record, where it is known.
-    """
-    options, config = all_options(record) if options is None else options, settings_of(record.config)
-    off = off_default(record.method, options)
-    if record.method in METHODS.names():
-        fields = METHODS[record.method].Config.model_fields
-        told = [name for name in options if name in fields and in_label(fields[name])]
-        off = {name: options[name] for name in told} | off
-    off |= {name: config[name] for name, plain in PLAIN_SETTINGS.items() if config.get(name, plain) != plain}
-    return record.method + "".join(f", {name} {_shown(value)}" for name, value in off.items())
-
-
-def off_default(method: str, options: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The options that differ from their method's defaults.
-
-    Args:
-        given: what is the default of a task in the place of the method's own.
-    """
-    plain = _plain(METHODS[method].Config, json.dumps(given or {})) if method in METHODS.names() else {}
-    return {name: value for name, value in options.items() if name not in plain or value != plain[name]}
-
-
-@cache
-def _plain(config: type[BaseModel], given: str) -> dict[str, Any]:
-    return config(**json.loads(given)).model_dump(mode="json")
-
-
-def defaults_of(task: str) -> Mapping[str, Mapping[str, Any]]:
-    """By method, the options that it has on a task if nothing is said; none for a task that is not here."""
-    return load_task(task).spec.defaults if task in task_names() else {}
-
-
-def _shown(value: Any) -> str:
-    """A list as it is typed, a long number with four digits."""
-    if isinstance(value, float) and len(str(value)) > len("0.00054"):
-        return f"{value:.4g}"
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def off_task(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The options that a task does not run the row's method with anyway.
-
-    Args:
-        tuned: as `defaults_of` gives it.
-    """
-    method = row.records[0].method
-    return off_default(method, row.options, tuned.get(method))
-
-
-def neighbours(rows: Sequence[Row], name: str) -> tuple[list[tuple[Row, Row]], Counter[tuple[int, ...]]]:
-    """Pairs of rows that differ in one thing: the method, an option off its default on this task, or a setting other than steps and
-    training.
-
-    Of more than `CROWD` rows that differ in the same thing each is paired with the best alone. The best is learnt from the numbers that
-    are compared then, so that the pairs left out belong to the family as well: how many of them there are, by `Row.budget`.
-    """
-    sides, tuned = [], defaults_of(rows[0].records[0].task) if rows else {}
-    for row in rows:
-        record = row.records[0]
-        side = {"method": record.method, **off_task(row, tuned), **settings_of(record.config), "rows": row.budget}
-        sides.append(dict.fromkeys(_options_of(record), "") | side)  # what is at its default says nothing to another method
-    buckets = alike_but_one(sides, [side.keys() - {"rows"} for side in sides])
-    found, left_out = set(), Counter[tuple[int, ...]]()
-    for members in buckets.values():
-        pairs = set(combinations(members, 2))
-        if len(members) > CROWD:
-            best = min(members, key=lambda number: metric_interval(rows[number].finished, name).mean)
-            left_out[rows[best].budget] += sum(best not in pair for pair in pairs)
-            pairs = {pair for pair in pairs if best in pair}
-        found |= pairs
-    return [(rows[a], rows[b]) for a, b in sorted(found)], left_out
-
-
-def alike_but_one(sides: Sequence[Mapping[str, Any]], axes: Sequence[Iterable[str]]) -> dict[tuple[str, int], list[int]]:
-    """Groups (by their places) of what is equal in all but one thing; a value of "" counts as nothing.
-
-    Args:
-        sides: name: value of each.
-        axes: the names that may be that one thing, for each.
-    """
-    first = {name: repr(value) for name, value in sides[0].items()} if sides else {}
-    varying: set[str] = set()
-    for side in sides:
-        varying |= {name for name in first.keys() | side.keys() if first.get(name, "''") != repr(side.get(name, ""))}
-    groups: dict[tuple[str, int], list[int]] = {}
-    for place, (side, names) in enumerate(zip(sides, axes, strict=True)):
-        marks = {name: hash((name, repr(side[name]))) for name in varying & side.keys() if side[name] != ""}
-        whole = reduce(xor, marks.values(), 0)
-        for name in names:
-            if name in varying:
-                groups.setdefault((name, whole ^ marks.get(name, 0)), []).append(place)
-    return groups
-
-
-def _options_of(record: Record) -> list[str]:
-    return list(METHODS[record.method].Config.model_fields) if record.method in METHODS.names() else []
-
-
-def in_label(option: FieldInfo) -> bool:
-    """Whether every table names an option."""
-    return isinstance(option.json_schema_extra, dict) and bool(option.json_schema_extra.get("in_label"))
-
-
 def present_last(records: Iterable[Record]) -> list[Record]:
-    """Records in the order of how much they count: last those of the present code, of these what finished, and of that what has most
-    metrics.
-    """
+    """Records in rising order of preference: of the present code, finished, with most metrics."""
     here = code_digest()
     return sorted(records, key=lambda record: (record.environment.code == here, record.status == "finished", len(record.metrics)))
 
 
 def rows_of(records: Sequence[Record]) -> list[Row]:
-    """Groups records that differ in the seed alone; training-free rows first, then by training and steps.
+    """Groups records that differ in the seed alone.
 
-    Of two records with one seed the one counts that is later in `present_last`.
-
-    Raises NotComparable if two records' metrics of one name have different identities.
+    Rows without training come first, then rows by training and steps. Of two records with one seed,
+    the later in `present_last` counts. Raises NotComparable if two records' metrics of one name have
+    different identities.
     """
     refuse_mixed_identities(records)
     groups: dict[str, tuple[dict[str, Any], list[Record]]] = {}
@@ -237,23 +112,21 @@ def refuse_mixed_identities(records: Sequence[Record]) -> None:
 
 
 def trains(record: Record) -> bool:
-    """Whether a record's method is one that trains."""
+    """Whether a record's method trains."""
     return record.method in METHODS.names() and bool(METHODS[record.method].sources)
 
 
-def reference_record(rows: Sequence[Row]) -> Record | None:
-    """The record of the teacher's own output, from which others' distance is measured, if it is there; that of most noise sets."""
-    return reference_of_records([record for row in rows if not row.training[0] for record in row.finished])
+def reference_record(records: Iterable[Record]) -> Record | None:
+    """The teacher's own output among a task's finished records, to which distances are measured.
 
-
-def reference_of_records(records: Iterable[Record]) -> Record | None:
-    """The same among the finished records of a task."""
+    Of several, the one with most noise sets; None if there is none.
+    """
     distances = [(record, record.metrics["distance_to_teacher"]) for record in records if "distance_to_teacher" in record.metrics]
     own = [record for record, distance in distances if distance.mean == 0]
     return max(own, key=lambda record: len(record.metrics["distance_to_teacher"].values), default=None)
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """The metric by which a task's rows are compared."""
+    """The metric that a task's rows are compared by; one of them must have finished."""
     metrics = next(record for row in rows for record in row.finished).metrics
     return next(name for name in HEADLINES if name in metrics)

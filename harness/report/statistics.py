@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from scipy import stats
 
@@ -13,7 +14,7 @@ from harness.records import Record
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the half width of its 95 % t interval; NaN where one value allows none."""
+    """A mean and the half width of its 95 % t interval; NaN for a single value."""
 
     mean: float
     half_width: float
@@ -31,11 +32,17 @@ def t_interval(values: Sequence[float]) -> Interval:
     if n < 2:
         return Interval(mean, math.nan)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    return Interval(mean, float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n))
+    return Interval(mean, _quantile(n - 1) * deviation / math.sqrt(n))
+
+
+@cache
+def _quantile(freedom: int) -> float:
+    """The 97.5 % quantile of the t distribution."""
+    return float(stats.t.ppf(0.975, freedom))
 
 
 def metric_interval(records: Sequence[Record], name: str) -> Interval:
-    """A metric over training seeds (each averaged over its noise sets), or over noise sets where nothing is trained."""
+    """A metric over training seeds, or over noise sets for a row without training."""
     if not records[0].config["total_steps"]:
         return t_interval(list(records[0].metrics[name].values.values()))
     return t_interval([record.metrics[name].mean for record in records])
@@ -48,7 +55,7 @@ class Difference:
     Attributes:
         interval: mean and 95 % t interval over seeds.
         p_value: two-sided, of a paired t test over seeds.
-        seeds: how many pairs.
+        seeds: number of pairs.
     """
 
     interval: Interval
@@ -57,7 +64,7 @@ class Difference:
 
 
 def paired_difference(first: Sequence[Record], second: Sequence[Record], name: str) -> Difference | None:
-    """The difference first - second over the seeds that both have, or None with fewer than two of them."""
+    """first - second over shared seeds; None with fewer than two of them."""
     by_seed = [{record.config["seed"]: record.metrics[name].values for record in row} for row in (first, second)]
     pairs = []
     for seed in sorted(by_seed[0].keys() & by_seed[1].keys()):
@@ -72,10 +79,10 @@ def paired_difference(first: Sequence[Record], second: Sequence[Record], name: s
 
 
 def degradation_ratio(first: Sequence[Record], second: Sequence[Record], reference: Record, name: str) -> Interval | None:
-    """How much a metric of one row exceeds the reference's, over how much another row's does, paired within seed and noise set.
+    """One row's excess over the reference, divided by another's, paired in seed and noise set.
 
-    Returns the mean and 95 % t interval over the seeds that both have, or None if one of them does not exceed the reference, or has
-    noise sets that the reference has not.
+    Returns the mean and 95 % t interval over shared seeds; None if a row does not exceed the
+    reference or has noise sets that the reference lacks.
     """
     excesses, beside = [], reference.metrics[name].values
     for row in (first, second):
@@ -90,10 +97,10 @@ def degradation_ratio(first: Sequence[Record], second: Sequence[Record], referen
 
 
 def holm(p_values: Sequence[float], level: float = 0.05, unseen: int = 0) -> list[bool]:
-    """Which hypotheses are rejected by Holm's step-down procedure at a family-wise level.
+    """Which hypotheses Holm's step-down procedure rejects at a family-wise level (Holm 1979).
 
     Args:
-        unseen: how many more belong to the family, whose p is not looked at and taken to be 1.
+        unseen: further hypotheses of the family, whose p is taken to be 1.
     """
     rejected = [False] * len(p_values)
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import UsageError
 from harness.provenance import capture_environment
-from harness.records import Record, read_record
+from harness.records import Record, published_records, read_record
 from harness.runs.config import RunConfig, explain, parse_config
 from harness.runs.identity import key_of_record
 from harness.runs.locks import is_held
@@ -113,7 +113,7 @@ def plan(configs: Sequence[RunConfig], results: Path, device: torch.device, reus
     Raises UsageError for the first run that does not fit.
     """
     code = capture_environment(device).code
-    found = [record for record in map(read_record, sorted(results.glob("*/records/*.json"))) if record.status == "finished"]
+    found = [record for record in published_records(results) if record.status == "finished"]
     published = {key_of_record(record): record for record in sorted(found, key=lambda record: record.environment.code == code)}
     cells: dict[str, Cell] = {}
     settled: dict[str, Resolved] = {}  # what seeds share: a budget in FLOPs takes seconds to count

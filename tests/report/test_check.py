@@ -1,4 +1,4 @@
-"""The regression check: what fails, what is only told, and how often it errs."""
+"""The regression check: what fails, what is only reported, and how often it errs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from written import record as plain
 from harness.cli.main import main
 from harness.errors import CheckFailed, UsageError
 from harness.provenance import code_digest
-from harness.records import Metric, Record, read_record, write_record
-from harness.report.check import FAILS, Baseline, baseline_of, compare, configs_of, read_baseline, refuse_nothing, write_baseline
+from harness.records import Metric, Record, published_records, read_record, write_record
+from harness.report.baseline import Baseline, baseline_of, configs_of, read_baseline, write_baseline
+from harness.report.check import FAILS, compare, refuse_nothing
 from harness.report.rows import load_records
 from harness.runs.config import parse_config
-from harness.runs.identity import key_of_record
+from harness.runs.identity import key_of_record, row_key
 from harness.runs.resolve import resolve
 from harness.sweeps.sweep import expand
+from harness.tasks import load_task
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,9 +119,9 @@ def test_runs_without_first_losses_are_counted(tmp_path: Path) -> None:
     assert (done.exit_code, "2 of 3 runs of the baseline hold no first losses" in done.output) == (0, True), done.output
 
 
-def test_a_baseline_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_a_baseline_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "base.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="no text in UTF-8"):
+    with pytest.raises(UsageError, match="not text in UTF-8"):
         read_baseline(tmp_path / "base.json")
 
 
@@ -159,7 +161,7 @@ def test_where_more_is_better_less_is_a_regression() -> None:
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 5])
 def test_the_rate_of_false_alarms_and_what_is_found(seeds: int) -> None:
-    """Other seeds of an equal method rarely fail; four deviations more nearly always, given enough seeds."""
+    """Other seeds of an equal method rarely fail; a mean four deviations worse mostly does."""
     drawn, alarms, found, trials = random.Random(seeds), 0, 0, 120
     for _ in range(trials):
         rows = []
@@ -194,15 +196,15 @@ def test_committed_records_match_the_committed_baseline() -> None:
     assert [finding for finding in findings if finding.state in FAILS | {"new"}] == []
 
 
-@pytest.mark.parametrize("folder", sorted((ROOT / "results").glob("*/records")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("folder", [path.parent for path in sorted((ROOT / "results").glob("*/records.jsonl"))], ids=lambda path: path.name)
 def test_a_baselines_configs_make_the_same_runs(folder: Path) -> None:
-    """Every kind of record, untrained students and samplers without training too."""
-    records = [read_record(path) for path in folder.glob("*.json")]
-    for found in records:
+    """One record of each row, with untrained students and samplers without training."""
+    task, rows = load_task(folder.name), {row_key(found): found for found in published_records(folder)}
+    for found in rows.values():
         baseline = baseline_of([found], "made here")
         assert next(iter(baseline.runs.values())).config
         (config,) = configs_of(baseline)
-        assert resolve(config).key == key_of_record(found), found.run_id
+        assert resolve(config, task).key == key_of_record(found), found.run_id
 
 
 def test_what_nothing_trains_must_be_equal() -> None:
@@ -214,7 +216,7 @@ def test_what_nothing_trains_must_be_equal() -> None:
     assert states(baseline, teacher(5.1), *HERE) == {("fid, 1 seed", "regressed")}
 
 
-def test_losses_that_a_record_lacks_are_told() -> None:
+def test_losses_that_a_record_lacks_are_reported() -> None:
     without = HERE[0].model_copy(update={"first_losses": {}})
     assert states(BASE, without, *HERE[1:]) == {("first losses", "missing")}
     older = baseline_of([without, *HERE[1:]], "made here")
@@ -226,8 +228,8 @@ def test_the_command(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[st
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main([str(word) for word in ("check", "--baseline", tmp_path / "b.json", *words)])
-        told = capsys.readouterr()
-        return ended.value.code, told.out + told.err
+        output = capsys.readouterr()
+        return ended.value.code, output.out + output.err
 
     config = {"task": "tiny", "method": "step-distillation", "num_steps": 2, "budget": "steps=2"}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
@@ -237,29 +239,29 @@ def test_the_command(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[st
         main(["run", "--config", str(tmp_path / "c.yaml"), *map(str, results)])
     assert check("--records", tmp_path / "results", "--update")[0] == 0
     assert check(*results)[0] == 0
-    code, told = check("--run", "--results", tmp_path / "anew")
-    assert code == 0, told
+    code, output = check("--run", "--results", tmp_path / "anew")
+    assert code == 0, output
     assert (tmp_path / "anew" / "runs" / resolve(parse_config(config)).run_id / "record.json").is_file()
 
     path = tmp_path / "results" / "runs" / resolve(parse_config(config)).run_id / "record.json"
     good = read_record(path)
     assert good.cost is not None
     write_record(path, good.model_copy(update={"cost": good.cost.model_copy(update={"nfe": 3.0})}))
-    code, told = check(*results)
+    code, output = check(*results)
     assert code == 1
-    assert "NFE regressed (baseline 2.0, here 3.0)" in " ".join(told.split())
-    code, told = check("--update", *results)
+    assert "NFE regressed (baseline 2.0, here 3.0)" in " ".join(output.split())
+    code, output = check("--update", *results)
     assert code == 0
-    assert "regressed" in told
+    assert "regressed" in output
     empty = baseline_of([good.model_copy(update={"task_version": 9})], "another version")
     write_baseline(tmp_path / "b.json", empty)
     assert check(*results)[0] == 1
     assert check("--update", *results)[0] == 0
     assert check(*results)[0] == 0
     (tmp_path / "b.json").write_text("{}")
-    code, told = check(*results)
+    code, output = check(*results)
     assert code == 2
-    assert "--update makes it anew" in " ".join(told.split())
+    assert "--update makes it anew" in " ".join(output.split())
     assert check("--update", *results)[0] == 0
     assert check(*results)[0] == 0
 

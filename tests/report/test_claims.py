@@ -130,7 +130,7 @@ def test_our_claims_say_where_they_are_from() -> None:
     assert {"reproduced", "reproduced in direction", "not reproduced"} <= set(table["verdict"])
 
 
-def test_a_broken_file_is_told(tmp_path: Path) -> None:
+def test_a_broken_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"claims": [{"says": "only"}]}))
     with pytest.raises(UsageError, match="is broken"):
         read_claims(tmp_path / "c.yaml")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import permutations
 from typing import Any
 
+import pandas as pd
 import pytest
 from scipy import stats
 from written import METHODS, field, record, trained
@@ -26,9 +27,35 @@ from harness.report.compare import (
     trained_once,
 )
 from harness.report.markdown import page
-from harness.report.plots import passes_lines
+from harness.report.plots import Line, passes_lines
 from harness.report.rows import rows_of
+from harness.report.task_report import TaskReport, reports_of
 from harness.tasks import load_task
+
+
+def report(records: Sequence[Record]) -> TaskReport:
+    return TaskReport.of(records)
+
+
+def equal_compute_of(records: Sequence[Record]) -> pd.DataFrame:
+    return equal_compute_table(report(records).equal, report(records).headline)
+
+
+def equal_images_of(records: Sequence[Record]) -> pd.DataFrame:
+    return equal_images_table(report(records).equal, report(records).headline)
+
+
+def against_best_of(records: Sequence[Record]) -> pd.DataFrame:
+    return against_best_table(report(records).equal, report(records).headline)
+
+
+def by_passes(records: Sequence[Record]) -> list[Line]:
+    return passes_lines(report(records).finished, report(records).equal, "fid")
+
+
+def agreement_of(**records: Sequence[Record]) -> pd.DataFrame:
+    """By name of a task, with _ for -."""
+    return agreement_table({task.replace("_", "-"): report(found).equal for task, found in records.items()})
 
 
 def test_rows_of_another_budget_are_left_out() -> None:
@@ -45,7 +72,7 @@ def test_a_budget_that_a_few_long_steps_do_not_use_up_is_the_same_budget() -> No
 
 def test_the_table_has_a_column_for_each_number_of_steps_and_the_bill_for_all() -> None:
     one = [trained(method, 9.2 - number, num_steps=1) for number, method in enumerate(METHODS)]
-    table = equal_compute_table(rows_of([*field(), *one])).set_index("method")
+    table = equal_compute_of([*field(), *one]).set_index("method")
     assert list(table.index) == ["ect", "imm", "ict", "shortcut", "lcm", "reflow"]  # by the best of both columns
     assert table.loc["ect", "FID ↓, 4 steps"] == "2.50"
     assert table.loc["ect", "FID ↓, 1 step"] == "9.70"
@@ -60,13 +87,13 @@ def test_failed_seeds_and_methods_are_seen() -> None:
         return trained(method, 9.0, seed=seed).model_copy(update={"status": "failed", "reason": "nan", "metrics": {}, "cost": None})
 
     some = [made for made in field() if made.method != "ict"]
-    text = page([*some, *(failed("ict", seed) for seed in (0, 1)), *(failed("ect", seed) for seed in (1, 2))])
-    table = equal_compute_table(rows_of([*some, failed("ect", 1), failed("ect", 2)])).set_index("method")
+    text = page(reports_of([*some, *(failed("ict", seed) for seed in (0, 1)), *(failed("ect", seed) for seed in (1, 2))]))
+    table = equal_compute_of([*some, failed("ect", 1), failed("ect", 2)]).set_index("method")
     assert table["seeds"].to_dict() == {"ect": "1 of 3", "imm": "1", "lcm": "1", "reflow": "1", "shortcut": "1"}
     assert "Failed, and in no comparison: ict, 4 steps (nan)" in text
     beside = [trained(method, 3.0 + number, seed=seed) for number, method in enumerate(METHODS) for seed in (0, 1)]
-    assert "ect (1 of 3 seeds failed)" in set(against_best_table(rows_of([*beside, failed("ect", 2)]))["method"])
-    assert "ect (1 of 3 seeds failed)" in set(equal_images_table(rows_of([*beside, failed("ect", 2)]))["method"])
+    assert "ect (1 of 3 seeds failed)" in set(against_best_of([*beside, failed("ect", 2)])["method"])
+    assert "ect (1 of 3 seeds failed)" in set(equal_images_of([*beside, failed("ect", 2)])["method"])
 
 
 def test_settings_with_one_label_have_a_line_each() -> None:
@@ -75,24 +102,24 @@ def test_settings_with_one_label_have_a_line_each() -> None:
     smaller = smaller.model_copy(update={"config": {**smaller.config, "batch_size": 32}})
     one_step = trained("lcm", 8.0, num_steps=1)
     rows = rows_of([*field(), one_step, smaller, trained("ect", 1.5, steps=101)])
-    table = equal_compute_table(rows).set_index("method")
+    table = equal_compute_table(equal_compute(rows), "fid").set_index("method")
     assert len(table) == len(METHODS) + 2
     several = "lcm (100 × 64, 2 noise sets)"
     assert (table.loc[several, "FID ↓, 4 steps"], table.loc[several, "FID ↓, 1 step"]) == ("5.50", "8.50")
     assert table.loc["lcm (200 × 32, 2 noise sets)", "FID ↓, 4 steps"] == "1.50"
     assert table.loc["ect (101 × 64, 2 noise sets)", "FID ↓, 4 steps"] == "2.00"
-    assert [(line.label, line.y) for line in passes_lines(rows)] == [(several, [8.5, 5.5])]
+    assert [(line.label, line.y) for line in passes_lines(rows, equal_compute(rows), "fid")] == [(several, [8.5, 5.5])]
 
 
 def test_students_for_all_numbers_of_steps_are_apart_by_their_training() -> None:
-    """LCM is trained once, so that one training of 101 steps served both numbers of steps, and that of 100 steps one."""
+    """LCM is trained once: 101 steps serve both numbers of steps, and 100 steps serve one."""
     rows = rows_of([*field(), trained("lcm", 8.0, num_steps=1, steps=101), trained("lcm", 4.0, steps=101)])
     long, short = "lcm (101 × 64, 2 noise sets)", "lcm (100 × 64, 2 noise sets)"
     assert {label: len(found) for label, found in by_setting(rows).items() if label.startswith("lcm")} == {short: 1, long: 2}
-    table = equal_compute_table(rows).set_index("method")
+    table = equal_compute_table(equal_compute(rows), "fid").set_index("method")
     assert (table.loc[long, "FID ↓, 4 steps"], table.loc[long, "FID ↓, 1 step"]) == ("4.50", "8.50")
     assert table.loc[long, "training TFLOPs for all its columns"] == table.loc[short, "training TFLOPs for all its columns"] == "7.02"
-    assert [(line.label, line.y) for line in passes_lines(rows)] == [(long, [8.5, 4.5])]
+    assert [(line.label, line.y) for line in passes_lines(rows, equal_compute(rows), "fid")] == [(long, [8.5, 4.5])]
     each = rows_of([*field(), trained("reflow", 8.0, num_steps=1, steps=101), trained("reflow", 9.0, steps=101)])
     names = [label for label in by_setting(each) if label.startswith("reflow")]
     assert names == ["reflow (101 × 64, 100 × 64, 2 noise sets)", "reflow (101 × 64, 2 noise sets)"]
@@ -102,7 +129,7 @@ def test_the_teachers_line_holds_all_its_steps() -> None:
     """Whatever the noise sets are; the record with most of them counts."""
     free = [record("teacher", steps=0, num_steps=n) for n in (4, 24)]
     more = free[0].model_copy(update={"run_id": "more", "config": {**free[0].config, "noise_sets": 3}})
-    lines = {line.label: line.x for line in passes_lines(rows_of([*field(), free[1], more]))}
+    lines = {line.label: line.x for line in by_passes([*field(), free[1], more])}
     assert lines["teacher"] == [4, 24]
     found = by_setting(rows_of([*free, more]))
     assert {name: [(row.num_steps, row.records[0].config["noise_sets"]) for row in rows] for name, rows in found.items()} == {
@@ -115,10 +142,10 @@ def test_options_of_another_version_are_no_error() -> None:
 
 
 def test_a_table_needs_a_field() -> None:
-    assert len(equal_compute_table(rows_of(field()[:3]))) == 0
-    assert len(equal_images_table(rows_of(field()[:3]))) == 0
-    assert "equal training FLOPs" not in page(field()[:3])
-    assert "equal training FLOPs" in page(field())
+    assert len(equal_compute_of(field()[:3])) == 0
+    assert len(equal_images_of(field()[:3])) == 0
+    assert "equal training FLOPs" not in page(reports_of(field()[:3]))
+    assert "equal training FLOPs" in page(reports_of(field()))
 
 
 def steady(spread: float, methods: Sequence[str] = METHODS, **changes: Any) -> list[Record]:
@@ -133,7 +160,7 @@ def test_rows_are_beside_the_best_of_their_number_of_steps() -> None:
     other_budget = steady(0.0, ["ctm"], flops=3e12, num_steps=1)
     alone_in_its_column = steady(0.0, ["ctm"], num_steps=8)
     records = [*steady(0.05), *steady(0.05, num_steps=1), *other_budget, *alone_in_its_column]
-    lines = against_best_table(rows_of(records)).to_dict("records")
+    lines = against_best_of(records).to_dict("records")
     assert [(line["steps"], line["method"]) for line in lines] == [(steps, method) for steps in "14" for method in METHODS]
     assert [line[ABOVE] for line in lines] == ["the best", *(f"{n}.00 ± {n * 0.05 * 4.303 / 3**0.5:.2f}" for n in range(1, 6))] * 2
     assert [line["not the best (95 %)"] for line in lines] == ["", *["shown"] * 5] * 2
@@ -143,7 +170,7 @@ def test_rows_are_beside_the_best_of_their_number_of_steps() -> None:
 def test_which_is_best_is_by_all_seeds() -> None:
     wobble = (-2.0, 1.0, 4.0)  # by seed 0 alone the order is turned round
     records = [trained(method, 20.0 + n * wobble[seed], seed=seed) for n, method in enumerate(METHODS) for seed in range(3)]
-    lines = against_best_table(rows_of(records)).to_dict("records")
+    lines = against_best_of(records).to_dict("records")
     assert [line["method"] for line in lines] == list(METHODS)
     assert lines[1][ABOVE].startswith("1.00 ± ")
     assert {line["not the best (95 %)"] for line in lines} == {"", "not shown"}
@@ -152,10 +179,10 @@ def test_which_is_best_is_by_all_seeds() -> None:
 @pytest.mark.parametrize(("spread", "p"), [(0.16, 0.0084), (0.18, 0.0106)])
 def test_a_row_has_as_many_chances_to_look_worse_as_there_are_others(spread: float, p: float) -> None:
     two, rest = steady(spread, METHODS[:2]), field()  # of one seed: they say nothing here
-    (_, alone) = against_best_table(rows_of([*two, *rest[2:]])).to_dict("records")
+    (_, alone) = against_best_of([*two, *rest[2:]]).to_dict("records")
     assert (alone["method"], float(alone["p, corrected"])) == (METHODS[1], pytest.approx(p, rel=0.05))
     assert alone["not the best (95 %)"] == "shown"
-    (_, *among) = against_best_table(rows_of(steady(spread))).to_dict("records")
+    (_, *among) = against_best_of(steady(spread)).to_dict("records")
     assert [float(line["p, corrected"]) for line in among] == [pytest.approx(5 * p, rel=0.05)] * 5
     assert {line["not the best (95 %)"] for line in among} == {"shown" if 5 * p < 0.05 else "not shown"}
 
@@ -163,17 +190,17 @@ def test_a_row_has_as_many_chances_to_look_worse_as_there_are_others(spread: flo
 def test_a_row_that_is_better_where_both_have_seeds_is_not_shown_to_be_worse() -> None:
     long = [trained("ctm", fid, seed=seed) for seed, fid in enumerate((6.0, 6.1, 6.05, 1.0, 1.0, 1.0))]
     short = [trained("dmd2", fid, seed=seed) for seed, fid in enumerate((5.0, 5.12, 5.04))]
-    (_, line) = against_best_table(rows_of([*field(), *long, *short])).to_dict("records")
+    (_, line) = against_best_of([*field(), *long, *short]).to_dict("records")
     assert (line["method"], line["not the best (95 %)"]) == ("dmd2", "not shown")
     assert line[ABOVE].startswith("-1.00")
 
 
 def test_rows_need_two_finished_seeds_in_common() -> None:
-    assert against_best_table(rows_of(field())).empty
+    assert against_best_of(field()).empty
     apart = [trained("ctm", 99.0, seed=seed) for seed in (2, 3)]
     once = trained("dmd2", 99.0)
     failed = trained("dmd2", 99.0, seed=1).model_copy(update={"status": "failed", "reason": "loss nan", "metrics": {}, "cost": None})
-    table = against_best_table(rows_of([*steady(0.05), *apart, once, failed])).set_index("method")
+    table = against_best_of([*steady(0.05), *apart, once, failed]).set_index("method")
     assert table.loc["ctm", ABOVE] == "fewer than two seeds in common"
     assert not any("dmd2" in method for method in table.index)
     assert float(table.loc[METHODS[1], "p, corrected"]) == pytest.approx(6 * 0.00083, rel=0.02)  # among six others
@@ -184,12 +211,12 @@ def test_the_headline_is_the_task_s() -> None:
         made.model_copy(update={"metrics": {"frechet_distance": made.metrics["fid"].model_copy(update={"identity": {}})}})
         for made in steady(0.0)
     ]  # fmt: skip
-    assert against_best_table(rows_of(records)).iloc[1][ABOVE] == "1.0000 ± 0.0000"
+    assert against_best_of(records).iloc[1][ABOVE] == "1.0000 ± 0.0000"
 
 
 def test_pages_have_the_table_where_there_are_seeds() -> None:
-    assert "not the best" not in page(field())
-    assert "not the best" in page(steady(0.05))
+    assert "not the best" not in page(reports_of(field()))
+    assert "not the best" in page(reports_of(steady(0.05)))
 
 
 def test_between_two_points_a_curve_is_a_power() -> None:
@@ -206,7 +233,7 @@ def test_between_two_points_a_curve_is_a_power() -> None:
 
 def test_equal_images_are_those_of_the_shortest_run() -> None:
     short = trained("dmd2", 5.0, steps=50)
-    table = equal_images_table(rows_of([*field(), short])).set_index("method")
+    table = equal_images_of([*field(), short]).set_index("method")
     column = "FID ↓ after 3,200 images"
     assert table.loc["dmd2", column] == "5.00"
     assert table.loc["ect", column] == "4.00"
@@ -217,7 +244,7 @@ def test_equal_images_are_those_of_the_shortest_run() -> None:
 def test_what_has_no_curve_at_its_steps_is_named() -> None:
     shared = [trained("dmd2", 1.0, num_steps=steps).model_copy(update={"milestones": [], "trained_in": "dmd2-1"}) for steps in (2, 4)]
     long = trained("ctm", 1.0, steps=2000)
-    table = equal_images_table(rows_of([*field(), *shared, long])).set_index("method")
+    table = equal_images_of([*field(), *shared, long]).set_index("method")
     column = "FID ↓ after 6,400 images"
     assert table.loc["dmd2", column] == "not measured: its curve was taken at another number of steps"
     assert table.loc["dmd2", "steps"] == "2, 4"
@@ -228,7 +255,7 @@ def test_one_student_for_all_numbers_of_steps_is_billed_once() -> None:
     pair = [trained("imm", 1.0, num_steps=n) for n in (1, 4)]  # both trained, as two processes may
     apart = [trained("reflow", 1.0, num_steps=n) for n in (1, 4)]
     others = [made for made in field() if made.method not in ("imm", "reflow")]
-    table = equal_compute_table(rows_of([*others, trained("dmd2", 3.0), *pair, *apart])).set_index("method")
+    table = equal_compute_of([*others, trained("dmd2", 3.0), *pair, *apart]).set_index("method")
     assert table.loc["imm", "training TFLOPs for all its columns"] == "7.02"
     assert table.loc["reflow", "training TFLOPs for all its columns"] == "14"
 
@@ -238,10 +265,10 @@ def test_tasks_agree_or_not() -> None:
     same = {method: math.exp(value) for method, value in fids.items()}
     turned = {method: -value for method, value in fids.items()}
     for other, expected in ((same, "1.00"), (turned, "-1.00")):
-        table = agreement_table({"one": rows_of(field(fids)), "two": rows_of(field(other, flops=4e11))})
+        table = agreement_of(one=field(fids), two=field(other, flops=4e11))
         (line,) = table.to_dict("records")
         assert (line["tasks"], line["steps"], line["methods"], line["rank correlation"]) == ("one and two", "4", "6", expected)
-    assert len(agreement_table({"one": rows_of(field()), "two": rows_of(field()[:4])})) == 0
+    assert len(agreement_of(one=field(), two=field()[:4])) == 0
 
 
 def test_a_rank_correlation_of_few_is_judged_by_all_orders() -> None:
@@ -265,11 +292,11 @@ def test_a_rank_correlation_of_many_is_judged_by_random_orders() -> None:
 
 @pytest.mark.parametrize("layers", [2, 5, 8])
 def test_of_rows_that_are_known_by_one_name_the_plainest_counts(layers: int) -> None:
-    """On both tasks ARD's default is the worst; with other layers on one of them it would be the best."""
+    """ARD's default is the worst on both tasks; other layers on one would be the best."""
     fids = {method: 2.0 + number for number, method in enumerate(METHODS)} | {"ard": 50.0}
     other = trained("ard", 0.1).model_copy(update={"run_id": "other", "options": {"history_layers": layers}})
     for found in ([*field(fids), other], [other, *field(fids)]):
-        (line,) = agreement_table({"one": rows_of(found), "two": rows_of(field(fids))}).to_dict("records")
+        (line,) = agreement_of(one=found, two=field(fids)).to_dict("records")
         assert line["rank correlation"] == "1.00"
 
 
@@ -279,7 +306,7 @@ def test_the_plainest_is_what_the_task_runs() -> None:
     (layers,) = load_task("fashion-mnist").spec.defaults["ard"].values()
     own = trained("ard", 50.0).model_copy(update={"run_id": "own", "options": {"history_layers": layers}})
     for found in ([*field(fids), own], [own, *field(fids)]):
-        (line,) = agreement_table({"fashion-mnist": rows_of(found), "two": rows_of(field({**fids, "ard": 50.0}))}).to_dict("records")
+        (line,) = agreement_of(fashion_mnist=found, two=field({**fids, "ard": 50.0})).to_dict("records")
         assert line["rank correlation"] == "1.00"
 
 
@@ -307,6 +334,6 @@ def test_what_was_tuned_on_a_task_does_not_hide_a_method_from_another() -> None:
 def test_columns_with_other_numbers_of_seeds_say_so() -> None:
     more = [trained("imm", 3.0, num_steps=steps, seed=seed) for steps, seed in ((1, 0), (4, 1), (4, 2))]
     others = [made for made in field() if made.method != "imm"]
-    table = equal_compute_table(rows_of([*others, *more])).set_index("method")
+    table = equal_compute_of([*others, *more]).set_index("method")
     assert table.loc["imm", "seeds"] == "1, 2"
     assert set(table.drop(index="imm")["seeds"]) == {"1"}

@@ -17,7 +17,7 @@ from inprocess import Here, driver
 from harness.cli.main import main
 from harness.data.images import IMAGE_SETS, ImageSet, Split
 from harness.errors import UsageError
-from harness.report.markdown import publish
+from harness.report.publish import publish
 from harness.report.rows import load_records
 from harness.runs.config import parse_config
 from harness.runs.identity import key_of_record
@@ -118,7 +118,7 @@ def test_published_records_of_other_code_count_when_asked(tiny: Task, tmp_path: 
     assert [(cell.record, cell.published) for cell in plan(configs, tmp_path / "second", CPU)] == [(None, True)]
     (cell,) = plan(configs, tmp_path / "second", CPU, reuse=True)
     assert cell.record == old
-    assert load_records(tmp_path / "second" / "tiny" / "records") == [old]
+    assert load_records(tmp_path / "second" / "tiny") == [old]
     assert [cell.published for cell in plan(configs, tmp_path / "third", CPU)] == [False]
 
 

@@ -11,6 +11,7 @@ import torch
 from harness.errors import UsageError
 from harness.metrics.evaluator import Evaluator
 from harness.report.markdown import task_section
+from harness.report.task_report import TaskReport
 from harness.runs.config import parse_config
 from harness.runs.resolve import resolve
 from harness.runs.run import Run
@@ -69,7 +70,7 @@ def test_a_student_is_a_row(options: dict[str, Any], tmp_path: Path) -> None:
     assert record.status == "finished"
     assert ("kl" in record.metrics) == (record.exposure is not None)
     assert record.hashes["teacher"] == small().teacher_hash
-    page = task_section([record, record_of(tmp_path, method="teacher", num_steps=24)])
+    page = task_section(TaskReport.of([record, record_of(tmp_path, method="teacher", num_steps=24)]), 2)
     for heading in ("Frechet distance", "error of the ODE map", "solver: the teacher's trajectories", "held-out real samples"):
         assert heading in page
     assert "FID" not in page

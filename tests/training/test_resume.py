@@ -17,7 +17,7 @@ from harness import provenance
 from harness.errors import Busy, Interrupted, RunFailed
 from harness.files import read_tensors, tensors_digest
 from harness.records import read_record
-from harness.runs import run
+from harness.runs import identity, run
 from harness.runs.locks import held
 from harness.runs.resolve import resolve
 from harness.runs.run import Run
@@ -39,7 +39,7 @@ def other_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From now on the code has another digest."""
 
     def change() -> None:
-        for module in (run, provenance):
+        for module in (provenance, identity):
             monkeypatch.setattr(module, "code_digest", lambda *rooms: "another")
 
     return change

@@ -1,0 +1,68 @@
+"""Names of runs in tables: the method and the options that matter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from harness.methods import METHODS
+from harness.records import Record
+from harness.runs.identity import PLAIN_SETTINGS, all_options, settings_of
+from harness.tasks import load_task, task_names
+
+
+def counted(number: int, noun: str = "step") -> str:
+    """Such as "1 step" or "4 steps"."""
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def label(record: Record, options: Mapping[str, Any] | None = None) -> str:
+    """The method, its options that every label names, and those that differ from their defaults.
+
+    Args:
+        options: the record's `all_options`, if the caller has them already.
+    """
+    options, settings = all_options(record) if options is None else options, settings_of(record.config)
+    shown = off_default(record.method, options)
+    if record.method in METHODS.names():
+        fields = METHODS[record.method].Config.model_fields
+        shown = {name: value for name, value in options.items() if name in fields and in_label(fields[name])} | shown
+    shown |= {name: settings[name] for name, plain in PLAIN_SETTINGS.items() if settings[name] != plain}
+    return record.method + "".join(f", {name} {_short(value)}" for name, value in shown.items())
+
+
+def in_label(option: FieldInfo) -> bool:
+    """Whether every label names an option."""
+    return isinstance(option.json_schema_extra, dict) and bool(option.json_schema_extra.get("in_label"))
+
+
+def off_default(method: str, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The options that differ from their defaults; all of them for an unknown method.
+
+    Args:
+        defaults: a task's defaults, which replace the method's own.
+    """
+    plain = _defaults(METHODS[method].Config, json.dumps(defaults or {})) if method in METHODS.names() else {}
+    return {name: value for name, value in options.items() if name not in plain or value != plain[name]}
+
+
+@cache
+def _defaults(config: type[BaseModel], given: str) -> dict[str, Any]:
+    return config(**json.loads(given)).model_dump(mode="json")
+
+
+def defaults_of(task: str) -> Mapping[str, Mapping[str, Any]]:
+    """A task's own defaults of options, by method; empty for an unknown task."""
+    return load_task(task).spec.defaults if task in task_names() else {}
+
+
+def _short(value: Any) -> str:
+    """A list with commas, a long number with four digits."""
+    if isinstance(value, float) and len(str(value)) > len("0.00054"):
+        return f"{value:.4g}"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,83 @@
+"""Rows that differ in one thing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from itertools import combinations
+from operator import xor
+from typing import Any
+
+from harness.methods import METHODS
+from harness.records import Record
+from harness.report.labels import defaults_of, off_default
+from harness.report.rows import Row
+from harness.report.statistics import metric_interval
+from harness.runs.identity import settings_of
+
+CROWD = 30
+"""Rows that differ in one thing, above which not all pairs are shown."""
+
+
+def off_task(row: Row, defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A row's options that differ from the task's defaults of its method (`defaults_of`)."""
+    method = row.records[0].method
+    return off_default(method, row.options, defaults.get(method))
+
+
+def neighbours(rows: Sequence[Row], name: str) -> tuple[list[tuple[Row, Row]], Counter[tuple[int, ...]]]:
+    """Pairs of rows that differ in one thing, and how many pairs are left out by `Row.budget`.
+
+    The one thing is the method, an option off its default on this task, or a setting other than
+    steps and training. Of more than `CROWD` rows that differ in the same thing, each is paired with
+    the best alone. The compared numbers themselves choose the best, so the pairs left out belong to
+    the family of tests too.
+
+    Args:
+        name: the metric that is compared.
+    """
+    sides, defaults = [], defaults_of(rows[0].records[0].task) if rows else {}
+    for row in rows:
+        record = row.records[0]
+        side = {"method": record.method, **off_task(row, defaults), **settings_of(record.config), "rows": row.budget}
+        # An option at its default equals an option that a method lacks.
+        sides.append(dict.fromkeys(_options_of(record), "") | side)
+    groups = alike_but_one(sides, [side.keys() - {"rows"} for side in sides])
+    found, left_out = set(), Counter[tuple[int, ...]]()
+    for members in groups.values():
+        pairs = set(combinations(members, 2))
+        if len(members) > CROWD:
+            best = min(members, key=lambda number: metric_interval(rows[number].finished, name).mean)
+            left_out[rows[best].budget] += sum(best not in pair for pair in pairs)
+            pairs = {pair for pair in pairs if best in pair}
+        found |= pairs
+    return [(rows[a], rows[b]) for a, b in sorted(found)], left_out
+
+
+def alike_but_one(sides: Sequence[Mapping[str, Any]], axes: Sequence[Iterable[str]]) -> dict[tuple[str, int], list[int]]:
+    """Groups of mappings that are equal in all but one name, by that name and a hash of the rest.
+
+    Args:
+        sides: the mappings; a value of "" counts as absent.
+        axes: for each mapping, the names that may be the one.
+
+    Returns:
+        The places of each group's members.
+    """
+    first = {name: repr(value) for name, value in sides[0].items()} if sides else {}
+    varying: set[str] = set()
+    for side in sides:
+        varying |= {name for name in first.keys() | side.keys() if first.get(name, "''") != repr(side.get(name, ""))}
+    groups: dict[tuple[str, int], list[int]] = {}
+    for place, (side, names) in enumerate(zip(sides, axes, strict=True)):
+        marks = {name: hash((name, repr(side[name]))) for name in varying & side.keys() if side[name] != ""}
+        whole = reduce(xor, marks.values(), 0)
+        for name in names:
+            if name in varying:
+                groups.setdefault((name, whole ^ marks.get(name, 0)), []).append(place)
+    return groups
+
+
+def _options_of(record: Record) -> list[str]:
+    return list(METHODS[record.method].Config.model_fields) if record.method in METHODS.names() else []

@@ -1,0 +1,84 @@
+"""What is committed of a results folder: records, pages and pictures of each task."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.files import write_aside, write_text
+from harness.records import Record, publish_records
+from harness.report.labels import counted
+from harness.report.markdown import section_text, task_section
+from harness.report.pictures import write_plots
+from harness.report.rows import Row
+from harness.report.task_report import GRIDS, TaskReport, agreement_section, claims_section, reports_of
+
+
+def publish(records: Sequence[Record], results: Path) -> list[Path]:
+    """Adds records to `<results>/<task>/` and writes its page and pictures anew.
+
+    A page begins with `<results>/<task>/findings.md`, if somebody has written one.
+
+    Returns:
+        The pages written.
+    """
+    parts = results.resolve().parts
+    place = "/".join(parts[parts.index("results") :]) if "results" in parts else results.name
+    reports = reports_of(records)
+    for report in reports:
+        folder = results / report.task
+        publish_records(folder, [record for record in records if record.task == report.task])
+        write_plots(report.plots, folder)
+        copy_grids(report.grids, results, folder)
+        write_text(folder / "README.md", _task_page(report, folder, place))
+    write_text(results / "README.md", _index(reports, records, place))
+    return [*(results / report.task / "README.md" for report in reports), results / "README.md"]
+
+
+def _task_page(report: TaskReport, folder: Path, place: str) -> str:
+    findings = folder / "findings.md"
+    parts = [
+        f"# Results on {report.task}",
+        f"Made by `harness report {place} --publish` from `{report.task}/records.jsonl`.",
+        *([findings.read_text(encoding="utf-8").strip()] if findings.is_file() else []),
+        task_section(report, 2),
+        *([f"## Plots\n\n{_plots(report)}"] if report.plots else []),
+        *([f"## Samples\n\n{GRIDS}\n\n{_grids(report, folder)}"] if _grids(report, folder) else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _plots(report: TaskReport) -> str:
+    return "\n\n".join(f"{plot.caption}\n\n![{plot.name}]({plot.name}.png)" for plot in report.plots)
+
+
+def _grids(report: TaskReport, folder: Path) -> str:
+    pictures = [(row, f"samples/{row.finished[0].run_id}.png") for row in report.grids]
+    return "\n\n".join(f"{grid_caption(row)}:\n\n![samples]({name})" for row, name in pictures if (folder / name).is_file())
+
+
+def grid_caption(row: Row) -> str:
+    """The row that a grid of samples shows."""
+    steps, batch = row.training
+    return f"{row.label}, {counted(row.num_steps)}" + (f", trained {steps} × {batch}" if steps else "")
+
+
+def copy_grids(rows: Sequence[Row], results: Path, folder: Path) -> None:
+    """Copies the grids of the rows' first seeds to `<folder>/samples/`; deletes others there."""
+    chosen = {f"{row.finished[0].run_id}.png" for row in rows}
+    for old in (folder / "samples").glob("*.png"):
+        if old.name not in chosen:
+            old.unlink()
+    for name in sorted(chosen):
+        source = results / "runs" / name.removesuffix(".png") / "samples.png"
+        if source.exists():
+            write_aside(folder / "samples" / name, lambda aside, source=source: shutil.copyfile(source, aside))  # type: ignore[misc]
+
+
+def _index(reports: Sequence[TaskReport], records: Sequence[Record], place: str) -> str:
+    counts = {report.task: sum(len(row.records) for row in report.rows) for report in reports}
+    tasks = "\n".join(f"- [{task}]({task}/README.md): {count} runs" for task, count in counts.items())
+    sections = [*agreement_section(reports), *claims_section(records)]
+    parts = ["# Results", f"Made by `harness report {place} --publish`.", tasks, *(section_text(section, 2) for section in sections)]
+    return "\n\n".join(parts) + "\n"
