@@ -27,7 +27,7 @@ from harness.records import read_record
 from harness.runs.config import parse_config
 from harness.runs.resolve import resolve
 from harness.runs.run import Run
-from harness.sweeps.engines import Job, run_child, shares_of
+from harness.sweeps.engines import Job, Ray, run_child, shares_of
 
 CPU = torch.device("cpu")
 STEPS, PAUSE = 6, 3
@@ -274,13 +274,18 @@ def test_a_child_that_is_refused_says_so(tmp_path: Path, capfd: pytest.CaptureFi
     (["--engine", "slurm", "--engine-set", "cluster=local", "--engine-set", "timeout=1"], "cannot use Slurm: Parameter 'timeout'"),
     (["--engine", "slurm", "--engine-set", "cluster=nowhere"], "cannot use Slurm: "),
     (["--engine", "slurm"], "cannot use Slurm: "),
-    (["--engine", "ray"], "no Ray cluster answers: start one by `ray start --head`, or name it in RAY_ADDRESS"),
 ])  # fmt: skip
 def test_an_engine_that_cannot_be_used(more: list[str], complaint: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip(dict(slurm="submitit", ray="ray").get(more[1], "torch"))
     monkeypatch.setenv("PATH", "")  # where there is a Slurm after all
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     file = sweep.folder / "sweep.yaml"
     file.write_text(yaml.safe_dump({"base": sweep.base}))
     done = CliRunner().invoke(main, ["sweep", str(file), "--results", str(sweep.results), "--device", "cpu", *more])
     assert (done.exit_code, complaint in done.output) == (2, True), done.output
+
+
+def test_ray_without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is started: it would listen on every interface."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(UsageError, match="no Ray cluster answers: start one by `ray start --head`, or name it in RAY_ADDRESS"):
+        Ray({})
