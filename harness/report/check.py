@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scipy import stats
+from scipy import special
 
 from harness.errors import CheckFailed
 from harness.records import Record
@@ -145,7 +145,7 @@ def _compare_quality(baseline: Baseline, here: dict[str, Entry]) -> list[Finding
         shared = [key for key, entry in row.items() if key in here and here[key].quality.identity == entry.quality.identity]
         if shared:
             spread, freedom = _spread(list(row.values()), pooled)
-            quantile = float(stats.t.ppf(1 - LEVEL / len(rows), freedom))
+            quantile = float(special.stdtrit(freedom, 1 - LEVEL / len(rows)))
             allowed = quantile * spread * math.sqrt(2 / len(shared))
             findings.append(_compare_row([row[key] for key in shared], [here[key] for key in shared], allowed))
     return findings
