@@ -45,7 +45,7 @@ class NaiveHistory(nn.Module):
         tokens = h.shape[2]
         c = network.conditioning(t, cond)
         c = c.repeat_interleave(tokens, 1)
-        masks = [dense_mask(network, states, tokens, history) for history in (True, False)]
+        masks = [dense_mask(network, states, tokens, history).to(h.device) for history in (True, False)]
         h = h.flatten(1, 2)
         for index, block in enumerate(network.blocks):
             assert isinstance(block, Block)

@@ -22,7 +22,9 @@ from harness.metrics import METRICS
 from harness.metrics.evaluator import Evaluator
 from harness.solvers import SOLVERS, sample
 from harness.tasks import Task, load_task
-from harness.training.trainer import Source, Trainer, TrainSettings
+from harness.training.batches import Source
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 KINDS = {  # the first whose word is in an operation's name
     "attention": ("scaled_dot_product", "flash", "softmax"),

@@ -25,8 +25,10 @@ from harness.metrics.compute import count_macs
 from harness.networks.dit import DiT, size_options
 from harness.networks.history import EMPTY, HistoryDiT
 from harness.tasks import load_task
+from harness.training.batches import Source
 from harness.training.estimate import Blank
-from harness.training.trainer import Source, Trainer, TrainSettings
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 STATES = 4

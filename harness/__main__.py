@@ -2,9 +2,12 @@
 
 import sys
 
+from harness.machine import configure_threads
+
 
 def main() -> None:
     """Runs the command line. An interrupt during the imports ends it without a traceback."""
+    configure_threads()
     try:
         from harness.cli.main import main as command_line
     except KeyboardInterrupt:

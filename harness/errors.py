@@ -1,4 +1,4 @@
-"""What can go wrong, with the exit code that the command line gives it. Floor 0: imports nothing of the harness."""
+"""Errors, each with the exit code of the command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class HarnessError(Exception):
-    """A problem that is told in one sentence: what, where, what would be right."""
+    """A problem in one sentence: what is wrong, where, and what would be right."""
 
     exit_code = 3
 
@@ -19,37 +19,37 @@ class UsageError(HarnessError):
 
 
 class CheckFailed(HarnessError):
-    """A measured value is not what it should be."""
+    """A measured value differs from what it should be."""
 
     exit_code = 1
 
 
 class RunFailed(HarnessError):
-    """A run could not be finished; its record says why."""
+    """A run failed; its record has the reason."""
 
     exit_code = 3
 
 
 class Busy(HarnessError):
-    """Another worker is at the same run."""
+    """Another process works on the same run."""
 
     exit_code = 2
 
 
 class NotComparable(HarnessError):
-    """Two metrics with different identities were asked to share a column."""
+    """Two metrics with different identities would share a column."""
 
     exit_code = 4
 
 
 class Interrupted(HarnessError):
-    """A run was stopped by a signal after writing a checkpoint; asking for it again resumes it."""
+    """A signal stopped a run after it wrote a checkpoint; the same command resumes it."""
 
     exit_code = 130
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UsageError:
-    """The error for a name that is not among `known`: it lists the near ones, or all of them."""
+    """The error for a name that is not in `known`; it lists near names, or all if none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"

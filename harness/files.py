@@ -1,4 +1,4 @@
-"""Files: written aside and renamed, hashed, read with one-sentence errors. Floor 0."""
+"""Files: written aside and renamed, hashed, read with one-sentence errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from harness.errors import UsageError
 
 
 def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a temporary name beside `path`, then renames: readers see the old file or the whole new one.
+    """Calls `write` with a temporary name beside `path`, then renames it.
+
+    Readers see the old file or the whole new one.
 
     Raises UsageError if the folder cannot be written.
     """
@@ -45,7 +47,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is an error; the standard takes the last one without a word."""
+    """YAML that refuses duplicate keys; the standard silently takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -56,14 +58,17 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping. Raises UsageError if it cannot be read, is broken, or says a key twice."""
+    """The mapping in a YAML file.
+
+    Raises UsageError if the file cannot be read, is broken, or repeats a key.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        said = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
-        raise UsageError(f"{path} is not YAML: {said}") from error
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
+        raise UsageError(f"{path} is not YAML: {reason}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold a mapping from names to values")
     return content
@@ -77,13 +82,16 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         aside.touch()
         mode = aside.stat().st_mode
         save_file(contiguous, aside, metadata)
-        aside.chmod(mode)  # it makes files that nobody else may read
+        aside.chmod(mode)  # safetensors makes files for their owner alone
 
     write_aside(path, write)
 
 
 def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """Reads a safetensors file. Raises UsageError if it is missing, broken, or its SHA-256 is not the given one."""
+    """The tensors of a safetensors file, by name.
+
+    Raises UsageError if the file is missing or broken, or has another SHA-256 than the given one.
+    """
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
     if sha256 is not None and (found := file_hash(path)) != sha256:
@@ -95,19 +103,22 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
 
 
 def write_mapped(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes a file for `map_tensors`: its metadata hold the digest of the tensors."""
+    """Writes a file for `map_tensors`; its metadata hold the digest of the tensors."""
     write_tensors(path, tensors, {"digest": tensors_digest(tensors)})
 
 
 def map_tensors(path: Path) -> dict[str, Tensor]:
-    """Memory-maps a file that `write_mapped` made. Raises UsageError if it is missing or was changed since."""
+    """Memory-maps a file that `write_mapped` wrote.
+
+    Raises UsageError if the file is missing or was changed.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            digest_then = (file.metadata() or {}).get("digest")
+            written_digest = (file.metadata() or {}).get("digest")
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path} is missing or broken ({error}); delete {path.parent} and it is made again") from error
-    if tensors_digest(tensors) != digest_then:
+    if tensors_digest(tensors) != written_digest:
         raise UsageError(f"{path} was changed since it was written; delete {path.parent} and it is made again")
     return tensors
 
@@ -119,7 +130,10 @@ def file_hash(path: Path) -> str:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON-like value in canonical form (sorted keys, no spaces), hexadecimal. NaN raises ValueError."""
+    """SHA-256 of a JSON-like value in canonical form (sorted keys, no spaces), hexadecimal.
+
+    Raises ValueError for NaN.
+    """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -136,7 +150,7 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
 
 @contextmanager
 def environment_with(**values: str) -> Iterator[None]:
-    """Inside, these environment variables have these values; afterwards they are as before."""
+    """Sets environment variables inside the block and restores them afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -150,10 +164,10 @@ def environment_with(**values: str) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Where trajectories and reference samples are kept: `HARNESS_CACHE`, or the platform's cache folder."""
+    """The folder of cached trajectories and samples: `HARNESS_CACHE`, or the platform's."""
     return Path(os.environ.get("HARNESS_CACHE") or platformdirs.user_cache_path("distillation-harness"))
 
 
 def data_folder() -> Path:
-    """Where data sets are looked for, and downloaded to: `HARNESS_DATA`, or `data` in the cache folder."""
+    """The folder of data sets and downloads: `HARNESS_DATA`, or `data` in the cache folder."""
     return Path(os.environ.get("HARNESS_DATA") or cache_folder() / "data")

@@ -1,7 +1,7 @@
-"""Files from outside the package: a Python file registers methods, solvers and metrics when it is loaded. Floor 1.
+"""Plug-in files: Python files outside the package that register methods, solvers and metrics.
 
-The same classes can come from an installed package by an entry point (see `registry.py`). A task is a YAML file, which
-`--task FILE.yaml` reads.
+An installed package can offer the same classes by entry points (`registry.py`). A task is no
+plug-in but a YAML file: `--task FILE.yaml` reads it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from harness.provenance import PLUGIN_SOURCES
 
 
 def load_plugin(path: Path) -> None:
-    """Loads a file once. Its content counts in the code digest of records. Raises UsageError if it cannot be loaded."""
+    """Imports a file once and adds it to the code digest of records.
+
+    Raises UsageError if the file is missing or fails.
+    """
     path = path.resolve()
     if path in PLUGIN_SOURCES:
         return
@@ -28,12 +31,12 @@ def load_plugin(path: Path) -> None:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # pydantic and dataclasses look annotations up there
+    sys.modules[name] = module  # where pydantic and dataclasses look up annotations
     try:
         spec.loader.exec_module(module)
     except HarnessError:
         raise
-    except Exception as error:  # whatever a stranger's file does at import
+    except Exception as error:  # a file from outside may raise anything
         del sys.modules[name]
         raise UsageError(f"plug-in {path} cannot be loaded ({type(error).__name__}: {error})") from error
     PLUGIN_SOURCES[path] = content

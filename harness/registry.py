@@ -1,8 +1,8 @@
 """Names for things of one kind: methods, solvers, metrics.
 
-The registry of kind `method` knows three sources of names: the files of `harness/methods`, which it reads without
-importing them; the entry points of the group `harness.methods`, which installed packages declare; and whatever a plug-in
-file registers. A class is imported when it is looked up.
+The registry of kind `method` has three sources of names: the files of `harness/methods`, which it
+reads without importing them; the entry points of the group `harness.methods`, which installed
+packages declare; and whatever a plug-in file registers. A class is imported when it is looked up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Declared:
-    """A class or function that a source file declares by a decorator; the file was read, not imported."""
+    """A class or function that a source file declares by a decorator; it is not imported yet."""
 
     module: str
     attribute: str
@@ -38,11 +38,11 @@ class Declared:
 
 @cache
 def declared(room: str, *decorators: str) -> dict[str, Declared]:
-    """What the files of a room declare at top level with lines such as `@METHODS.register("ard")`, by name.
+    """What the files of a room declare by lines such as `@METHODS.register("ard")`, by name.
 
     Args:
         room: folder in the package, such as "methods"; one that does not exist declares nothing.
-        decorators: dotted names of the decorators; the first argument of each call is the declared name.
+        decorators: their dotted names; the first argument of a call is the declared name.
     """
     found = {}
     for path in sorted((ROOT / room).glob("*.py")):
@@ -65,8 +65,9 @@ class Registry(Generic[T]):
     """A mapping from names to classes of one kind, or to metrics.
 
     Args:
-        kind: the kind in the singular, such as "method". Errors show it, and from it follow the names of the room
-            (`harness/methods`), of the decorator (`METHODS.register`) and of the entry-point group (`harness.methods`).
+        kind: the kind in the singular, such as "method". Errors show it, and three names follow
+            from it: the room `harness/methods`, the decorator `METHODS.register` and the
+            entry-point group `harness.methods`.
     """
 
     def __init__(self, kind: str):
@@ -95,7 +96,7 @@ class Registry(Generic[T]):
         return enter
 
     def __getitem__(self, name: str) -> T:
-        """The entry of that name, imported if necessary. Raises UsageError, which lists near names, for an unknown one."""
+        """The entry of that name, imported if necessary. Raises UsageError for an unknown name."""
         for point in self._points:
             if point.name == name:
                 self.register(name)(self._loaded(point))
@@ -117,7 +118,7 @@ class Registry(Generic[T]):
         return sorted({*self._files, *self._entries, *(point.name for point in self._points)})
 
     def summaries(self) -> dict[str, str]:
-        """One line on each name, in sorted order; imports nothing, so of an entry point it gives the package's object."""
+        """One line on each name, sorted; imports nothing, so an entry point shows its target."""
         lines = {point.name: f"plug-in {point.value}" for point in self._points}
         lines |= {name: first_line(inspect.getdoc(entry)) for name, entry in self._entries.items()}
         lines |= {name: file.summary for name, file in self._files.items()}
@@ -136,5 +137,5 @@ class Registry(Generic[T]):
 
 @cache
 def registry_of(kind: str) -> Registry[Any]:
-    """The registry of a kind, the same object for all callers; `harness list` needs no more than this."""
+    """The one registry of a kind; `harness list` needs no more than this."""
     return Registry(kind)

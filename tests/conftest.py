@@ -1,8 +1,14 @@
-"""A tiny task: 8 x 8 images, a 2-layer teacher and features with random weights, small numbers everywhere."""
+"""A tiny task: 8 x 8 images, a small teacher and features with random weights, few of all."""
+
+# ruff: noqa: E402
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from harness.machine import configure_threads
+
+configure_threads()  # before torch is imported
 
 import pytest
 import torch
@@ -10,7 +16,7 @@ import yaml
 
 from harness.tasks import Task, load_task
 from harness.tasks import task as tasks_base
-from harness.training.contract import tiny_spec
+from harness.training.tiny_task import tiny_spec
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -19,7 +25,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture
 def tiny_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of tasks that holds `tiny.yaml`, put in place of the package's, with a cache of its own."""
+    """A folder with `tiny.yaml` that replaces the tasks of the package, and an empty cache."""
     folder = tmp_path / "tasks"
     weights = folder / "weights"
     weights.mkdir(parents=True)

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from benchmarks.device.__main__ import PARTS, main, run_part, supervise
 from benchmarks.device.rows import Report, Setting, Values, run_rows
+from benchmarks.device.teacher import OutOfTime, at_most
 
 CPU = torch.device("cpu")
 
@@ -99,3 +100,8 @@ def test_the_command_runs_its_parts_in_order(tmp_path: Path, monkeypatch: pytest
     assert done.exit_code == 0, done.output
     assert [(part, words[:2]) for part, words in started] == [("run", ["--only", "run"]), ("teacher", ["--only", "teacher"])]
     assert CliRunner().invoke(main, ["--parts", "nothing"]).exit_code == 2
+
+
+def test_what_takes_too_long_is_stopped() -> None:
+    with pytest.raises(OutOfTime, match="took longer than 0 s"), at_most(0.01):
+        time.sleep(600)

@@ -11,7 +11,7 @@ import torch
 from harness.diffusion.counting import count_flops
 from harness.methods import METHODS
 from harness.tasks import Task
-from harness.training.contract import STEPS, Case
+from harness.training.case import STEPS, Case
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
 OPTIONS: dict[str, dict[str, Any]] = {"ard": {"history_layers": 2}, "imm": {"group": 2}, "ladd": {"gan_virtual_batch": 2}}

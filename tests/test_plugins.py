@@ -1,4 +1,4 @@
-"""Plug-in files: the example of the page on adding a method, metrics, solvers, tasks, and files that cannot be loaded."""
+"""Plug-in files: the example of the docs, metrics, solvers, image sets, and broken files."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Removes what a test registers."""
     monkeypatch.setattr(provenance, "PLUGIN_SOURCES", {})
     monkeypatch.setattr("harness.plugins.PLUGIN_SOURCES", provenance.PLUGIN_SOURCES)
-    before = [(registry, dict(registry._entries)) for registry in (METHODS, METRICS, SOLVERS)]
+    before = [(registry, {name: registry[name] for name in registry.names()}) for registry in (METHODS, METRICS, SOLVERS)]
     yield
     for registry, classes in before:
         registry._entries = classes

@@ -1,4 +1,4 @@
-"""Names: duplicates raise, unknown names list near ones, and files, entry points and plug-ins declare them."""
+"""Names: duplicates raise, unknown ones list near ones; files and entry points declare them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tools() -> Registry:
 
 
 def plug_in(monkeypatch: pytest.MonkeyPatch, **classes: type) -> list[str]:
-    """Pretends that packages declare these entry points; returns the list of groups that are looked up."""
+    """Pretends that packages declare these entry points; returns the groups looked up so far."""
     asked = []
     points = [SimpleNamespace(name=name, value=f"box:{cls.__name__}", load=lambda cls=cls: cls) for name, cls in classes.items()]
 

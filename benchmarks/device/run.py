@@ -14,7 +14,7 @@ from harness.runs.config import parse_config
 from harness.runs.resolve import resolve
 from harness.runs.run import run
 from harness.tasks import load_task
-from harness.training.contract import tiny_task
+from harness.training.tiny_task import tiny_task
 
 
 def rows(setting: Setting) -> Rows:

@@ -27,7 +27,8 @@ from harness.networks.history import EMPTY
 from harness.runs.cost import paper_problem
 from harness.solvers import DDIM, sample
 from harness.tasks import load_task
-from harness.training.trainer import Trainer, TrainSettings
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 PEAKS = {"H100 80GB HBM3": 989e12, "H100 PCIe": 756e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
 """Dense bf16 FLOPs a second by words in a card's name, from the makers' data sheets."""
@@ -75,7 +76,7 @@ def side_by_side(setting: Setting, a: Callable[[], Any], b: Callable[[], Any], p
 def history_inputs(batch: int, setting: Setting) -> tuple[Tensor, Tensor, Condition]:
     """Noise in four states [B, S, 4, 32, 32], their times [B, S] and conditions."""
     x = torch.randn(batch, STATES, 4, 32, 32, device=setting.device)
-    t = torch.tensor([999.0, 749.0, 499.0, 249.0], device=setting.device).expand(batch, -1)
+    t = torch.tensor([999.0, 749.0, 499.0, 249.0]).to(setting.device).expand(batch, -1)
     return x, t, Condition(torch.arange(batch, device=setting.device))
 
 

@@ -6,8 +6,10 @@ in time. The averaged weights are written as it goes, and FID by guidance scale 
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,12 +30,15 @@ from harness.metrics.fidelity import fid, kid, label_agreement
 from harness.networks.dit import DiT
 from harness.solvers import SOLVERS, sample
 from harness.tasks import Task, load_task
-from harness.training.trainer import Trainer, TrainSettings
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 BATCH, LR = 1024, 2e-3
 SCALES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 SAFETY = 0.94
 """The part of the time that is planned for steps."""
+MEASURED = 0.4
+"""The part of the time that measuring one mode of a step may take, compiling included."""
 SNAPSHOT_SECONDS = 20.0
 
 
@@ -78,7 +83,23 @@ def step_of(task: Task, mode: Mode, batch: int, setting: Setting) -> Callable[[]
 
 
 class OutOfTime(Exception):
-    """Training took longer than planned."""
+    """Training or compiling took longer than planned."""
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Inside, OutOfTime is raised in the main thread when the time is over."""
+
+    def end(number: int, frame: Any) -> None:
+        raise OutOfTime(f"took longer than {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Work:
@@ -99,25 +120,36 @@ class Work:
         for mode in modes:
             name = f"{mode.precision}{', compiled' if mode.compile else ''}"
             try:
-                step = step_of(self.task, mode, self.batch, self.setting)
-                first = self.setting.seconds(step)
-                self.setting.seconds(step, 2)
-                found[name] = self.setting.seconds(step, 2 if self.setting.toy else 50)
+                with at_most(self.setting.seconds_left * MEASURED):
+                    first, found[name] = self.step_seconds(mode)
             except Exception as error:
                 found[name] = f"{type(error).__name__}: {str(error)[:300]}"
                 continue
             if not self.seconds or found[name] < self.seconds:
                 self.mode, self.seconds, self.first_seconds = mode, found[name], first
+        if not self.seconds:
+            raise RuntimeError("; ".join(f"{name}: {reason}" for name, reason in found.items()))
         found["scan_seconds"] = self.scan_seconds = self.time_of_scan()
         return found
 
+    def step_seconds(self, mode: Mode) -> tuple[float, float]:
+        """Seconds of the first step, compiling included, and of a later one."""
+        step = step_of(self.task, mode, self.batch, self.setting)
+        first = self.setting.seconds(step)
+        self.setting.seconds(step, 2)
+        return first, self.setting.seconds(step, 2 if self.setting.toy else 50)
+
     def time_of_scan(self) -> float:
-        """Seconds that FID by guidance scale will take, from one batch of an untrained network."""
-        guided = self.task.guided(DiT(**self.task.network_options).to(self.setting.device).eval()).at(SCALES[-1])
-        count, batch = self.task.spec.evaluation.samples, self.task.spec.evaluation.batch_size
-        self.sample(guided, min(batch, count))
-        one = self.setting.seconds(lambda: self.sample(guided, min(batch, count)))
-        return len(SCALES) * one * max(count / batch, 1)
+        """Seconds that FID by guidance scale will take, from one and two batches of a new network.
+
+        Each call draws the noise of all samples, so that a batch costs the difference.
+        """
+        network = DiT(**self.task.network_options).to(self.setting.device).eval()
+        guided, spec = self.task.guided(network).at(SCALES[-1]), self.task.spec.evaluation
+        size = min(spec.batch_size, spec.samples // 2)
+        self.sample(guided, size)
+        one, two = (self.setting.seconds(lambda n=n: self.sample(guided, n * size)) for n in (1, 2))  # type: ignore[misc]
+        return len(SCALES) * (one + (spec.samples / size - 1) * max(two - one, 0.0))
 
     def sample(self, guided: Guided, count: int) -> Tensor:
         """The first samples of noise set 0 under the task's reference sampler, [n, C, H, W] on the CPU."""
@@ -152,7 +184,9 @@ class Work:
         few = curve[:: max(len(curve) // 20, 1)] + curve[-1:]
         return {
             "steps": trainer.step, "planned": self.steps, "stopped": stopped, "batch": self.batch, "lr": LR, "mode": vars(self.mode),
-            "training_seconds": round(trainer.bill.seconds, 1), "images": trainer.bill.images, "flops": trainer.bill.flops, "loss": few,
+            "training_seconds": round(trainer.bill.seconds, 1), "images": trainer.bill.images, "flops": trainer.bill.flops,
+            "images_a_second": trainer.bill.images / trainer.bill.seconds, "tflops": trainer.bill.flops / trainer.bill.seconds / 1e12,
+            "loss": few,
         }  # fmt: skip
 
     def write(self, method: Method) -> None:
@@ -176,7 +210,7 @@ class Work:
         guided = self.task.guided(network.to(self.setting.device).eval()).at(scale)
         spec, (classifier, real) = self.task.spec.evaluation, self.reference()
         features, logits = classify(classifier, self.sample(guided, spec.samples))
-        asked = self.task.evaluation_inputs(0)[1].classes
+        asked = self.task.conditions.balanced(torch.arange(spec.samples)).classes
         found = {
             "fid": fid(features, real),
             "kid": kid(features, real, spec.kid_subset_size),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @common(results=True, device=True)
 def evaluate_command(samples: Path | None, student: Path | None, function: str | None, method: str | None, task: str, num_steps: int,
                      name: str | None, stated: str, as_json: bool, results: Path, device: str, **options: str | None) -> None:  # fmt: skip
-    """Evaluate samples, a student or a function that was not trained here, with the same metrics and the same record."""
+    """Evaluate samples, a student or a function from outside: same metrics, same record."""
     given = [thing for thing in (samples, student, function) if thing is not None]
     if len(given) != 1:
         raise UsageError("give one of --samples, --student and --callable")
@@ -75,7 +75,11 @@ def warn_of_size(record: Record, task: str, expected: int) -> None:
 @click.option("--set", "assignments", multiple=True, help="KEY=VALUE for an option of the method.", metavar="KEY=VALUE")
 @common()
 def test_method_command(file: Path, method: str | None, assignments: tuple[str, ...], as_json: bool) -> None:
-    """Check that the methods of FILE keep the contract of a method: isolated players, accumulation, resume, keyed randomness, ..."""
+    """Check that the methods of FILE keep the contract of a method.
+
+    Among others: players are isolated, accumulation equals a large batch, resume is exact, and
+    randomness is keyed.
+    """
     from harness.files import environment_with
     from harness.plugins import load_plugin
     from harness.runs.config import parse_options

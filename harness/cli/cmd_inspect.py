@@ -109,7 +109,7 @@ def describe_method(method: str, as_json: bool) -> None:
 @common()
 def cost_command(method: str, network: str, image_size: int, latent: bool, num_classes: int, num_steps: int, as_json: bool,
                  **options: str | None) -> None:  # fmt: skip
-    """Count what sampling with a method costs on a network of the DiT paper's sizes, without weights."""
+    """Count the cost of sampling with a method on a network of the DiT paper, without weights."""
     from harness.runs.config import parse_options
     from harness.runs.cost import paper_problem, sampling_cost_on_meta
 

@@ -17,6 +17,7 @@ from harness.cli.options import (
     field_options,
 )  # fmt: skip
 from harness.errors import UsageError
+from harness.machine import busy_note
 from harness.registry import registry_of
 from harness.runs.config import RunConfig
 
@@ -66,7 +67,7 @@ for _option in field_options(RunConfig, RUN_FIELDS):
 
 def run_values(file: dict[str, Any], config: str | None, method: str | None, assignments: tuple[str, ...],
                given: dict[str, str | None]) -> dict[str, Any]:  # fmt: skip
-    """The fields of a run config: those of the file, overridden by options, overridden by `--set`."""
+    """The fields of a run config: the file, overridden by options, overridden by `--set`."""
     values, options = dict(file), file.get("options") or {}
     if not isinstance(options, dict):
         raise UsageError(f"config {config}: options is {options!r}, but it should be a mapping from names to values")
@@ -123,11 +124,11 @@ def show_preview(found: Preview, as_json: bool) -> None:
 
 
 def estimate_text(found: Preview) -> str:
-    """How long a run takes, and its parts."""
+    """How long a run takes, and its parts; a busy machine is mentioned."""
     import torch
 
     total, parts = sum(found.seconds.values()), ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items())
     duration = f"{total:.0f} s" if total < 300 else f"{total / 60:.0f} minutes"
     start = "from its start " if found.state == "interrupted" else ""
     compiled = ", as if not compiled" if found.config.get("compile") else ""
-    return f"about {duration} {start}on {torch.get_num_threads()} threads{compiled}, metrics not counted: {parts}"
+    return f"about {duration} {start}on {torch.get_num_threads()} threads{compiled}, metrics not counted: {parts}{busy_note()}"

@@ -22,7 +22,7 @@ from harness.report.status import summary
 @click.option("--watch", is_flag=True, help="Refresh every two seconds until interrupted.")
 @common()
 def status_command(results: Path, watch: bool, as_json: bool) -> None:
-    """Show the runs under way in the folder RESULTS and how far they are, what failed, and what is best so far."""
+    """Show the runs under way below RESULTS, how far they are, what failed, and what is best."""
     found = summary(results)
     if as_json:
         click.echo(json.dumps({**found, "working": [asdict(one) for one in found["working"]]}, indent=1))  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""`harness sweep`: a grid of runs, or searches; and `harness _job`, one run of a sweep in a child process."""
+"""`harness sweep`: a grid of runs, or searches; `harness _job`: one of them in a child process."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def run_cells(cells: list[Cell], place: Place, as_json: bool) -> None:
 
 
 def run_searches(content: dict[str, Any], file: str, place: Place, dry_run: bool, as_json: bool) -> None:
-    """Makes, or only shows, the trials of a file with `search`. Raises RunFailed if trials are missing, or all failed."""
+    """Makes, or only shows, the trials of a search. Raises RunFailed if some are missing or all failed."""
     from harness.sweeps.search import Searcher, known_study, lines_of  # Optuna takes long to import
     from harness.sweeps.study import study_plans
 

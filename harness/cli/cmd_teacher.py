@@ -21,7 +21,10 @@ def teacher_group() -> None:
 @task_option
 @common(results=True, device=True)
 def teacher_train(task: str, results: Path, device: str, as_json: bool) -> None:
-    """Train the feature network and the teacher of a task, and scan guidance; the same command resumes."""
+    """Train the feature network and the teacher of a task, then scan guidance.
+
+    The same command resumes after an interruption.
+    """
     import yaml
     from rich.console import Console
 
@@ -43,7 +46,7 @@ def teacher_train(task: str, results: Path, device: str, as_json: bool) -> None:
 @task_option
 @common(device=True)
 def teacher_verify(task: str, device: str, as_json: bool) -> None:
-    """Measure the networks of a task again and compare with their cards; exit code 1 if one differs."""
+    """Measure the networks of a task again; exit code 1 if one differs from its card."""
     from rich.console import Console
 
     from harness.cli.console import Display
@@ -62,7 +65,10 @@ def teacher_verify(task: str, device: str, as_json: bool) -> None:
 @click.option("--count", type=click.IntRange(1), default=64, show_default=True, help="Number of trajectories to search with.")
 @common(device=True)
 def teacher_levels(task: str, num_steps: int, solver: str, count: int, device: str, as_json: bool) -> None:
-    """Search for levels on which few steps end nearest to the full grid; give them to method teacher as --levels."""
+    """Search for the levels on which few steps end nearest to the full grid.
+
+    Method teacher takes them as --levels.
+    """
     from harness.runs.teacher_training import search
     from harness.tasks import load_task
 

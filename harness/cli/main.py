@@ -17,7 +17,7 @@ COMMANDS = declared("cli", "click.command", "click.group")
 
 
 class LazyGroup(click.Group):
-    """A group of stand-ins, which know name and summary; the command itself is imported when it is used."""
+    """A group of stand-ins with name and summary; a command is imported when it is used."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         name, stand_in, rest = super().resolve_command(ctx, args)
@@ -46,7 +46,7 @@ class LazyGroup(click.Group):
 
 
 def load_plugins(words: list[str]) -> None:
-    """Loads the files given by `--plugin` before click parses, since options depend on what they register."""
+    """Loads the files given by `--plugin`, before click parses options that depend on them."""
     paths = values_after(words, "--plugin")
     if paths:
         from harness.plugins import load_plugin

@@ -21,7 +21,7 @@ DEFAULT_TASK = "digits"
 
 
 def field_options(model: type[BaseModel], names: Iterable[str], notes: Mapping[str, str] | None = None) -> list[click.Parameter]:
-    """A command-line option for each named field of a model; values stay text, and pydantic checks them.
+    """A command-line option for each named field of a model; pydantic checks the values later.
 
     Args:
         notes: text to show after the default of a field, by its name.
@@ -45,55 +45,59 @@ def values_after(args: list[str], flag: str) -> list[str]:
     return [value for value in values if value is not None]
 
 
+def value_after(args: list[str], flag: str) -> str | None:
+    """The first of `values_after`, if there is one."""
+    return next(iter(values_after(args, flag)), None)
+
+
 def complete_methods(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of methods that start with what was typed."""
+    """The names of methods that begin with what was typed."""
     return [name for name in registry_of("method").names() if name.startswith(incomplete)]
 
 
 class MethodCommand(click.Command):
-    """A command with options of its own, and those of the method that `--method` or the config file names."""
+    """A command with the options of the method that `--method` or the config file names."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if ctx.resilient_parsing:  # a shell completes a word: the options of a method would need torch
+        if ctx.resilient_parsing:  # a shell completes a word: leave torch alone
             return super().parse_args(ctx, args)
-        own = self.params
-        self.params = [*own, *self._method_options(ctx, args)]
+        path = value_after(args, "--config")
+        ctx.meta["file"] = file = read_config(path) if path else {}
+        own, name = self.params, value_after(args, "--method") or file.get("method")
+        if name is not None and not isinstance(name, str):
+            names = ", ".join(registry_of("method").names())
+            raise UsageError(f"config {path}: method is {name!r}, but it should be a name, one of: {names}")
+        if name:
+            takes_task = any(option.name == "task" for option in own)
+            task = str(value_after(args, "--task") or file.get("task", DEFAULT_TASK)) if takes_task else None
+            self.params = [*own, *method_options(name, task)]
         try:
             return super().parse_args(ctx, args)
         finally:
             self.params = own
 
-    def _method_options(self, ctx: click.Context, args: list[str]) -> list[click.Parameter]:
-        """Reads the config file into `ctx.meta`. Raises UsageError for an unknown method."""
-        methods, path = registry_of("method"), next(iter(values_after(args, "--config")), None)
-        ctx.meta["file"] = file = read_config(path) if path else {}
-        name = next(iter(values_after(args, "--method")), file.get("method"))
-        if not name:
-            return []
-        if not isinstance(name, str):
-            names = ", ".join(methods.names())
-            raise UsageError(f"config {path}: method is {name!r}, but it should be a name, one of: {names}")
-        config, notes = methods[name].Config, {}
-        if any(option.name == "task" for option in self.params):
-            task = next(iter(values_after(args, "--task")), file.get("task", DEFAULT_TASK))
-            notes = {option: f", on {task} {value}" for option, value in task_defaults(str(task), name).items()}
-        return field_options(config, config.model_fields, notes)
-
 
 def read_config(path: str) -> dict[str, Any]:
-    """The YAML file of a run. Raises UsageError if it cannot be read."""
+    """The content of a YAML file. Raises UsageError if it cannot be read."""
     from harness.files import read_yaml
 
     return read_yaml(Path(path))
 
 
-def task_defaults(task: str, method: str) -> dict[str, Any]:
-    """Options of a method that a task sets; none for an unknown task, which the command itself refuses later."""
-    from harness.tasks import load_task
+def method_options(method: str, task: str | None) -> list[click.Parameter]:
+    """The options of a method; their help shows what the task sets.
 
-    with suppress(UsageError):
-        return load_task(task).spec.defaults.get(method, {})
-    return {}
+    Raises UsageError for an unknown method.
+    An unknown task sets nothing here; the command refuses it when it loads it.
+    """
+    config, notes = registry_of("method")[method].Config, {}
+    if task is not None:
+        from harness.tasks import load_task
+
+        with suppress(UsageError):
+            tuned = load_task(task).spec.defaults.get(method, {})
+            notes = {name: f", on {task} {value}" for name, value in tuned.items()}
+    return field_options(config, config.model_fields, notes)
 
 
 def common(*, results: bool = False, device: bool = False) -> Callable:
@@ -124,7 +128,10 @@ def _set_data_folder(ctx: click.Context, param: click.Parameter, value: str | No
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device of that name; auto is CUDA if there is any. Raises UsageError for a device that cannot be used."""
+    """The device of that name; auto is CUDA if there is any.
+
+    Raises UsageError for a device that cannot be used.
+    """
     import torch
 
     if name == "auto":

@@ -20,7 +20,7 @@ PredictionType = Literal["eps", "x_0", "v"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """Clean image, noise and velocity (`Schedule.v_weights`) that a denoiser predicts for x_t, [B, C, H, W] each."""
+    """Clean image, noise and velocity (`Schedule.v_weights`) of x_t, [B, C, H, W] each."""
 
     x_0: Tensor
     eps: Tensor

@@ -60,7 +60,7 @@ class Keyed:
         self._prefix = f"{purpose}\0{seed}\0{step}\0"
 
     def _uniform(self, name: str, index: Tensor, count: int) -> Tensor:
-        """`count` numbers in (0, 1) for each sample, float64 [B, count], each from a 32-bit word."""
+        """`count` numbers in (0, 1) a sample, float64 [B, count], each from a 32-bit word."""
         digest = hashlib.sha256((self._prefix + name).encode()).digest()
         key = (int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little"))
         sample, block = index[:, None], torch.arange(-(-count // 4), device=index.device)

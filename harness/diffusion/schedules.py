@@ -56,21 +56,28 @@ class VPSchedule(Schedule):
     def __init__(self) -> None:
         betas = torch.linspace(1e-4, 0.02, NUM_LEVELS, dtype=torch.float64)
         alpha_squared = torch.cumprod(1 - betas, 0)
-        self._sigma_first = (1 - alpha_squared[0]).sqrt()
+        self._sigma_first = float((1 - alpha_squared[0]).sqrt())
         self._log_snr = torch.log(alpha_squared / (1 - alpha_squared))
+        self._copies: dict[torch.device, Tensor] = {}
+
+    def _table(self, device: torch.device) -> Tensor:
+        """log-SNR of the levels, float64 [1000], copied to a device once: each copy waits for it."""
+        if device not in self._copies:
+            self._copies[device] = self._log_snr.to(device)
+        return self._copies[device]
 
     def _place(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log-SNR at the levels below and above t, and the position of t between them in [0, 1]."""
         level = (t * NUM_LEVELS - 1).clamp(0, NUM_LEVELS - 1)
         low = level.floor().long().clamp(max=NUM_LEVELS - 2)
-        table = self._log_snr.to(t.device)
+        table = self._table(t.device)
         return table[low], table[low + 1], level - low
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         t = t.double()
         log_snr = torch.lerp(*self._place(t))
         sigma = torch.sigmoid(-log_snr).sqrt()
-        sigma = torch.where(t * NUM_LEVELS < 1, self._sigma_first.to(t.device) * t * NUM_LEVELS, sigma)
+        sigma = torch.where(t * NUM_LEVELS < 1, self._sigma_first * t * NUM_LEVELS, sigma)
         return (1 - sigma**2).sqrt(), sigma
 
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,12 +97,12 @@ class VPSchedule(Schedule):
 
     def time_of(self, sigma_ve: Tensor) -> Tensor:
         sigma_ve = sigma_ve.double()
-        falling = -self._log_snr.to(sigma_ve.device)
+        falling = -self._table(sigma_ve.device)
         wanted = 2 * torch.log(sigma_ve)
         low = (torch.searchsorted(falling, wanted) - 1).clamp(0, NUM_LEVELS - 2)
         level = low + (wanted - falling[low]) / (falling[low + 1] - falling[low])
         sigma = sigma_ve / (1 + sigma_ve**2).sqrt()
-        below = sigma / self._sigma_first.to(sigma_ve.device) / NUM_LEVELS
+        below = sigma / self._sigma_first / NUM_LEVELS
         return torch.where(below < 1 / NUM_LEVELS, below, (level + 1) / NUM_LEVELS).clamp(max=1.0)
 
     def network_time(self, t: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class ARDConfig(DistillationConfig):
 
 @METHODS.register("ard")
 class ARD(TrajectoryDistillation):
-    """Autoregressive distillation: the lowest N layers attend to earlier states of the trajectory."""
+    """Autoregressive distillation: the lowest N layers attend to earlier states."""
 
     Config = ARDConfig
     reference: ClassVar = "Kim et al. 2025, arXiv 2504.11295, eq. 4 and sec. 3.2; released code for x_0-predictions and per-step heads"

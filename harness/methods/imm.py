@@ -48,7 +48,7 @@ class IMMConfig(StudentConfig):
 
 @METHODS.register("imm")
 class IMM(DenoisingStudent):
-    """Inductive moment matching: samples that jump from two times agree in all moments of a kernel."""
+    """Inductive moment matching: jumps from two times agree in all moments of a kernel."""
 
     Config = IMMConfig
     any_step = True

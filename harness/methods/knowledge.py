@@ -1,7 +1,7 @@
 """Knowledge distillation (Luhman & Luhman 2021, arXiv 2101.02388).
 
-One step, `L = |G(x_T) - x_0|^2` on the teacher's pairs. This is step distillation with one step;
-every table shows it under that name.
+One step, `L = |G(x_T) - x_0|^2` on the teacher's pairs. This is step distillation with one step,
+and every table names it so.
 """
 
 from __future__ import annotations

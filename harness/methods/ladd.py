@@ -45,7 +45,7 @@ class LADDConfig(StudentConfig):
 
 @METHODS.register("ladd")
 class LADD(DenoisingStudent):
-    """Latent adversarial distillation: a GAN loss on features of the frozen teacher, no other loss."""
+    """Latent adversarial distillation: only a GAN loss, on features of the frozen teacher."""
 
     Config = LADDConfig
     sources = frozenset({"trajectory"})

@@ -44,7 +44,7 @@ class ProgressiveConfig(StudentConfig):
 
 @METHODS.register("progressive")
 class Progressive(DenoisingStudent):
-    """Progressive distillation: one DDIM step learns the result of two, in rounds that halve the steps."""
+    """Progressive distillation: one DDIM step learns two, in rounds that halve the steps."""
 
     Config = ProgressiveConfig
     reference: ClassVar = "Salimans & Ho 2022, arXiv 2202.00512, alg. 2, eq. 8 and 9"

@@ -38,7 +38,7 @@ class ReflowConfig(StudentConfig):
 
 @METHODS.register("reflow")
 class Reflow(DenoisingStudent):
-    """Reflow: a flow on straight lines between noise and teacher samples, then one-step distillation."""
+    """Reflow: a flow on straight lines from noise to teacher samples, then one step of it."""
 
     Config = ReflowConfig
     sources = frozenset({"trajectory"})

@@ -73,7 +73,7 @@ class LearnedWeight(nn.Module):
 
 @METHODS.register("scm")
 class SCM(DenoisingStudent):
-    """Continuous-time consistency model (sCM): the consistency function is constant along an ODE path."""
+    """sCM, a continuous-time consistency model: f has derivative 0 along an ODE path."""
 
     Config = SCMConfig
     any_step = True

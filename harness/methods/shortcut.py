@@ -46,7 +46,7 @@ class ShortcutConfig(StudentConfig):
 
 @METHODS.register("shortcut")
 class Shortcut(DenoisingStudent):
-    """Shortcut models: a flow conditioned on step size, where one step matches two of half the size."""
+    """Shortcut models: a flow conditioned on step size, one step of which matches two halves."""
 
     Config = ShortcutConfig
     any_step = True

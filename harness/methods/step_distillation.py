@@ -131,8 +131,8 @@ class TrajectoryDistillation(Method):
     def updates(self, step: int) -> Iterable[Update]:
         if not self.config.step_counts:
             return self.staged_updates(step, self.loss)
-        turn = step if self.stage is None or step < self.stage.start else self.stage.student_update(step)
-        points = self.trained_points[turn % len(self.trained_points)]
+        number = step if self.stage is None or step < self.stage.start else self.stage.student_update(step)
+        points = self.trained_points[number % len(self.trained_points)]
         found = self.staged_updates(step, partial(self.loss, points=points))
         return [replace(update, phase=f"{update.phase} {len(points.levels) - 1} steps".lstrip()) for update in found]
 
@@ -170,8 +170,8 @@ class TrajectoryDistillation(Method):
             own = (batch.uniform("own history") < self.config.own_history).reshape(-1, 1, 1, 1, 1)
             x = torch.where(own, self.own_points(points, x[:, 0], path.cond), x)
         times = points.times.to(x.device).expand(x.shape[:2])
-        seen, cond = points.network_input(x, x[:, 0]), path.cond.with_scalars(**points.scalars(len(x), x.device))
-        output, _ = self.players["student"].module(seen, times, cond)
+        inputs, cond = points.network_input(x, x[:, 0]), path.cond.with_scalars(**points.scalars(len(x), x.device))
+        output, _ = self.players["student"].module(inputs, times, cond)
         t, s = (grid.repeat(len(x)) for grid in (points.levels[:-1], points.levels[1:]))
         answer = points.answer(output[:, :, : x.shape[2]].flatten(0, 1), x.flatten(0, 1), t, s).unflatten(0, x.shape[:2])
         errors = (answer - target).square().mean((0, 2, 3, 4))
@@ -181,13 +181,12 @@ class TrajectoryDistillation(Method):
     @torch.no_grad()
     def own_points(self, points: Points, x_T: Tensor, cond: Condition) -> Tensor:
         """The inputs of the student's own sampling from x_T [B, C, H, W], as [B, S, C, H, W]."""
-        path = trace(CachedSteps(points), self.players["student"].module, x_T, points.levels, cond)
-        return path.states[:, :-1]
+        return trace(CachedSteps(points), self.players["student"].module, x_T, points.levels, cond).states[:, :-1]
 
 
 @METHODS.register("step-distillation")
 class StepDistillation(TrajectoryDistillation):
-    """Step distillation: each step regresses the trajectory's next point from its current state alone."""
+    """Step distillation: each step regresses the trajectory's next point from its own state."""
 
     Config = DistillationConfig
     reference: ClassVar = "Kim et al. 2025, arXiv 2504.11295, sec. 3.1 and table 1 (its baseline)"

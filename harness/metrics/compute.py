@@ -1,9 +1,9 @@
-"""Compute: MACs of whatever runs, and closed formulas that they must equal. 1 MAC = 2 FLOPs."""
+"""Compute: MACs of whatever runs, and parameters. 1 MAC = 2 FLOPs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -36,21 +36,10 @@ def macs_by_kind(run: Callable[[], Any]) -> dict[str, int]:
     for name, by_operation in counter.get_flop_counts().items():
         if found := _MODULE.search(name):
             kinds[KINDS[found[1] or found[2]]] += sum(by_operation.values()) // 2
-    kinds["attention products"] -= kinds["attention projections"]  # what the module `attn` counts beyond its two layers
+    kinds["attention products"] -= kinds["attention projections"]  # the module `attn` counts its two layers too
     return kinds | {"other": counter.get_total_flops() // 2 - sum(kinds.values())}
 
 
 def parameters(module: nn.Module) -> int:
-    """Number of trainable numbers in a module (fixed position embeddings are buffers and do not count)."""
+    """Number of trainable numbers in a module; fixed position embeddings are buffers and do not count."""
     return sum(p.numel() for p in module.parameters())
-
-
-def history_extra_macs(tokens: int, width: int, history_layers: int, visible_states: Iterable[int]) -> int:
-    """MACs that history adds to step distillation: `2 T^2 d N sum_q (visible_q - 1)`.
-
-    Args:
-        tokens, width: T tokens a state, width d.
-        history_layers: N.
-        visible_states: for each state, how many states it sees, itself included.
-    """
-    return 2 * tokens**2 * width * history_layers * sum(v - 1 for v in visible_states)

@@ -1,4 +1,4 @@
-"""Networks, without any notion of a noise schedule.
+"""Networks; they know no noise schedule.
 
 Convolutions on CUDA run in float32, as matrix products do by default; torch's default for them is
 TF32, whose 10 bits of mantissa change images, features and FID.

@@ -1,4 +1,4 @@
-"""The state of a results folder: which runs are under way and how far they are, what failed, what is best."""
+"""The state of a results folder: runs under way, how far they are, what failed, what is best."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _read_log(folder: Path, now: datetime) -> Working:
     stage, last = found[start][2], datetime.fromisoformat(found[-1][1])
     points = [(datetime.fromisoformat(match[1]), int(match[3])) for match in found[start:] if match[3]]
     total = int(found[-1][4]) if points else 0
-    first = points[0] if len(points) > 1 else (datetime.fromisoformat(found[start][1]), 0)  # a resumed stage does not begin at 0
+    first = points[0] if len(points) > 1 else (datetime.fromisoformat(found[start][1]), 0)  # not 0 if resumed
     done, left = points[-1][1] if points else 0, None
     if points and done > first[1]:
         left = (total - done) * (last - first[0]).total_seconds() / (done - first[1])
@@ -58,7 +58,7 @@ def _read_log(folder: Path, now: datetime) -> Working:
 
 
 def summary(results: Path) -> dict[str, object]:
-    """Runs under way, interrupted and failed, and for each task how many finished and the best for each number of steps.
+    """Runs under way, interrupted and failed; of each task how many finished, and the best.
 
     Raises UsageError if there is no such folder.
     """
@@ -75,7 +75,7 @@ def summary(results: Path) -> dict[str, object]:
 
 
 def _best(records: Sequence[Record]) -> dict[str, object]:
-    """How many runs finished, and for each number of steps the trained row whose headline metric is lowest."""
+    """How many runs finished, and for each number of steps the trained row that is best."""
     rows = [row for row in rows_of(records) if row.finished and row.training[0]]
     best: dict[int, str] = {}
     for steps in sorted({row.num_steps for row in rows}):

@@ -37,8 +37,8 @@ class RunConfig(BaseModel):
     """Training budget: one that the task names, or steps=NUMBER (0 leaves the student untrained),
     images=NUMBER, flops=NUMBER or seconds=NUMBER."""
     noise_sets: int | None = Field(None, ge=1)
-    """Noise sets on which the student is evaluated (by default those of a named budget; all sets of the
-    task for a NUMBER)."""
+    """Noise sets on which the student is evaluated (by default those of a named budget; all sets
+    of the task for a NUMBER)."""
     batch_size: int | None = Field(None, ge=1, le=2**20)
     """Samples per training step (by default the task's)."""
     micro_batch_size: int | None = Field(None, ge=1, le=2**20)
@@ -46,7 +46,8 @@ class RunConfig(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the forward passes of a loss."""
     compile: bool = False
-    """Compile the trained networks with torch.compile: it takes a minute or so, and makes steps faster."""
+    """Whether to compile the trained networks with torch.compile, which takes a minute or so and
+    makes steps faster."""
     init_from: str | None = None
     """Run id in the results folder; training starts from the student of that run."""
     extra_features: list[str] = []

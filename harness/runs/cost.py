@@ -1,4 +1,4 @@
-"""What sampling costs, without weights: any method on any network size, on the meta device. Floor 7."""
+"""The cost of sampling, counted without weights: any method on any network size, on the meta device."""
 
 from __future__ import annotations
 
@@ -69,7 +69,10 @@ class SamplingCost:
 
 
 def paper_problem(network: str, image_size: int, latent: bool, num_classes: int, num_steps: int) -> PaperProblem:
-    """The problem of a network size such as "DiT-XL/2" at an image size in pixels, on latents 8 times smaller or on pixels.
+    """The problem of a network such as "DiT-XL/2" at an image size in pixels.
+
+    Args:
+        latent: whether the network works on latents 8 times smaller, or on pixels.
 
     Raises UsageError for a size that does not exist or an image that the patches do not divide.
     """
@@ -87,7 +90,7 @@ def paper_problem(network: str, image_size: int, latent: bool, num_classes: int,
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Inside, networks are made on the meta device, where they take no memory; all other numbers are as ever."""
+    """Makes networks on the meta device inside the block, where they take no memory."""
 
     def weight(module: nn.Module, name: str, value: nn.Parameter) -> nn.Parameter:
         return nn.Parameter(value.detach().to("meta"), value.requires_grad)

@@ -21,7 +21,8 @@ from harness.records import Exposure, LatencyEntry, TrainingBill
 from harness.runs.resolve import Resolved
 from harness.solvers import SOLVERS, sample, trace
 from harness.tasks import Task
-from harness.training.trainer import Bill, Trainer
+from harness.training.settings import Bill
+from harness.training.trainer import Trainer
 
 EMA_WEIGHT_FLAG = 0.01
 """Share of the initial weights in the evaluated average above which a record is flagged."""

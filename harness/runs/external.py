@@ -1,7 +1,7 @@
-"""Work that was not trained here gets the same record: a file of samples, a student's weights, or a function. Floor 8.
+"""Records of work from elsewhere: a file of samples, a student's weights, or a function.
 
-Its bill is what its author states; where samples alone are known there is no cost either. Identities are those of every other
-record, so a sample file of another size is refused a place in the same column.
+The author states the bill; samples alone have no measured cost either. Metrics have the identities
+of every other record, so a report refuses samples of another number a place in the same column.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ NOT_OURS = "not trained here"
 
 
 def from_outside(record: Record) -> bool:
-    """Whether a record is of work that was evaluated here alone."""
+    """Whether the work of a record was only evaluated here, not trained."""
     return any(flag.startswith(NOT_OURS) for flag in record.flags)
 
 
 @dataclass(frozen=True)
 class Outside:
-    """What is said of work from outside.
+    """What its author states of work from elsewhere.
 
     Attributes:
-        name: what the table calls it.
+        name: its name in tables.
         num_steps: its sampling steps.
         stated: its bill, in its author's words.
     """
@@ -82,13 +82,13 @@ def read_samples(path: Path, task: Task) -> tuple[Tensor, Tensor | None]:
     return pixels, None if labels is None else torch.from_numpy(labels).long()
 
 
-def load_function(said: str) -> Callable[[Tensor, Tensor], Tensor]:
+def load_function(path: str) -> Callable[[Tensor, Tensor], Tensor]:
     """A function named module:function. Raises UsageError if there is none."""
-    module, _, name = said.partition(":")
+    module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"callable {said!r} cannot be loaded ({error}); give module:function") from error
+        raise UsageError(f"callable {path!r} cannot be loaded ({error}); give module:function") from error
 
 
 def _evaluator(task: Task, results: Path, device: torch.device, report: Report) -> Evaluator:
@@ -105,33 +105,37 @@ def _record(task: Task, outside: Outside, content: str, noise_sets: int, metrics
 
 
 def evaluate_samples(path: Path, outside: Outside, task: Task, results: Path, device: torch.device, report: Report = silent) -> Record:
-    """The record of a file of samples, from whatever noise. Metrics that need labels are left out where it has none."""
+    """The record of a file of samples from unknown noise; without labels, metrics of labels are left out."""
     images, labels = read_samples(path, task)
     metrics = _evaluator(task, results, device, report).of_file(images, labels)
-    return _kept(_record(task, outside, file_hash(path), 1, metrics, device), results)
+    return _written(_record(task, outside, file_hash(path), 1, metrics, device), results)
 
 
-def evaluate_callable(said: str, outside: Outside, task: Task, results: Path, device: torch.device, report: Report = silent) -> Record:
-    """The record of a function from noise [B, C, H, W] and labels [B] to samples [B, C, H, W] in [-1, 1], on the task's noise."""
-    function = load_function(said)
+def evaluate_callable(path: str, outside: Outside, task: Task, results: Path, device: torch.device, report: Report = silent) -> Record:
+    """The record of a function, evaluated on the task's noise.
+
+    Args:
+        path: MODULE:FUNCTION, from noise [B, C, H, W] and labels [B] to samples [B, C, H, W] in [-1, 1].
+    """
+    function = load_function(path)
 
     def sampler(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
         images = function(x_T, cond.classes if cond.text is None else cond.text)
         if not isinstance(images, Tensor) or images.shape != x_T.shape:
             found = f"{tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise UsageError(f"callable {said!r} gives {found} for noise {tuple(x_T.shape)}; it should give samples of that shape")
+            raise UsageError(f"callable {path!r} gives {found} for noise {tuple(x_T.shape)}; it should give samples of that shape")
         return images
 
     sets = range(task.spec.evaluation.noise_sets)
     samples = {k: sample_set(sampler, task, k, device, report(f"sampling, noise set {k}")) for k in sets}
     metrics = _evaluator(task, results, device, report).evaluate(samples)
-    return _kept(_record(task, outside, said, len(sets), metrics, device), results)
+    return _written(_record(task, outside, path, len(sets), metrics, device), results)
 
 
 def evaluate_student(
     path: Path, config: RunConfig, outside: Outside, results: Path, device: torch.device, report: Report = silent
 ) -> Record:
-    """The record of a student's weights (safetensors) under one of our methods' samplers, untrained here, cost measured."""
+    """The record of a student's weights (safetensors) under the sampler of a method, cost measured here."""
     resolved: Resolved = resolve(config.model_copy(update={"budget": "steps=0"}), results=results)
     if not path.is_file():
         raise UsageError(f"there is no file of weights {path}")
@@ -140,9 +144,9 @@ def evaluate_student(
     run = Run(replace(resolved, parent=parent), results, device, report)
     record = run.execute()
     cost = record.cost.model_copy(update={"training": None}) if record.cost else None
-    return _kept(record.model_copy(update={"flags": [*record.flags, *outside.flags], "cost": cost}), results)
+    return _written(record.model_copy(update={"flags": [*record.flags, *outside.flags], "cost": cost}), results)
 
 
-def _kept(record: Record, results: Path) -> Record:
+def _written(record: Record, results: Path) -> Record:
     write_record(results / "runs" / record.run_id / "record.json", record)
     return record

@@ -1,7 +1,7 @@
-"""File locks below a results folder: one process at a time makes a run, trains a shared student or leads a study.
+"""File locks of a results folder: one process makes a run, trains a student or leads a study.
 
-The kernel frees a lock when its process ends, however it ends. Several machines need a shared folder whose file system
-supports `flock`, as NFS on Linux does.
+The kernel frees a lock when its process ends, however it ends. Several machines need a shared
+folder whose file system supports `flock`, as NFS on Linux does.
 """
 
 from __future__ import annotations

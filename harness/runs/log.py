@@ -1,4 +1,4 @@
-"""A run's log: what is noted while it is made, by which `harness status` later tells how far it is. Floor 7."""
+"""The log of a run, from which `harness status` reads how far the run is."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from harness.progress import Progress
 from harness.provenance import code_digest
 
 Report = Callable[[str], Progress]
-"""From the name of a stage to a callback that is told how far it is."""
+"""From the name of a stage to its progress callback."""
 
 LINE = re.compile(r"^(\S+) (.+?)(?:: (\d+)/(\d+)| starts| is done: \d+)$")
-"""A line on a stage, as `logging_report` writes it: when, its name, and how far it is."""
+"""A line of `logging_report`: time, name of the stage, items done and items in all."""
 
 
 def silent(stage: str) -> Progress:
-    """A report of progress that nobody reads."""
+    """A report that shows nothing."""
     return lambda done, total: None
 
 
 @contextmanager
 def logged(path: Path, what: str) -> Iterator[Callable[[str], None]]:
-    """Appends to a log: that something starts, what is said inside, and how it ends, with the traceback of an error."""
+    """Appends to a log how something starts and ends, with the traceback of an error.
+
+    Yields a function that appends a line.
+    """
     with path.open("a", encoding="utf-8") as file:
 
         def log(text: str) -> None:
@@ -50,20 +53,20 @@ def logged(path: Path, what: str) -> Iterator[Callable[[str], None]]:
 
 
 def logging_report(report: Report, log: Callable[[str], None], every: float = 20.0) -> Report:
-    """A report of progress that also notes in a log when a stage starts, every so many seconds how far it is, and when it is done."""
+    """A report that also logs when a stage starts, how far it is every `every` seconds, and its end."""
 
     def stage(name: str) -> Progress:
         show = report(name)
         log(f"{name} starts")
-        noted = time.monotonic()
+        logged_at = time.monotonic()
 
         def progress(done: int, total: int) -> None:
-            nonlocal noted
+            nonlocal logged_at
             show(done, total)
             if done == total:
                 log(f"{name} is done: {total}")
-            elif time.monotonic() - noted > every:
-                noted = time.monotonic()
+            elif time.monotonic() - logged_at > every:
+                logged_at = time.monotonic()
                 log(f"{name}: {done}/{total}")
 
         return progress

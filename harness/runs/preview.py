@@ -1,8 +1,7 @@
-"""What a run would do, without doing it: its settled config, what is there already, MACs, and an estimate of the time. Floor 8."""
+"""What a run would do: its resolved config, what is cached, MACs, and an estimate of the time."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +17,11 @@ from harness.runs.identity import run_settings
 from harness.runs.resolve import Resolved, reference_of
 from harness.runs.run import Run
 from harness.tasks import Task
-from harness.training.estimate import rehearsal, seconds_a_step
+from harness.training.estimate import rehearsal, seconds_a_step, shortest
 from harness.training.trainer import MILESTONES
 
 SHARED = ("reference samples", "trajectories")
-"""Parts that runs of one task share."""
+"""Parts that the runs of one task share."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,9 @@ class Preview:
 
     Attributes:
         state: "finished", "interrupted" (it would resume) or "new".
-        cached: for each part that is shared between runs, whether it is there.
-        seconds: an estimate for each part that is to be made, from small pieces timed now; of an interrupted run from its start.
+        cached: for each part that runs share, whether it exists.
+        seconds: an estimate for each missing part, from small pieces timed now; an interrupted run
+            counts from its start.
     """
 
     run_id: str
@@ -47,10 +47,10 @@ class Preview:
 
 
 def preview(resolved: Resolved, results: Path, device: torch.device, reuse: bool = False) -> Preview:
-    """Looks and times; nothing is written.
+    """Looks up and times; writes nothing.
 
     Args:
-        reuse: whether what other code finished counts.
+        reuse: whether a record that other code made counts as finished.
     """
     task, steps = resolved.task, resolved.settings.total_steps
     beside = replace(reference_of(task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features)
@@ -86,7 +86,10 @@ def preview(resolved: Resolved, results: Path, device: torch.device, reuse: bool
 
 
 def estimate(missing: Sequence[Resolved], results: Path, device: torch.device) -> dict[str, float]:
-    """Seconds of each part of many runs, what they share counted once; of runs that differ in the seed alone one is timed."""
+    """Seconds of each part of many runs; parts that they share count once.
+
+    Of runs that differ only in the seed, one is timed.
+    """
     alike: dict[str, list[Resolved]] = {}
     for resolved in missing:
         alike.setdefault(replace(resolved, settings=replace(resolved.settings, seed=0)).run_id, []).append(resolved)
@@ -101,7 +104,7 @@ def estimate(missing: Sequence[Resolved], results: Path, device: torch.device) -
 
 
 def timed(sampler: Sampler, task: Task, device: torch.device) -> float:
-    """Seconds a sample, on one batch after a small one."""
+    """Seconds per sample, from two batches after a small one."""
     x_T, cond = task.evaluation_inputs(0)
     size = min(task.spec.evaluation.batch_size, 100)
 
@@ -110,8 +113,4 @@ def timed(sampler: Sampler, task: Task, device: torch.device) -> float:
         return lambda: sampler(x_T[part].to(device), cond[part].to(device), lambda name: x_T[part].to(device))
 
     call(2)()
-    start = time.perf_counter()
-    call(size)()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) / size
+    return shortest(call(size), device, 2) / size

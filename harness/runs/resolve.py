@@ -17,7 +17,8 @@ from harness.runs.budgets import evaluated_noise_sets, parse_budget, training_st
 from harness.runs.config import RunConfig, parse_options
 from harness.tasks import Task, load_task
 from harness.training.estimate import rehearsal
-from harness.training.trainer import Trainer, TrainSettings
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 UNTRAINED = TrainSettings(total_steps=0, batch_size=0, seed=0)

@@ -27,7 +27,8 @@ from harness.runs.identity import checkpoint_key, run_settings, student_key
 from harness.runs.locks import held
 from harness.runs.log import Report, logged, logging_report, silent
 from harness.runs.resolve import Resolved, reference_of
-from harness.training.trainer import Trainer, check_compiler
+from harness.training.compiling import check_compiler
+from harness.training.trainer import Trainer
 
 Judge = Callable[[float, dict[str, float]], None]
 """Called at the milestones with the part of the budget and the quality there; it may raise RunFailed."""

@@ -1,4 +1,4 @@
-"""Making and verifying the networks that ship with a task: the feature network, the teacher, their cards; its levels. Floor 7."""
+"""Trains and verifies the networks that ship with a task, and searches levels for its teacher."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from harness.solvers import SOLVERS, trace
 from harness.solvers.search import LevelSearch, search_levels
 from harness.tasks import Task, borrows
 from harness.tasks.spec import Guidance, Part, Weights
-from harness.training.trainer import Trainer, TrainSettings
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Made:
 
 
 def train_networks(task: Task, folder: Path, device: torch.device, report: Report = silent) -> list[Made]:
-    """Trains the feature network, then the teacher, as the task's file says; scans guidance; writes weights and cards.
+    """Trains the feature network, then the teacher; scans guidance; writes weights and cards.
 
     It resumes where it was interrupted. What the task borrows of another is not trained.
 
@@ -66,7 +67,7 @@ _METHODS: dict[Part, tuple[str, type[Method]]] = {
 
 
 def _own(task: Task) -> list[Part]:
-    """The networks that the task does not borrow. Raises UsageError if there is none."""
+    """The networks that a task does not borrow. Raises UsageError if it borrows all."""
     if own := [part for part in _METHODS if not borrows(task, part)]:
         return own
     raise UsageError(f"task {task.spec.name} has the networks of {task.spec.like}: name that one")
@@ -113,7 +114,7 @@ def _finish(path: Path, weights: Weights, task: Task, quality: dict[str, Any]) -
 
 
 def features_quality(task: Task, device: torch.device) -> dict[str, float]:
-    """Accuracy on both splits, and what FID says of real images: held-out ones and two halves of the training ones."""
+    """Accuracy on both splits, and FID of real images: held-out ones, and two halves of the training set."""
     classifier = task.classifier(device)
     train, held_out = task.split.train, task.split.held_out
     features, logits = classify(classifier, train.images)
@@ -128,7 +129,7 @@ def features_quality(task: Task, device: torch.device) -> dict[str, float]:
 
 
 def teacher_quality(task: Task, device: torch.device, report: Report = silent) -> dict[str, Any]:
-    """FID, KID and label agreement by guidance scale under the task's reference sampler, on noise set 0; the best scale."""
+    """FID, KID and label agreement by guidance scale, on noise set 0; the best scale."""
     scan, n = {}, task.spec.guidance_scan_samples or task.spec.evaluation.samples
     for scale in task.spec.guidance_scan:
         at_scale = _with(task, guidance=Guidance(scale=scale, channels=task.spec.guidance.channels))
@@ -142,7 +143,7 @@ def teacher_quality(task: Task, device: torch.device, report: Report = silent) -
 
 
 def verify(task: Task, device: torch.device, report: Report = silent) -> list[str]:
-    """Measures the shipped networks again and compares with their cards.
+    """Measures the shipped networks again and compares the numbers with their cards.
 
     Returns:
         A line for each number compared.
@@ -171,7 +172,7 @@ def verify(task: Task, device: torch.device, report: Report = silent) -> list[st
 
 
 def search(task: Task, solver: str, num_steps: int, count: int, device: torch.device) -> LevelSearch:
-    """Levels for few steps of a solver, searched for with `count` trajectories of their own noise.
+    """Searches the best levels for few steps of a solver, on `count` trajectories of their own noise.
 
     Raises UsageError for an unknown solver, one that draws noise, or more steps than the task's trajectories have.
     """

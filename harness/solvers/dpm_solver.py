@@ -66,7 +66,7 @@ class DPMSolver2M(Solver):
 
 @SOLVERS.register("dpm-solver++3m")
 class DPMSolver3M(DPMSolver2M):
-    """DPM-Solver++ (3M): third order multistep, one evaluation per step; lower order in the first two.
+    """DPM-Solver++ (3M): third order multistep, one evaluation per step.
 
     The weight of the second difference follows from the integral and is twice the released code's.
     With the released one the order measured 1.8 on the flow schedule and 2.3 on the VP one

@@ -15,7 +15,7 @@ from harness.solvers.base import SOLVERS, Noise, Solver
 
 @SOLVERS.register("euler")
 class Euler(Solver):
-    """Euler's method in t: first order, one evaluation per step; the last step returns the predicted x_0."""
+    """Euler's method in t: first order, one evaluation per step; the last returns x_0."""
 
     def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: None,
              noise: Noise | None) -> tuple[Tensor, Tensor, None]:  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a driver asks of a child process: one run, given as JSON on the command line of the hidden `harness _job`."""
+"""One run in a child process, described by JSON on the command line of `harness _job`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from harness.runs.run import Run
 from harness.sweeps.engines import Job
 
 MILESTONES_FILE = "milestones.jsonl"
-"""In the folder of a run that may be pruned: a line for each milestone, its share of the budget in thousandths and the objective."""
+"""Kept by a run that may be pruned: at each milestone, thousandths of the budget and a value."""
 PRUNED = "pruned: "
 """How the reason of a pruned run begins."""
 
 
 class Pruning(BaseModel):
-    """When a run is given up: its best value so far is worse than the median of finished trials at this point.
+    """Gives a run up whose best value so far is worse than the median of finished trials then.
 
     Attributes:
         objective: the metric that is compared.

@@ -1,8 +1,8 @@
-"""Engines: how the child processes of a sweep are run, on this machine, under Slurm or on a Ray cluster.
+"""Engines: child processes of a sweep on this machine, under Slurm or on a Ray cluster.
 
-A child makes one run. It stops, after a checkpoint, when its stdin closes: so no child outlives the process that started
-it. A driver asks an engine from K threads, and keeps K runs in flight. This module imports no torch, since jobs of Slurm
-and workers of Ray load it too.
+A child makes one run. It stops, after a checkpoint, when its stdin closes: so no child outlives the
+process that started it. A driver asks an engine from K threads, and keeps K runs in flight. This
+module imports no torch, since jobs of Slurm and workers of Ray load it too.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Slurm(Engine):
 
     Args:
         folder: for what jobs print.
-        parameters: submitit's, such as timeout_min or slurm_partition; `cluster` is "slurm", or "local" for a trial.
+        parameters: submitit's, such as timeout_min; `cluster` is "slurm", or "local" for a trial.
 
     Raises UsageError without submitit, without the cluster, and for unknown parameters.
     """
@@ -175,7 +175,7 @@ class Ray(Engine):
         try:
             return self.ray.get(task)
         except self.ray.exceptions.RayError as error:
-            raise Died(_first_line(error)) from error
+            raise Died(str(error).strip().splitlines()[-1]) from error
         finally:
             self.tasks.discard(task)
 
@@ -185,7 +185,7 @@ class Ray(Engine):
 
 
 def shares_of(device: torch.device, workers: int) -> list[dict[str, str]]:
-    """What each of K child processes of this machine gets: its part of the threads, and one of the GPUs in turn."""
+    """Variables for each of K children of this machine: its part of the threads, and a GPU."""
     import torch
 
     shares = [{"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // workers))} for _ in range(workers)]

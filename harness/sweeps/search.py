@@ -1,10 +1,12 @@
-"""Searches by Optuna: the driver alone asks for trials and tells their values; child processes make the runs.
+"""Searches by Optuna: the driver asks for trials and tells their values, children make the runs.
 
-Trial 0 has the method's defaults, as far as they lie in the space. A trial's runs have run ids like any others, so trials
-with equal options share them, and interrupted ones resume. The studies lie in `harness.db` in the results folder, an SQLite
-file that `optuna-dashboard` reads. Optuna's samplers ignore failed trials and keep proposing their neighbourhood; therefore
-a trial whose run fails is told as a bad value, with the reason as its attribute. Trials are judged on the evaluation noise,
-so the best of many looks better than it is: report a winner from seeds that its search has not used.
+Trial 0 has the method's defaults, as far as they lie in the space. A trial's runs have run ids like
+any others, so trials with equal options share them, and interrupted ones resume. The studies lie in
+`harness.db` in the results folder, an SQLite file that `optuna-dashboard` reads.
+
+Optuna's samplers ignore failed trials and keep proposing their neighbourhood. So a trial whose run
+fails gets a bad value, with the reason as its attribute. Trials are judged on the evaluation noise,
+and the best of many looks better than it is: report a winner from seeds that no trial has used.
 """
 
 from __future__ import annotations
@@ -110,7 +112,7 @@ class Searcher:
             raise UsageError(f"study {self.plan.name} was begun by other code: --reuse goes on with it, another --results begins anew")
 
     def _take_up(self) -> None:
-        """Begins the trials that were left running again; one without all its values is given up."""
+        """Begins trials again that a dead driver left; one without all its values is given up."""
         for trial in self._trials(TrialState.RUNNING):
             if set(trial.params) != set(self.plan.spec.space):
                 self.study.tell(trial.number, state=TrialState.FAIL)
@@ -190,7 +192,7 @@ class Searcher:
         self.study.tell(trial.number, values)
 
     def _tell_failure(self, trial: Trial, reason: str, died: str = "") -> None:
-        """Tells a bad value and the reason; a trial whose process died was not answered, and fails."""
+        """Tells a bad value and the reason. A trial whose process died fails: it has no answer."""
         self.say(f"{trial.label}: {reason}")
         self._handle(trial).set_user_attr("reason", reason)
         if died:
@@ -205,12 +207,12 @@ class Searcher:
         return optuna.trial.Trial(self.study, self._trials()[trial.number]._trial_id)
 
     def _report(self, trial: Trial, points: dict[int, float]) -> None:
-        with warnings.catch_warnings(action="ignore"):  # a trial that was taken up again reports a point twice
+        with warnings.catch_warnings(action="ignore"):  # points are reported twice after a stop
             for place, value in points.items():
                 self._handle(trial).report(value, step=place)
 
     def _pruning(self) -> Pruning | None:
-        """What a run that starts now is compared with: the median of the finished trials at each milestone."""
+        """For a run that starts now: the median of the finished trials at each milestone."""
         if not self.plan.spec.prune:
             return None
         ((name, direction),) = self.plan.spec.objectives.items()
@@ -221,9 +223,9 @@ class Searcher:
 
 
 def bad_value(direction: str, seen: Sequence[float]) -> float:
-    """What a failed trial is told as: ten times the worst value seen, mirrored for `maximize`, or `UNSEEN` without one.
+    """The value of a failed trial: ten times the worst seen, or `UNSEEN` before one is seen.
 
-    Of a worst value w on the good side of zero, w +- 9 |w|, so that it is always worse.
+    For a worst value w of any sign it is w + 9 |w| for `minimize`, w - 9 |w| for `maximize`.
     """
     sign = 1 if direction == "minimize" else -1
     worst = max((sign * value for value in seen), default=0.0)
@@ -231,13 +233,13 @@ def bad_value(direction: str, seen: Sequence[float]) -> float:
 
 
 def open_study(plan: StudyPlan, results: Path) -> optuna.Study:
-    """The study in the database of a results folder, made if it is not there. Raises UsageError if that cannot be read."""
+    """The study of a plan, made if it is new. Raises UsageError if the file cannot be read."""
     directions = list(plan.spec.objectives.values())
     return optuna.create_study(storage=_database(results), study_name=plan.name, directions=directions, load_if_exists=True)
 
 
 def known_study(plan: StudyPlan, results: Path) -> optuna.Study | None:
-    """The study, if there is one; otherwise none is made. Raises UsageError if the database cannot be read."""
+    """The study of a plan, or None. Raises UsageError if the file cannot be read."""
     if not (results / "harness.db").exists() or plan.name not in optuna.get_all_study_names(_database(results)):
         return None
     return open_study(plan, results)
@@ -257,7 +259,7 @@ def _shown(params: dict[str, Any]) -> str:
 
 
 def lines_of(plan: StudyPlan, study: optuna.Study) -> list[dict[str, Any]]:
-    """A table of a study's trials: number, state, values of the space, objectives, and whether it is best or on the Pareto front."""
+    """A row for each trial: number, state, values of the space, objectives, whether it is best."""
     trials = study.get_trials(deepcopy=False)
     finished = [trial for trial in trials if trial.state == TrialState.COMPLETE and "reason" not in trial.user_attrs]
     best = {trial.number for trial in study.best_trials} if finished else set()

@@ -1,14 +1,14 @@
 """Studies: what a sweep file with `search` asks for.
 
-Every cell of the file (its axes multiplied out) is one study, and may add to its `space`. Every trial of a study is one
-run for each seed.
+Every cell of the file (its axes multiplied out) is one study, and may add to its `space`. Every
+trial of a study is one run for each seed.
 
     search:
       trials: 8
-      objectives: {fid: minimize}                   # metrics, or latency, macs, nfe, training_flops; several make a Pareto front
+      objectives: {fid: minimize}     # metrics, latency, macs, nfe, training_flops; or several
       space: {options.lr: {low: 3.0e-4, high: 3.0e-2, log: true}, options.heads: [shared, per_step]}
-      sampler: tpe                                  # or random
-      prune: false                                  # stop runs whose curve is worse than the median of finished ones
+      sampler: tpe                    # or random
+      prune: false                    # stop runs that are worse than the median of finished ones
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class SearchSpec(BaseModel):
         return {name: CategoricalDistribution(of) if isinstance(of, list) else of.distribution() for name, of in self.space.items()}
 
     def sampler_of(self, number: int) -> BaseSampler:
-        """The sampler of a trial. Its seed is the search's plus the trial's number, so that a search goes on alike after a stop."""
+        """The sampler of a trial, seeded by its number: a search proposes the same after a stop."""
         seed = self.seed + number
         return RandomSampler(seed) if self.sampler == "random" else TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
 
@@ -116,7 +116,7 @@ class StudyPlan:
 
 
 def study_plans(content: dict[str, Any], where: str, results: Path, device: torch.device) -> list[StudyPlan]:
-    """The studies of a sweep file that has `search`; values of the space are checked before anything runs.
+    """The studies of a sweep file that has `search`, their spaces checked before anything runs.
 
     Args:
         where: names the file in errors.
@@ -175,7 +175,7 @@ def _check(plan: StudyPlan, where: str, results: Path, device: torch.device) -> 
 
 
 def _corners(spec: SearchSpec) -> list[dict[str, Any]]:
-    """Points to check: all lowest, all highest, and every other choice or whole number with the rest at their lowest."""
+    """Points to check: all lowest, all highest, and each other choice with the rest lowest."""
     values: dict[str, list[Any]] = {}
     for name, of in spec.space.items():
         if isinstance(of, list):
@@ -189,7 +189,7 @@ def _corners(spec: SearchSpec) -> list[dict[str, Any]]:
 
 
 def objective(record: Record, name: str) -> float:
-    """A record's value of an objective, a metric's mean or a cost. Raises UsageError if the record lacks it."""
+    """A metric's mean or a cost. Raises UsageError if the record lacks it."""
     if name in COSTS and record.cost is not None:
         return COSTS[name](record.cost)
     if name in record.metrics:

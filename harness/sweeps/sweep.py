@@ -1,8 +1,8 @@
 """A sweep: many runs from one file, all checked before the first starts, and resumable at any time.
 
-A file holds `base` (fields of a run), `cells` (what each adds to `base`), `axes` (name: values, for every cell that does
-not give the name itself, or inside one cell), and `seeds`. Options of the method stand under `options`, in an axis as
-`options.NAME`.
+A file holds `base` (fields of a run), `cells` (what each adds to `base`), `axes` (name: values, for
+every cell that does not give the name itself, or inside one cell), and `seeds`. Options of the
+method stand under `options`, in an axis as `options.NAME`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Cell:
 
 
 def expand(content: dict[str, Any], where: str) -> list[RunConfig]:
-    """Returns the runs of a sweep file, each once, in the order of the file: cells, then axes, then seeds.
+    """Returns the runs of a sweep file, each once, in its order: cells, then axes, then seeds.
 
     Args:
         where: names the file in errors.
@@ -137,8 +137,8 @@ def run_sweep(cells: Sequence[Cell], results: Path, device: torch.device, driver
               say: Callable[[str], None] = print) -> list[Record]:  # fmt: skip
     """Makes the runs that are missing, as many at once as the driver takes.
 
-    A run that another process makes comes last, and is then waited for. A run that fails is a record too, and the sweep
-    goes on.
+    A run that another process makes comes last, and is then waited for. A run that fails is a
+    record too, and the sweep goes on.
 
     Args:
         reuse: take finished records that other code made.
@@ -147,7 +147,7 @@ def run_sweep(cells: Sequence[Cell], results: Path, device: torch.device, driver
     Returns:
         The records of all cells, in their order.
 
-    Raises UsageError for what only shows inside a run, such as weights that do not fit; finished runs stay.
+    Raises UsageError for what only shows inside a run, such as weights that do not fit.
     """
     records = {cell.resolved.run_id: cell.record for cell in cells if cell.record is not None}
     names = {cell.resolved.run_id: f"{number}/{len(cells)} {cell.resolved.run_id}" for number, cell in enumerate(cells, 1)}
@@ -169,9 +169,10 @@ def run_sweep(cells: Sequence[Cell], results: Path, device: torch.device, driver
 
 
 def _next_free(waiting: Sequence[Cell], driver: Driver[Cell], results: Path, device: torch.device) -> Cell | None:
-    """The first cell that nothing in flight and no other process works on, or trains the student of.
+    """The first cell whose run and student nothing in flight and no other process works on.
 
-    Without one, None while something is in flight, then the first cell, whose job waits for the other process.
+    Without one: None while something is in flight, then the first cell, whose job waits for the
+    other process.
     """
     runs = {cell.resolved.run_id: Run(cell.resolved, results, device) for cell in [*waiting, *driver.flying.values()]}
     taken = {name for cell in driver.flying.values() for name in runs[cell.resolved.run_id].locks}

@@ -21,7 +21,10 @@ def task_names() -> list[str]:
 
 
 def load_task(name: str) -> Task:
-    """A task by its name, or by the path of a YAML file. Raises UsageError for an unknown one or a broken file."""
+    """The task of a name, or of a YAML file.
+
+    Raises UsageError for an unknown name or a broken file.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else task.FOLDER / f"{name}.yaml"
     if not path.is_file():
         if path.parent == task.FOLDER:
@@ -35,7 +38,7 @@ def load_task(name: str) -> Task:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A task's file; where it says `like: other`, what it does not say is as in that one of ours, but for what was tuned there."""
+    """The content of a task's file; with `like`, over that of the other task without its tuned defaults."""
     content = read_yaml(path)
     return {**_read(task.FOLDER / f"{content['like']}.yaml"), "defaults": {}, **content} if "like" in content else content
 

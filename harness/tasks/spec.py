@@ -32,7 +32,7 @@ class Training(_Spec):
 
 
 class Weights(_Spec):
-    """A shipped file of weights, beside it its card (`.yaml`)."""
+    """A shipped file of weights; its card (`.yaml`) lies beside it."""
 
     file: str
     """Path of the safetensors file, relative to the folder of the tasks."""
@@ -42,7 +42,7 @@ class Weights(_Spec):
 
 
 class Guidance(_Spec):
-    """The guidance under which the teacher is always asked."""
+    """The guidance of the teacher, in every table of the task."""
 
     scale: float
     channels: int | None = None
@@ -57,16 +57,16 @@ class DataSpec(_Spec):
 
 
 class PromptSpec(_Spec):
-    """A text encoder's outputs for the prompts of a task; a sample's label is then the number of its prompt."""
+    """A text encoder's outputs for the task's prompts; the label of a sample is its prompt's number."""
 
     file: str
-    """Path of a safetensors file with `table` [count, length, width] and `null` [1, length, width], the encoder's for no prompt."""
+    """A safetensors file with `table` [count, length, width] and `null` [1, length, width] (no prompt)."""
     sha256: str
     """SHA-256 of the file."""
 
 
 class MixtureSpec(_Spec):
-    """A Gaussian mixture in the place of real images and of a trained teacher."""
+    """A Gaussian mixture that takes the place of real images and of a trained teacher."""
 
     seed: int
     components: int
@@ -91,19 +91,19 @@ class EvaluationSpec(_Spec):
     samples: int
     """N, generated in each noise set."""
     noise_sets: int
-    """How many disjoint sets of evaluation noise there are."""
+    """Number of disjoint sets of evaluation noise."""
     seed: int
     kid_subset_size: int
     batch_size: int
     latency_batch: int
     neighbours: int | None = Field(None, gt=5)
-    """Reference images, the first so many, that precision, recall, density and coverage see; None is all."""
+    """First reference images that precision, recall, density and coverage use; None is all."""
     milestone_samples: int | None = Field(None, gt=1)
-    """Samples, the first so many of noise set 0, on which quality is measured along training; None is all. FID depends on N."""
+    """First samples of noise set 0 on which quality is measured along training; None is all."""
 
 
 class Reference(_Spec):
-    """The run beside which every row is shown, and whose samples the students' are compared with."""
+    """The run beside which every row stands; students are compared with its samples."""
 
     method: str
     num_steps: int
@@ -115,7 +115,7 @@ class Budget(_Spec):
 
     steps: int
     noise_sets: int
-    """How many noise sets are evaluated."""
+    """Number of evaluated noise sets."""
 
 
 class TaskSpec(_Spec):
@@ -123,24 +123,24 @@ class TaskSpec(_Spec):
 
     name: str
     version: int
-    """Raised whenever a number of the task would change."""
+    """Raised with every change that moves a number."""
     like: str | None = None
-    """The task of ours from which all is taken that this file does not say."""
+    """A shipped task; fields that this file leaves out are taken from it."""
     summary: str
     data: DataSpec
     network: dict[str, int]
-    """Constructor arguments of the teacher's DiT; of prompts their `text_width`, and no `num_classes`."""
+    """Constructor arguments of the teacher's DiT; with prompts `text_width`, without them `num_classes`."""
     schedule: str
     prediction_type: Literal["eps", "x_0", "v"]
     teacher: Weights | None
-    """The trained teacher; none where it is exact."""
+    """The trained teacher; none if it is exact."""
     guidance: Guidance
     guidance_scan: list[float]
-    """Scales that teacher training tries; the best FID should be `guidance.scale`."""
+    """Scales that teacher training tries; `guidance.scale` should have the best FID."""
     guidance_scan_samples: int | None = None
-    """The first so many samples of noise set 0, on which it tries them; none is all. FID depends on N: the scan's is not a table's."""
+    """First samples of noise set 0 that the scan uses; none is all. Its FID is then not a table's."""
     features: Weights | None
-    """The feature network; none where samples are judged by the exact distribution."""
+    """The feature network; none if the exact distribution judges samples."""
     mixture: MixtureSpec | None = None
     prompts: PromptSpec | None = None
     trajectories: TrajectorySpec
@@ -150,7 +150,7 @@ class TaskSpec(_Spec):
     """Samples a training step of a distillation run."""
     budgets: dict[str, Budget]
     defaults: dict[str, dict[str, Any]] = {}
-    """By method, the options that it has on this task if nothing is said: what a search found, or what suits its networks."""
+    """By method, its default options on this task: what a search found, or what suits the networks."""
 
     @model_validator(mode="after")
     def _noise_is_predicted_where_data_is_left(self) -> TaskSpec:

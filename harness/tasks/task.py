@@ -26,7 +26,7 @@ from harness.solvers import Noise
 from harness.tasks.spec import Part, PromptSpec, TaskSpec, Weights
 
 FOLDER = Path(str(files("harness.tasks")))
-"""Where the tasks that come with the package lie, and their weights."""
+"""The folder of the shipped tasks and their weights."""
 
 
 class Task:
@@ -54,7 +54,7 @@ class Task:
 
     @cached_property
     def conditions(self) -> Conditions:
-        """What samples are conditioned on."""
+        """The conditions of samples: class labels, or prompts."""
         spec = self.spec.prompts
         if spec is None:
             return Conditions(self.num_classes)
@@ -100,7 +100,7 @@ class Task:
         return network.requires_grad_(False).eval().to(device)
 
     def trained(self, part: Part) -> Weights:
-        """What the task's file says of a trained network. Raises UsageError if the task has none."""
+        """The task's entry for a trained network. Raises UsageError if the task has none."""
         weights = getattr(self.spec, part)
         if weights is None:
             raise UsageError(f"task {self.spec.name} has no trained {part}: it is exact")
@@ -112,7 +112,7 @@ class Task:
         return self.trained("teacher").sha256
 
     def path(self, weights: Weights | PromptSpec) -> Path:
-        """Where a shipped file of weights is; its card has the same name with `.yaml`."""
+        """The path of a shipped file of weights; its card has the same name with `.yaml`."""
         own = (self.folder or FOLDER) / weights.file
         return own if own.is_file() else FOLDER / weights.file
 
@@ -122,7 +122,7 @@ class Task:
 
     @property
     def recipe(self) -> Recipe:
-        """What the task's trajectories are made of."""
+        """The recipe of the task's trajectories."""
         spec, guidance = self.spec.trajectories, self.spec.guidance
         return Recipe(self.teacher_hash, self.spec.schedule, self.spec.prediction_type, guidance.scale, guidance.channels,
                       spec.solver, spec.steps, spec.count, spec.seed, self.shape, self.conditions.count,
@@ -142,7 +142,7 @@ class Task:
         raise NotImplementedError(f"task {self.spec.name} has no exact ODE map")
 
     def evaluation_noise(self, noise_set: int, rows: slice) -> Noise:
-        """Where a stochastic sampler draws for these rows of `evaluation_inputs`: [B, C, H, W] by name, keyed like x_T."""
+        """The noise of stochastic samplers for rows of `evaluation_inputs`: [B, C, H, W] by name."""
         spec = self.spec.evaluation
         index = torch.arange(noise_set * spec.samples, (noise_set + 1) * spec.samples)[rows]
         return lambda name: Keyed("evaluate", spec.seed).normal(name, index, self.shape)
@@ -158,6 +158,6 @@ class Task:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of everything that a run's numbers rest on."""
+        """SHA-256 of everything on which a run's numbers rest."""
         found = {"teacher": self.teacher_hash, "features": self.trained("features").sha256, "reference": self.reference_hash}
         return found | ({"conditions": self.spec.prompts.sha256} if self.spec.prompts else {})

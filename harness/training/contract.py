@@ -1,7 +1,7 @@
 """What every method must keep, as checks that run on any registered method in seconds.
 
-The checks use a task of their own: 8 x 8 digits, a 3-layer teacher and a feature network with random weights. `harness
-test-method FILE` runs them on a stranger's file, and the tests run them on ours.
+`harness test-method FILE` runs them on a stranger's file, and the tests run them on ours. Each check
+takes a case and raises AssertionError; its docstring is what a person reads.
 """
 
 from __future__ import annotations
@@ -9,153 +9,15 @@ from __future__ import annotations
 import copy
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from torch import Tensor
 
-from harness.data.trajectories import open_store
-from harness.diffusion.randomness import keyed_initialisation
-from harness.files import file_hash, write_tensors
-from harness.methods import METHODS, Batch, Method
-from harness.networks.classifier import Classifier
-from harness.networks.dit import DiT
-from harness.solvers import sample
-from harness.tasks import Task, TaskSpec
-from harness.training.trainer import Trainer, TrainSettings
-
-CPU = torch.device("cpu")
-STEPS, BATCH = 10, 8
-
-
-def tiny_spec(folder: Path) -> dict[str, Any]:
-    """Writes random weights to `folder` and returns the spec of a task that uses them: small numbers everywhere."""
-    network: dict[str, Any] = {
-        "image_size": 8,
-        "patch_size": 4,
-        "in_channels": 1,
-        "hidden_size": 16,
-        "depth": 3,
-        "num_heads": 2,
-        "num_classes": 10,
-    }
-    with keyed_initialisation(0, "tiny"):
-        teacher, features = DiT(**network), Classifier((1, 8, 8), 10)
-        for name, parameter in teacher.named_parameters():  # a fresh DiT outputs zeros; this one says something
-            if "adaLN" in name or "final_layer" in name:
-                torch.nn.init.normal_(parameter, std=0.1)
-    files = {"teacher": teacher, "features": features}
-    for name, module in files.items():
-        write_tensors(folder / f"{name}.safetensors", module.state_dict())
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"quality": {"held_out_accuracy": 0.5}}))
-    training = {"steps": 4, "batch_size": 8, "seed": 0}
-    weights = {
-        name: {"file": f"{folder}/{name}.safetensors", "sha256": file_hash(folder / f"{name}.safetensors"), "training": training}
-        for name in files
-    }
-    return {
-        "name": "tiny",
-        "version": 1,
-        "summary": "a task for tests",
-        "data": {"set": "digits", "split_seed": 0, "shape": [1, 8, 8], "num_classes": 10},
-        "network": network,
-        "schedule": "vp",
-        "prediction_type": "eps",
-        "guidance": {"scale": 1.25},
-        "guidance_scan": [1.0, 1.25],
-        **weights,
-        "trajectories": {"solver": "ddim", "steps": 4, "count": 12, "seed": 0},
-        "evaluation": {"samples": 40, "noise_sets": 2, "seed": 0, "kid_subset_size": 20, "batch_size": 16, "latency_batch": 2},
-        "reference": {"method": "teacher", "num_steps": 4, "options": {"solver": "ddim"}},
-        "batch_size": 8,
-        "budgets": {"quick": {"steps": 3, "noise_sets": 1}, "table": {"steps": 6, "noise_sets": 2}},
-    }
-
-
-def tiny_task(folder: Path) -> Task:
-    """The task that the checks use, its weights written to a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return Task(TaskSpec.model_validate(tiny_spec(folder)))
-
-
-@dataclass
-class Case:
-    """A method with options, on a task.
-
-    Attributes:
-        name, options: of the method.
-        task: usually `tiny_task`.
-        folder: where checks may write; the trajectories go to `HARNESS_CACHE`.
-        num_steps: steps of the student.
-        device: where it is built, trained and sampled.
-    """
-
-    name: str
-    task: Task
-    folder: Path
-    options: dict[str, Any] = field(default_factory=dict)
-    num_steps: int = 2
-    device: torch.device = CPU
-
-    @property
-    def cls(self) -> type[Method]:
-        return METHODS[self.name]
-
-    @property
-    def config(self) -> Any:
-        return self.cls.Config(**self.options)
-
-    @cached_property
-    def sources(self) -> dict[str, Any]:
-        return {"data": self.task.split.train, "trajectory": open_store(self.task.recipe, self.task.teacher(self.device), self.device)}
-
-    def build(self, teacher: Any = None, num_steps: int | None = None) -> Method:
-        with keyed_initialisation(0, self.name):
-            steps = num_steps or self.num_steps
-            teacher = teacher or self.task.teacher(self.device)
-            method = self.cls(self.config, teacher, self.task, steps, STEPS)
-        method.to(self.device)
-        return method
-
-    def trainer(self, method: Method, folder: Path | None = None, seed: int = 0, **settings: Any) -> Trainer:
-        return Trainer(method, self.sources, TrainSettings(STEPS, BATCH, seed, log_every=1, **settings), folder, self.device)
-
-    def batch(self, method: Method) -> Batch:
-        return self.trainer(method).batches.of_step(0)[0]
-
-    def sample(self, method: Method, rows: slice = slice(0, 3)) -> Tensor:
-        x_T, cond = self.task.evaluation_inputs(0)
-        x_T, cond = x_T[rows].to(self.device), cond[rows].to(self.device)
-        noise = self.task.evaluation_noise(0, rows)
-        with torch.no_grad():
-            return sample(method.solver, method.student, x_T, method.levels, cond, noise)
-
-
-def weights(method: Method) -> dict[str, Tensor]:
-    """All that is trained and all that is evaluated."""
-    found: dict[str, Tensor] = {}
-    for name, player in method.players.items():
-        found |= {f"{name}.{key}": value.clone() for key, value in player.module.state_dict().items()}
-        if player.ema:
-            found |= {f"{name}.ema.{key}": value.clone() for key, value in player.ema.module.state_dict().items()}
-    return found
-
-
-def losses(trainer: Trainer) -> list[float]:
-    """Every player's losses along the curve."""
-    return [value for point in trainer.curve for key, value in point.items() if key.endswith("loss")]
-
-
-def all_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    """Raises AssertionError if two tensors differ by more than a tolerance, absolute and relative."""
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance, msg=lambda text: f"{what}: {text}")
-
-
-# The checks. Each takes a case and raises AssertionError; its docstring is what a person reads.
+from harness.methods import METHODS
+from harness.training.case import BATCH, CPU, STEPS, Case, all_close, losses, weights
+from harness.training.tiny_task import tiny_task
 
 
 def names(case: Case) -> None:

@@ -1,11 +1,12 @@
-"""What a run will cost, before it starts: FLOPs and seconds of its steps, on samples that hold nothing. Floor 6."""
+"""FLOPs and seconds of a run before it starts, measured on steps with trajectories of noise."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,17 +18,22 @@ from harness.diffusion.schedules import few_step_levels
 from harness.methods import METHODS, Method, MethodConfig
 from harness.solvers import Trajectory
 from harness.tasks import Task
-from harness.training.trainer import Source, Trainer, TrainSettings
+from harness.training.batches import Source
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 NOMINAL_STEPS = 1000
-"""Length of the run on which phases are looked for."""
+"""Length of the run whose stages are measured when the real length is not known yet."""
 PARTS = (0.0, 0.3, 0.6, 0.9)
-"""Where in a run steps are timed: stages of a method differ."""
+"""Where in a run steps are timed, since stages of a method differ."""
+Clock = Callable[[], float]
+CLOCKS: tuple[Clock, Clock] = (time.perf_counter, time.process_time)
+"""Seconds that pass, and seconds that the processors spend on all threads of this process."""
 
 
 @dataclass(frozen=True)
 class Blank:
-    """Trajectories of noise, in the shape of a recipe's."""
+    """Trajectories of noise in the shape of those of a recipe."""
 
     recipe: Recipe
     conditions: Conditions
@@ -43,7 +49,10 @@ class Blank:
 
 
 def rehearsal(name: str, config: MethodConfig, task: Task, num_steps: int, settings: TrainSettings, device: torch.device) -> Trainer:
-    """A trainer of the method that reads blank trajectories and keeps nothing. It never compiles, which takes longer than a few steps."""
+    """A trainer of the method that reads trajectories of noise and writes nothing.
+
+    It does not compile, which would take longer than the few steps that are measured.
+    """
     teacher = task.teacher(device)
     with keyed_initialisation(settings.seed, name):
         method = METHODS[name](config, teacher, task, num_steps, settings.total_steps)
@@ -58,33 +67,49 @@ def total_flops(trainer: Trainer) -> float:
     return sum(trainer.flops_of(list(method.updates(step))) for step in range(trainer.settings.total_steps))
 
 
-def seconds_a_step(trainer: Trainer) -> float:
-    """Mean seconds of a training step, timed once in each of its parts after one untimed step."""
-    spent = 0.0
-    for part in PARTS:
-        for _ in range(2):  # the second one counts
-            trainer.step = int(part * trainer.settings.total_steps)
-            start = time.perf_counter()
-            trainer._one_step()
-            if trainer.device.type == "cuda":
-                torch.cuda.synchronize(trainer.device)
-            last = time.perf_counter() - start
-        spent += last
-    return spent / len(PARTS)
+def shortest(call: Callable[[], object], device: torch.device, times: int, clocks: Sequence[Clock] = CLOCKS) -> float:
+    """Seconds that a call takes on an otherwise idle machine: the shortest of several calls.
+
+    Other programs only ever add to the time that passes, but hardly change the processor time. On
+    an idle CPU some thread always runs, so that at most the processor time passes: the smaller of
+    the two counts.
+    """
+    found = []
+    for _ in range(times):
+        before = [clock() for clock in clocks]
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        spent = [clock() - start for clock, start in zip(clocks, before, strict=True)]
+        found.append(spent[0] if device.type == "cuda" else min(spent))
+    return min(found)
+
+
+def seconds_a_step(trainer: Trainer, clocks: Sequence[Clock] = CLOCKS) -> float:
+    """Mean seconds of a training step over the parts of a run, each the shortest of three steps."""
+
+    def step_at(step: int) -> None:
+        trainer.step = step
+        trainer.one_step()
+
+    steps = [int(part * trainer.settings.total_steps) for part in PARTS]
+    return sum(shortest(partial(step_at, step), trainer.device, 3, clocks) for step in steps) / len(PARTS)
 
 
 def steps_within(flops: float, build: Callable[[int], Trainer]) -> int:
-    """The largest number of steps whose training FLOPs do not exceed a budget, 0 if a single one does.
+    """The largest number of steps whose training FLOPs stay within a budget; it may be 0.
 
     Args:
-        build: from a number of steps to a trainer; what a step costs may depend on where in the run it is.
+        build: makes the trainer of a run of so many steps. What a step costs may depend on its
+            place in the run.
     """
     first = build(NOMINAL_STEPS)
-    steps, gap = max(1, int(flops / (total_flops(first) / NOMINAL_STEPS))), 1  # most often right, so that its neighbours come next
+    steps = max(1, int(flops / (total_flops(first) / NOMINAL_STEPS)))  # mostly right, or nearly
+    gap = 1
     low, high = 0, math.inf
     while high - low > 1:
         trainer = build(steps)
-        trainer.known_flops = first.known_flops  # of a loss, wherever in a run it stands
+        trainer.known_flops = first.known_flops  # a loss costs the same anywhere in a run
         if total_flops(trainer) <= flops:
             low, steps = steps, steps + gap
         else:

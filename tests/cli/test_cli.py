@@ -174,7 +174,7 @@ def test_help_shows_the_defaults_of_a_task(harness: Harness, tmp_path: Path) -> 
     assert "default: 6]" in help_of("--method", "ard")
     assert ", on digits 0.000278]" in help_of("--method", "ect")
     assert "default: 6]" in help_of("--method", "ard", "--task", "fashion")
-    assert ", on digits" not in harness("cost", "--method", "ect", "--help").out  # which knows no task
+    assert ", on digits" not in harness("cost", "--method", "ect", "--help").out  # it has no task
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
@@ -189,7 +189,7 @@ def test_a_run_prints_its_row_beside_the_references(tiny: Task, harness: Harness
     assert done.code == 0
     for part in ("teacher", "ard", "FID", "held-out", "record.json"):
         assert part in done.out
-    assert re.match(r"about \d+ s on 1 threads, metrics not counted: reference samples .*, training .*\n", done.err)  # before it starts
+    assert re.match(r"about \d+ s on 1 threads, metrics not counted: reference samples .*, training .*\n", done.err)
     assert "training: 3/3" in done.err
     assert "about" not in harness(*ARD, "--history-layers", 2, "--results", tmp_path / "results").err  # it is there
     assert len(list((tmp_path / "results" / "runs").glob("*/record.json"))) == 2

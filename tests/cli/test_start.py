@@ -24,7 +24,7 @@ main()
 
 
 def started(*words: str, **environment: str) -> tuple[str, set[str]]:
-    """The output of `harness ...` in a process of its own, and the heavy libraries that it imported."""
+    """The output of `harness ...` in its own process, and the heavy libraries that it imported."""
     done = subprocess.run([sys.executable, "-c", WATCHED, *words], capture_output=True, text=True, env={**os.environ, **environment})
     assert "Traceback" not in done.stderr
     output, _, imported = done.stdout.rpartition("imported:")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from elsewhere import elsewhere
 from scipy import stats
 from torch import nn
 
@@ -41,6 +42,14 @@ def test_a_batch_in_parts_is_the_batch(shape: tuple[int, ...]) -> None:
 def test_the_order_of_samples_does_not_matter() -> None:
     keyed = Keyed("test", 0)
     assert torch.equal(keyed.normal("x", INDEX.flip(0), (4,)), keyed.normal("x", INDEX, (4,)).flip(0))
+
+
+def test_numbers_are_drawn_on_the_device_of_the_indices() -> None:
+    keyed = Keyed("test", 0)
+    with elsewhere() as device:
+        there = keyed.normal("x", INDEX.to(device), (4,))
+        assert there.device == device
+        assert torch.equal(there.cpu(), keyed.normal("x", INDEX, (4,)))
 
 
 def test_numbers_are_the_same_again() -> None:

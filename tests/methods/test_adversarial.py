@@ -18,7 +18,8 @@ from harness.networks.discriminator import Heads, SpectralConv1d, VirtualBatchNo
 from harness.runs.config import RunConfig
 from harness.runs.resolve import resolve
 from harness.tasks import Task
-from harness.training.trainer import Trainer, TrainSettings
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 STEPS = 40

@@ -24,7 +24,8 @@ from harness.runs.config import RunConfig
 from harness.runs.resolve import resolve
 from harness.solvers import DDIM, Trajectory, sample, trace
 from harness.tasks import Task
-from harness.training.trainer import Trainer, TrainSettings
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)

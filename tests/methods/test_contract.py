@@ -20,8 +20,11 @@ from harness.methods.teacher import Teacher
 from harness.solvers import sample
 from harness.tasks import Task
 from harness.training import contract
-from harness.training.contract import Case, Check, checks_of, run_checks
-from harness.training.trainer import Items, Trainer, TrainSettings
+from harness.training.batches import Items
+from harness.training.case import Case
+from harness.training.contract import Check, checks_of, run_checks
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS.names()} | {
     "ard": ("ard", {"history_layers": 2}),  # the default suits a deeper teacher

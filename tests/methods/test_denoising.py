@@ -14,7 +14,8 @@ from harness.diffusion.schedules import FlowSchedule
 from harness.methods import Batch
 from harness.methods.denoising import Denoising
 from harness.tasks import Task
-from harness.training.trainer import Trainer, TrainSettings
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

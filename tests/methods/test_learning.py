@@ -14,7 +14,8 @@ from harness.methods import METHODS
 from harness.metrics.fidelity import frechet_distance, sample_moments
 from harness.solvers import sample
 from harness.tasks import MixtureTask, load_task
-from harness.training.trainer import Trainer, TrainSettings
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 STEPS = 100

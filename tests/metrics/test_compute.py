@@ -7,10 +7,11 @@ from typing import Any
 import fvcore.nn as fvcore
 import pytest
 import torch
+from formulas import history_extra_macs
 from torch import nn
 
 from harness.diffusion.conditions import Condition
-from harness.metrics.compute import count_flops, count_macs, history_extra_macs, parameters
+from harness.metrics.compute import count_flops, count_macs, parameters
 from harness.networks.dit import DiT, size_options
 from harness.networks.history import EMPTY, HistoryDiT, causal, keep_first, window
 

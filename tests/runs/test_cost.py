@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from formulas import history_extra_macs
 
 from harness.errors import UsageError
 from harness.methods import METHODS
-from harness.metrics.compute import history_extra_macs
 from harness.networks.history import causal, keep_first, window
 from harness.runs.cost import SamplingCost, paper_problem, sampling_cost_on_meta
 

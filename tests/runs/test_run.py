@@ -115,17 +115,17 @@ def test_milestones_may_see_the_first_samples_alone(tiny: Task, tmp_path: Path) 
 
 def test_milestones_survive_an_interruption(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = new_run(tmp_path / "a", budget="steps=8").execute()
-    step = Trainer._one_step
+    step = Trainer.one_step
 
     def interrupted(self: Trainer) -> dict:
         if self.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
         return step(self)
 
-    monkeypatch.setattr(Trainer, "_one_step", interrupted)
+    monkeypatch.setattr(Trainer, "one_step", interrupted)
     with pytest.raises(Interrupted):
         new_run(tmp_path / "b", budget="steps=8").execute()
-    monkeypatch.setattr(Trainer, "_one_step", step)
+    monkeypatch.setattr(Trainer, "one_step", step)
     resumed = new_run(tmp_path / "b", budget="steps=8").execute()
     assert resumed.milestones == straight.milestones
 
@@ -142,7 +142,7 @@ def test_an_evaluation_that_is_cut_off_is_taken_up_without_training_again(
         patch.setattr("harness.metrics.evaluator.Evaluator.evaluate", cut_off)
         with pytest.raises(KeyboardInterrupt):
             new_run(tmp_path / "b").execute()
-    monkeypatch.setattr(Trainer, "_one_step", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(Trainer, "one_step", lambda self: pytest.fail("trained again"))
     resumed = new_run(tmp_path / "b").execute()
     assert resumed.milestones == straight.milestones
     assert {name: metric.values for name, metric in resumed.metrics.items()} == {n: m.values for n, m in straight.metrics.items()}

@@ -17,7 +17,8 @@ from harness.runs import teacher_training as teacher
 from harness.runs.teacher_training import features_quality, teacher_quality, train_networks, verify
 from harness.tasks import Task, TaskSpec
 from harness.tasks.spec import Guidance, Training, Weights
-from harness.training.trainer import Trainer, TrainSettings
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -22,7 +22,7 @@ from harness.runs.config import RunConfig
 from harness.runs.resolve import resolve
 from harness.runs.run import run
 from harness.tasks import Task, load_task
-from harness.training.contract import tiny_spec
+from harness.training.tiny_task import tiny_spec
 
 CPU = torch.device("cpu")
 WIDTH = 6

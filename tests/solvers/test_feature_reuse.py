@@ -71,7 +71,7 @@ def test_a_step_that_reuses_adds_what_the_last_full_one_added(tiny: Task) -> Non
 
 
 def test_options_that_do_not_suit() -> None:
-    with pytest.raises(UsageError, match="reuse_below is 12, but of 12 blocks at most 11"):
+    with pytest.raises(UsageError, match="reuse_below is 12, but the teacher has 12 blocks: give at most 11"):
         resolve(RunConfig(method="teacher", options={"reuse_every": 2, "reuse_below": 12}))
     with pytest.raises(UsageError, match="closed formula"):
         resolve(RunConfig(method="teacher", task="mixture", options={"reuse_every": 2}))

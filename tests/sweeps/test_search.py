@@ -157,7 +157,7 @@ def test_values_that_fit_alone_but_not_together_are_a_bad_value(tiny: Task, tmp_
     space = {"options.trajectory": ["states", "predictions"], "options.parametrization": ["direct", "teacher"]}
     given = content(trials=6, space=space, sampler="random")
     given["base"]["options"] = {"heads": "shared"}
-    with pytest.raises(UsageError, match="give trajectory 'states'"):  # all highest, which is tried out
+    with pytest.raises(UsageError, match="give trajectory 'states'"):  # all highest
         study_plans(given, "here", tmp_path, CPU)
     given["search"]["space"]["options.trajectory"] = ["states", "predictions", "states"]
     (plan,) = study_plans(given, "here", tmp_path, CPU)
@@ -184,7 +184,7 @@ def test_several_objectives_have_a_front(tiny: Task, tmp_path: Path, executed: l
 
 
 def test_a_run_below_the_median_is_pruned(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials 0 to 3 fill the median; the fourth is worse at its first milestone, and its record says so."""
+    """Trials 0 to 3 make the median; the next is worse at its first milestone."""
     (plan,) = study_plans({**content(trials=5, prune=True), "base": {**content()["base"], "budget": "steps=8"}}, "here", tmp_path, CPU)
     calls = itertools.count()
     judged = Run._judged

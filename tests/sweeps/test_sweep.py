@@ -98,7 +98,7 @@ def test_equal_models_are_one_cell(tiny: Task, tmp_path: Path) -> None:
 
 def test_finished_runs_are_not_made_again(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs = expand(content(seeds=[0, 1]), "here")
-    records = run_sweep(plan(configs, tmp_path, CPU, driver()), tmp_path, CPU)
+    records = run_sweep(plan(configs, tmp_path, CPU), tmp_path, CPU, driver())
     assert [record.config["seed"] for record in records] == [0, 1]
     monkeypatch.setattr(Here, "run", lambda self, job: pytest.fail("made again"))
     cells = plan(configs, tmp_path, CPU)
@@ -107,9 +107,9 @@ def test_finished_runs_are_not_made_again(tiny: Task, tmp_path: Path, monkeypatc
 
 
 def test_published_records_of_other_code_count_when_asked(tiny: Task, tmp_path: Path) -> None:
-    """A fresh checkout has no runs/, and a record's id may be another version's; its settings say what it is."""
+    """A fresh checkout has no runs/, and an older record another id; its settings identify it."""
     configs = expand(content(), "here")
-    (record,) = run_sweep(plan(configs, tmp_path / "first", CPU, driver()), tmp_path / "first", CPU)
+    (record,) = run_sweep(plan(configs, tmp_path / "first", CPU), tmp_path / "first", CPU, driver())
     options = {name: value for name, value in record.options.items() if not name.startswith("gan_")}
     other_code = record.environment.model_copy(update={"code": "another"})
     old = record.model_copy(update={"run_id": "an-old-name", "options": options, "environment": other_code})
@@ -124,7 +124,7 @@ def test_published_records_of_other_code_count_when_asked(tiny: Task, tmp_path: 
 
 def test_published_records_of_this_code_always_count(tiny: Task, tmp_path: Path) -> None:
     configs = expand(content(), "here")
-    (record,) = run_sweep(plan(configs, tmp_path / "first", CPU, driver()), tmp_path / "first", CPU)
+    (record,) = run_sweep(plan(configs, tmp_path / "first", CPU), tmp_path / "first", CPU, driver())
     publish([record], tmp_path / "second")
     other_code = record.environment.model_copy(update={"code": "another"})
     for name in ("z-a-later-name", "0-an-earlier-name"):
@@ -185,7 +185,7 @@ def test_a_failed_run_is_a_record_and_the_sweep_goes_on(tiny: Task, tmp_path: Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("harness.methods.step_distillation.TrajectoryDistillation.loss", lambda self, batch: (
             sum(p.sum() for p in self.players["student"].module.parameters()) * float("nan"), {}))  # fmt: skip
-        records = run_sweep(plan(expand(content(cells=cells), "here"), tmp_path, CPU, driver()), tmp_path, CPU)
+        records = run_sweep(plan(expand(content(cells=cells), "here"), tmp_path, CPU), tmp_path, CPU, driver())
     assert [record.status for record in records] == ["failed", "finished"]
 
 
@@ -202,16 +202,31 @@ def few_images() -> ImageSet:
     return ImageSet(torch.zeros(20, 1, 28, 28), torch.arange(20) % 10)
 
 
+def without_search(content: dict[str, Any]) -> dict[str, Any]:
+    """The grid of a sweep file."""
+    cells = [{name: value for name, value in cell.items() if name != "space"} for cell in content.get("cells", [{}])]
+    return {**{name: value for name, value in content.items() if name != "search"}, "cells": cells}
+
+
+def with_budget(content: dict[str, Any], budget: str) -> dict[str, Any]:
+    """A sweep file in which every run has the same budget."""
+    cells = [{name: value for name, value in cell.items() if name != "budget"} for cell in content.get("cells", [{}])]
+    return {**content, "base": {**content.get("base", {}), "budget": budget}, "cells": cells}
+
+
 @pytest.mark.parametrize("file", sorted(ABLATIONS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_our_own_files_are_valid(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All runs with one step, and one with each budget: counting all FLOPs takes minutes."""
     monkeypatch.setitem(IMAGE_SETS, "fashion-mnist", lambda seed: Split(few_images(), few_images()))  # the real ones do not ship
     content = yaml.safe_load(file.read_text())
     if "search" in content:
-        assert study_plans(content, file.name, tmp_path, CPU)
-        return
-    cells = plan(expand(content, file.name), tmp_path, CPU)
-    assert len(cells) > 3
-    assert not any(cell.record for cell in cells)
+        assert study_plans(with_budget(content, "steps=1"), file.name, tmp_path, CPU)
+    else:
+        cells = plan(expand(with_budget(content, "steps=1"), file.name), tmp_path, CPU)
+        assert len(cells) > 3
+        assert not any(cell.record for cell in cells)
+    for config in {config.budget: config for config in expand(without_search(content), file.name)}.values():
+        resolve(config)
 
 
 def test_an_estimate_counts_seeds_and_shares_what_is_shared(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

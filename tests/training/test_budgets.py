@@ -1,4 +1,4 @@
-"""Budgets in other units come down to steps before step 0."""
+"""Budgets in other units become steps; estimates of time do not depend on other programs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from harness.runs.resolve import resolve
 from harness.runs.run import Run
 from harness.tasks import Task
 from harness.training import estimate
-from harness.training.estimate import Blank, rehearsal, seconds_a_step, steps_within, total_flops
-from harness.training.trainer import TrainSettings
+from harness.training.estimate import Blank, rehearsal, seconds_a_step, shortest, steps_within, total_flops
+from harness.training.settings import TrainSettings
 
 CPU = torch.device("cpu")
 GAN = {"history_layers": 2, "gan_from": 0.5, "gan_virtual_batch": 2}
@@ -30,7 +30,7 @@ def resolved(budget: str, **changes: Any) -> Any:
 
 @pytest.mark.parametrize("options", [{"history_layers": 2}, GAN])
 def test_flops_are_those_of_the_bill(options: dict[str, Any], tiny: Task, tmp_path: Path) -> None:
-    """The largest number of steps that stays within: the bill of the run does, one step more would not."""
+    """The bill of the run stays within the budget; one step more would exceed it."""
     budget = 3.3e8
     asked = resolved(f"flops={budget}", options=options)
     steps = asked.settings.total_steps
@@ -56,7 +56,7 @@ def test_flops_are_counted_on_each_kind_of_sample_in_its_share(share: float, tin
     assert whole > 1.3 * none
 
 
-def test_equal_budgets_said_in_three_ways_are_one_run(tiny: Task) -> None:
+def test_equal_budgets_in_three_units_are_one_run(tiny: Task) -> None:
     steps = resolved("flops=3e8").settings.total_steps
     ids = {resolved(budget).run_id for budget in ("flops=3e8", "flops=300000000", f"steps={steps}", f"images={8 * steps}")}
     assert len(ids) == 1
@@ -71,10 +71,44 @@ def test_seconds_are_measured_steps(tiny: Task, monkeypatch: pytest.MonkeyPatch)
 def test_a_steps_seconds_count_every_stage(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = rehearsal("ard", resolved("quick", options=GAN).config, tiny, 2, TrainSettings(100, 8, 0), CPU)
     seen = []
-    step = type(trainer)._one_step
-    monkeypatch.setattr(type(trainer), "_one_step", lambda self: (seen.append(self.step), step(self))[1])
-    assert 0 < seconds_a_step(trainer) < 5
-    assert seen == [0, 0, 30, 30, 60, 60, 90, 90]
+    step = type(trainer).one_step
+    monkeypatch.setattr(type(trainer), "one_step", lambda self: (seen.append(self.step), step(self))[1])
+    assert seconds_a_step(trainer) > 0
+    assert seen == [0, 0, 0, 30, 30, 30, 60, 60, 60, 90, 90, 90]
+
+
+class Clocks:
+    """A clock of passing time and one of processor time; each call moves both."""
+
+    def __init__(self, *calls: tuple[float, float]):
+        self.passed, self.used, self.calls = 0.0, 0.0, iter(calls)
+        self.both = (lambda: self.passed, lambda: self.used)
+
+    def call(self, *_: object) -> None:
+        passed, used = next(self.calls)
+        self.passed += passed
+        self.used += used
+
+
+@pytest.mark.parametrize(
+    ("calls", "seconds"),
+    [
+        ([(9.0, 1.2), (0.5, 0.9), (0.6, 0.9)], 0.5),  # an idle machine: two threads
+        ([(9.0, 1.2), (4.0, 0.9), (6.0, 1.0)], 0.9),  # a busy one: threads wait
+        ([(3.0, 2.0), (0.5, 0.9), (7.0, 0.9)], 0.5),  # idle for one call
+    ],
+    ids=["idle", "busy", "in part"],
+)
+def test_the_shortest_call_counts_without_waiting_for_a_core(calls: list[tuple[float, float]], seconds: float) -> None:
+    clocks = Clocks(*calls)
+    assert shortest(clocks.call, CPU, 3, clocks.both) == pytest.approx(seconds)
+
+
+def test_the_seconds_of_a_step_are_a_mean_over_the_run(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = rehearsal("ard", resolved("quick").config, tiny, 2, TrainSettings(100, 8, 0), CPU)
+    clocks = Clocks(*((seconds, 99.0) for cost in (1.0, 2.0, 3.0, 6.0) for seconds in (9.0, cost, cost + 1)))
+    monkeypatch.setattr(type(trainer), "one_step", clocks.call)
+    assert seconds_a_step(trainer, clocks.both) == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize("budget", ["flops=1", "seconds=0", "images=7", "flops=0"])

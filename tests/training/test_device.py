@@ -1,4 +1,4 @@
-"""Whole runs on another device than the CPU say the same: nothing is left behind, and nothing meets what stayed there."""
+"""Whole runs on a second device give the CPU's numbers, and no operation mixes the two devices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.tasks import Task, load_task
 
 @pytest.fixture(autouse=True)
 def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which does not know that device."""
+    """The second device has no autocast."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **more: nullcontext())
 
 
@@ -36,7 +36,7 @@ def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=str,
 )
-def test_a_run_elsewhere_says_the_same(changes: dict[str, Any], tiny: Task, tmp_path: Path) -> None:
+def test_a_run_on_the_second_device_gives_the_same_numbers(changes: dict[str, Any], tiny: Task, tmp_path: Path) -> None:
     here = new_run(tmp_path / "here", **changes).execute()
     with elsewhere() as device:
         there = Run(resolve(config(**changes)), tmp_path / "there", device).execute()
@@ -58,12 +58,12 @@ def test_a_run_elsewhere_says_the_same(changes: dict[str, Any], tiny: Task, tmp_
         lambda x: x.index_put((torch.tensor([0, 1]),), torch.zeros(2)),
     ],
 )
-def test_what_stands_on_two_devices_does_not_meet(mix: Callable[[Tensor], Tensor]) -> None:
+def test_mixing_two_devices_raises(mix: Callable[[Tensor], Tensor]) -> None:
     with elsewhere() as device, pytest.raises(RuntimeError, match="all tensors on one device"):
         mix(torch.zeros(2).to(device))
 
 
-def test_what_may_meet() -> None:
+def test_mixtures_that_cuda_allows() -> None:
     with elsewhere() as device:
         x = torch.arange(3.0).to(device)
         assert x.device == torch.zeros(1, device=device).device == device
@@ -75,7 +75,7 @@ def test_what_may_meet() -> None:
         assert x.cpu().device.type == "cpu"
 
 
-def test_networks_are_made_and_levels_found_elsewhere(tiny: Task, tmp_path: Path) -> None:
+def test_networks_are_trained_and_levels_found_on_the_second_device(tiny: Task, tmp_path: Path) -> None:
     expected = search(tiny, "ddim", 2, 4, torch.device("cpu")).levels
     with elsewhere() as device:
         made = train_networks(tiny, tmp_path / "made", device)
@@ -84,7 +84,7 @@ def test_networks_are_made_and_levels_found_elsewhere(tiny: Task, tmp_path: Path
     assert torch.equal(found, expected)
 
 
-def test_an_exact_teacher_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exact_teacher_on_the_second_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     whole = load_task("mixture")
     fewer = {"evaluation": whole.spec.evaluation.model_copy(update={"samples": 50})}

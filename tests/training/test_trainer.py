@@ -19,7 +19,9 @@ from harness.errors import Interrupted, RunFailed, UsageError
 from harness.methods import Batch, Method, Player, Update
 from harness.methods.parts.players import EMA, constant, cosine
 from harness.progress import Progress
-from harness.training.trainer import Batches, Items, Trainer, TrainSettings
+from harness.training.batches import Batches, Items
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 STEPS = 12
@@ -140,7 +142,7 @@ def test_all_is_compiled_before_the_clock_runs(settings: dict[str, Any], tmp_pat
     torch._dynamo.utils.counters.clear()
     assert resumed._prepare() > 0
     assert (prepared := graphs()) > 0
-    resumed._one_step()
+    resumed.one_step()
     assert graphs() == prepared
 
 
@@ -175,7 +177,7 @@ def test_a_checkpoint_that_cannot_be_written_when_a_signal_comes(tmp_path: Path,
     def full(path: Path, write: Callable) -> None:
         raise UsageError("no space")
 
-    monkeypatch.setattr("harness.training.trainer.write_aside", full)
+    monkeypatch.setattr("harness.training.checkpoints.write_aside", full)
     with pytest.raises(Interrupted, match="at step 5, not saved: no space"):
         trainer(Toy(), tmp_path).train(progress=signals(signal.SIGTERM))
     with pytest.raises(UsageError, match="no space"):

@@ -93,14 +93,14 @@ class LayerCall:
 @contextmanager
 def recorded_call(layer: nn.Linear) -> Iterator[LayerCall]:
     """Records the last input and output of a layer inside the block."""
-    seen = LayerCall()
+    call = LayerCall()
 
     def note(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
-        seen.inputs, seen.output = args[0], output
+        call.inputs, call.output = args[0], output
 
     handle = layer.register_forward_hook(note)
     try:
-        yield seen
+        yield call
     finally:
         handle.remove()
 
@@ -172,14 +172,14 @@ class Adversary(Critic):
         with that output, so the discriminator needs one backward pass.
         """
         assert batch.trajectory is not None
-        with recorded_call(self.last_layer) as seen:
+        with recorded_call(self.last_layer) as call:
             mse, metrics = loss(batch)
         x_0, cond = batch.carry["x_0"], batch.trajectory.cond
-        output = seen.output
+        output = call.output
         assert output is not None
         gan = -self.logits(x_0, cond, batch, "student").mean()
         of_mse, of_gan = (torch.autograd.grad(loss, output, retain_graph=True)[0] for loss in (mse, gan))
-        found = torch.stack([seen.weight_gradient(of_mse), seen.weight_gradient(of_gan)])
+        found = torch.stack([call.weight_gradient(of_mse), call.weight_gradient(of_gan)])
         self.gradients, self.samples = self.gradients.to(found.device) + len(x_0) * found, self.samples + len(x_0)
         weight = self.weight if self.config.gan_lag else self.balance(found)
         product = (of_gan * output).sum()

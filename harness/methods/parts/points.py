@@ -53,7 +53,7 @@ class DistillationConfig(GANOptions, StageOptions):
             counts = ", ".join(map(str, self.step_counts))
             raise UsageError(f"num_steps is {num_steps}, but step_counts say that the student is trained for {counts}: give one of these")
         if self.step_counts and self.heads == "per_step":
-            raise UsageError("step_counts train one student with one final layer for all numbers of steps: give heads 'shared'")
+            raise UsageError("step_counts train one student with one final layer for all numbers of steps: give heads 'shared' with it")
         if self.gan_from is not None and self.dmd_from is not None:
             raise UsageError("gan_from and dmd_from are two ways to finish a student: give one")
         for option in ("gan_from", "dmd_from"):

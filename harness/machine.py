@@ -1,0 +1,58 @@
+"""The cores of this machine: how threads share them, and how many other programs use."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+STAT = Path("/proc/stat")
+IDLE = slice(3, 5)
+"""Columns of a line of /proc/stat: idle, and waiting for a disk."""
+COUNTED = 8
+"""Columns that add up to all time; the later ones are parts of the first."""
+
+
+def configure_threads() -> None:
+    """Lets threads sleep while they wait for each other, unless the environment sets a policy.
+
+    By default libgomp lets them spin: beside one busy process a training step on two cores takes
+    up to ten times as long (the table is in benchmarks/README.md). libgomp reads the variable when
+    torch is imported, so call this before.
+    """
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
+def cores() -> set[int]:
+    """Numbers of the cores on which this process may run."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def busy_note(interval: float = 0.2) -> str:
+    """A warning if other programs use at least a quarter of a core while this process sleeps."""
+    if not STAT.exists():
+        return ""
+    before = STAT.read_text()
+    time.sleep(interval)
+    busy = busy_cores(before, STAT.read_text(), cores())
+    if busy < 0.25:
+        return ""
+    return f"; other programs use {busy:.1f} of {len(cores())} cores now, so it may take longer"
+
+
+def busy_cores(before: str, after: str, allowed: set[int]) -> float:
+    """How many of the allowed cores were busy on average between two readings of /proc/stat."""
+    return sum(_busy_share(before, after, f"cpu{core}") for core in allowed)
+
+
+def _busy_share(before: str, after: str, core: str) -> float:
+    first, last = (_ticks(text, core) for text in (before, after))
+    spent = [new - old for old, new in zip(first, last, strict=True)]
+    return 1 - sum(spent[IDLE]) / sum(spent) if sum(spent) else 0.0
+
+
+def _ticks(text: str, core: str) -> list[int]:
+    """The columns of a core: user, nice, system, idle, iowait, irq, softirq, steal."""
+    line = next(line for line in text.splitlines() if line.split(maxsplit=1)[0] == core)
+    return [int(word) for word in line.split()[1 : 1 + COUNTED]]

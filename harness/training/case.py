@@ -1,0 +1,96 @@
+"""A method on a small task, as the contract's checks build, train and sample it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.data.trajectories import open_store
+from harness.diffusion.randomness import keyed_initialisation
+from harness.methods import METHODS, Batch, Method
+from harness.solvers import sample
+from harness.tasks import Task
+from harness.training.settings import TrainSettings
+from harness.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+STEPS, BATCH = 10, 8
+"""Length of a case's training, and samples a step."""
+
+
+@dataclass
+class Case:
+    """A method with options, on a task.
+
+    Attributes:
+        name, options: of the method.
+        task: usually `tiny_task`.
+        folder: where checks may write; the trajectories go to `HARNESS_CACHE`.
+        num_steps: steps of the student.
+        device: where it is built, trained and sampled.
+    """
+
+    name: str
+    task: Task
+    folder: Path
+    options: dict[str, Any] = field(default_factory=dict)
+    num_steps: int = 2
+    device: torch.device = CPU
+
+    @property
+    def cls(self) -> type[Method]:
+        return METHODS[self.name]
+
+    @property
+    def config(self) -> Any:
+        return self.cls.Config(**self.options)
+
+    @cached_property
+    def sources(self) -> dict[str, Any]:
+        return {"data": self.task.split.train, "trajectory": open_store(self.task.recipe, self.task.teacher(self.device), self.device)}
+
+    def build(self, teacher: Any = None, num_steps: int | None = None) -> Method:
+        with keyed_initialisation(0, self.name):
+            steps = num_steps or self.num_steps
+            teacher = teacher or self.task.teacher(self.device)
+            method = self.cls(self.config, teacher, self.task, steps, STEPS)
+        method.to(self.device)
+        return method
+
+    def trainer(self, method: Method, folder: Path | None = None, seed: int = 0, **settings: Any) -> Trainer:
+        return Trainer(method, self.sources, TrainSettings(STEPS, BATCH, seed, log_every=1, **settings), folder, self.device)
+
+    def batch(self, method: Method) -> Batch:
+        return self.trainer(method).batches.of_step(0)[0]
+
+    def sample(self, method: Method, rows: slice = slice(0, 3)) -> Tensor:
+        x_T, cond = self.task.evaluation_inputs(0)
+        x_T, cond = x_T[rows].to(self.device), cond[rows].to(self.device)
+        noise = self.task.evaluation_noise(0, rows)
+        with torch.no_grad():
+            return sample(method.solver, method.student, x_T, method.levels, cond, noise)
+
+
+def weights(method: Method) -> dict[str, Tensor]:
+    """All that is trained and all that is evaluated."""
+    found: dict[str, Tensor] = {}
+    for name, player in method.players.items():
+        found |= {f"{name}.{key}": value.clone() for key, value in player.module.state_dict().items()}
+        if player.ema:
+            found |= {f"{name}.ema.{key}": value.clone() for key, value in player.ema.module.state_dict().items()}
+    return found
+
+
+def losses(trainer: Trainer) -> list[float]:
+    """Every player's losses along the curve."""
+    return [value for point in trainer.curve for key, value in point.items() if key.endswith("loss")]
+
+
+def all_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    """Raises AssertionError if two tensors differ by more than a tolerance, absolute and relative."""
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance, msg=lambda text: f"{what}: {text}")

@@ -1,0 +1,65 @@
+"""How a run is trained, whatever the method, and what that cost."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a run is trained.
+
+    Attributes:
+        total_steps: length of the run.
+        batch_size, micro_batch_size: samples a step, and samples a forward pass (None: all at once).
+        seed: seeds all randomness of the run.
+        precision: "bf16" runs the losses under autocast.
+        compile: sends the players' networks through torch.compile where a loss calls them as a whole.
+        checkpoint_seconds: seconds between two checkpoints.
+        log_every: steps between two points of the curve.
+        sample_group: consecutive samples that a loss treats together.
+        counted_samples: samples on which FLOPs are counted.
+    """
+
+    total_steps: int
+    batch_size: int
+    seed: int
+    micro_batch_size: int | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    checkpoint_seconds: float = 60.0
+    log_every: int = 10
+    sample_group: int = 1
+    counted_samples: int = 8
+
+
+@dataclass
+class Bill:
+    """What training cost.
+
+    Attributes:
+        images: samples on which losses were computed.
+        flops: training FLOPs (forward and backward, all networks), counted once a loss and multiplied.
+        seconds: wall time of the steps, without counting FLOPs, compiling and measuring quality.
+        peak_memory_bytes: peak of the process (CPU) or of the device (CUDA).
+        updates: optimizer steps of each player.
+        teacher_evaluations: passes through the teacher inside the losses.
+    """
+
+    images: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    updates: dict[str, int] = field(default_factory=dict)
+    teacher_evaluations: int = 0
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes of this process: allocated on the device, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
