@@ -20,6 +20,7 @@ from harness.records import Exposure, Record
 from harness.report.figures import pareto_front, set_log_limits
 from harness.report.html import html_page
 from harness.report.latex import latex_table
+from harness.report.markdown import task_section
 from harness.report.plots import ablations
 from harness.report.rows import rows_of
 from harness.report.tables import results_table
@@ -89,6 +90,15 @@ def test_the_page_needs_nothing_else_and_shows_everything(page: Path) -> None:
     ):
         assert part in text, part
     assert "<not>" not in text
+
+
+def test_markdown_and_html_have_the_same_sections(page: Path) -> None:
+    report = TaskReport.of(sweep())
+    assert len(report.sections) > 6
+    headings = [section.heading for section in report.sections] + ["Notes"]
+    of_html = re.findall(r"<h3>(.*?)</h3>", page.read_text())
+    assert [heading for heading in of_html if heading not in ("Plots", "Samples")] == headings
+    assert re.findall(r"^### (.*)$", task_section(report, 3), re.MULTILINE) == headings
 
 
 @browser
