@@ -35,11 +35,11 @@ PAUSING = f"""
 import signal, time
 from harness.training.trainer import Trainer
 
-one_step = Trainer._one_step
+one_step = Trainer.one_step
 
 def pausing(self):
     if self.step == {PAUSE} and not (self.folder / "go").exists():
-        self._save()
+        self._save([])
         handler = signal.getsignal(signal.SIGTERM)
         signal.signal(signal.SIGTERM, lambda *given: ((self.folder / "signalled").touch(), handler(*given)))
         (self.folder / "waits").touch()
@@ -49,7 +49,7 @@ def pausing(self):
         print(self.step, file=file)
     return one_step(self)
 
-Trainer._one_step = pausing
+Trainer.one_step = pausing
 """
 """A plug-in: training writes a checkpoint and waits for a file, and notes that SIGTERM has come."""
 
@@ -73,8 +73,13 @@ class Sweep:
         return self.started[-1]
 
     def waiting(self, count: int = 1) -> list[Path]:
-        """The folders of the runs that wait in their training, when there are so many."""
-        return wait_until(lambda: found if len(found := self.paths("waits")) == count else [])
+        """The runs that wait in their training, once there are so many."""
+
+        def found() -> list[Path]:
+            assert self.started[-1].poll() is None, "the driver has ended"
+            return paths if len(paths := self.paths("waits")) == count else []
+
+        return wait_until(found)
 
     def go(self) -> None:
         for path in self.paths("waits"):
@@ -289,3 +294,9 @@ def test_ray_without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(UsageError, match="no Ray cluster answers: start one by `ray start --head`, or name it in RAY_ADDRESS"):
         Ray({})
+
+
+def test_engines_import_no_torch() -> None:
+    """Jobs of Slurm and workers of Ray import them, to start a child that imports it."""
+    code = "import sys, harness.sweeps.engines; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
