@@ -25,13 +25,15 @@ SETTINGS: dict[str, dict[str, str]] = {
     f"{CORES} threads, OMP_WAIT_POLICY=passive": {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "passive"},
 }  # fmt: skip
 STEPS = 5
+SPIN = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+"""Keeps a core busy, and ends with the benchmark even if that is killed."""
 
 
 class Busy:
     """A process that keeps one core busy."""
 
     def __enter__(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        self.process = subprocess.Popen([sys.executable, "-c", SPIN])
         time.sleep(0.5)
 
     def __exit__(self, *error: object) -> None:
