@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,10 @@ def test_such_a_student_answers_in_steps_as_in_a_masked_pass(num_steps: int, tin
         method: Any = METHODS["ard"](config, tiny.teacher(CPU), tiny, num_steps, 10)
         for parameter in method.student.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+    method.student.double()
     points, cond = method.points, Condition(torch.tensor([0, 1, 2]))
     path = open_store(tiny.recipe, tiny.teacher(CPU), CPU).batch(torch.arange(3))
+    path = replace(path, states=path.states.double(), predictions=path.predictions.double())
     x, _ = points.inputs_and_targets(path)
     with torch.no_grad():
         told = cond.told(step_size=torch.full((3,), 1 / num_steps))
@@ -143,7 +146,7 @@ def test_such_a_student_answers_in_steps_as_in_a_masked_pass(num_steps: int, tin
         state = method.solver.init(method.student, x[:, 0], cond)
         for i in range(num_steps):
             answer, _, state = method.solver.step(method.student, x[:, i], *points.levels[i : i + 2], cond, state, None)
-            torch.testing.assert_close(answer, masked[:, i], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(answer, masked[:, i], rtol=1e-9, atol=1e-9)
     assert not torch.allclose(masked, other, rtol=1e-2)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from harness.errors import UsageError
 from harness.metrics.evaluator import evaluator_of
@@ -28,12 +29,24 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def small() -> MixtureTask:
+MAPS: dict[int, Tensor] = {}
+
+
+class Small(MixtureTask):
+    """A small version of the task; each of its exact maps is computed once."""
+
+    def ode_map(self, noise_set: int) -> Tensor:
+        if noise_set not in MAPS:
+            MAPS[noise_set] = super().ode_map(noise_set)
+        return MAPS[noise_set]
+
+
+def small() -> Small:
     task = load_task("mixture")
     evaluation = task.spec.evaluation.model_copy(update={"samples": 400, "noise_sets": 1})
     trajectories = task.spec.trajectories.model_copy(update={"count": 64})
     changes = {"evaluation": evaluation, "trajectories": trajectories, "network": {**task.spec.network, "depth": 2}}
-    return MixtureTask(task.spec.model_copy(update=changes))
+    return Small(task.spec.model_copy(update=changes))
 
 
 def record_of(folder: Path, **changes: Any) -> Any:
