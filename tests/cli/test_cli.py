@@ -19,7 +19,6 @@ from harness.errors import Interrupted
 from harness.records import read_record, write_record
 from harness.runs.config import RunConfig
 from harness.runs.resolve import resolve
-from harness.runs.run import Run
 from harness.tasks import Task
 
 # help
