@@ -1,4 +1,4 @@
-"""A network seen through its noise schedule, and guidance. Floor 1.
+"""A network seen through its noise schedule, and guidance.
 
 Everybody above sees `Prediction(x_0, eps, v)`, each derived straight from the network's own output, in float32 or,
 for images in float64, in float64.

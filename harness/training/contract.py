@@ -1,4 +1,4 @@
-"""What every method must keep, as checks that run on any registered method in seconds, on the CPU. Floor 8.
+"""What every method must keep, as checks that run on any registered method in seconds, on the CPU.
 
 The checks use a task of their own: 8 x 8 digits, a 3-layer teacher and a feature network with random weights. `harness
 test-method FILE` runs them on a stranger's file, and the tests run them on ours.
