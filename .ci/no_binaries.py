@@ -1,26 +1,57 @@
 #!/usr/bin/env python3
-"""Refuses binary files outside the folders that may hold them; pre-commit calls it with the names of changed files."""
+"""Refuses binary files outside the folders that may hold them.
+
+pre-commit calls it with the names of the changed files.
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path, PurePosixPath
 
-ALLOWED = {"harness/tasks/weights": ".safetensors", "tests/golden": ".safetensors", "results": ".png"}
+ALLOWED = {
+    "harness/tasks/weights": ".safetensors",
+    "tests/golden": ".safetensors",
+    "results": ".png",
+}
 EXTENSIONS = {
-    ".bin", ".ckpt", ".db", ".egg", ".gz", ".jpg", ".npy", ".npz", ".onnx", ".parquet", ".pdf", ".pickle", ".pkl", ".png",
-    ".pt", ".pth", ".pyc", ".safetensors", ".so", ".sqlite", ".tar", ".whl", ".xz", ".zip",
-}  # fmt: skip
+    ".bin",
+    ".ckpt",
+    ".db",
+    ".egg",
+    ".gz",
+    ".jpg",
+    ".npy",
+    ".npz",
+    ".onnx",
+    ".parquet",
+    ".pdf",
+    ".pickle",
+    ".pkl",
+    ".png",
+    ".pt",
+    ".pth",
+    ".pyc",
+    ".safetensors",
+    ".so",
+    ".sqlite",
+    ".tar",
+    ".whl",
+    ".xz",
+    ".zip",
+}
 
 
 def allowed(name: str) -> bool:
     """Whether a file of this name, relative to the root of the repository, may be binary."""
     path = PurePosixPath(name)
-    return any(path.is_relative_to(folder) and path.suffix == suffix for folder, suffix in ALLOWED.items())
+    return any(
+        path.is_relative_to(folder) and path.suffix == suffix for folder, suffix in ALLOWED.items()
+    )
 
 
 def is_binary(path: Path) -> bool:
-    """By its extension, or because its content is not UTF-8 text without NUL."""
+    """Whether a file is binary by its extension, or holds NUL or invalid UTF-8."""
     content = path.read_bytes()
     try:
         content.decode()
@@ -30,7 +61,7 @@ def is_binary(path: Path) -> bool:
 
 
 def main(names: list[str]) -> int:
-    """Names each file that is refused; the exit code is 1 if there is one."""
+    """Prints a line for each refused file and returns the exit code: 1 if there is one."""
     refused = [name for name in names if not allowed(name) and is_binary(Path(name))]
     places = ", ".join(f"{suffix} in {folder}" for folder, suffix in ALLOWED.items())
     for name in refused:

@@ -1,4 +1,7 @@
-"""Side by side in one run: two callables in turn, the median of their ratio with its interval, and the machine's matrix rate."""
+"""A/B timing of two callables in one run, and the machine's matrix rate.
+
+The callables run in turn; the result is the median of their ratio with its interval.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,14 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Ratio:
-    """How long B takes over A.
+    """The ratio of B's time to A's.
 
     Attributes:
-        median: of the pairs' ratios.
-        low, high: the median's interval from order statistics, of at least 95 % where there are 6 pairs or more.
-        seconds: medians of A and B.
-        pairs: how many.
+        median: the median ratio of all pairs.
+        low, high: the median's confidence interval from order statistics. It covers at least 95 %
+            if there are 6 pairs or more.
+        seconds: the median times of A and B.
+        pairs: the number of pairs.
     """
 
     median: float
@@ -49,9 +53,11 @@ def compare(a: Callable[[], Any], b: Callable[[], Any], pairs: int = 9, warmup: 
         found = {call: seconds(call) for call in order}
         times.append((found[a], found[b]))
     ratios = sorted(second / first for first, second in times)
-    outside = max(int(stats.binom.ppf(0.025, pairs, 0.5)) - 1, 0)  # so many at each end are left out
+    outside = max(int(stats.binom.ppf(0.025, pairs, 0.5)) - 1, 0)  # ratios dropped at each end
     first, second = (statistics.median(column) for column in zip(*times, strict=True))
-    return Ratio(statistics.median(ratios), ratios[outside], ratios[-1 - outside], (first, second), pairs)
+    return Ratio(
+        statistics.median(ratios), ratios[outside], ratios[-1 - outside], (first, second), pairs
+    )
 
 
 def matrix_rate(size: int = 1024, repeats: int = 15) -> float:

@@ -1,6 +1,7 @@
-"""ARD's training pass as released code does it: one sequence of all states, a dense mask in every layer, adaLN once a token.
+"""ARD's training pass as the released code does it: the baseline in timing `HistoryDiT`.
 
-It computes what `HistoryDiT` computes, on the same weights (`test_speed.py` compares), and is what that is timed against.
+All states form one sequence, every layer has a dense mask, and adaLN runs once per token. With the
+same weights it computes what `HistoryDiT` computes; `test_speed.py` compares both.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
-from harness.networks.dit import Block, modulate
 from harness.networks.history import HistoryDiT
+from harness.networks.layers import Block, modulate
 
 
 def dense_mask(network: HistoryDiT, states: int, tokens: int, history: bool) -> Tensor:
-    """Which of all tokens a token may see, [S T, S T]: its block and earlier ones, or its block alone."""
+    """The boolean attention mask [S T, S T].
+
+    A token sees its own block and, with `history`, the earlier blocks visible to it.
+    """
     blocks = torch.zeros(states, states, dtype=torch.bool)
     for query in range(states):
         blocks[query, list(network.visible(query)) if history else [query]] = True
@@ -25,14 +29,18 @@ def dense_mask(network: HistoryDiT, states: int, tokens: int, history: bool) -> 
 def naive_block(block: Block, x: Tensor, c: Tensor, mask: Tensor) -> Tensor:
     """One block on [B, S T, d] under a conditioning vector for each token [B, S T, d]."""
     shift1, scale1, gate1, shift2, scale2, gate2 = block.adaLN_modulation(c).chunk(6, -1)
-    q, k, v = block.attn.qkv(modulate(block.norm1(x), shift1, scale1)).unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k, v = (
+        block.attn.qkv(modulate(block.norm1(x), shift1, scale1))
+        .unflatten(-1, (3, block.attn.num_heads, -1))
+        .permute(2, 0, 3, 1, 4)
+    )
     attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
     x = x + gate1 * block.attn.proj(attended)
     return x + gate2 * block.mlp(modulate(block.norm2(x), shift2, scale2))
 
 
 class NaiveHistory(nn.Module):
-    """The same network gone through naively."""
+    """The naive forward pass of a history DiT, on that network's weights."""
 
     def __init__(self, network: HistoryDiT):
         super().__init__()
@@ -45,7 +53,9 @@ class NaiveHistory(nn.Module):
         tokens = h.shape[2]
         c = network.conditioning(t, cond)
         c = c.repeat_interleave(tokens, 1)
-        masks = [dense_mask(network, states, tokens, history).to(h.device) for history in (True, False)]
+        masks = [
+            dense_mask(network, states, tokens, history).to(h.device) for history in (True, False)
+        ]
         h = h.flatten(1, 2)
         for index, block in enumerate(network.blocks):
             assert isinstance(block, Block)

@@ -1,5 +1,7 @@
-"""Where the time goes: `python -m benchmarks.phases TASK [METHOD]`, for a task with a feature network, prints a table for teacher
-training, trajectories and distillation, by kind of operation, and what each part of judging a set of samples takes.
+"""Where the time goes: `python -m benchmarks.phases TASK [METHOD]` prints two tables.
+
+The first splits teacher training, trajectories and distillation by kind of operation. The second
+gives the time of each part of evaluating a sample set. The task needs a feature network.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from harness.training.batches import Source
 from harness.training.settings import TrainSettings
 from harness.training.trainer import Trainer
 
-KINDS = {  # the first whose word is in an operation's name
+KINDS = {  # an operation belongs to the first kind with a word in its name
     "attention": ("scaled_dot_product", "flash", "softmax"),
     "matrix products": ("mm", "linear", "conv"),
     "GELU, norms": ("gelu", "norm", "silu", "sigmoid"),
@@ -37,12 +39,18 @@ T = TypeVar("T")
 
 
 def kind_of(operation: str) -> str:
-    """Of an operation of torch's."""
-    return next((kind for kind, words in KINDS.items() if any(word in operation for word in words)), "the rest")
+    """The kind of a torch operation."""
+    return next(
+        (kind for kind, words in KINDS.items() if any(word in operation for word in words)),
+        "the rest",
+    )
 
 
 def shares(call: Callable[[], object]) -> tuple[float, dict[str, float]]:
-    """Seconds of a call, the median of three after one that warms up; and of the time inside torch's operations the part of each kind."""
+    """Seconds of a call, and the share of each kind in the time of torch's operations.
+
+    The seconds are the median of three calls after a warm-up.
+    """
     call()
     seconds = []
     for _ in range(3):
@@ -54,8 +62,10 @@ def shares(call: Callable[[], object]) -> tuple[float, dict[str, float]]:
     by_kind: dict[str, float] = {}
     for event in profiled.key_averages():
         if not event.key.startswith("aten::"):
-            continue  # what only holds others
-        by_kind[kind_of(event.key)] = by_kind.get(kind_of(event.key), 0.0) + event.self_cpu_time_total
+            continue  # a wrapper of other operations
+        by_kind[kind_of(event.key)] = (
+            by_kind.get(kind_of(event.key), 0.0) + event.self_cpu_time_total
+        )
     total = sum(by_kind.values())
     return statistics.median(seconds), {kind: found / total for kind, found in by_kind.items()}
 
@@ -82,8 +92,15 @@ def main(task_name: str = "digits", method: str = "step-distillation") -> None:
     store = open_store(task.recipe, teacher, CPU)
     index = torch.arange(task.spec.evaluation.batch_size)
     x_T, cond = Keyed("phases", 0).normal("x_T", index, task.shape), task.conditions.balanced(index)
-    training = trainer_of("denoising", task, {"data": task.split.train}, network.training.batch_size if network else task.spec.batch_size)
-    distilling = trainer_of(method, task, {"trajectory": store, "data": task.split.train}, task.spec.batch_size)
+    training = trainer_of(
+        "denoising",
+        task,
+        {"data": task.split.train},
+        network.training.batch_size if network else task.spec.batch_size,
+    )
+    distilling = trainer_of(
+        method, task, {"trajectory": store, "data": task.split.train}, task.spec.batch_size
+    )
     levels = few_step_levels(task.trajectory_steps)
 
     @torch.no_grad()
@@ -93,20 +110,28 @@ def main(task_name: str = "digits", method: str = "step-distillation") -> None:
     phases = {
         f"teacher training, a step of {training.settings.batch_size}": lambda: one_step(training),
         f"trajectories, {len(index)} in {task.trajectory_steps} evaluations": solve,
-        f"distillation ({method}, {STEPS} steps), a step of {task.spec.batch_size}": lambda: one_step(distilling),
+        f"distillation ({method}, {STEPS} steps), a step of {task.spec.batch_size}": lambda: (
+            one_step(distilling)
+        ),
     }
     print(f"{task_name}, {torch.get_num_threads()} threads\n")
-    print(f"| | seconds | {' | '.join([*KINDS, 'the rest'])} |\n|---|---|{'---|' * (len(KINDS) + 1)}")
+    print(
+        f"| | seconds | {' | '.join([*KINDS, 'the rest'])} |\n|---|---|{'---|' * (len(KINDS) + 1)}"
+    )
     for name, call in phases.items():
-        seconds, parts = shares(call)
-        print(f"| {name} | {seconds:.3f} | {' | '.join(f'{parts.get(kind, 0.0):.0%}' for kind in [*KINDS, 'the rest'])} |", flush=True)
+        seconds, by_kind = shares(call)
+        cells = [f"{by_kind.get(kind, 0.0):.0%}" for kind in [*KINDS, "the rest"]]
+        print(f"| {name} | {seconds:.3f} | {' | '.join(cells)} |", flush=True)
     print(f"\n| judging {task.spec.evaluation.samples} samples | seconds |\n|---|---|")
     for name, seconds in evaluation_seconds(task, teacher).items():
         print(f"| {name} | {seconds:.1f} |", flush=True)
 
 
 def evaluation_seconds(task: Task, teacher: nn.Module) -> dict[str, float]:
-    """What each part of judging one set of samples takes: real images in their place, since the numbers do not matter here."""
+    """Seconds of each part of evaluating one sample set.
+
+    Real images stand in for samples, since only the time counts.
+    """
     found = {}
 
     def timed(name: str, call: Callable[[], T]) -> T:
@@ -116,10 +141,15 @@ def evaluation_seconds(task: Task, teacher: nn.Module) -> dict[str, float]:
         return result
 
     count, train = task.spec.evaluation.samples, task.split.train
-    images, labels = (part[torch.arange(count) % len(train)] for part in (train.images, train.labels))
-    evaluator = timed("features of the reference, kept where they are many", lambda: Evaluator(task, lambda k: images, CPU))
+    images, labels = (
+        part[torch.arange(count) % len(train)] for part in (train.images, train.labels)
+    )
+    evaluator = timed(
+        "features of the reference, kept where they are many",
+        lambda: Evaluator(task, lambda k: images, CPU),
+    )
     known = timed("features", lambda: evaluator.known(images, labels))
-    for name in METRICS.names():  # the first of those that share distances pays for them
+    for name in METRICS.names():  # of metrics that share distances, the first pays for them
         if set(METRICS[name].needs) <= known.keys():
             timed(name, lambda name=name: METRICS[name](known))  # type: ignore[misc]
     return found

@@ -1,6 +1,7 @@
-"""What the harness promises of speed, as ratios measured side by side: `pytest benchmarks` (about 5 minutes on 2 idle cores).
+"""Speed goals of the harness, as ratios from A/B timing.
 
-One fails if its interval excludes the goal.
+`pytest benchmarks` takes about 5 minutes on 2 idle cores. A test fails if the interval of its ratio
+excludes the goal.
 """
 
 from __future__ import annotations
@@ -35,10 +36,15 @@ STATES = 4
 
 
 def history_network(size: str, history_layers: int) -> HistoryDiT:
-    """A history student of a size of the paper on 32 x 32 latents; a fresh DiT outputs zeros, this one does not."""
+    """A history student of one of the paper's sizes on 32 x 32 latents.
+
+    A fresh DiT outputs zeros; this one does not.
+    """
     with keyed_initialisation(0, size):
         options: dict[str, Any] = size_options(size)
-        network = HistoryDiT(STATES, history_layers, image_size=32, in_channels=4, num_classes=1000, **options)
+        network = HistoryDiT(
+            STATES, history_layers, image_size=32, in_channels=4, num_classes=1000, **options
+        )
         for name, parameter in network.named_parameters():
             if "adaLN" in name or name.startswith("final_layer"):
                 nn.init.normal_(parameter, std=0.02)
@@ -47,7 +53,11 @@ def history_network(size: str, history_layers: int) -> HistoryDiT:
 
 def inputs(batch: int) -> tuple[Tensor, Tensor, Condition]:
     x = Keyed("benchmark", 0).normal("x", torch.arange(batch), (STATES, 4, 32, 32))
-    return x, torch.tensor([999.0, 749.0, 499.0, 249.0]).expand(batch, -1), Condition(torch.arange(batch))
+    return (
+        x,
+        torch.tensor([999.0, 749.0, 499.0, 249.0]).expand(batch, -1),
+        Condition(torch.arange(batch)),
+    )
 
 
 def test_training_step_against_a_naive_one(found: Callable[..., None]) -> None:
@@ -61,9 +71,17 @@ def test_training_step_against_a_naive_one(found: Callable[..., None]) -> None:
         network.zero_grad(set_to_none=True)
         forward().square().mean().backward()
 
-    ours, theirs = (lambda: step(lambda: network(x, t, cond)[0])), (lambda: step(lambda: naive(x, t, cond)))
+    ours, theirs = (
+        (lambda: step(lambda: network(x, t, cond)[0])),
+        (lambda: step(lambda: naive(x, t, cond))),
+    )
     ratio = compare(ours, theirs, pairs=9)
-    found("ARD training step, DiT-S/2, N = 3: naive over ours", ratio, ">= 1.7", (count_macs(ours), count_macs(theirs)))
+    found(
+        "ARD training step, DiT-S/2, N = 3: naive over ours",
+        ratio,
+        ">= 1.7",
+        (count_macs(ours), count_macs(theirs)),
+    )
     assert ratio.high >= 1.7
 
 
@@ -80,7 +98,12 @@ def test_cached_sampling_against_step_distillation(found: Callable[..., None]) -
 
     plain, history = (lambda: sample(0)), (lambda: sample(6))
     ratio = compare(plain, history, pairs=7)
-    found("cached sampling, DiT-XL/2: N = 6 over N = 0", ratio, "<= 1.03", (count_macs(plain), count_macs(history)))
+    found(
+        "cached sampling, DiT-XL/2: N = 6 over N = 0",
+        ratio,
+        "<= 1.03",
+        (count_macs(plain), count_macs(history)),
+    )
     assert ratio.low <= 1.03
 
 
@@ -94,14 +117,18 @@ def bare_loop(method: Any, trainer: Trainer, first: int, steps: int) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in player.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * player.rate((step + 1) / trainer.settings.total_steps)
+            group["lr"] = group["initial_lr"] * player.rate(
+                (step + 1) / trainer.settings.total_steps
+            )
         player.optimizer.step()
         player.optimizer.zero_grad(set_to_none=True)
         assert player.ema is not None
         player.ema.update(player.module)
 
 
-def test_trainer_against_a_bare_loop(found: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_trainer_against_a_bare_loop(
+    found: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """ARD on digits at batch 64, 10 steps a round."""
     task, steps = load_task("digits"), 10
     store = open_store(task.recipe, task.teacher(CPU), CPU)
@@ -110,7 +137,9 @@ def test_trainer_against_a_bare_loop(found: Callable[..., None], tmp_path_factor
         with keyed_initialisation(0, "student"):
             method = METHODS["ard"](METHODS["ard"].Config(), task.teacher(CPU), task, STATES, 1000)
         settings = TrainSettings(1000, 64, 0)
-        trainers.append(Trainer(method, {"trajectory": store}, settings, tmp_path_factory.mktemp(name), CPU))
+        trainers.append(
+            Trainer(method, {"trajectory": store}, settings, tmp_path_factory.mktemp(name), CPU)
+        )
     bare, ours = trainers
     bare.train(until=1)  # both have counted their FLOPs
     ours.train(until=1)
@@ -123,7 +152,8 @@ def test_trainer_against_a_bare_loop(found: Callable[..., None], tmp_path_factor
     def one_round() -> None:
         checkpoint = ours.folder / "checkpoint" / "state.pt" if ours.folder else None
         if checkpoint:
-            checkpoint.unlink(missing_ok=True)  # train() resumes what it finds; here it just goes on
+            # train() would resume from a checkpoint; without one it just continues.
+            checkpoint.unlink(missing_ok=True)
         ours.train(until=ours.step + steps)
 
     ratio = compare(loop, one_round, pairs=11)
@@ -132,7 +162,10 @@ def test_trainer_against_a_bare_loop(found: Callable[..., None], tmp_path_factor
 
 
 def training(name: str, **settings: Any) -> Callable[[], None]:
-    """A step of training on Fashion-MNIST at batch 64; what its images and trajectories show takes no time."""
+    """A training step on Fashion-MNIST at batch 64.
+
+    Random images and blank trajectories keep the cost of the data out of it.
+    """
     task, cls = load_task("fashion-mnist"), METHODS[name]
     with keyed_initialisation(0, name):
         method = cls(cls.Config(), task.teacher(CPU), task, STATES, 1000)
@@ -146,28 +179,56 @@ def training(name: str, **settings: Any) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("name", ["denoising", "step-distillation"])
-@pytest.mark.parametrize(("how", "settings"), [("torch.compile", {"compile": True}), ("bf16 autocast", {"precision": "bf16"})])
-def test_training(name: str, how: str, settings: dict[str, Any], found: Callable[..., None]) -> None:
-    """What might make training faster on this machine, of a teacher and of a student in 4 steps; there is no goal."""
-    found(f"{name}, Fashion-MNIST: {how} over neither", compare(training(name), training(name, **settings), warmup=3), "none")
+@pytest.mark.parametrize(
+    ("how", "settings"),
+    [("torch.compile", {"compile": True}), ("bf16 autocast", {"precision": "bf16"})],
+)
+def test_training(
+    name: str, how: str, settings: dict[str, Any], found: Callable[..., None]
+) -> None:
+    """Training a teacher and a 4-step student, with torch.compile or bf16 over neither.
+
+    There is no goal.
+    """
+    found(
+        f"{name}, Fashion-MNIST: {how} over neither",
+        compare(training(name), training(name, **settings), warmup=3),
+        "none",
+    )
 
 
 def test_loading(found: Callable[..., None]) -> None:
-    """A batch of 64 of Fashion-MNIST's trajectories out of memory-mapped files, over the same out of memory."""
+    """64 Fashion-MNIST trajectories from memory-mapped files, over the same from memory."""
     task = load_task("fashion-mnist")
     store = open_store(replace(task.recipe, count=256), task.teacher(CPU), CPU, shard_size=64)
-    whole, items = store.batch(torch.arange(256)), Keyed("benchmark", 0).permutation("items", 256)[:64]
-    ratio = compare(lambda: (whole.states[items], whole.predictions[items]), lambda: store.batch(items), pairs=51, warmup=5)
+    whole, items = (
+        store.batch(torch.arange(256)),
+        Keyed("benchmark", 0).permutation("items", 256)[:64],
+    )
+    ratio = compare(
+        lambda: (whole.states[items], whole.predictions[items]),
+        lambda: store.batch(items),
+        pairs=51,
+        warmup=5,
+    )
     found("64 trajectories, Fashion-MNIST: from mapped files over from memory", ratio, "none")
 
 
 @torch.no_grad()
 def test_guidance(found: Callable[..., None]) -> None:
-    """Both evaluations of a guided teacher as one batch, over one after the other."""
+    """A guided teacher's two evaluations as one batch, over one after the other."""
     task = load_task("fashion-mnist")
     network = DiT(**task.network_options)
     guided, index = task.guided(network).at(1.5), torch.arange(250)
-    x, cond, t = Keyed("benchmark", 0).normal("x", index, task.shape), Condition(index % task.num_classes), torch.tensor(0.5)
+    x, cond, t = (
+        Keyed("benchmark", 0).normal("x", index, task.shape),
+        Condition(index % task.num_classes),
+        torch.tensor(0.5),
+    )
     without = cond.replaced(torch.ones(len(index), dtype=torch.bool), task.null)
-    ratio = compare(lambda: (guided.denoiser(x, t, cond), guided.denoiser(x, t, without)), lambda: guided(x, t, cond), pairs=11)
+    ratio = compare(
+        lambda: (guided.denoiser(x, t, cond), guided.denoiser(x, t, without)),
+        lambda: guided(x, t, cond),
+        pairs=11,
+    )
     found("a guided evaluation of 250 images, Fashion-MNIST: one batch over two", ratio, "none")

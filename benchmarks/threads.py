@@ -1,9 +1,9 @@
 """How threads should wait: `python -m benchmarks.threads [ROUNDS]` prints a table.
 
 It times training steps, idle and beside a busy process. Each row is a process of its own, because
-libgomp reads its settings when torch is imported. Rounds go through the rows in turn. Programs beside
-it only ever add time, so "idle" is the shortest step of all rounds, and "busy" the lowest median of a
-round.
+libgomp reads its settings when torch is imported. Each round visits all rows in turn. Other
+programs only ever add time, so "idle" is the shortest step of all rounds, and "busy" the lowest
+median of a round.
 """
 
 from __future__ import annotations
@@ -20,10 +20,18 @@ VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 SETTINGS: dict[str, dict[str, str]] = {
     "1 thread": {"OMP_NUM_THREADS": "1"},
     f"{CORES} threads, as torch starts them": {"OMP_NUM_THREADS": str(CORES)},
-    **{f"{CORES} threads, GOMP_SPINCOUNT={spins}": {"OMP_NUM_THREADS": str(CORES), "GOMP_SPINCOUNT": str(spins)}
-       for spins in (20_000, 5_000, 1_000)},
-    f"{CORES} threads, OMP_WAIT_POLICY=passive": {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "passive"},
-}  # fmt: skip
+    **{
+        f"{CORES} threads, GOMP_SPINCOUNT={spins}": {
+            "OMP_NUM_THREADS": str(CORES),
+            "GOMP_SPINCOUNT": str(spins),
+        }
+        for spins in (20_000, 5_000, 1_000)
+    },
+    f"{CORES} threads, OMP_WAIT_POLICY=passive": {
+        "OMP_NUM_THREADS": str(CORES),
+        "OMP_WAIT_POLICY": "passive",
+    },
+}
 STEPS = 5
 SPIN = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
 """Keeps a core busy, and ends with the benchmark even if that is killed."""
@@ -54,7 +62,14 @@ def serve() -> None:
     from harness.training.settings import TrainSettings
 
     config = METHODS["step-distillation"].Config()
-    trainer = rehearsal("step-distillation", config, load_task("digits"), 4, TrainSettings(10**6, 64, 0), torch.device("cpu"))
+    trainer = rehearsal(
+        "step-distillation",
+        config,
+        load_task("digits"),
+        4,
+        TrainSettings(10**6, 64, 0),
+        torch.device("cpu"),
+    )
     trainer.train(until=2)
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -68,9 +83,13 @@ def serve() -> None:
 
 def started(setting: dict[str, str]) -> subprocess.Popen[str]:
     """A process that serves under a setting."""
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | setting
+    environment = {
+        name: value for name, value in os.environ.items() if name not in VARIABLES
+    } | setting
     command = [sys.executable, "-m", "benchmarks.threads", "serve"]
-    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     answer(child)
     return child
 

@@ -37,7 +37,9 @@ def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
             aside.unlink(missing_ok=True)
         if isinstance(error, OSError | SafetensorError):
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise UsageError(f"cannot write {path}: {reason}; free some space or name another folder") from error
+            raise UsageError(
+                f"cannot write {path}: {reason}; free some space or name another folder"
+            ) from error
         raise
 
 
@@ -53,7 +55,9 @@ class _UniqueKeys(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key, (where, _) in zip(keys, node.value, strict=True):
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(problem=f"key {key!r} stands there twice", problem_mark=where.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key!r} stands there twice", problem_mark=where.start_mark
+                )
         return super().construct_mapping(node, deep)
 
 
@@ -74,7 +78,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Writes a safetensors file aside and renames it."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
@@ -95,7 +101,10 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
     if sha256 is not None and (found := file_hash(path)) != sha256:
-        raise UsageError(f"{path} has SHA-256 {found}, but {sha256} was expected: the file was changed or is not the right one")
+        raise UsageError(
+            f"{path} has SHA-256 {found}, but {sha256} was expected: "
+            "the file was changed or is not the right one"
+        )
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -117,9 +126,13 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             written_digest = (file.metadata() or {}).get("digest")
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"{path} is missing or broken ({error}); delete {path.parent} and it is made again") from error
+        raise UsageError(
+            f"{path} is missing or broken ({error}); delete {path.parent} and it is made again"
+        ) from error
     if tensors_digest(tensors) != written_digest:
-        raise UsageError(f"{path} was changed since it was written; delete {path.parent} and it is made again")
+        raise UsageError(
+            f"{path} was changed since it was written; delete {path.parent} and it is made again"
+        )
     return tensors
 
 
@@ -165,7 +178,9 @@ def environment_with(**values: str) -> Iterator[None]:
 
 def cache_folder() -> Path:
     """The folder of cached trajectories and samples: `HARNESS_CACHE`, or the platform's."""
-    return Path(os.environ.get("HARNESS_CACHE") or platformdirs.user_cache_path("distillation-harness"))
+    return Path(
+        os.environ.get("HARNESS_CACHE") or platformdirs.user_cache_path("distillation-harness")
+    )
 
 
 def data_folder() -> Path:

@@ -26,7 +26,11 @@ def configure_threads() -> None:
 
 def cores() -> set[int]:
     """Numbers of the cores on which this process may run."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    return (
+        os.sched_getaffinity(0)
+        if hasattr(os, "sched_getaffinity")
+        else set(range(os.cpu_count() or 1))
+    )
 
 
 def busy_note(interval: float = 0.2) -> str:

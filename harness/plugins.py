@@ -25,7 +25,9 @@ def load_plugin(path: Path) -> None:
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
     if path.suffix != ".py":
-        raise UsageError(f"plug-in {path} is not a Python file; a task is a YAML file: give it as --task {path}")
+        raise UsageError(
+            f"plug-in {path} is not a Python file; a task is a YAML file: give it as --task {path}"
+        )
     content, name = path.read_bytes(), f"harness_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -38,5 +40,7 @@ def load_plugin(path: Path) -> None:
         raise
     except Exception as error:  # a file from outside may raise anything
         del sys.modules[name]
-        raise UsageError(f"plug-in {path} cannot be loaded ({type(error).__name__}: {error})") from error
+        raise UsageError(
+            f"plug-in {path} cannot be loaded ({type(error).__name__}: {error})"
+        ) from error
     PLUGIN_SOURCES[path] = content

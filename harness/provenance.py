@@ -42,7 +42,10 @@ sources(PACKAGE)
 
 
 def room_of(inside: Path) -> str:
-    """The room of a file, given by its path inside the package: `solvers`, or `files` for `files.py`."""
+    """The room of a file, given by its path inside the package.
+
+    `solvers/ddim.py` belongs to `solvers`, and `files.py` to `files`.
+    """
     return inside.parts[0].removesuffix(".py")
 
 
@@ -115,7 +118,9 @@ def checkout(folder: Path) -> tuple[str | None, bool | None]:
     The answer is that of the first call in this process: what runs was imported about then.
     """
     commit = _git(folder, "rev-parse", "HEAD")
-    status = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".") if commit else None
+    status = (
+        _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".") if commit else None
+    )
     return commit, None if status is None else bool(status)
 
 
@@ -124,7 +129,9 @@ def _git(folder: Path, *words: str) -> str | None:
     if not (folder.parent / ".git").exists():
         return None
     try:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
@@ -134,7 +141,9 @@ def cpu_name() -> str:
     """The processor's model and the number of its cores."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        name = next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"

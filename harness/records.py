@@ -16,7 +16,9 @@ SCHEMA_VERSION: Literal[1] = 1
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings"
+    )
 
 
 class Metric(_Part):
@@ -215,9 +217,14 @@ def publish_records(folder: Path, records: Iterable[Record]) -> None:
     lines, shared = _read_lines(folder), _read_shared(folder)
     for record in records:
         if record.run_id not in lines or lines[record.run_id][1] != record:
-            lines[record.run_id] = json.dumps(_packed(record, shared), separators=(",", ":")), record
+            lines[record.run_id] = (
+                json.dumps(_packed(record, shared), separators=(",", ":")),
+                record,
+            )
     write_text(folder / "shared.json", json.dumps(shared, indent=1, sort_keys=True) + "\n")
-    write_text(folder / "records.jsonl", "".join(f"{lines[run_id][0]}\n" for run_id in sorted(lines)))
+    write_text(
+        folder / "records.jsonl", "".join(f"{lines[run_id][0]}\n" for run_id in sorted(lines))
+    )
 
 
 def _read_lines(folder: Path) -> dict[str, tuple[str, Record]]:
@@ -242,7 +249,10 @@ def _read_shared(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / "shared.json"
     try:
         shared = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return {"identities": dict(shared.get("identities", {})), "floors": dict(shared.get("floors", {}))}
+        return {
+            "identities": dict(shared.get("identities", {})),
+            "floors": dict(shared.get("floors", {})),
+        }
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise _unreadable(f"{path}", error) from error
 
@@ -278,7 +288,10 @@ def _unreadable(what: str, error: Exception) -> UsageError:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the whole record"
-        return UsageError(f"{what} cannot be read ({place}: {first['msg']}); this version reads schema {SCHEMA_VERSION}")
+        return UsageError(
+            f"{what} cannot be read ({place}: {first['msg']}); "
+            f"this version reads schema {SCHEMA_VERSION}"
+        )
     if isinstance(error, LookupError):
         return UsageError(f"{what} cannot be read: it, or shared.json beside it, lacks {error}")
     reason = error.strerror if isinstance(error, OSError) else "it is not JSON in UTF-8"

@@ -50,9 +50,15 @@ def declared(room: str, *decorators: str) -> dict[str, Declared]:
             if not isinstance(node, ast.ClassDef | ast.FunctionDef):
                 continue
             for call in node.decorator_list:
-                if isinstance(call, ast.Call) and call.args and ast.unparse(call.func) in decorators:
+                if (
+                    isinstance(call, ast.Call)
+                    and call.args
+                    and ast.unparse(call.func) in decorators
+                ):
                     summary = first_line(ast.get_docstring(node))
-                    found[ast.literal_eval(call.args[0])] = Declared(f"harness.{room}.{path.stem}", node.name, summary)
+                    found[ast.literal_eval(call.args[0])] = Declared(
+                        f"harness.{room}.{path.stem}", node.name, summary
+                    )
     return found
 
 
@@ -87,9 +93,14 @@ class Registry(Generic[T]):
         def enter(entry: T) -> T:
             file, made = self._files.get(name), cast(Any, source or entry)
             if file and (file.module, file.attribute) != (made.__module__, made.__name__):
-                raise ValueError(f"{self.kind} {name!r} is registered twice: {file.module}.{file.attribute} and {made}")
+                raise ValueError(
+                    f"{self.kind} {name!r} is registered twice: "
+                    f"{file.module}.{file.attribute} and {made}"
+                )
             if self._entries.get(name, entry) is not entry:
-                raise ValueError(f"{self.kind} {name!r} is registered twice: {self._entries[name]} and {made}")
+                raise ValueError(
+                    f"{self.kind} {name!r} is registered twice: {self._entries[name]} and {made}"
+                )
             self._entries[name] = entry
             return entry
 
@@ -132,7 +143,9 @@ class Registry(Generic[T]):
         try:
             return point.load()
         except (ImportError, AttributeError) as error:
-            raise UsageError(f"{self.kind} plug-in {point.name!r} ({point.value}) cannot be loaded: {error}") from error
+            raise UsageError(
+                f"{self.kind} plug-in {point.name!r} ({point.value}) cannot be loaded: {error}"
+            ) from error
 
 
 @cache

@@ -1,4 +1,8 @@
-"""torch.compile for tests: with its own backend where there is a compiler, or without one in a fraction of the time."""
+"""torch.compile for tests.
+
+Tests use its own backend where there is a C++ compiler. The eager backend needs none and takes a
+fraction of the time.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,14 @@ from torch import nn
 from harness.training import trainer
 
 COMPILER = shlex.split(os.environ.get("CXX") or "g++")[0]
-needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"torch.compile needs a C++ compiler, not found: {COMPILER}")
+needs_compiler = pytest.mark.skipif(
+    shutil.which(COMPILER) is None,
+    reason=f"torch.compile needs a C++ compiler, not found: {COMPILER}",
+)
 
 
 def run_graphs_eagerly(patch: pytest.MonkeyPatch) -> None:
-    """Graphs are captured as usual, but no code is generated for them, so that no compiler is needed."""
+    """Captures graphs as usual but generates no code for them, so that no compiler is needed."""
     compile_module = nn.Module.compile
 
     def compile_eagerly(self: nn.Module, *args: Any, **options: Any) -> None:

@@ -33,20 +33,30 @@ class Away(Tensor):
     @staticmethod
     def __new__(cls, here: Tensor) -> Away:
         found = Tensor._make_wrapper_subclass(
-            cls, here.shape, strides=here.stride(), storage_offset=here.storage_offset(), dtype=here.dtype, device=CPU, dispatch_device=True
+            cls,
+            here.shape,
+            strides=here.stride(),
+            storage_offset=here.storage_offset(),
+            dtype=here.dtype,
+            device=CPU,
+            dispatch_device=True,
         )
         found.here = here
         return found
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         return perform(func, args, kwargs or {})
 
 
 class _Watch(TorchDispatchMode):
     """Also sees operations that create tensors on the second device, or move them there."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         return perform(func, args, kwargs or {})
 
 
@@ -61,20 +71,31 @@ def perform(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     if any_away and name not in MOVES:
         _refuse_mixture(name, [args[0], *args[2:3]] if name in INDEXED else tensors)
-    inner_args, inner_kwargs = tree_map(lambda x: x.here if isinstance(x, Away) else x, (args, kwargs))
+    inner_args, inner_kwargs = tree_map(
+        lambda x: x.here if isinstance(x, Away) else x, (args, kwargs)
+    )
     if target is not None:
         inner_kwargs["device"] = CPU
     out = func(*inner_args, **inner_kwargs)
     moved_here = name in MOVES and not isinstance(args[0], Away)
     if torch.device(target) == CPU if target is not None else moved_here:
         return out
-    return return_and_correct_aliasing(func, args, kwargs, tree_map(lambda x: Away(x) if isinstance(x, Tensor) else x, out))
+    return return_and_correct_aliasing(
+        func, args, kwargs, tree_map(lambda x: Away(x) if isinstance(x, Tensor) else x, out)
+    )
 
 
 def _refuse_mixture(name: str, met: list[Any]) -> None:
     for tensor in met:
-        if isinstance(tensor, Tensor) and not isinstance(tensor, Away) and (tensor.dim() or name in LISTED):
-            raise RuntimeError(f"{name} expects all tensors on one device, but one of shape {tuple(tensor.shape)} is on the CPU")
+        if (
+            isinstance(tensor, Tensor)
+            and not isinstance(tensor, Away)
+            and (tensor.dim() or name in LISTED)
+        ):
+            raise RuntimeError(
+                f"{name} expects all tensors on one device, "
+                f"but one of shape {tuple(tensor.shape)} is on the CPU"
+            )
 
 
 @contextmanager

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
-def history_extra_macs(tokens: int, width: int, history_layers: int, visible_states: Iterable[int]) -> int:
+def history_extra_macs(
+    tokens: int, width: int, history_layers: int, visible_states: Iterable[int]
+) -> int:
     """MACs that history adds to step distillation: `2 T^2 d N sum_q (visible_q - 1)`.
 
     Args:

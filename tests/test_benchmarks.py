@@ -13,7 +13,15 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.networks.history import HistoryDiT, causal, keep_first, window
 
-SMALL = {"image_size": 8, "patch_size": 4, "in_channels": 1, "hidden_size": 16, "depth": 3, "num_heads": 2, "num_classes": 5}
+SMALL = {
+    "image_size": 8,
+    "patch_size": 4,
+    "in_channels": 1,
+    "hidden_size": 16,
+    "depth": 3,
+    "num_heads": 2,
+    "num_classes": 5,
+}
 
 
 @pytest.mark.parametrize("visible", [causal, window(1), keep_first])
@@ -25,20 +33,31 @@ def test_the_naive_pass_is_the_same_function(visible: object, history_layers: in
             torch.nn.init.normal_(parameter, std=0.1)
     network = network.double()
     x = Keyed("test", 0).normal("x", torch.arange(2), (4, 1, 8, 8)).double()
-    t, cond = torch.tensor([[999.0, 749.0, 499.0, 249.0]]).expand(2, -1), Condition(torch.tensor([1, 3]))
-    torch.testing.assert_close(NaiveHistory(network)(x, t, cond), network(x, t, cond)[0], rtol=1e-10, atol=1e-10)
+    t, cond = (
+        torch.tensor([[999.0, 749.0, 499.0, 249.0]]).expand(2, -1),
+        Condition(torch.tensor([1, 3])),
+    )
+    torch.testing.assert_close(
+        NaiveHistory(network)(x, t, cond), network(x, t, cond)[0], rtol=1e-10, atol=1e-10
+    )
 
 
 def test_the_dense_mask_of_two_blocks() -> None:
     network = HistoryDiT(2, 1, causal, **SMALL)
-    assert dense_mask(network, 2, 2, True).int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert dense_mask(network, 2, 2, True).int().tolist() == [
+        [1, 1, 0, 0],
+        [1, 1, 0, 0],
+        [1, 1, 1, 1],
+        [1, 1, 1, 1],
+    ]
     assert dense_mask(network, 2, 1, False).int().tolist() == [[1, 0], [0, 1]]
 
 
 def test_a_ratio_and_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    lengths = iter([9, 9, 1, 2, 3, 1, 1, 2, 4, 1, 1, 2, 2, 1, 1, 2])  # a warm-up, then A B, B A, A B, ...
+    # A warm-up, then A B, B A, A B, ...
+    lengths = iter([9, 9, 1, 2, 3, 1, 1, 2, 4, 1, 1, 2, 2, 1, 1, 2])
 
     def call() -> None:
         clock[0] += next(lengths)

@@ -31,7 +31,9 @@ def report(tmp_path: Path) -> Report:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_part_runs_at_toy_sizes(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_runs_at_toy_sizes(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     report = Report(tmp_path / "cpu.json")
     report.start(part, {})
@@ -44,7 +46,9 @@ def test_a_part_runs_at_toy_sizes(part: str, tmp_path: Path, monkeypatch: pytest
         assert "guidance_scan" in (tmp_path / "digits-teacher.yaml").read_text()
 
 
-def test_each_row_is_written_at_once_and_one_that_fails_is_a_row(report: Report, tmp_path: Path) -> None:
+def test_each_row_is_written_at_once_and_one_that_fails_is_a_row(
+    report: Report, tmp_path: Path
+) -> None:
     on_disk = []
 
     def first() -> Values:
@@ -54,17 +58,28 @@ def test_each_row_is_written_at_once_and_one_that_fails_is_a_row(report: Report,
         on_disk.extend(row["row"] for row in report.read()["parts"]["checks"]["rows"])
         raise RuntimeError("no kernel image is available")
 
-    calls = {"first": first, "second": second, "third": lambda: {"error": 0.5, "limits": {"error": 0.1}}}
+    calls = {
+        "first": first,
+        "second": second,
+        "third": lambda: {"error": 0.5, "limits": {"error": 0.1}},
+    }
     run_rows("checks", iter(calls.items()), setting(tmp_path), report)
     rows = json.loads(report.path.read_text())["parts"]["checks"]["rows"]
     assert on_disk == ["first"]
     assert [row["status"] for row in rows] == ["finished", "failed", "failed"]
-    assert rows[1]["reason"].startswith("RuntimeError: no kernel image is available (test_device_benchmark.py:")
+    assert rows[1]["reason"].startswith(
+        "RuntimeError: no kernel image is available (test_device_benchmark.py:"
+    )
     assert rows[2]["reason"] == "error is 0.5, above 0.1"
 
 
 def test_a_value_that_is_not_a_number_is_above_its_limit(report: Report, tmp_path: Path) -> None:
-    run_rows("checks", iter([("row", lambda: {"error": float("nan"), "limits": {"error": 0.1}})]), setting(tmp_path), report)
+    run_rows(
+        "checks",
+        iter([("row", lambda: {"error": float("nan"), "limits": {"error": 0.1}})]),
+        setting(tmp_path),
+        report,
+    )
     assert report.read()["parts"]["checks"]["rows"][0]["status"] == "failed"
 
 
@@ -92,13 +107,23 @@ def test_a_part_that_dies_or_hangs_leaves_its_reason(
     assert parts["checks"]["card"] == "cpu"
 
 
-def test_the_command_runs_its_parts_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_runs_its_parts_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("benchmarks.device.__main__.smi", lambda field: "")
     started = []
-    monkeypatch.setattr("benchmarks.device.__main__.supervise", lambda part, *more: started.append((part, more[0][-4:])))
-    done = CliRunner().invoke(main, ["--toy", "--device", "cpu", "--out", str(tmp_path), "--parts", "run,teacher"])
+    monkeypatch.setattr(
+        "benchmarks.device.__main__.supervise",
+        lambda part, *more: started.append((part, more[0][-4:])),
+    )
+    done = CliRunner().invoke(
+        main, ["--toy", "--device", "cpu", "--out", str(tmp_path), "--parts", "run,teacher"]
+    )
     assert done.exit_code == 0, done.output
-    assert [(part, words[:2]) for part, words in started] == [("run", ["--only", "run"]), ("teacher", ["--only", "teacher"])]
+    assert [(part, words[:2]) for part, words in started] == [
+        ("run", ["--only", "run"]),
+        ("teacher", ["--only", "teacher"]),
+    ]
     assert CliRunner().invoke(main, ["--parts", "nothing"]).exit_code == 2
 
 

@@ -14,12 +14,23 @@ from harness.tasks import Task
 from harness.training.case import STEPS, Case
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
-OPTIONS: dict[str, dict[str, Any]] = {"ard": {"history_layers": 2}, "imm": {"group": 2}, "ladd": {"gan_virtual_batch": 2}}
-APART = {"denoising", "teacher", "knowledge-distillation"}  # trains what ships, trains nothing, is another's name
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ard": {"history_layers": 2},
+    "imm": {"group": 2},
+    "ladd": {"gan_virtual_batch": 2},
+}
+APART = {
+    "denoising",  # trains the teachers that ship
+    "teacher",  # trains nothing
+    "knowledge-distillation",  # another name of a listed method
+}
 
 
 def row(name: str, task: Task, folder: Path) -> str:
-    """A method's line: name, sources, players, cost of a training step for each image, step counts, target."""
+    """A method's table row.
+
+    It gives name, sources, players, cost of a training step per image, step counts and target.
+    """
     cls = METHODS[name]
     case = Case(name, task, folder, OPTIONS.get(name, {}), num_steps=2)
     teacher = task.teacher(torch.device("cpu"))
@@ -29,10 +40,19 @@ def row(name: str, task: Task, folder: Path) -> str:
     trainer.train()
     passes = trainer.bill.teacher_evaluations / trainer.bill.images
     x_T, cond = task.evaluation_inputs(0)
-    forward = count_flops(lambda: task.teacher(torch.device("cpu")).denoiser(x_T[:1], torch.tensor(0.5), cond[:1]))
+    forward = count_flops(
+        lambda: task.teacher(torch.device("cpu")).denoiser(x_T[:1], torch.tensor(0.5), cond[:1])
+    )
     steps = "any" if cls.any_step else "trained for"
-    cells = [f"`{name}`", ", ".join(sorted(method.sources)), ", ".join(method.players), f"{passes:.3g}",
-             f"{trainer.bill.flops / trainer.bill.images / forward:.1f}", steps, method.target]  # fmt: skip
+    cells = [
+        f"`{name}`",
+        ", ".join(sorted(method.sources)),
+        ", ".join(method.players),
+        f"{passes:.3g}",
+        f"{trainer.bill.flops / trainer.bill.images / forward:.1f}",
+        steps,
+        method.target,
+    ]
     return "| " + " | ".join(cells)
 
 

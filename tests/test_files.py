@@ -1,4 +1,4 @@
-"""Files: written aside and renamed, read with one-sentence errors, digests that do not depend on order."""
+"""Files: atomic writes, reads with one-sentence errors, order-independent digests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ import torch
 from safetensors import SafetensorError
 
 from harness.errors import UsageError
-from harness.files import cache_folder, digest, file_hash, read_tensors, read_yaml, tensors_digest, write_aside, write_tensors, write_text
+from harness.files import (
+    cache_folder,
+    digest,
+    file_hash,
+    read_tensors,
+    read_yaml,
+    tensors_digest,
+    write_aside,
+    write_tensors,
+    write_text,
+)
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2])}
 
@@ -47,11 +57,16 @@ def test_the_target_is_old_or_new_never_between(tmp_path: Path) -> None:
     assert path.read_text() == "whole"
 
 
-@pytest.mark.parametrize(("error", "told"), [(RuntimeError("bug"), RuntimeError), (OSError(28, "No space left"), UsageError)])
-def test_a_failing_writer_leaves_the_old_file(tmp_path: Path, error: Exception, told: type[Exception]) -> None:
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(RuntimeError("bug"), RuntimeError), (OSError(28, "No space left"), UsageError)],
+)
+def test_a_failing_writer_leaves_the_old_file(
+    tmp_path: Path, error: Exception, raised: type[Exception]
+) -> None:
     path = tmp_path / "note.txt"
     write_text(path, "old")
-    with pytest.raises(told):
+    with pytest.raises(raised):
         write_aside(path, half_written(error))
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -69,11 +84,15 @@ def test_a_folder_that_cannot_be_made_is_a_usage_error(tmp_path: Path) -> None:
         write_text(tmp_path / "file" / "note.txt", "new")
 
 
-def test_tensors_that_cannot_be_written_are_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_that_cannot_be_written_are_a_usage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """safetensors wraps the system's errors in its own."""
 
     def full(*args: object) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
 
     monkeypatch.setattr("harness.files.save_file", full)
     with pytest.raises(UsageError, match=r"cannot write .*weights\.safetensors: .*No space left"):
@@ -110,7 +129,9 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=f"has SHA-256 {file_hash(path)}, but {expected} was expected"):
+    with pytest.raises(
+        UsageError, match=f"has SHA-256 {file_hash(path)}, but {expected} was expected"
+    ):
         read_tensors(path, expected)
 
 
@@ -136,7 +157,9 @@ def test_file_hash_is_sha256(tmp_path: Path) -> None:
 
 
 def test_a_digest_does_not_depend_on_order() -> None:
-    assert digest({"a": 1, "b": {"c": [1, 2], "d": None}}) == digest({"b": {"d": None, "c": [1, 2]}, "a": 1})
+    assert digest({"a": 1, "b": {"c": [1, 2], "d": None}}) == digest(
+        {"b": {"d": None, "c": [1, 2]}, "a": 1}
+    )
     assert digest({"a": [1, 2]}) != digest({"a": [2, 1]})
     assert digest({"a": 1}) != digest({"a": "1"})
 
@@ -149,12 +172,21 @@ def test_a_digest_refuses_nan() -> None:
 def test_a_digest_of_tensors_sees_names_types_shapes_and_values() -> None:
     a, b = TENSORS["a"], TENSORS["b"]
     assert tensors_digest({"a": a, "b": b}) == tensors_digest({"b": b, "a": a})
-    assert tensors_digest({"a": a}) == tensors_digest({"a": a.T.contiguous().T})  # the layout in memory does not count
-    others = [{"c": a}, {"a": a.view(torch.int32)}, {"a": a.reshape(3, 2)}, {"a": a + 1}, {"a": a, "b": b}]
+    # The memory layout does not count.
+    assert tensors_digest({"a": a}) == tensors_digest({"a": a.T.contiguous().T})
+    others = [
+        {"c": a},
+        {"a": a.view(torch.int32)},
+        {"a": a.reshape(3, 2)},
+        {"a": a + 1},
+        {"a": a, "b": b},
+    ]
     assert tensors_digest({"a": a}) not in [tensors_digest(other) for other in others]
 
 
-def test_the_cache_folder_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder_is_where_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.delenv("HARNESS_CACHE")

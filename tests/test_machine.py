@@ -34,7 +34,9 @@ def test_busy_cores_are_those_that_are_not_idle() -> None:
 
 
 @pytest.mark.parametrize(("busy", "note"), [(0.1, ""), (1.04, "; other programs use 1.0 of ")])
-def test_a_busy_machine_is_mentioned(busy: float, note: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_busy_machine_is_mentioned(
+    busy: float, note: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "stat").write_text(BEFORE)
     monkeypatch.setattr(machine, "STAT", tmp_path / "stat")
     monkeypatch.setattr(machine, "busy_cores", lambda before, after, allowed: busy)
@@ -42,19 +44,29 @@ def test_a_busy_machine_is_mentioned(busy: float, note: str, monkeypatch: pytest
     assert bool(busy_note(0)) == bool(note)
 
 
-def test_a_system_without_the_file_is_not_busy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_system_without_the_file_is_not_busy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(machine, "STAT", tmp_path / "stat")
     assert busy_note() == ""
 
 
-@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}], ids=str)
-def test_a_policy_from_outside_stays(given: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "given", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}], ids=str
+)
+def test_a_policy_from_outside_stays(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     configure_threads()
-    left = {name: os.environ[name] for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ}
+    left = {
+        name: os.environ[name]
+        for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+        if name in os.environ
+    }
     assert left == (given or {"OMP_WAIT_POLICY": "passive"})
 
 
@@ -75,6 +87,12 @@ main()
 
 
 def test_the_command_line_configures_threads_before_torch() -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-    done = subprocess.run([sys.executable, "-c", WATCHED, "env"], capture_output=True, text=True, env=environment)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, "env"], capture_output=True, text=True, env=environment
+    )
     assert done.stdout == "torch after passive\n"

@@ -47,7 +47,9 @@ def halves(seed):
     labels = torch.arange(80) % 10
     pictures = torch.ones(80, 1, 8, 8)
     pictures[:, :, 4:] = torch.linspace(-1, 1, 80).reshape(-1, 1, 1, 1)
-    return images.Split(images.ImageSet(pictures[:40], labels[:40]), images.ImageSet(pictures[40:], labels[40:]))
+    return images.Split(
+        images.ImageSet(pictures[:40], labels[:40]), images.ImageSet(pictures[40:], labels[40:])
+    )
 
 images.IMAGE_SETS["halves"] = halves
 """
@@ -58,7 +60,10 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Removes what a test registers."""
     monkeypatch.setattr(provenance, "PLUGIN_SOURCES", {})
     monkeypatch.setattr("harness.plugins.PLUGIN_SOURCES", provenance.PLUGIN_SOURCES)
-    before = [(registry, {name: registry[name] for name in registry.names()}) for registry in (METHODS, METRICS, SOLVERS)]
+    before = [
+        (registry, {name: registry[name] for name in registry.names()})
+        for registry in (METHODS, METRICS, SOLVERS)
+    ]
     yield
     for registry, classes in before:
         registry._entries = classes
@@ -86,13 +91,30 @@ def test_the_pages_example_keeps_the_contract(method_file: Path) -> None:
     assert not any(outcome["problem"] for outcome in outcomes)
 
 
-def test_the_pages_example_runs_sweeps_and_reports_like_ours(method_file: Path, tiny: Task, tmp_path: Path) -> None:
+def test_the_pages_example_runs_sweeps_and_reports_like_ours(
+    method_file: Path, tiny: Task, tmp_path: Path
+) -> None:
     results = ["--results", tmp_path / "results", "--device", "cpu"]
-    asked = ["--plugin", method_file, "--method", "penalised", "--task", "tiny", "--num-steps", 1, "--weight", 0.5]
+    asked = [
+        "--plugin",
+        method_file,
+        "--method",
+        "penalised",
+        "--task",
+        "tiny",
+        "--num-steps",
+        1,
+        "--weight",
+        0.5,
+    ]
     done = call("run", *asked, *results, "--json")
     assert done.exit_code == 0, done.output
     record = json.loads(done.stdout)
-    assert (record["status"], record["method"], record["options"]["weight"]) == ("finished", "penalised", 0.5)
+    assert (record["status"], record["method"], record["options"]["weight"]) == (
+        "finished",
+        "penalised",
+        0.5,
+    )
     assert record["cost"]["nfe"] == 1
     sweep = tmp_path / "sweep.yaml"
     cells = [{"method": "penalised", "axes": {"options.weight": [0.5, 0.6]}}]
@@ -107,7 +129,17 @@ def test_the_pages_example_runs_sweeps_and_reports_like_ours(method_file: Path, 
 
 
 def test_the_pages_example_refuses_a_teacher_without_weights(method_file: Path) -> None:
-    refused = call("run", "--plugin", method_file, "--method", "penalised", "--task", "mixture", "--num-steps", 1)
+    refused = call(
+        "run",
+        "--plugin",
+        method_file,
+        "--method",
+        "penalised",
+        "--task",
+        "mixture",
+        "--num-steps",
+        1,
+    )
     assert (refused.exit_code, "closed formula" in refused.output) == (2, True), refused.output
 
 
@@ -122,7 +154,9 @@ def test_a_records_code_is_the_plugins_too(method_file: Path) -> None:
 
 
 def test_a_faulty_method_fails_a_named_check(method_file: Path) -> None:
-    method_file.write_text(method_file.read_text().replace("return error +", "return torch.rand(()) * error +"))
+    method_file.write_text(
+        method_file.read_text().replace("return error +", "return torch.rand(()) * error +")
+    )
     done = call("test-method", method_file)
     assert done.exit_code == 1
     assert "generator     AssertionError: torch's generator moved" in done.output
@@ -133,7 +167,19 @@ def test_a_metric_has_a_column(tiny: Task, tmp_path: Path) -> None:
     file = tmp_path / "metric.py"
     file.write_text(METRIC)
     results = ["--results", tmp_path / "results", "--device", "cpu"]
-    done = call("run", "--plugin", file, "--method", "teacher", "--num-steps", 4, "--task", "tiny", *results, "--json")
+    done = call(
+        "run",
+        "--plugin",
+        file,
+        "--method",
+        "teacher",
+        "--num-steps",
+        4,
+        "--task",
+        "tiny",
+        *results,
+        "--json",
+    )
     assert done.exit_code == 0, done.output
     values = json.loads(done.stdout)["metrics"]
     assert values["brightness"]["values"].keys() == {"0"}
@@ -146,21 +192,49 @@ def test_a_solver_is_asked_for_by_name(tiny: Task, tmp_path: Path) -> None:
     file = tmp_path / "solver.py"
     file.write_text(SOLVER)
     results = ["--results", tmp_path / "results", "--device", "cpu", "--json"]
-    asked = ["run", "--plugin", file, "--method", "teacher", "--num-steps", 4, "--task", "tiny", *results]
+    asked = [
+        "run",
+        "--plugin",
+        file,
+        "--method",
+        "teacher",
+        "--num-steps",
+        4,
+        "--task",
+        "tiny",
+        *results,
+    ]
     ours, theirs = (json.loads(call(*asked, "--solver", name).stdout) for name in ("ddim", "twin"))
     assert ours["metrics"]["fid"]["values"] == theirs["metrics"]["fid"]["values"]
     assert ours["run_id"] != theirs["run_id"]
 
 
-def test_a_task_brings_its_own_images(tiny: Task, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_brings_its_own_images(
+    tiny: Task, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("harness.data.images.IMAGE_SETS", dict(IMAGE_SETS))
     plugin, file = tmp_path / "images.py", tmp_path / "mine.yaml"
     plugin.write_text(IMAGES)
     content = yaml.safe_load((tiny_folder / "tiny.yaml").read_text())
-    file.write_text(yaml.safe_dump({**content, "name": "mine", "data": {**content["data"], "set": "halves"}}))
-    asked = ["run", "--method", "step-distillation", "--num-steps", 2, "--task", file, "--results", tmp_path / "results", "--json"]
+    file.write_text(
+        yaml.safe_dump({**content, "name": "mine", "data": {**content["data"], "set": "halves"}})
+    )
+    asked = [
+        "run",
+        "--method",
+        "step-distillation",
+        "--num-steps",
+        2,
+        "--task",
+        file,
+        "--results",
+        tmp_path / "results",
+        "--json",
+    ]
     refused = call(*asked)
-    assert (refused.exit_code, "unknown image set 'halves'" in refused.output) == (2, True), refused.output
+    assert (refused.exit_code, "unknown image set 'halves'" in refused.output) == (2, True), (
+        refused.output
+    )
     done = call(*asked, "--plugin", plugin)
     assert done.exit_code == 0, done.output
     record = json.loads(done.stdout)
@@ -182,14 +256,27 @@ def test_a_task_is_a_file(tmp_path: Path) -> None:
         load_task(str(file))
 
 
-@pytest.mark.parametrize(("name", "content", "complaint"), [
-    ("task.yaml", "", "a task is a YAML file: give it as --task"),
-    ("missing.py", None, "there is no file"),
-    ("broken.py", "def", "cannot be loaded (SyntaxError"),
-    ("failing.py", "import nothing_like_it", "cannot be loaded (ModuleNotFoundError: No module named 'nothing_like_it')"),
-    ("taken.py", SOLVER.replace("twin", "ddim"), "cannot be loaded (ValueError: solver 'ddim' is registered twice"),
-])  # fmt: skip
-def test_what_cannot_be_loaded(name: str, content: str | None, complaint: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("task.yaml", "", "a task is a YAML file: give it as --task"),
+        ("missing.py", None, "there is no file"),
+        ("broken.py", "def", "cannot be loaded (SyntaxError"),
+        (
+            "failing.py",
+            "import nothing_like_it",
+            "cannot be loaded (ModuleNotFoundError: No module named 'nothing_like_it')",
+        ),
+        (
+            "taken.py",
+            SOLVER.replace("twin", "ddim"),
+            "cannot be loaded (ValueError: solver 'ddim' is registered twice",
+        ),
+    ],
+)
+def test_what_cannot_be_loaded(
+    name: str, content: str | None, complaint: str, tmp_path: Path
+) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
     done = call("list", "--plugin", tmp_path / name, "methods")

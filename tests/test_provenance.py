@@ -18,7 +18,11 @@ from harness.provenance import capture_environment, code_digest, rooms_under
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the package whose sources are digested."""
     folder = tmp_path / "harness"
-    shutil.copytree(Path(provenance.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    shutil.copytree(
+        Path(provenance.__file__).parent,
+        folder,
+        ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"),
+    )
     monkeypatch.setattr(provenance, "PACKAGE", folder)
     return folder
 
@@ -41,7 +45,16 @@ def test_the_copy_has_the_originals_digest(copied: Path, monkeypatch: pytest.Mon
     assert len(found) == 16
 
 
-@pytest.mark.parametrize("name", ["training/trainer.py", "runs/run.py", "methods/ard.py", "tasks/digits.yaml", "metrics/fidelity.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "training/trainer.py",
+        "runs/run.py",
+        "methods/ard.py",
+        "tasks/digits.yaml",
+        "metrics/fidelity.py",
+    ],
+)
 def test_the_digest_changes_with_what_decides_numbers(name: str, copied: Path) -> None:
     before = of_a_new_process()
     append(copied / name)
@@ -49,7 +62,9 @@ def test_the_digest_changes_with_what_decides_numbers(name: str, copied: Path) -
     assert of_a_new_process() != before
 
 
-@pytest.mark.parametrize("name", ["cli/main.py", "cli/console.py", "__main__.py", "report/tables.py", "sweeps/sweep.py"])
+@pytest.mark.parametrize(
+    "name", ["cli/main.py", "cli/console.py", "__main__.py", "report/tables.py", "sweeps/sweep.py"]
+)
 def test_the_digest_does_not_change_with_presentation(name: str, copied: Path) -> None:
     before = of_a_new_process()
     append(copied / name)
@@ -74,7 +89,12 @@ print(code_digest())
 
 def test_what_is_edited_after_the_import_does_not_count(copied: Path) -> None:
     before, words = of_a_new_process(), [sys.executable, "-c", EDITED]
-    found = [subprocess.run(words, cwd=copied.parent, capture_output=True, text=True, check=True).stdout.strip() for _ in range(2)]
+    found = [
+        subprocess.run(
+            words, cwd=copied.parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for _ in range(2)
+    ]
     assert found[0] == before
     assert found[1] != before
 
@@ -82,7 +102,10 @@ def test_what_is_edited_after_the_import_does_not_count(copied: Path) -> None:
 def test_the_environment_names_code_versions_and_machine() -> None:
     found = capture_environment(torch.device("cpu"))
     assert found.code == code_digest()
-    assert found.packages["torch"] == torch.__version__.partition("+")[0] or found.packages["torch"] == torch.__version__
+    assert (
+        found.packages["torch"] == torch.__version__.partition("+")[0]
+        or found.packages["torch"] == torch.__version__
+    )
     assert found.device == "cpu"
     assert found.threads == torch.get_num_threads()
     assert "cores" in found.cpu
@@ -97,7 +120,11 @@ def test_only_changes_of_the_package_make_it_dirty(copied: Path) -> None:
     root = copied.parent
     (root / "results").mkdir()
     (root / "results" / "page.md").write_text("first")
-    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"]):
+    for words in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"],
+    ):
         subprocess.run(["git", *words], cwd=root, check=True)
     (root / "results" / "page.md").write_text("second")
     clean = capture_environment(torch.device("cpu"))

@@ -25,21 +25,54 @@ from harness.records import (
 
 def full_record() -> Record:
     latency = LatencyEntry(
-        seconds=0.1, reference_seconds=0.2, ratio=0.5, reference="teacher, 24 steps", batch=16, dtype="float32", device="cpu",
-        threads=2, warmup=2, repeats=9,
-    )  # fmt: skip
+        seconds=0.1,
+        reference_seconds=0.2,
+        ratio=0.5,
+        reference="teacher, 24 steps",
+        batch=16,
+        dtype="float32",
+        device="cpu",
+        threads=2,
+        warmup=2,
+        repeats=9,
+    )
     bill = TrainingBill(
-        steps=300, images=19200, flops=1.5e12, trajectory_flops=1e12, teacher_evaluations=96, seconds=12.5,
-        peak_memory_bytes=10**9, ema_initial_weight=0.001,
-    )  # fmt: skip
+        steps=300,
+        images=19200,
+        flops=1.5e12,
+        trajectory_flops=1e12,
+        teacher_evaluations=96,
+        seconds=12.5,
+        peak_memory_bytes=10**9,
+        ema_initial_weight=0.001,
+    )
     return Record(
-        run_id="ard-4-0123456789", task="tiny", task_version=1, method="ard", options={"history_layers": 2, "lr": 0.001},
-        config={"num_steps": 4, "seed": 0}, target="guided teacher", hashes={"teacher": "ab"}, status="finished",
-        levels=[999.0, 749.0], metrics={"fid": Metric(values={0: 1.5, 1: 2.5}, n=40, direction="lower", identity={"n": 40})},
-        cost=Cost(parameters=10, nfe=4.0, macs_per_sample=1000, latency=latency, training=bill), flags=["a flag"],
-        environment=Environment(commit=None, dirty=None, code="c0de", python="3.11.7", packages={"torch": "2.15.0"}, device="cpu",
-                                cpu="some", threads=2),
-    )  # fmt: skip
+        run_id="ard-4-0123456789",
+        task="tiny",
+        task_version=1,
+        method="ard",
+        options={"history_layers": 2, "lr": 0.001},
+        config={"num_steps": 4, "seed": 0},
+        target="guided teacher",
+        hashes={"teacher": "ab"},
+        status="finished",
+        levels=[999.0, 749.0],
+        metrics={
+            "fid": Metric(values={0: 1.5, 1: 2.5}, n=40, direction="lower", identity={"n": 40})
+        },
+        cost=Cost(parameters=10, nfe=4.0, macs_per_sample=1000, latency=latency, training=bill),
+        flags=["a flag"],
+        environment=Environment(
+            commit=None,
+            dirty=None,
+            code="c0de",
+            python="3.11.7",
+            packages={"torch": "2.15.0"},
+            device="cpu",
+            cpu="some",
+            threads=2,
+        ),
+    )
 
 
 def test_a_record_survives_writing_and_reading(tmp_path: Path) -> None:
@@ -84,7 +117,9 @@ def test_truncated_json_is_refused(tmp_path: Path) -> None:
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     values = {**json.loads(full_record().model_dump_json()), "schema_version": SCHEMA_VERSION + 1}
     assert f"this version reads schema {SCHEMA_VERSION}" in broken(tmp_path, json.dumps(values))
-    assert f"this version reads schema {SCHEMA_VERSION}" in broken(tmp_path, json.dumps({**values, "novelty": 1}))
+    assert f"this version reads schema {SCHEMA_VERSION}" in broken(
+        tmp_path, json.dumps({**values, "novelty": 1})
+    )
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -121,14 +156,20 @@ def named(run_id: str, floor: float = 0.25, **identity: object) -> Record:
     """A record with a metric and its floor."""
     floors = Metric(values={0: floor}, n=9, direction="lower", identity={"n": 9, **identity})
     fid = Metric(values={0: 0.1 + 0.2}, n=40, direction="lower", identity={"n": 40, **identity})
-    return full_record().model_copy(update={"run_id": run_id, "metrics": {"fid": fid, "fid_floor": floors}})
+    return full_record().model_copy(
+        update={"run_id": run_id, "metrics": {"fid": fid, "fid_floor": floors}}
+    )
 
 
 def test_published_records_are_read_as_they_were(tmp_path: Path) -> None:
     """Also where two identities and two floors stand in one task."""
     made = [named("b"), named("a", floor=float("inf")), named("c", version=2)]
     publish_records(tmp_path / "tiny", made)
-    assert published_records(tmp_path) == published_records(tmp_path / "tiny") == [made[1], made[0], made[2]]
+    assert (
+        published_records(tmp_path)
+        == published_records(tmp_path / "tiny")
+        == [made[1], made[0], made[2]]
+    )
     assert len((tmp_path / "tiny" / "records.jsonl").read_text().splitlines()) == 3
     assert '"version"' not in (tmp_path / "tiny" / "records.jsonl").read_text()
 
@@ -136,7 +177,8 @@ def test_published_records_are_read_as_they_were(tmp_path: Path) -> None:
 def test_publishing_adds_lines_and_keeps_the_others(tmp_path: Path) -> None:
     publish_records(tmp_path, [named("b"), named("d")])
     path = tmp_path / "records.jsonl"
-    path.write_text(path.read_text().replace('":', '": '))  # as another version may have written them
+    # Another version may have written the records with other spaces.
+    path.write_text(path.read_text().replace('":', '": '))
     b, d = path.read_text().splitlines()
     publish_records(tmp_path, [named("c"), named("b")])
     kept, _, last = path.read_text().splitlines()
@@ -149,19 +191,44 @@ def test_two_branches_that_publish_are_merged_by_their_lines(tmp_path: Path) -> 
     for branch, run_id in (("ours", "b"), ("theirs", "c")):
         publish_records(tmp_path / branch, [named("a")])
         publish_records(tmp_path / branch, [named(run_id)])
-    lines = [(tmp_path / branch / "records.jsonl").read_text().splitlines() for branch in ("ours", "theirs")]
-    (tmp_path / "ours" / "records.jsonl").write_text("\n".join(dict.fromkeys([*lines[0], *lines[1]])))
+    lines = [
+        (tmp_path / branch / "records.jsonl").read_text().splitlines()
+        for branch in ("ours", "theirs")
+    ]
+    (tmp_path / "ours" / "records.jsonl").write_text(
+        "\n".join(dict.fromkeys([*lines[0], *lines[1]]))
+    )
     assert [one.run_id for one in published_records(tmp_path / "ours")] == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize(("file", "old", "new", "message"), [
-    ("records.jsonl", '{"schema', '<<<<<<< HEAD\n{"schema', r"line 1 of .*records\.jsonl cannot be read: it is not JSON"),
-    ("records.jsonl", '"method":"ard"', '"way":"ard"', r"line 1 of .*records\.jsonl cannot be read \(method"),
-    ("records.jsonl", '"metrics"', '"numbers"', r"line 1 of .* lacks 'metrics'"),
-    ("shared.json", '"identities"', '"names"', r"line 1 of .*: it, or shared\.json beside it, lacks '[0-9a-f]{12}'"),
-    ("shared.json", "{", "", r"shared\.json cannot be read: it is not JSON"),
-])  # fmt: skip
-def test_broken_published_records_are_refused_by_line(file: str, old: str, new: str, message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        (
+            "records.jsonl",
+            '{"schema',
+            '<<<<<<< HEAD\n{"schema',
+            r"line 1 of .*records\.jsonl cannot be read: it is not JSON",
+        ),
+        (
+            "records.jsonl",
+            '"method":"ard"',
+            '"way":"ard"',
+            r"line 1 of .*records\.jsonl cannot be read \(method",
+        ),
+        ("records.jsonl", '"metrics"', '"numbers"', r"line 1 of .* lacks 'metrics'"),
+        (
+            "shared.json",
+            '"identities"',
+            '"names"',
+            r"line 1 of .*: it, or shared\.json beside it, lacks '[0-9a-f]{12}'",
+        ),
+        ("shared.json", "{", "", r"shared\.json cannot be read: it is not JSON"),
+    ],
+)
+def test_broken_published_records_are_refused_by_line(
+    file: str, old: str, new: str, message: str, tmp_path: Path
+) -> None:
     publish_records(tmp_path, [named("a")])
     (tmp_path / file).write_text((tmp_path / file).read_text().replace(old, new, 1))
     with pytest.raises(UsageError, match=message):

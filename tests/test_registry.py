@@ -33,7 +33,10 @@ def tools() -> Registry:
 def plug_in(monkeypatch: pytest.MonkeyPatch, **classes: type) -> list[str]:
     """Pretends that packages declare these entry points; returns the groups looked up so far."""
     asked = []
-    points = [SimpleNamespace(name=name, value=f"box:{cls.__name__}", load=lambda cls=cls: cls) for name, cls in classes.items()]
+    points = [
+        SimpleNamespace(name=name, value=f"box:{cls.__name__}", load=lambda cls=cls: cls)
+        for name, cls in classes.items()
+    ]
 
     def entry_points(group: str) -> list[SimpleNamespace]:
         asked.append(group)
@@ -85,25 +88,33 @@ def test_name_of_a_stranger_raises(tools: Registry) -> None:
         tools.name_of(Saw)
 
 
-def test_a_plug_in_is_found_under_its_kinds_group(tools: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plug_in_is_found_under_its_kinds_group(
+    tools: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = plug_in(monkeypatch, saw=Saw)
     assert tools["saw"] is Saw
     assert tools.names() == ["hammer", "saw"]
     assert asked == ["harness.tools"]  # looked up once
 
 
-def test_summaries_come_from_docstrings_and_entry_points(tools: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_summaries_come_from_docstrings_and_entry_points(
+    tools: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plug_in(monkeypatch, saw=Saw)
     assert tools.summaries() == {"hammer": "A class to register", "saw": "plug-in box:Saw"}
 
 
-def test_a_plug_in_cannot_take_a_name_that_is_taken(tools: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plug_in_cannot_take_a_name_that_is_taken(
+    tools: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plug_in(monkeypatch, hammer=Saw)
     with pytest.raises(ValueError, match="registered twice"):
         tools["hammer"]
 
 
-def test_a_broken_plug_in_harms_only_those_who_look_it_up(tools: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_plug_in_harms_only_those_who_look_it_up(
+    tools: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Broken:
         name, value = "drill", "nowhere:Drill"
 
@@ -113,7 +124,9 @@ def test_a_broken_plug_in_harms_only_those_who_look_it_up(tools: Registry, monke
     monkeypatch.setattr("harness.registry.entry_points", lambda group: [Broken()])
     assert tools["hammer"] is Hammer
     for _ in range(2):
-        with pytest.raises(UsageError, match=r"tool plug-in 'drill' \(nowhere:Drill\) cannot be loaded"):
+        with pytest.raises(
+            UsageError, match=r"tool plug-in 'drill' \(nowhere:Drill\) cannot be loaded"
+        ):
             tools["drill"]
 
 
@@ -122,7 +135,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]
     """A registry of screws, one of which is declared by a file that cannot be imported."""
     (tmp_path / "screws").mkdir()
     (tmp_path / "screws" / "long.py").write_text(
-        'import nothing_like_it\n\n@SCREWS.register("long")\nclass Long:\n    """A long\n    screw.\n\n    More."""\n'
+        'import nothing_like_it\n\n@SCREWS.register("long")\nclass Long:\n'
+        '    """A long\n    screw.\n\n    More."""\n'
         '\n@OTHERS.register("short")\nclass Short: ...\n'
     )
     monkeypatch.setattr(registry, "ROOT", tmp_path)
@@ -137,5 +151,7 @@ def test_files_are_read_and_not_imported(files: Registry) -> None:
 
 
 def test_a_name_that_a_file_declares_is_taken(files: Registry) -> None:
-    with pytest.raises(ValueError, match=r"screw 'long' is registered twice: harness.screws.long.Long and .*Saw"):
+    with pytest.raises(
+        ValueError, match=r"screw 'long' is registered twice: harness.screws.long.Long and .*Saw"
+    ):
         files.register("long")(Saw)

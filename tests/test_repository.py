@@ -18,7 +18,13 @@ def refused(folder: Path, name: str, content: bytes) -> bool:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    done = subprocess.run([sys.executable, HOOK, "fine.py", name], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, HOOK, "fine.py", name],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode == 1) == done.stdout.startswith(f"{name} is binary"), done.stderr
     assert done.returncode in (0, 1), done.stderr
     return done.returncode == 1
@@ -42,7 +48,9 @@ def refused(folder: Path, name: str, content: bytes) -> bool:
         ("other/results/page.png", b"\0", True),
     ],
 )
-def test_binaries_are_refused_outside_their_folders(name: str, content: bytes, expected: bool, tmp_path: Path) -> None:
+def test_binaries_are_refused_outside_their_folders(
+    name: str, content: bytes, expected: bool, tmp_path: Path
+) -> None:
     (tmp_path / "fine.py").write_text("")
     assert refused(tmp_path, name, content) is expected
 
@@ -57,8 +65,14 @@ def test_pre_commit_calls_the_hook() -> None:
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no git checkout")
 def test_the_repository_passes_its_own_hook() -> None:
     names = subprocess.run(
-        ["git", "-c", "safe.directory=*", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "-c", "safe.directory=*", "ls-files"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
     existing = [name for name in names if (ROOT / name).exists()]
-    done = subprocess.run([sys.executable, HOOK, *existing], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, HOOK, *existing], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "")

@@ -18,7 +18,9 @@ ARD = {"history_layers": 2}
 
 
 def config(**changes: Any) -> RunConfig:
-    return parse_config({"method": "ard", "task": "tiny", "num_steps": 2, "options": ARD, **changes})
+    return parse_config(
+        {"method": "ard", "task": "tiny", "num_steps": 2, "options": ARD, **changes}
+    )
 
 
 def new_run(folder: Path, report: Callable = silent, **changes: Any) -> Run:

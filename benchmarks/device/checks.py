@@ -1,4 +1,7 @@
-"""Does the device compute what the CPU computes? Every method, keyed noise, FID, bf16 and compile."""
+"""Checks that the device computes what the CPU computes.
+
+They cover every method, keyed noise, FID, bf16 and compile.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ from harness.training.tiny_task import tiny_task
 CPU = torch.device("cpu")
 STEPS, CHECKPOINT = 3, 2
 LOSS_LIMIT, SAMPLE_LIMIT, RESUME_LIMIT, BF16_LIMIT, FID_LIMIT = 1e-3, 1e-3, 0.05, 0.02, 1e-3
-"""Largest relative differences. A resumed run may differ by a part of the way that training went."""
+"""Largest relative differences.
+
+A resumed run's weights are compared relative to the distance that training moved them.
+"""
 OPTIONS: dict[str, dict[str, Any]] = {"ard": {"history_layers": 2}, "imm": {"group": 2, "gap": 3}}
 """Options that suit the small task's 3 layers and 4 steps."""
 TOY = ("ard", "consistency-distillation", "teacher")
@@ -75,7 +81,11 @@ def keyed_noise(setting: Setting) -> Values:
         "largest_difference": float((normal - drawn).abs().max()),
         "seconds_cpu": setting.seconds(lambda: keys.normal("n", index, shape)),
         "seconds_device": setting.seconds(lambda: keys.normal("n", there, shape), 3),
-        "limits": {"unequal_uniform": 0, "unequal_normal": normal.numel() * 1e-6, "largest_difference": 1e-6},
+        "limits": {
+            "unequal_uniform": 0,
+            "unequal_normal": normal.numel() * 1e-6,
+            "largest_difference": 1e-6,
+        },
     }
 
 
@@ -86,14 +96,24 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def method(name: str, case: Callable[[str, torch.device], Case], device: torch.device) -> Values:
-    """Untrained samples and first losses as on the CPU; then a checkpoint, and a run that resumes from it."""
+    """Compares samples and first losses with the CPU, and a resumed run with a straight one.
+
+    The samples are an untrained student's. The resumed run continues from a checkpoint, on the
+    device.
+    """
     here, there = case(name, CPU), case(name, device)
     built_here, built_there = here.build(), there.build()
-    found: Values = {"samples": relative(there.sample(built_there), here.sample(built_here)), "limits": {"samples": SAMPLE_LIMIT}}
+    found: Values = {
+        "samples": relative(there.sample(built_there), here.sample(built_here)),
+        "limits": {"samples": SAMPLE_LIMIT},
+    }
     if not built_there.players:
         return found
     start = weights(built_there)
-    trainer_here, straight = here.trainer(built_here), there.trainer(built_there, there.folder / "straight")
+    trainer_here, straight = (
+        here.trainer(built_here),
+        there.trainer(built_there, there.folder / "straight"),
+    )
     trainer_here.train(until=1)
     straight.train(until=STEPS)
     first = losses(trainer_here)
@@ -101,29 +121,62 @@ def method(name: str, case: Callable[[str, torch.device], Case], device: torch.d
     resumed = there.build()
     there.trainer(resumed, there.folder / "parts").train(until=STEPS)
     found["losses_cpu"] = first
-    found["first_losses"] = relative(torch.tensor(losses(straight)[: len(first)]), torch.tensor(first))
-    found["resumed"], found["resumed_bit_for_bit"] = apart(weights(resumed), weights(built_there), start)
+    found["first_losses"] = relative(
+        torch.tensor(losses(straight)[: len(first)]), torch.tensor(first)
+    )
+    found["resumed"], found["resumed_bit_for_bit"] = apart(
+        weights(resumed), weights(built_there), start
+    )
     found["samples_finite"] = bool(there.sample(built_there).isfinite().all())
     assert found["samples_finite"], f"samples after {STEPS} steps are not finite"
-    return found | {"limits": {"samples": SAMPLE_LIMIT, "first_losses": LOSS_LIMIT, "resumed": RESUME_LIMIT}}
+    return found | {
+        "limits": {"samples": SAMPLE_LIMIT, "first_losses": LOSS_LIMIT, "resumed": RESUME_LIMIT}
+    }
 
 
-def apart(found: dict[str, Tensor], expected: dict[str, Tensor], start: dict[str, Tensor]) -> tuple[float, bool]:
-    """The distance of two sets of weights over the way that training went, and whether they are equal."""
-    distance = sum(float((found[key].double() - expected[key].double()).square().sum()) for key in expected) ** 0.5
-    way = sum(float((expected[key].double() - start[key].double()).square().sum()) for key in expected) ** 0.5
-    return distance / way, distance == 0
+def apart(
+    found: dict[str, Tensor], expected: dict[str, Tensor], start: dict[str, Tensor]
+) -> tuple[float, bool]:
+    """Compares two sets of weights.
+
+    Returns their distance, relative to the distance that training moved the weights, and whether
+    they are equal bit for bit.
+    """
+    distance = (
+        sum(
+            float((found[key].double() - expected[key].double()).square().sum()) for key in expected
+        )
+        ** 0.5
+    )
+    moved = (
+        sum(
+            float((expected[key].double() - start[key].double()).square().sum()) for key in expected
+        )
+        ** 0.5
+    )
+    return distance / moved, distance == 0
 
 
-def variant(case: Callable[[str, torch.device], Case], setting: Setting, name: str, limit: float, **settings: Any) -> Values:
-    """The losses of ARD's first steps under other settings of the trainer, beside the plain ones."""
+def variant(
+    case: Callable[[str, torch.device], Case],
+    setting: Setting,
+    name: str,
+    limit: float,
+    **settings: Any,
+) -> Values:
+    """Compares the losses of ARD's first steps under other trainer settings with the plain ones."""
     curves = []
     for more in ({}, settings):
         one = case("ard", setting.device)
         trainer = one.trainer(one.build(), **more)
         seconds = setting.seconds(lambda trainer=trainer: trainer.train(until=STEPS))  # type: ignore[misc]
         curves.append(torch.tensor(losses(trainer)))
-    return {"difference": relative(curves[1], curves[0]), f"seconds_{name}": seconds, "batch": BATCH, "limits": {"difference": limit}}
+    return {
+        "difference": relative(curves[1], curves[0]),
+        f"seconds_{name}": seconds,
+        "batch": BATCH,
+        "limits": {"difference": limit},
+    }
 
 
 @contextmanager
@@ -139,10 +192,15 @@ def tf32() -> Iterator[None]:
 
 
 def same_fid(task: Task, setting: Setting) -> Values:
-    """FID of the same samples, training images under keyed noise, on CPU, device, and device with TF32."""
+    """FID of one sample set on the CPU, on the device, and on the device with TF32.
+
+    The samples are training images with keyed noise added.
+    """
     images, count = task.split.train.images, 400 if setting.toy else 4000
     index = torch.arange(count)
-    samples = images[index % len(images)] + 0.3 * Keyed("device", 0).normal("fid", index, task.shape)
+    samples = images[index % len(images)] + 0.3 * Keyed("device", 0).normal(
+        "fid", index, task.shape
+    )
 
     def value(device: torch.device) -> float:
         classifier = task.classifier(device)

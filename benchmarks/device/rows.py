@@ -87,7 +87,7 @@ class Report:
 
 
 def run_rows(part: str, rows: Rows, setting: Setting, report: Report) -> None:
-    """Measures the rows of a part one after the other; those for which no time is left are skipped."""
+    """Measures the rows of a part in order; skips those that start after the deadline."""
     for name, call in rows:
         started = time.perf_counter()
         found = measured(call) if setting.seconds_left > 0 else skipped("no time was left")
@@ -109,8 +109,15 @@ def measured(call: Callable[[], Values]) -> Values:
     except Exception as error:  # whatever a card or a method does
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}:{where.lineno}"
-        return {"status": "failed", "reason": f"{type(error).__name__}: {str(error).strip()[:500]} ({place})"}
+        return {
+            "status": "failed",
+            "reason": f"{type(error).__name__}: {str(error).strip()[:500]} ({place})",
+        }
     limits = found.get("limits", {})
-    above = [f"{name} is {found[name]:.3g}, above {limits[name]:g}" for name in limits if not found[name] <= limits[name]]
+    above = [
+        f"{name} is {found[name]:.3g}, above {limits[name]:g}"
+        for name in limits
+        if not found[name] <= limits[name]
+    ]
     status = {"status": "failed", "reason": "; ".join(above)} if above else {"status": "finished"}
     return status | found

@@ -1,4 +1,7 @@
-"""The default run, `harness run --method ard --history-layers 6`, with cold caches: seconds by stage and memory."""
+"""Time by stage and memory of the default run with cold caches.
+
+The default run is `harness run --method ard --history-layers 6`.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,9 @@ def default_run(setting: Setting) -> Values:
     stages, started = Stages(), time.perf_counter()
     stages("start")
     with tempfile.TemporaryDirectory() as folder:
-        task, layers = (tiny_task(Path(folder) / "task"), 2) if setting.toy else (load_task("digits"), 6)
+        task, layers = (
+            (tiny_task(Path(folder) / "task"), 2) if setting.toy else (load_task("digits"), 6)
+        )
         config = parse_config({"method": "ard", "options": {"history_layers": layers}})
         resolved = resolve(config, task, device=setting.device)
         record, _ = run(resolved, Path(folder), setting.device, stages)
@@ -61,7 +66,9 @@ def default_run(setting: Setting) -> Values:
         "training_steps": bill.steps,
         "training_seconds": round(bill.seconds, 2),
         "training_memory_bytes": bill.peak_memory_bytes,
-        "memory_bytes": torch.cuda.max_memory_allocated(setting.device) if setting.device.type == "cuda" else 0,
+        "memory_bytes": torch.cuda.max_memory_allocated(setting.device)
+        if setting.device.type == "cuda"
+        else 0,
         "latency_seconds": latency.seconds,
         "latency_of_reference": latency.reference_seconds,
         "metrics": {name: round(metric.mean, 4) for name, metric in record.metrics.items()},

@@ -1,4 +1,7 @@
-"""What the harness promises of speed, on a device: ratios side by side, and rates where FLOPs are known."""
+"""Speed goals of the harness, measured on a device.
+
+The results are ratios from A/B timing, and rates where FLOPs are known.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,13 @@ from harness.tasks import load_task
 from harness.training.settings import TrainSettings
 from harness.training.trainer import Trainer
 
-PEAKS = {"H100 80GB HBM3": 989e12, "H100 PCIe": 756e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
+PEAKS = {
+    "H100 80GB HBM3": 989e12,
+    "H100 PCIe": 756e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+}
 """Dense bf16 FLOPs a second by words in a card's name, from the makers' data sheets."""
 COMPILE_SECONDS = 50
 
@@ -50,7 +59,11 @@ def rows(setting: Setting) -> Rows:
 def matrix_rates(setting: Setting) -> Values:
     """TFLOPs a second of a square matrix product by type: what the card reaches."""
     size, found = 256 if setting.toy else 8192, {}
-    for name, kind, tf32 in (("fp32", torch.float32, False), ("tf32", torch.float32, True), ("bf16", torch.bfloat16, False)):
+    for name, kind, tf32 in (
+        ("fp32", torch.float32, False),
+        ("tf32", torch.float32, True),
+        ("bf16", torch.bfloat16, False),
+    ):
         x = torch.randn(size, size, device=setting.device, dtype=kind)
         torch.backends.cuda.matmul.allow_tf32 = tf32
         setting.seconds(lambda x=x: x @ x, 2)  # type: ignore[misc]
@@ -59,7 +72,9 @@ def matrix_rates(setting: Setting) -> Values:
     return found | {"size": size}
 
 
-def side_by_side(setting: Setting, a: Callable[[], Any], b: Callable[[], Any], pairs: int = 9) -> Values:
+def side_by_side(
+    setting: Setting, a: Callable[[], Any], b: Callable[[], Any], pairs: int = 9
+) -> Values:
     """How long B takes over A: the median of the pairs' ratios and its interval."""
 
     def waited(call: Callable[[], Any]) -> Callable[[], None]:
@@ -70,7 +85,13 @@ def side_by_side(setting: Setting, a: Callable[[], Any], b: Callable[[], Any], p
         return run
 
     ratio: Ratio = compare(waited(a), waited(b), 3 if setting.toy else pairs, warmup=2)
-    return {"ratio": ratio.median, "low": ratio.low, "high": ratio.high, "seconds": list(ratio.seconds), "pairs": ratio.pairs}
+    return {
+        "ratio": ratio.median,
+        "low": ratio.low,
+        "high": ratio.high,
+        "seconds": list(ratio.seconds),
+        "pairs": ratio.pairs,
+    }
 
 
 def history_inputs(batch: int, setting: Setting) -> tuple[Tensor, Tensor, Condition]:
@@ -91,7 +112,11 @@ def naive_over_ours(setting: Setting) -> Values:
         network.zero_grad(set_to_none=True)
         forward().square().mean().backward()
 
-    return side_by_side(setting, lambda: step(lambda: network(x, t, cond)[0]), lambda: step(lambda: naive(x, t, cond))) | {"batch": batch}
+    return side_by_side(
+        setting,
+        lambda: step(lambda: network(x, t, cond)[0]),
+        lambda: step(lambda: naive(x, t, cond)),
+    ) | {"batch": batch}
 
 
 @torch.no_grad()
@@ -121,16 +146,28 @@ def trainer_over_loop(setting: Setting) -> Values:
         with keyed_initialisation(0, "student"):
             method = METHODS["ard"](METHODS["ard"].Config(), teacher, task, STATES, 1000)
         method.to(device)
-        trainers.append(Trainer(method, {"trajectory": store}, TrainSettings(1000, 8 if setting.toy else 64, 0), None, device))
+        trainers.append(
+            Trainer(
+                method,
+                {"trajectory": store},
+                TrainSettings(1000, 8 if setting.toy else 64, 0),
+                None,
+                device,
+            )
+        )
     bare, ours = trainers
     for trainer in trainers:
         trainer.train(until=1)  # both have counted their FLOPs
     done = iter(range(1, 1000, steps))
-    return side_by_side(setting, lambda: bare_loop(bare.method, bare, next(done), steps), lambda: ours.train(until=ours.step + steps))
+    return side_by_side(
+        setting,
+        lambda: bare_loop(bare.method, bare, next(done), steps),
+        lambda: ours.train(until=ours.step + steps),
+    )
 
 
 def teacher_steps(setting: Setting) -> Values:
-    """Seconds of a step of the teacher that the last part trains, without compiling, in fp32 and bf16."""
+    """Seconds per training step of the last part's teacher in fp32 and bf16, uncompiled."""
     task, size = teacher_task(setting), 16 if setting.toy else BATCH
     found: Values = {"batch": size}
     for mode in (Mode("fp32", False), Mode("bf16", False)):
@@ -218,7 +255,10 @@ def paper_sampling(setting: Setting) -> Values:
     trainer = paper_trainer(setting, batch, False)
     method: Any = trainer.method
     student: Denoiser = method.student
-    x, cond = torch.randn(batch, *method.task.shape, device=setting.device), Condition(torch.arange(batch, device=setting.device) % 1000)
+    x, cond = (
+        torch.randn(batch, *method.task.shape, device=setting.device),
+        Condition(torch.arange(batch, device=setting.device) % 1000),
+    )
 
     def sample_batch() -> None:
         with torch.autocast(setting.device.type, torch.bfloat16):

@@ -24,9 +24,9 @@ from harness.diffusion.randomness import keyed_initialisation
 from harness.diffusion.schedules import few_step_levels
 from harness.files import file_hash, read_tensors, write_tensors, write_text
 from harness.methods import METHODS, Method
-from harness.metrics.evaluator import sample_set
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid, kid, label_agreement
+from harness.metrics.sampling import sample_set
 from harness.networks.dit import DiT
 from harness.solvers import SOLVERS, sample
 from harness.tasks import Task, load_task
@@ -54,17 +54,29 @@ def teacher_task(setting: Setting) -> Task:
     """Fashion-MNIST with the larger teacher; digits with a small one for a toy."""
     task = load_task("digits" if setting.toy else "fashion-mnist")
     size = {"hidden_size": 32, "depth": 2} if setting.toy else {"hidden_size": 128, "depth": 8}
-    few = {"samples": 40, "kid_subset_size": 20} if setting.toy else {"samples": 10_000, "batch_size": 1000}
-    changes = {"network": {**task.spec.network, **size}, "evaluation": task.spec.evaluation.model_copy(update=few)}
+    few = (
+        {"samples": 40, "kid_subset_size": 20}
+        if setting.toy
+        else {"samples": 10_000, "batch_size": 1000}
+    )
+    changes = {
+        "network": {**task.spec.network, **size},
+        "evaluation": task.spec.evaluation.model_copy(update=few),
+    }
     return Task(task.spec.model_copy(update=changes), task.folder)
 
 
-def trainer_of(task: Task, mode: Mode, batch: int, steps: int, images: ImageSet, device: torch.device) -> Trainer:
+def trainer_of(
+    task: Task, mode: Mode, batch: int, steps: int, images: ImageSet, device: torch.device
+) -> Trainer:
     """A trainer of the teacher on images that are on the device."""
     with keyed_initialisation(0, "denoising"):
-        method = METHODS["denoising"](METHODS["denoising"].Config(lr=LR), None, task, task.trajectory_steps, steps)  # type: ignore[call-arg]
+        config = METHODS["denoising"].Config(lr=LR)  # type: ignore[call-arg]
+        method = METHODS["denoising"](config, None, task, task.trajectory_steps, steps)
     method.to(device)
-    settings = TrainSettings(steps, batch, 0, precision=mode.precision, compile=mode.compile, log_every=50)
+    settings = TrainSettings(
+        steps, batch, 0, precision=mode.precision, compile=mode.compile, log_every=50
+    )
     return Trainer(method, {"data": images}, settings, None, device)
 
 
@@ -77,7 +89,10 @@ def on_device(task: Task, device: torch.device) -> ImageSet:
 def step_of(task: Task, mode: Mode, batch: int, setting: Setting) -> Callable[[], None]:
     """A training step on random images, to be timed."""
     index = torch.arange(batch)
-    images = ImageSet(torch.randn(batch, *task.shape).to(setting.device), (index % task.num_classes).to(setting.device))
+    images = ImageSet(
+        torch.randn(batch, *task.shape).to(setting.device),
+        (index % task.num_classes).to(setting.device),
+    )
     trainer = trainer_of(task, mode, batch, 100_000, images, setting.device)
     return lambda: trainer.train(until=trainer.step + 1)
 
@@ -116,7 +131,10 @@ class Work:
     def measure(self) -> Values:
         """Seconds of a step by mode; the fastest one is chosen. A mode that fails is not."""
         found: Values = {"batch": self.batch}
-        modes = [Mode("fp32", False), *([] if self.setting.toy else [Mode("bf16", False), Mode("bf16", True)])]
+        modes = [
+            Mode("fp32", False),
+            *([] if self.setting.toy else [Mode("bf16", False), Mode("bf16", True)]),
+        ]
         for mode in modes:
             name = f"{mode.precision}{', compiled' if mode.compile else ''}"
             try:
@@ -152,8 +170,11 @@ class Work:
         return len(SCALES) * (one + (spec.samples / size - 1) * max(two - one, 0.0))
 
     def sample(self, guided: Guided, count: int) -> Tensor:
-        """The first samples of noise set 0 under the task's reference sampler, [n, C, H, W] on the CPU."""
-        solver, levels = SOLVERS[self.task.recipe.solver](), few_step_levels(self.task.trajectory_steps)
+        """The first samples of noise set 0, [n, C, H, W] on the CPU, by the reference sampler."""
+        solver, levels = (
+            SOLVERS[self.task.recipe.solver](),
+            few_step_levels(self.task.trajectory_steps),
+        )
 
         def sampler(x_T: Tensor, cond: Any, noise: Any) -> Tensor:
             return sample(solver, guided, x_T, levels, cond)
@@ -161,11 +182,16 @@ class Work:
         return sample_set(sampler, self.task, 0, self.setting.device, count=count)
 
     def train(self) -> Values:
-        """Trains for the time that is left but for the scan, and for compiling once more out of a cache."""
+        """Trains until the time left is what the guidance scan and a recompilation take.
+
+        The recompilation finds its kernels in a cache.
+        """
         left = self.setting.seconds_left - 1.5 * self.scan_seconds - self.first_seconds / 2 - 20
         self.steps = 5 if self.setting.toy else max(int(SAFETY * left / self.seconds), 100)
         images = on_device(self.task, self.setting.device)
-        trainer = trainer_of(self.task, self.mode, self.batch, self.steps, images, self.setting.device)
+        trainer = trainer_of(
+            self.task, self.mode, self.batch, self.steps, images, self.setting.device
+        )
         stop, curve = time.time() + max(left, 10), list[tuple[int, float]]()
 
         def progress(done: int, total: int) -> None:
@@ -183,17 +209,28 @@ class Work:
         self.write(trainer.method)
         few = curve[:: max(len(curve) // 20, 1)] + curve[-1:]
         return {
-            "steps": trainer.step, "planned": self.steps, "stopped": stopped, "batch": self.batch, "lr": LR, "mode": vars(self.mode),
-            "training_seconds": round(trainer.bill.seconds, 1), "images": trainer.bill.images, "flops": trainer.bill.flops,
-            "images_a_second": trainer.bill.images / trainer.bill.seconds, "tflops": trainer.bill.flops / trainer.bill.seconds / 1e12,
+            "steps": trainer.step,
+            "planned": self.steps,
+            "stopped": stopped,
+            "batch": self.batch,
+            "lr": LR,
+            "mode": vars(self.mode),
+            "training_seconds": round(trainer.bill.seconds, 1),
+            "images": trainer.bill.images,
+            "flops": trainer.bill.flops,
+            "images_a_second": trainer.bill.images / trainer.bill.seconds,
+            "tflops": trainer.bill.flops / trainer.bill.seconds / 1e12,
             "loss": few,
-        }  # fmt: skip
+        }
 
     def write(self, method: Method) -> None:
         """Writes the averaged weights in float16."""
         average = method.student_player.ema
         assert average is not None
-        write_tensors(self.weights, {name: tensor.half() for name, tensor in average.module.state_dict().items()})
+        write_tensors(
+            self.weights,
+            {name: tensor.half() for name, tensor in average.module.state_dict().items()},
+        )
         self.snapshot = time.time()
 
     def reference(self) -> tuple[Any, Tensor]:
@@ -206,7 +243,9 @@ class Work:
     def guidance(self, scale: float) -> Values:
         """FID, KID and label agreement of the written weights at a guidance scale."""
         network = DiT(**self.task.network_options)
-        network.load_state_dict({name: tensor.float() for name, tensor in read_tensors(self.weights).items()})
+        network.load_state_dict(
+            {name: tensor.float() for name, tensor in read_tensors(self.weights).items()}
+        )
         guided = self.task.guided(network.to(self.setting.device).eval()).at(scale)
         spec, (classifier, real) = self.task.spec.evaluation, self.reference()
         features, logits = classify(classifier, self.sample(guided, spec.samples))
@@ -223,16 +262,40 @@ class Work:
         """Writes the card beside the weights."""
         best = min(self.scan, key=lambda scale: self.scan[scale]["fid"])
         options = {"lr": LR}
-        training = {"steps": self.steps, "batch_size": self.batch, "seed": 0, **vars(self.mode), "options": options}
-        quality = {"n": self.task.spec.evaluation.samples, "noise_set": 0, "guidance_scan": self.scan, "best_guidance_scale": best}
+        training = {
+            "steps": self.steps,
+            "batch_size": self.batch,
+            "seed": 0,
+            **vars(self.mode),
+            "options": options,
+        }
+        quality = {
+            "n": self.task.spec.evaluation.samples,
+            "noise_set": 0,
+            "guidance_scan": self.scan,
+            "best_guidance_scale": best,
+        }
         content = {
-            "command": "python -m benchmarks.device", "sha256": file_hash(self.weights),
-            "format": "fp16 safetensors of the averaged weights", "network": self.task.network_options, "training": training,
-            "device": torch.cuda.get_device_name(self.setting.device) if self.setting.device.type == "cuda" else "cpu",
-            "data": {**self.task.spec.data.model_dump(mode="json"), "images": len(self.task.split.train)}, "quality": quality,
-        }  # fmt: skip
+            "command": "python -m benchmarks.device",
+            "sha256": file_hash(self.weights),
+            "format": "fp16 safetensors of the averaged weights",
+            "network": self.task.network_options,
+            "training": training,
+            "device": torch.cuda.get_device_name(self.setting.device)
+            if self.setting.device.type == "cuda"
+            else "cpu",
+            "data": {
+                **self.task.spec.data.model_dump(mode="json"),
+                "images": len(self.task.split.train),
+            },
+            "quality": quality,
+        }
         write_text(self.weights.with_suffix(".yaml"), yaml.safe_dump(content, sort_keys=False))
-        return {"best_guidance_scale": best, "fid": self.scan[best]["fid"], "bytes": self.weights.stat().st_size}
+        return {
+            "best_guidance_scale": best,
+            "fid": self.scan[best]["fid"],
+            "bytes": self.weights.stat().st_size,
+        }
 
 
 def rows(setting: Setting) -> Rows:

@@ -18,17 +18,55 @@ if TYPE_CHECKING:
 
 
 @click.command("evaluate", cls=MethodCommand)
-@click.option("--samples", type=click.Path(path_type=Path), help="File .npz: arr_0, images, uint8 [n, H, W, C]; arr_1, labels, if known.")
-@click.option("--student", type=click.Path(path_type=Path), help="Safetensors file of a student; it needs --method.")
-@click.option("--callable", "function", metavar="MODULE:FUNCTION", help="Function from noise [B, C, H, W] and labels [B] to samples.")
-@click.option("--method", metavar="NAME", help="Method whose sampler the student uses.", shell_complete=complete_methods)
-@click.option("--task", default=DEFAULT_TASK, show_default=True, help="Name of a task, or a task file.")
-@click.option("--num-steps", default=1, show_default=True, type=click.IntRange(1, 1000), help="Sampling steps.")
+@click.option(
+    "--samples",
+    type=click.Path(path_type=Path),
+    help="File .npz: arr_0, images, uint8 [n, H, W, C]; arr_1, labels, if known.",
+)
+@click.option(
+    "--student",
+    type=click.Path(path_type=Path),
+    help="Safetensors file of a student; it needs --method.",
+)
+@click.option(
+    "--callable",
+    "function",
+    metavar="MODULE:FUNCTION",
+    help="Function from noise [B, C, H, W] and labels [B] to samples.",
+)
+@click.option(
+    "--method",
+    metavar="NAME",
+    help="Method whose sampler the student uses.",
+    shell_complete=complete_methods,
+)
+@click.option(
+    "--task", default=DEFAULT_TASK, show_default=True, help="Name of a task, or a task file."
+)
+@click.option(
+    "--num-steps",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Sampling steps.",
+)
 @click.option("--name", help="Name in tables [default: that of the file or function].")
 @click.option("--stated", default="", help="What its training cost, as its author states it.")
 @common(results=True, device=True)
-def evaluate_command(samples: Path | None, student: Path | None, function: str | None, method: str | None, task: str, num_steps: int,
-                     name: str | None, stated: str, as_json: bool, results: Path, device: str, **options: str | None) -> None:  # fmt: skip
+def evaluate_command(
+    samples: Path | None,
+    student: Path | None,
+    function: str | None,
+    method: str | None,
+    task: str,
+    num_steps: int,
+    name: str | None,
+    stated: str,
+    as_json: bool,
+    results: Path,
+    device: str,
+    **options: str | None,
+) -> None:
     """Evaluate samples, a student or a function from outside: same metrics, same record."""
     given = [thing for thing in (samples, student, function) if thing is not None]
     if len(given) != 1:
@@ -52,7 +90,9 @@ def evaluate_command(samples: Path | None, student: Path | None, function: str |
             record = evaluate_callable(function, outside, load_task(task), results, where, display)
         elif student is not None:
             chosen = {key: value for key, value in options.items() if value is not None}
-            config = parse_config({"method": method, "task": task, "num_steps": num_steps, "options": chosen})
+            config = parse_config(
+                {"method": method, "task": task, "num_steps": num_steps, "options": chosen}
+            )
             record = evaluate_student(student, config, outside, results, where, display)
     warn_of_size(record, task, load_task(task).spec.evaluation.samples)
     if as_json:
@@ -64,17 +104,34 @@ def evaluate_command(samples: Path | None, student: Path | None, function: str |
 
 def warn_of_size(record: Record, task: str, expected: int) -> None:
     """Warns if the metrics rest on another number of samples than the rows of the task."""
-    n = max((metric.n for name, metric in record.metrics.items() if not name.endswith("_floor")), default=expected)
+    n = max(
+        (metric.n for name, metric in record.metrics.items() if not name.endswith("_floor")),
+        default=expected,
+    )
     if n != expected:
-        click.echo(f"harness: these are {n} samples, but rows of {task} have {expected}: a report refuses to mix them", err=True)
+        click.echo(
+            f"harness: these are {n} samples, but rows of {task} have {expected}: "
+            "a report refuses to mix them",
+            err=True,
+        )
 
 
 @click.command("test-method")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--method", help="Name of one method [default: all that FILE registers].", metavar="NAME")
-@click.option("--set", "assignments", multiple=True, help="KEY=VALUE for an option of the method.", metavar="KEY=VALUE")
+@click.option(
+    "--method", help="Name of one method [default: all that FILE registers].", metavar="NAME"
+)
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    help="KEY=VALUE for an option of the method.",
+    metavar="KEY=VALUE",
+)
 @common()
-def test_method_command(file: Path, method: str | None, assignments: tuple[str, ...], as_json: bool) -> None:
+def test_method_command(
+    file: Path, method: str | None, assignments: tuple[str, ...], as_json: bool
+) -> None:
     """Check that the methods of FILE keep the contract of a method.
 
     Among others: players are isolated, accumulation equals a large batch, resume is exact, and
@@ -90,19 +147,37 @@ def test_method_command(file: Path, method: str | None, assignments: tuple[str, 
     load_plugin(file)
     found = [method] if method else sorted(set(methods.names()) - before)
     if not found:
-        raise UsageError(f"{file} registers no method; decorate a class with @METHODS.register(NAME)")
+        raise UsageError(
+            f"{file} registers no method; decorate a class with @METHODS.register(NAME)"
+        )
     options = dict(assignment.partition("=")[::2] for assignment in assignments)
     outcomes: dict[str, list[Any]] = {}
-    with tempfile.TemporaryDirectory() as folder, environment_with(HARNESS_CACHE=str(Path(folder) / "cache")):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        environment_with(HARNESS_CACHE=str(Path(folder) / "cache")),
+    ):
         for name in found:
             parsed = parse_options(name, options).model_dump()
             outcomes[name] = []
             for outcome in run_checks(name, Path(folder) / name, parsed):
                 outcomes[name].append(outcome)
                 if not as_json:
-                    click.echo(f"{name}: {'FAILED' if outcome.problem else 'ok    '} {outcome.check:13} {outcome.problem or outcome.what}")
+                    click.echo(
+                        f"{name}: {'FAILED' if outcome.problem else 'ok    '} {outcome.check:13} "
+                        f"{outcome.problem or outcome.what}"
+                    )
     if as_json:
-        click.echo(json.dumps({name: [vars(outcome) for outcome in those] for name, those in outcomes.items()}, indent=1))
-    failed = [f"{name} {outcome.check}" for name, those in outcomes.items() for outcome in those if outcome.problem]
+        click.echo(
+            json.dumps(
+                {name: [vars(outcome) for outcome in those] for name, those in outcomes.items()},
+                indent=1,
+            )
+        )
+    failed = [
+        f"{name} {outcome.check}"
+        for name, those in outcomes.items()
+        for outcome in those
+        if outcome.problem
+    ]
     if failed:
         raise CheckFailed(f"{len(failed)} checks failed: {', '.join(failed)}")

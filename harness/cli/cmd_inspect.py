@@ -33,8 +33,15 @@ def task_summaries() -> dict[str, str]:
     """The summary of each task in the package, read from its file alone."""
     import yaml
 
-    paths = {path.name.removesuffix(".yaml"): path for path in (files("harness") / "tasks").iterdir() if path.name.endswith(".yaml")}
-    return {name: yaml.safe_load(paths[name].read_text(encoding="utf-8"))["summary"] for name in sorted(paths)}
+    paths = {
+        path.name.removesuffix(".yaml"): path
+        for path in (files("harness") / "tasks").iterdir()
+        if path.name.endswith(".yaml")
+    }
+    return {
+        name: yaml.safe_load(paths[name].read_text(encoding="utf-8"))["summary"]
+        for name in sorted(paths)
+    }
 
 
 @click.command("describe")
@@ -51,7 +58,9 @@ def describe_command(name: str, as_json: bool) -> None:
         return
     import yaml
 
-    click.echo(f"{name}: {doc}" + (f"\n\n{yaml.safe_dump(facts, sort_keys=False)}" if facts else ""))
+    click.echo(
+        f"{name}: {doc}" + (f"\n\n{yaml.safe_dump(facts, sort_keys=False)}" if facts else "")
+    )
 
 
 def description(name: str) -> tuple[str, dict[str, Any]]:
@@ -67,8 +76,15 @@ def description(name: str) -> tuple[str, dict[str, Any]]:
         return inspect.getdoc(SOLVERS[name]) or "", {}
     if name in METRICS.names():
         metric = METRICS[name]
-        return inspect.getdoc(metric.function) or "", {"direction": metric.direction, "needs": list(metric.needs)}
-    raise unknown("name", name, [*registry_of("method").names(), *task_names(), *SOLVERS.names(), *METRICS.names()])
+        return inspect.getdoc(metric.function) or "", {
+            "direction": metric.direction,
+            "needs": list(metric.needs),
+        }
+    raise unknown(
+        "name",
+        name,
+        [*registry_of("method").names(), *task_names(), *SOLVERS.names(), *METRICS.names()],
+    )
 
 
 def kind_of(annotation: Any) -> str:
@@ -82,49 +98,110 @@ def describe_method(method: str, as_json: bool) -> None:
     """Prints the paper, equations, sources and options of a method."""
     cls = registry_of("method")[method]
     fields = {
-        name: {"default": field.default, "type": kind_of(field.annotation), "doc": field.description}
+        name: {
+            "default": field.default,
+            "type": kind_of(field.annotation),
+            "doc": field.description,
+        }
         for name, field in cls.Config.model_fields.items()
     }
     doc = (sys.modules[cls.__module__].__doc__ or "").strip()
     if as_json:
         needs = sorted(cls.sources)
-        click.echo(json.dumps({"name": method, "doc": doc, "reference": cls.reference, "sources": needs, "options": fields}, indent=1))
+        click.echo(
+            json.dumps(
+                {
+                    "name": method,
+                    "doc": doc,
+                    "reference": cls.reference,
+                    "sources": needs,
+                    "options": fields,
+                },
+                indent=1,
+            )
+        )
         return
     click.echo(f"{method}: {first_line(inspect.getdoc(cls))}\n\n{doc}\n\nsource: {cls.reference}")
     needs = [*sorted(cls.sources), *(["class labels"] if cls.needs_labels else [])]
     steps = "; one student serves any number of steps" if cls.any_step else ""
-    click.echo(f"needs: {', '.join(needs) or 'no training'}; target by default: {cls.target}{steps}\n\noptions:")
+    click.echo(
+        f"needs: {', '.join(needs) or 'no training'}; "
+        f"target by default: {cls.target}{steps}\n\noptions:"
+    )
     for name, field in fields.items():
         default = "none" if field["default"] == () else field["default"]
-        click.echo(f"  --{name.replace('_', '-'):18} {field['doc']} [{field['type']}, default {default}]")
+        click.echo(
+            f"  --{name.replace('_', '-'):18} {field['doc']} [{field['type']}, default {default}]"
+        )
 
 
 @click.command("cost", cls=MethodCommand)
-@click.option("--method", required=True, help="Name of a method.", metavar="NAME", shell_complete=complete_methods)
-@click.option("--network", default="DiT-XL/2", show_default=True, help="Size and patch in the terms of the DiT paper.")
-@click.option("--image-size", default=256, show_default=True, type=click.IntRange(1, 2**14), help="Side of the image in pixels.")
-@click.option("--latent/--pixels", default=True, show_default=True, help="Latents (8 times smaller, 4 channels) or pixels (3 channels).")
+@click.option(
+    "--method",
+    required=True,
+    help="Name of a method.",
+    metavar="NAME",
+    shell_complete=complete_methods,
+)
+@click.option(
+    "--network",
+    default="DiT-XL/2",
+    show_default=True,
+    help="Size and patch in the terms of the DiT paper.",
+)
+@click.option(
+    "--image-size",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1, 2**14),
+    help="Side of the image in pixels.",
+)
+@click.option(
+    "--latent/--pixels",
+    default=True,
+    show_default=True,
+    help="Latents (8 times smaller, 4 channels) or pixels (3 channels).",
+)
 @click.option("--num-classes", default=1000, show_default=True, type=click.IntRange(1, 2**24))
 @click.option("--num-steps", default=4, show_default=True, type=click.IntRange(1, 1000))
 @common()
-def cost_command(method: str, network: str, image_size: int, latent: bool, num_classes: int, num_steps: int, as_json: bool,
-                 **options: str | None) -> None:  # fmt: skip
+def cost_command(
+    method: str,
+    network: str,
+    image_size: int,
+    latent: bool,
+    num_classes: int,
+    num_steps: int,
+    as_json: bool,
+    **options: str | None,
+) -> None:
     """Count the cost of sampling with a method on a network of the DiT paper, without weights."""
     from harness.runs.config import parse_options
     from harness.runs.cost import paper_problem, sampling_cost_on_meta
 
-    config = parse_options(method, {name: value for name, value in options.items() if value is not None})
+    config = parse_options(
+        method, {name: value for name, value in options.items() if value is not None}
+    )
     problem = paper_problem(network, image_size, latent, num_classes, num_steps)
     found = sampling_cost_on_meta(method, config, problem, num_steps)
     if as_json:
         click.echo(json.dumps({**vars(found), "extra": found.extra}, indent=1))
         return
-    click.echo(f"{method} on {network} at {image_size} px{' (latent)' if latent else ''}, {num_steps} steps, one sample, no guidance")
+    click.echo(
+        f"{method} on {network} at {image_size} px{' (latent)' if latent else ''}, "
+        f"{num_steps} steps, one sample, no guidance"
+    )
     for kind, macs in found.by_kind.items():
         click.echo(f"  {kind:24} {macs / 1e9:10.3f} GMACs")
-    click.echo(f"  {'total':24} {found.macs / 1e9:10.3f} GMACs in {found.nfe:g} passes, {found.parameters / 1e6:.2f} M parameters")
+    click.echo(
+        f"  {'total':24} {found.macs / 1e9:10.3f} GMACs in {found.nfe:g} passes, "
+        f"{found.parameters / 1e6:.2f} M parameters"
+    )
     added = (found.macs - found.plain_macs) / 1e9
-    click.echo(f"  plain passes {found.plain_macs / 1e9:.3f} GMACs; added {added:.3f} GMACs ({found.extra:+.2%})")
+    click.echo(
+        f"  plain passes {found.plain_macs / 1e9:.3f} GMACs; "
+        f"added {added:.3f} GMACs ({found.extra:+.2%})"
+    )
 
 
 @click.command("env")

@@ -21,11 +21,29 @@ from harness.report.task_report import reports_of
 
 @click.command("report")
 @click.argument("results", default="results", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--format", "form", default="markdown", type=click.Choice(["markdown", "csv", "latex", "html"]), show_default=True)
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write instead of stdout.")
-@click.option("--publish", "to_publish", is_flag=True, help="Write records, pages and pictures to RESULTS/<task>/, to be committed.")
+@click.option(
+    "--format",
+    "form",
+    default="markdown",
+    type=click.Choice(["markdown", "csv", "latex", "html"]),
+    show_default=True,
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write instead of stdout.",
+)
+@click.option(
+    "--publish",
+    "to_publish",
+    is_flag=True,
+    help="Write records, pages and pictures to RESULTS/<task>/, to be committed.",
+)
 @common()
-def report_command(results: Path, form: str, output: Path | None, to_publish: bool, as_json: bool) -> None:
+def report_command(
+    results: Path, form: str, output: Path | None, to_publish: bool, as_json: bool
+) -> None:
     """Print tables of all records below RESULTS."""
     records = load_records(results)
     if to_publish:
@@ -51,5 +69,8 @@ def rendered(form: str, records: list[Record], results: Path) -> str:
         return page(reports)
     if form == "latex":
         return "\n\n".join(map(latex_report, reports))
-    tables = [report.results.assign(task=report.task)[["task", *report.results.columns]] for report in reports]
+    tables = [
+        report.results.assign(task=report.task)[["task", *report.results.columns]]
+        for report in reports
+    ]
     return pd.concat(tables).to_csv(index=False)

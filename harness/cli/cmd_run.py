@@ -31,17 +31,44 @@ RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", 
 
 
 @click.command("run", cls=MethodCommand)
-@click.option("--method", help="Name of a method; `harness list methods` lists them.", metavar="NAME", shell_complete=complete_methods)
-@click.option("--config", help="YAML file with the fields of a run; options on the command line override it.", metavar="FILE")
 @click.option(
-    "--set", "assignments", multiple=True, help="KEY=VALUE for a field of the run or an option of the method.", metavar="KEY=VALUE"
+    "--method",
+    help="Name of a method; `harness list methods` lists them.",
+    metavar="NAME",
+    shell_complete=complete_methods,
+)
+@click.option(
+    "--config",
+    help="YAML file with the fields of a run; options on the command line override it.",
+    metavar="FILE",
+)
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    help="KEY=VALUE for a field of the run or an option of the method.",
+    metavar="KEY=VALUE",
 )
 @click.option("--reuse", is_flag=True, help="Take a finished record that other code made.")
-@click.option("--dry-run", is_flag=True, help="Only show the resolved config, what is cached, MACs and an estimate of the time.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Only show the resolved config, what is cached, MACs and an estimate of the time.",
+)
 @common(results=True, device=True)
 @click.pass_context
-def run_command(ctx: click.Context, method: str | None, config: str | None, assignments: tuple[str, ...], reuse: bool, dry_run: bool,
-                as_json: bool, results: Path, device: str, **given: str | None) -> None:  # fmt: skip
+def run_command(
+    ctx: click.Context,
+    method: str | None,
+    config: str | None,
+    assignments: tuple[str, ...],
+    reuse: bool,
+    dry_run: bool,
+    as_json: bool,
+    results: Path,
+    device: str,
+    **given: str | None,
+) -> None:
     """Run one method on a task and print its row beside the reference.
 
     Options that you leave out keep the defaults of the method, or those that the task sets for it;
@@ -65,12 +92,20 @@ for _option in field_options(RunConfig, RUN_FIELDS):
     run_command.params.append(_option)
 
 
-def run_values(file: dict[str, Any], config: str | None, method: str | None, assignments: tuple[str, ...],
-               given: dict[str, str | None]) -> dict[str, Any]:  # fmt: skip
+def run_values(
+    file: dict[str, Any],
+    config: str | None,
+    method: str | None,
+    assignments: tuple[str, ...],
+    given: dict[str, str | None],
+) -> dict[str, Any]:
     """The fields of a run config: the file, overridden by options, overridden by `--set`."""
     values, options = dict(file), file.get("options") or {}
     if not isinstance(options, dict):
-        raise UsageError(f"config {config}: options is {options!r}, but it should be a mapping from names to values")
+        raise UsageError(
+            f"config {config}: options is {options!r}, "
+            "but it should be a mapping from names to values"
+        )
     pairs = {name: value for name, value in given.items() if value is not None}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
@@ -78,15 +113,22 @@ def run_values(file: dict[str, Any], config: str | None, method: str | None, ass
             raise UsageError(f"--set {assignment} has no '='; give KEY=VALUE")
         pairs[key.replace("-", "_")] = value
     values |= {key: value for key, value in pairs.items() if key in RUN_FIELDS}
-    values["options"] = {**options, **{key: value for key, value in pairs.items() if key not in RUN_FIELDS}}
+    values["options"] = {
+        **options,
+        **{key: value for key, value in pairs.items() if key not in RUN_FIELDS},
+    }
     if method:
         values["method"] = method
     if "method" not in values:
-        raise UsageError(f"no method is named; give --method, one of: {', '.join(registry_of('method').names())}")
+        raise UsageError(
+            f"no method is named; give --method, one of: {', '.join(registry_of('method').names())}"
+        )
     return values
 
 
-def execute(resolved: Resolved, results: Path, device: torch.device, reuse: bool, as_json: bool) -> None:
+def execute(
+    resolved: Resolved, results: Path, device: torch.device, reuse: bool, as_json: bool
+) -> None:
     """Runs and prints the row; before a new run it prints an estimate of the time."""
     from rich.console import Console
 
@@ -104,7 +146,10 @@ def execute(resolved: Resolved, results: Path, device: torch.device, reuse: bool
         click.echo(record.model_dump_json(indent=1))
         return
     print_results([reference, record] if reference.run_id != record.run_id else [record], Console())
-    click.echo(f"record: {results / 'runs' / record.run_id / 'record.json'}; samples: samples.png beside it")
+    click.echo(
+        f"record: {results / 'runs' / record.run_id / 'record.json'}; "
+        "samples: samples.png beside it"
+    )
 
 
 def show_preview(found: Preview, as_json: bool) -> None:
@@ -127,8 +172,14 @@ def estimate_text(found: Preview) -> str:
     """How long a run takes, and its parts; a busy machine is mentioned."""
     import torch
 
-    total, parts = sum(found.seconds.values()), ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items())
+    total, parts = (
+        sum(found.seconds.values()),
+        ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items()),
+    )
     duration = f"{total:.0f} s" if total < 300 else f"{total / 60:.0f} minutes"
     start = "from its start " if found.state == "interrupted" else ""
     compiled = ", as if not compiled" if found.config.get("compile") else ""
-    return f"about {duration} {start}on {torch.get_num_threads()} threads{compiled}, metrics not counted: {parts}{busy_note()}"
+    return (
+        f"about {duration} {start}on {torch.get_num_threads()} threads{compiled}, "
+        f"metrics not counted: {parts}{busy_note()}"
+    )

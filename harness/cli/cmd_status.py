@@ -25,7 +25,8 @@ def status_command(results: Path, watch: bool, as_json: bool) -> None:
     """Show the runs under way below RESULTS, how far they are, what failed, and what is best."""
     found = summary(results)
     if as_json:
-        click.echo(json.dumps({**found, "working": [asdict(one) for one in found["working"]]}, indent=1))  # type: ignore[attr-defined]
+        under_way = [asdict(one) for one in found["working"]]
+        click.echo(json.dumps({**found, "working": under_way}, indent=1))
         return
     console = Console()
     if not watch:
@@ -39,7 +40,9 @@ def status_command(results: Path, watch: bool, as_json: bool) -> None:
 
 def shown(found: dict[str, Any]) -> Group:
     """The tables that a person sees."""
-    working = Table(Column("under way", overflow="fold", min_width=35), "stage", "done", "left", "log grew")
+    working = Table(
+        Column("under way", overflow="fold", min_width=35), "stage", "done", "left", "log grew"
+    )
     for one in found["working"]:
         done = f"{one.done}/{one.total}" if one.total else ""
         left = f"{one.seconds_left:.0f} s" if one.seconds_left is not None else ""
@@ -50,9 +53,16 @@ def shown(found: dict[str, Any]) -> Group:
     best = Table("task", "finished", "steps", "best of the runs made here")
     for task, facts in found["tasks"].items():
         for place, (steps, text) in enumerate(facts["best"].items() or [("", "")]):
-            best.add_row(task if not place else "", str(facts["finished"]) if not place else "", str(steps), text)
+            best.add_row(
+                task if not place else "",
+                str(facts["finished"]) if not place else "",
+                str(steps),
+                text,
+            )
     failed = Table("failed", "reason")
     for run_id, reason in found["failed"].items():
         failed.add_row(run_id, reason)
-    tables: list[RenderableType] = [table for table in (working, stopped, best, failed) if table.row_count]
+    tables: list[RenderableType] = [
+        table for table in (working, stopped, best, failed) if table.row_count
+    ]
     return Group(*(tables or ["no runs yet"]))

@@ -44,7 +44,9 @@ class Place:
     def _engine(self) -> Engine:
         cuda = self.device.type == "cuda"
         if self.engine == "slurm":
-            return Slurm(self.results / "jobs", {**({"gpus_per_node": 1} if cuda else {}), **self.parameters})
+            return Slurm(
+                self.results / "jobs", {**({"gpus_per_node": 1} if cuda else {}), **self.parameters}
+            )
         if self.engine == "ray":
             return Ray({**({"num_gpus": 1} if cuda else {}), **self.parameters})
         return Local(shares_of(self.device, self.workers))
@@ -52,17 +54,52 @@ class Place:
 
 @click.command("sweep")
 @click.argument("file", metavar="FILE")
-@click.option("--dry-run", is_flag=True, help="Only show which runs are there and which are missing.")
-@click.option("--estimate", "timing", is_flag=True, help="With --dry-run: time a step of each setting and estimate the whole.")
-@click.option("--reuse", is_flag=True, help="Take finished records that other code made, published ones too.")
-@click.option("--engine", default="local", type=click.Choice(["local", "slurm", "ray"]), show_default=True,
-              help="What runs the runs: processes of this machine, jobs of Slurm, or tasks of a Ray cluster.")  # fmt: skip
-@click.option("--workers", default=1, type=click.IntRange(1, 256), show_default=True, help="Runs that are made at once.")
-@click.option("--engine-set", "assignments", multiple=True, metavar="KEY=VALUE",
-              help="A parameter of submitit, such as timeout_min=60, or of a Ray task, such as num_cpus=4.")  # fmt: skip
+@click.option(
+    "--dry-run", is_flag=True, help="Only show which runs are there and which are missing."
+)
+@click.option(
+    "--estimate",
+    "timing",
+    is_flag=True,
+    help="With --dry-run: time a step of each setting and estimate the whole.",
+)
+@click.option(
+    "--reuse", is_flag=True, help="Take finished records that other code made, published ones too."
+)
+@click.option(
+    "--engine",
+    default="local",
+    type=click.Choice(["local", "slurm", "ray"]),
+    show_default=True,
+    help="What runs the runs: processes of this machine, jobs of Slurm, or tasks of a Ray cluster.",
+)
+@click.option(
+    "--workers",
+    default=1,
+    type=click.IntRange(1, 256),
+    show_default=True,
+    help="Runs that are made at once.",
+)
+@click.option(
+    "--engine-set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A parameter of submitit, such as timeout_min=60, or of a Ray task, such as num_cpus=4.",
+)
 @common(results=True, device=True)
-def sweep_command(file: str, dry_run: bool, timing: bool, reuse: bool, engine: str, workers: int, assignments: tuple[str, ...],
-                  as_json: bool, results: Path, device: str) -> None:  # fmt: skip
+def sweep_command(
+    file: str,
+    dry_run: bool,
+    timing: bool,
+    reuse: bool,
+    engine: str,
+    workers: int,
+    assignments: tuple[str, ...],
+    as_json: bool,
+    results: Path,
+    device: str,
+) -> None:
     """Make all runs of a sweep file; finished ones are skipped and interrupted ones resumed.
 
     A file with `search` is a search by Optuna. After an interruption the same command goes on.
@@ -72,10 +109,15 @@ def sweep_command(file: str, dry_run: bool, timing: bool, reuse: bool, engine: s
     if assignments and engine == "local":
         raise UsageError("--engine-set belongs to --engine slurm or ray: give one of them")
     content = read_yaml(Path(file))
-    place = Place(results, chosen_device(device), engine, workers, parameters_of(assignments), reuse)
+    place = Place(
+        results, chosen_device(device), engine, workers, parameters_of(assignments), reuse
+    )
     if "search" in content:
         if timing:
-            raise UsageError(f"--estimate times the runs of a grid, but {file} is a search, whose runs are not known yet: leave it out")
+            raise UsageError(
+                f"--estimate times the runs of a grid, but {file} is a search, "
+                "whose runs are not known yet: leave it out"
+            )
         run_searches(content, file, place, dry_run, as_json)
         return
     cells = plan(expand(content, f"sweep file {file}"), results, place.device, reuse)
@@ -98,13 +140,24 @@ def parameters_of(assignments: tuple[str, ...]) -> dict[str, Any]:
 
 def show_cells(cells: list[Cell], place: Place, timing: bool, as_json: bool) -> None:
     """Prints which runs are there and which are missing."""
-    lines = [{"run_id": c.resolved.run_id, "seed": c.resolved.settings.seed, "steps": c.resolved.settings.total_steps,
-              "state": "finished" if c.record else "to run", **c.config.model_dump(exclude_unset=True)} for c in cells]  # fmt: skip
+    lines = [
+        {
+            "run_id": c.resolved.run_id,
+            "seed": c.resolved.settings.seed,
+            "steps": c.resolved.settings.total_steps,
+            "state": "finished" if c.record else "to run",
+            **c.config.model_dump(exclude_unset=True),
+        }
+        for c in cells
+    ]
     if as_json:
         click.echo(json.dumps(lines, indent=1))
         return
     for line in lines:
-        click.echo(f"{line['state']:9} {line['run_id']:40} seed {line['seed']} {json.dumps(line.get('options', {}))}")
+        click.echo(
+            f"{line['state']:9} {line['run_id']:40} seed {line['seed']} "
+            f"{json.dumps(line.get('options', {}))}"
+        )
     missing = [cell for cell in cells if cell.record is None]
     others = sum(cell.published for cell in missing)
     hint = f"; {others} are published, made by other code: --reuse takes them" if others else ""
@@ -112,14 +165,19 @@ def show_cells(cells: list[Cell], place: Place, timing: bool, as_json: bool) -> 
     if timing:
         parts = estimate([cell.resolved for cell in missing], place.results, place.device)
         minutes = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in parts.items())
-        click.echo(f"about {sum(parts.values()) / 60:.0f} minutes on {torch.get_num_threads()} threads, metrics not counted: {minutes}")
+        click.echo(
+            f"about {sum(parts.values()) / 60:.0f} minutes on {torch.get_num_threads()} threads, "
+            f"metrics not counted: {minutes}"
+        )
 
 
 def run_cells(cells: list[Cell], place: Place, as_json: bool) -> None:
     """Makes the missing runs of a grid. Raises RunFailed if some fail."""
     records = run_sweep(cells, place.results, place.device, place.driver(), place.reuse, say)
     if as_json:
-        click.echo(json.dumps([json.loads(record.model_dump_json()) for record in records], indent=1))
+        click.echo(
+            json.dumps([json.loads(record.model_dump_json()) for record in records], indent=1)
+        )
         return
     failed = [record.run_id for record in records if record.status == "failed"]
     click.echo(f"{len(records) - len(failed)} of {len(cells)} runs finished, {len(failed)} failed; "
@@ -128,9 +186,16 @@ def run_cells(cells: list[Cell], place: Place, as_json: bool) -> None:
         raise RunFailed(f"{len(failed)} of {len(cells)} runs failed: {', '.join(failed)}")
 
 
-def run_searches(content: dict[str, Any], file: str, place: Place, dry_run: bool, as_json: bool) -> None:
-    """Makes, or only shows, the trials of a search. Raises RunFailed if some are missing or all failed."""
-    from harness.sweeps.search import Searcher, known_study, lines_of  # Optuna takes long to import
+def run_searches(
+    content: dict[str, Any], file: str, place: Place, dry_run: bool, as_json: bool
+) -> None:
+    """Makes, or only shows, the trials of a search.
+
+    Raises RunFailed if trials are missing or all failed.
+    """
+    # Imported here because Optuna takes long to import.
+    from harness.sweeps.database import known_study, lines_of
+    from harness.sweeps.search import Searcher
     from harness.sweeps.study import study_plans
 
     plans = study_plans(content, f"sweep file {file}", place.results, place.device)
@@ -138,12 +203,23 @@ def run_searches(content: dict[str, Any], file: str, place: Place, dry_run: bool
         studies = [known_study(one, place.results) for one in plans]
     else:
         driver = place.driver()
-        studies = [Searcher(one, place.results, place.device, driver, place.reuse, say).make() for one in plans]
-    lines = [line for one, study in zip(plans, studies, strict=True) if study is not None for line in lines_of(one, study)]
+        studies = [
+            Searcher(one, place.results, place.device, driver, place.reuse, say).make()
+            for one in plans
+        ]
+    lines = [
+        line
+        for one, study in zip(plans, studies, strict=True)
+        if study is not None
+        for line in lines_of(one, study)
+    ]
     show_trials(lines, plans, as_json)
     done = sum(line["answered"] for line in lines)
     if not dry_run and done < sum(one.spec.trials for one in plans):
-        raise RunFailed(f"{done} of {sum(one.spec.trials for one in plans)} trials were made; the same command makes the others")
+        raise RunFailed(
+            f"{done} of {sum(one.spec.trials for one in plans)} trials were made; "
+            "the same command makes the others"
+        )
     if lines and not dry_run and not any(line["best"] for line in lines):
         raise RunFailed("no trial finished: their records say why")
 
@@ -154,11 +230,20 @@ def show_trials(lines: list[dict[str, Any]], plans: list[StudyPlan], as_json: bo
         click.echo(json.dumps(lines, indent=1))
         return
     for line in lines:
-        shown = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-                          for name, value in line.items() if name not in ("study", "trial", "state", "answered", "best"))  # fmt: skip
-        click.echo(f"{'*' if line['best'] else ' '} {line['study']} trial {line['trial']} {line['state']}: {shown}")
-    click.echo(f"{sum(line['answered'] for line in lines)} of {sum(one.spec.trials for one in plans)} trials made in {len(plans)} studies; "
-               "* is best, or on the front (report a winner from seeds that its search has not used)")  # fmt: skip
+        shown = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in line.items()
+            if name not in ("study", "trial", "state", "answered", "best")
+        )
+        click.echo(
+            f"{'*' if line['best'] else ' '} {line['study']} "
+            f"trial {line['trial']} {line['state']}: {shown}"
+        )
+    click.echo(
+        f"{sum(line['answered'] for line in lines)} of {sum(one.spec.trials for one in plans)} "
+        f"trials made in {len(plans)} studies; "
+        "* is best, or on the front (report a winner from seeds that its search has not used)"
+    )
 
 
 def say(text: str) -> None:

@@ -9,7 +9,9 @@ import click
 
 from harness.cli.options import DEFAULT_TASK, chosen_device, common
 
-task_option = click.option("--task", default=DEFAULT_TASK, show_default=True, help="Name of a task, or a task file.")
+task_option = click.option(
+    "--task", default=DEFAULT_TASK, show_default=True, help="Name of a task, or a task file."
+)
 
 
 @click.group("teacher")
@@ -34,12 +36,17 @@ def teacher_train(task: str, results: Path, device: str, as_json: bool) -> None:
 
     with Display(Console(stderr=True)) as display:
         found = load_task(task)
-        made = train_networks(found, results / "teachers" / found.spec.name, chosen_device(device), display)
+        made = train_networks(
+            found, results / "teachers" / found.spec.name, chosen_device(device), display
+        )
     if as_json:
         click.echo(json.dumps({str(m.path): m.card for m in made}, indent=1))
         return
     for m in made:
-        click.echo(f"{m.path}\n  sha256: {m.sha256}\n{yaml.safe_dump(m.card['quality'], sort_keys=False, indent=2)}")
+        click.echo(
+            f"{m.path}\n  sha256: {m.sha256}\n"
+            f"{yaml.safe_dump(m.card['quality'], sort_keys=False, indent=2)}"
+        )
 
 
 @teacher_group.command("verify")
@@ -61,10 +68,23 @@ def teacher_verify(task: str, device: str, as_json: bool) -> None:
 @teacher_group.command("levels")
 @task_option
 @click.option("--num-steps", type=int, default=4, show_default=True, help="Sampling steps.")
-@click.option("--solver", default="ddim", show_default=True, help="Name of a solver; `harness list solvers` lists them.")
-@click.option("--count", type=click.IntRange(1), default=64, show_default=True, help="Number of trajectories to search with.")
+@click.option(
+    "--solver",
+    default="ddim",
+    show_default=True,
+    help="Name of a solver; `harness list solvers` lists them.",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Number of trajectories to search with.",
+)
 @common(device=True)
-def teacher_levels(task: str, num_steps: int, solver: str, count: int, device: str, as_json: bool) -> None:
+def teacher_levels(
+    task: str, num_steps: int, solver: str, count: int, device: str, as_json: bool
+) -> None:
     """Search for the levels on which few steps end nearest to the full grid.
 
     Method teacher takes them as --levels.
@@ -74,10 +94,21 @@ def teacher_levels(task: str, num_steps: int, solver: str, count: int, device: s
 
     found = search(load_task(task), solver, num_steps, count, chosen_device(device))
     levels = [round(1000 * float(level)) for level in found.levels[1:-1]][::-1]
-    facts = {"levels": levels, "mse": found.mse, "mse_equally_spaced": found.equal_mse, "tried": found.tried, "trajectories": count}
+    facts = {
+        "levels": levels,
+        "mse": found.mse,
+        "mse_equally_spaced": found.equal_mse,
+        "tried": found.tried,
+        "trajectories": count,
+    }
     if as_json:
         click.echo(json.dumps(facts, indent=1))
         return
-    click.echo(f"--levels {','.join(map(str, levels))}" if levels else "one step leaves no level to choose")
-    click.echo(f"mean squared distance to the end of the full grid: {found.mse:.5f}, with equally spaced levels {found.equal_mse:.5f}; "
-               f"{found.tried} sets of levels tried on {count} trajectories")  # fmt: skip
+    click.echo(
+        f"--levels {','.join(map(str, levels))}" if levels else "one step leaves no level to choose"
+    )
+    click.echo(
+        f"mean squared distance to the end of the full grid: {found.mse:.5f}, "
+        f"with equally spaced levels {found.equal_mse:.5f}; "
+        f"{found.tried} sets of levels tried on {count} trajectories"
+    )

@@ -5,7 +5,13 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
 
 from harness.progress import Progress
@@ -23,9 +29,14 @@ class Display:
     def __init__(self, console: Console, plain_every: float = 15.0, name: str = ""):
         self.console, self.plain_every, self.name = console, plain_every, name
         self.progress = Bars(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn(), TimeRemainingColumn(),
-            console=console, disable=not console.is_terminal,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
 
     def __enter__(self) -> Display:
         self.progress.start()
@@ -51,4 +62,6 @@ class Display:
 
     def say(self, text: str) -> None:
         """Prints a line."""
-        self.console.print(f"{self.name}: {text}" if self.name else text, highlight=False, soft_wrap=True)
+        self.console.print(
+            f"{self.name}: {text}" if self.name else text, highlight=False, soft_wrap=True
+        )

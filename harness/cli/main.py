@@ -19,7 +19,9 @@ COMMANDS = declared("cli", "click.command", "click.group")
 class LazyGroup(click.Group):
     """A group of stand-ins with name and summary; a command is imported when it is used."""
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         name, stand_in, rest = super().resolve_command(ctx, args)
         return name, COMMANDS[name].load() if name and stand_in else None, rest
 
@@ -55,7 +57,10 @@ def load_plugins(words: list[str]) -> None:
             load_plugin(Path(path))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @click.version_option(__version__)
 def main() -> None:
     """Benchmark and ablate few-step distillation of diffusion transformers."""

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 DEFAULT_TASK = "digits"
 
 
-def field_options(model: type[BaseModel], names: Iterable[str], notes: Mapping[str, str] | None = None) -> list[click.Parameter]:
+def field_options(
+    model: type[BaseModel], names: Iterable[str], notes: Mapping[str, str] | None = None
+) -> list[click.Parameter]:
     """A command-line option for each named field of a model; pydantic checks the values later.
 
     Args:
@@ -30,18 +32,28 @@ def field_options(model: type[BaseModel], names: Iterable[str], notes: Mapping[s
     for name in names:
         field = model.model_fields[name]
         default = "none" if field.default in (None, ()) else field.default
-        kinds = [part for part in (field.annotation, *get_args(field.annotation)) if get_origin(part) is Literal]
+        kinds = [
+            part
+            for part in (field.annotation, *get_args(field.annotation))
+            if get_origin(part) is Literal
+        ]
         words = ", ".join(str(word) for kind in kinds for word in get_args(kind))
         choices, note = f"one of: {words}; " if words else "", (notes or {}).get(name, "")
         help_text = f"{field.description} [{choices}default: {default}{note}]"
-        options.append(click.Option([f"--{name.replace('_', '-')}", name], help=help_text, metavar="VALUE"))
+        options.append(
+            click.Option([f"--{name.replace('_', '-')}", name], help=help_text, metavar="VALUE")
+        )
     return options
 
 
 def values_after(args: list[str], flag: str) -> list[str]:
     """The values given to a flag, before click parses: `--flag VALUE` and `--flag=VALUE`."""
     pairs = zip(args, [*args[1:], None], strict=False)
-    values = [after if word == flag else word.removeprefix(f"{flag}=") for word, after in pairs if word.partition("=")[0] == flag]
+    values = [
+        after if word == flag else word.removeprefix(f"{flag}=")
+        for word, after in pairs
+        if word.partition("=")[0] == flag
+    ]
     return [value for value in values if value is not None]
 
 
@@ -66,10 +78,16 @@ class MethodCommand(click.Command):
         own, name = self.params, value_after(args, "--method") or file.get("method")
         if name is not None and not isinstance(name, str):
             names = ", ".join(registry_of("method").names())
-            raise UsageError(f"config {path}: method is {name!r}, but it should be a name, one of: {names}")
+            raise UsageError(
+                f"config {path}: method is {name!r}, but it should be a name, one of: {names}"
+            )
         if name:
             takes_task = any(option.name == "task" for option in own)
-            task = str(value_after(args, "--task") or file.get("task", DEFAULT_TASK)) if takes_task else None
+            task = (
+                str(value_after(args, "--task") or file.get("task", DEFAULT_TASK))
+                if takes_task
+                else None
+            )
             self.params = [*own, *method_options(name, task)]
         try:
             return super().parse_args(ctx, args)
@@ -104,18 +122,40 @@ def common(*, results: bool = False, device: bool = False) -> Callable:
     """Options that many commands share."""
 
     def add(command: Callable) -> Callable:
-        command = click.option("--debug", is_flag=True, help="Show a traceback on errors.", expose_value=False)(command)
-        command = click.option("--plugin", multiple=True, expose_value=False, metavar="FILE",
-                               help="Python file that registers methods, solvers or metrics.")(command)  # fmt: skip
-        command = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(command)
+        command = click.option(
+            "--debug", is_flag=True, help="Show a traceback on errors.", expose_value=False
+        )(command)
+        command = click.option(
+            "--plugin",
+            multiple=True,
+            expose_value=False,
+            metavar="FILE",
+            help="Python file that registers methods, solvers or metrics.",
+        )(command)
+        command = click.option(
+            "--json", "as_json", is_flag=True, help="Print one JSON document on stdout."
+        )(command)
         if results:
             folder = click.Path(file_okay=False, path_type=Path)
-            command = click.option("--results", default=Path("results"), type=folder, show_default=True, help="Results folder.")(command)
+            command = click.option(
+                "--results",
+                default=Path("results"),
+                type=folder,
+                show_default=True,
+                help="Results folder.",
+            )(command)
         if device:
-            command = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")(command)
-            command = click.option("--data-dir", expose_value=False, callback=_set_data_folder, metavar="DIR",
-                                   help="Folder of data sets, where missing ones are downloaded to "
-                                        "[default: HARNESS_DATA, or data in the cache folder].")(command)  # fmt: skip
+            command = click.option(
+                "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+            )(command)
+            command = click.option(
+                "--data-dir",
+                expose_value=False,
+                callback=_set_data_folder,
+                metavar="DIR",
+                help="Folder of data sets, where missing ones are downloaded to "
+                "[default: HARNESS_DATA, or data in the cache folder].",
+            )(command)
         return command
 
     return add
@@ -142,5 +182,7 @@ def chosen_device(name: str) -> torch.device:
             raise NotImplementedError(name)
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device {name!r} is not available here; give cpu, or cuda on a machine with a GPU") from error
+        raise UsageError(
+            f"device {name!r} is not available here; give cpu, or cuda on a machine with a GPU"
+        ) from error
     return device

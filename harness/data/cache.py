@@ -25,7 +25,10 @@ def locked_folder(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / "lock")
         lock.acquire()
     except OSError as error:
-        raise UsageError(f"cannot write the cache folder {folder}: {error.strerror}; set HARNESS_CACHE to another") from error
+        raise UsageError(
+            f"cannot write the cache folder {folder}: {error.strerror}; "
+            "set HARNESS_CACHE to another"
+        ) from error
     try:
         yield
     finally:
@@ -37,7 +40,9 @@ def samples_folder(key: dict[str, Any]) -> Path:
     return cache_folder() / "samples" / digest(key)[:32]
 
 
-def cached_tensors(key: dict[str, Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def cached_tensors(
+    key: dict[str, Any], compute: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
     """Named tensors that a JSON-like key determines, from the cache or computed and kept there.
 
     Raises:

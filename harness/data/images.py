@@ -37,7 +37,11 @@ class ImageSet:
 
     def of(self, items: Tensor) -> Condition:
         """Conditions of items [B]."""
-        return self.conditions.of(self.labels[items]) if self.conditions else Condition(self.labels[items])
+        return (
+            self.conditions.of(self.labels[items])
+            if self.conditions
+            else Condition(self.labels[items])
+        )
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,12 @@ def digits(seed: int) -> Split:
     source = load_digits()
     images = torch.from_numpy(source.images).float().unsqueeze(1) / 8 - 1
     labels = torch.from_numpy(source.target).long()
-    train, held_out = train_test_split(torch.arange(len(labels)), test_size=0.2, stratify=labels, random_state=seed)
-    return Split(ImageSet(images[train], labels[train]), ImageSet(images[held_out], labels[held_out]))
+    train, held_out = train_test_split(
+        torch.arange(len(labels)), test_size=0.2, stratify=labels, random_state=seed
+    )
+    return Split(
+        ImageSet(images[train], labels[train]), ImageSet(images[held_out], labels[held_out])
+    )
 
 
 def fashion_mnist(seed: int) -> Split:
@@ -94,11 +102,21 @@ def fashion_mnist(seed: int) -> Split:
 
     try:
         return Split(part(True), part(False))
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, EOFError) as error:
-        where, why = folder / "FashionMNIST" / "raw", " ".join(str(error).split()) or type(error).__name__
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AssertionError,
+        EOFError,
+    ) as error:
+        where = folder / "FashionMNIST" / "raw"
+        why = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"Fashion-MNIST is neither in {where} nor downloadable ({why}); point --data-dir (or HARNESS_DATA) at the folder "
-            "that holds FashionMNIST/raw, or delete that folder if it is broken"
+            f"Fashion-MNIST is neither in {where} nor downloadable ({why}); "
+            "point --data-dir (or HARNESS_DATA) at the folder that holds FashionMNIST/raw, "
+            "or delete that folder if it is broken"
         ) from error
 
 

@@ -27,7 +27,15 @@ class GaussianMixture:
     stds: Tensor
 
     @classmethod
-    def drawn(cls, seed: int, classes: int, components: int, dimension: int, spread: float, stds: tuple[float, float]) -> GaussianMixture:
+    def drawn(
+        cls,
+        seed: int,
+        classes: int,
+        components: int,
+        dimension: int,
+        spread: float,
+        stds: tuple[float, float],
+    ) -> GaussianMixture:
         """A random mixture: means from N(0, spread^2), deviations uniform in `stds`."""
         keys, index = Keyed("mixture", seed), torch.arange(classes)
         low, high = stds
@@ -36,7 +44,10 @@ class GaussianMixture:
 
     def _log_components(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         """log of weight times density of x_t [B, D] by component, [B, classes * components]."""
-        means, variances = self.means.flatten(0, 1).to(x.device), self.stds.flatten().to(x.device) ** 2
+        means, variances = (
+            self.means.flatten(0, 1).to(x.device),
+            self.stds.flatten().to(x.device) ** 2,
+        )
         classes, components = self.stds.shape
         owner = torch.arange(classes, device=x.device).repeat_interleave(components)
         member = ((labels[:, None] == owner) | (labels[:, None] == classes)).double()
@@ -52,10 +63,15 @@ class GaussianMixture:
 
     def posterior_mean(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         """E[x_0 | x_t, label], float64 [B, D]; alpha and sigma [B]."""
-        means, variances = self.means.flatten(0, 1).to(x_t.device), self.stds.flatten().to(x_t.device) ** 2
+        means, variances = (
+            self.means.flatten(0, 1).to(x_t.device),
+            self.stds.flatten().to(x_t.device) ** 2,
+        )
         responsibility = self._log_components(x_t.double(), alpha, sigma, labels).softmax(1)
         gain = alpha[:, None] * variances / (alpha[:, None] ** 2 * variances + sigma[:, None] ** 2)
-        each = means + gain.unsqueeze(2) * (x_t.double().unsqueeze(1) - alpha[:, None, None] * means)
+        each = means + gain.unsqueeze(2) * (
+            x_t.double().unsqueeze(1) - alpha[:, None, None] * means
+        )
         return (responsibility.unsqueeze(2) * each).sum(1)
 
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -63,13 +79,17 @@ class GaussianMixture:
         means, variances = self.means.flatten(0, 1), self.stds.flatten() ** 2
         mean = means.mean(0)
         off = means - mean
-        return mean, off.t() @ off / len(off) + variances.mean() * torch.eye(len(mean), dtype=torch.float64)
+        return mean, off.t() @ off / len(off) + variances.mean() * torch.eye(
+            len(mean), dtype=torch.float64
+        )
 
     def sample(self, keys: Keyed, index: Tensor, labels: Tensor) -> Tensor:
         """Exact samples [B, D], float32."""
         component = (keys.uniform("component", index) * self.means.shape[1]).long()
         eps = keys.normal("x_0", index, (self.means.shape[2],))
-        return (self.means[labels, component] + self.stds[labels, component].unsqueeze(1) * eps).float()
+        return (
+            self.means[labels, component] + self.stds[labels, component].unsqueeze(1) * eps
+        ).float()
 
     def ode_map(self, x_T: Tensor, labels: Tensor, schedule: Schedule, steps: int = 400) -> Tensor:
         """The end of the sampling ODE from x_T [B, D] at t = 1, float64 [B, D].
@@ -80,12 +100,17 @@ class GaussianMixture:
         """
         alpha, sigma = schedule.alpha_sigma(torch.ones((), dtype=torch.float64))
         ends = torch.stack([sigma / alpha, torch.tensor(1e-3, dtype=torch.float64)]) ** (1 / 7)
-        grid = (ends[0] + torch.linspace(0, 1, steps + 1, dtype=torch.float64) * (ends[1] - ends[0])) ** 7
+        grid = (
+            ends[0] + torch.linspace(0, 1, steps + 1, dtype=torch.float64) * (ends[1] - ends[0])
+        ) ** 7
         x, ones = x_T.double() / alpha, torch.ones(len(x_T), dtype=torch.float64)
 
         def eps(x_hat: Tensor, level: Tensor) -> Tensor:
             scale = (1 + level**2).sqrt()  # any alpha: only x_hat and sigma_ve matter
-            return (x_hat - self.posterior_mean(x_hat / scale, ones / scale, ones * level / scale, labels)) / level
+            return (
+                x_hat
+                - self.posterior_mean(x_hat / scale, ones / scale, ones * level / scale, labels)
+            ) / level
 
         for i in range(steps):
             h, middle = grid[i + 1] - grid[i], (grid[i] + grid[i + 1]) / 2

@@ -65,9 +65,14 @@ class TrajectoryStore:
         manifest = folder / "manifest.json"
         try:
             content = json.loads(manifest.read_text())
-            shards, self._shard_size = [map_tensors(folder / name) for name in content["shards"]], content["shard_size"]
+            shards, self._shard_size = (
+                [map_tensors(folder / name) for name in content["shards"]],
+                content["shard_size"],
+            )
         except (OSError, ValueError, KeyError) as error:
-            raise UsageError(f"{manifest} is broken; delete the folder {folder}, and the next run rebuilds it") from error
+            raise UsageError(
+                f"{manifest} is broken; delete the folder {folder}, and the next run rebuilds it"
+            ) from error
         self._parts = {key: [shard[key] for shard in shards] for key in ("states", "predictions")}
 
     def __len__(self) -> int:
@@ -83,11 +88,15 @@ class TrajectoryStore:
         def rows(key: str) -> Tensor:
             return torch.stack([self._parts[key][shard][row] for shard, row in place])
 
-        return Trajectory(rows("states"), rows("predictions"), self.levels, self.conditions.balanced(items))
+        return Trajectory(
+            rows("states"), rows("predictions"), self.levels, self.conditions.balanced(items)
+        )
 
 
 @torch.no_grad()
-def _compute(recipe: Recipe, conditions: Conditions, teacher: Model, items: Tensor, device: torch.device) -> dict[str, Tensor]:
+def _compute(
+    recipe: Recipe, conditions: Conditions, teacher: Model, items: Tensor, device: torch.device
+) -> dict[str, Tensor]:
     """States and predictions of items [B]."""
     x_T = Keyed("trajectory", recipe.seed).normal("x_T", items, recipe.shape).to(device)
     cond = conditions.balanced(items).to(device)
@@ -100,8 +109,16 @@ def store_folder(recipe: Recipe) -> Path:
     return cache_folder() / "trajectories" / digest(asdict(recipe))[:32]
 
 
-def open_store(recipe: Recipe, teacher: Model, device: torch.device, *, shard_size: int = 1024, batch_size: int = 256,
-               progress: Progress | None = None, conditions: Conditions | None = None) -> TrajectoryStore:  # fmt: skip
+def open_store(
+    recipe: Recipe,
+    teacher: Model,
+    device: torch.device,
+    *,
+    shard_size: int = 1024,
+    batch_size: int = 256,
+    progress: Progress | None = None,
+    conditions: Conditions | None = None,
+) -> TrajectoryStore:
     """The store of a recipe, after computing its missing shards.
 
     Args:
@@ -116,12 +133,22 @@ def open_store(recipe: Recipe, teacher: Model, device: torch.device, *, shard_si
     if not (folder / "manifest.json").exists():
         with locked_folder(folder):
             if not (folder / "manifest.json").exists():
-                _build(folder, recipe, conditions, teacher, device, shard_size, batch_size, progress)
+                _build(
+                    folder, recipe, conditions, teacher, device, shard_size, batch_size, progress
+                )
     return TrajectoryStore(folder, recipe, conditions)
 
 
-def _build(folder: Path, recipe: Recipe, conditions: Conditions, teacher: Model, device: torch.device, shard_size: int, batch_size: int,
-           progress: Progress | None) -> None:  # fmt: skip
+def _build(
+    folder: Path,
+    recipe: Recipe,
+    conditions: Conditions,
+    teacher: Model,
+    device: torch.device,
+    shard_size: int,
+    batch_size: int,
+    progress: Progress | None,
+) -> None:
     names = []
     for first in range(0, recipe.count, shard_size):
         path = folder / f"{first // shard_size:05d}-of-{shard_size}.safetensors"
@@ -137,4 +164,7 @@ def _build(folder: Path, recipe: Recipe, conditions: Conditions, teacher: Model,
                     progress(int(items[-1]) + 1, recipe.count)
             write_mapped(path, {key: torch.cat([b[key] for b in batches]) for key in batches[0]})
         names.append(path.name)
-    write_text(folder / "manifest.json", json.dumps({"recipe": asdict(recipe), "shard_size": shard_size, "shards": names}, indent=1))
+    write_text(
+        folder / "manifest.json",
+        json.dumps({"recipe": asdict(recipe), "shard_size": shard_size, "shards": names}, indent=1),
+    )

@@ -33,7 +33,9 @@ class Condition:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Condition:
         labels, text = (None if x is None else change(x) for x in (self.labels, self.text))
-        return Condition(labels, text, {name: change(value) for name, value in self.scalars.items()})
+        return Condition(
+            labels, text, {name: change(value) for name, value in self.scalars.items()}
+        )
 
     def __getitem__(self, index: slice | Tensor) -> Condition:
         return self._each(lambda x: x[index])
@@ -47,7 +49,11 @@ class Condition:
 
     def with_scalars(self, **scalars: Tensor) -> Condition:
         """The same with these numbers [B] added; they replace earlier ones of the same name."""
-        return Condition(self.labels, self.text, {**self.scalars, **{name: value.float() for name, value in scalars.items()}})
+        return Condition(
+            self.labels,
+            self.text,
+            {**self.scalars, **{name: value.float() for name, value in scalars.items()}},
+        )
 
     def replaced(self, where: Tensor, null: Condition) -> Condition:
         """The same with labels and text of `null`, a batch of one, where the mask [B] is true.
@@ -60,8 +66,13 @@ class Condition:
             if mine is None and other is None:
                 return None
             if mine is None or other is None:
-                raise ValueError("the null condition has other parts (labels, text) than the conditions: give both the same")
-            return torch.where(where.reshape(-1, *[1] * (mine.dim() - 1)), other.to(mine.device), mine)
+                raise ValueError(
+                    "the null condition has other parts (labels, text) than the conditions: "
+                    "give both the same"
+                )
+            return torch.where(
+                where.reshape(-1, *[1] * (mine.dim() - 1)), other.to(mine.device), mine
+            )
 
         return Condition(one(self.labels, null.labels), one(self.text, null.text), self.scalars)
 
@@ -94,4 +105,8 @@ class Conditions:
 
         It is the label after the last class, or the empty prompt.
         """
-        return Condition(torch.tensor([self.count], device="cpu")) if self.table is None else Condition(text=self.null_text)
+        return (
+            Condition(torch.tensor([self.count], device="cpu"))
+            if self.table is None
+            else Condition(text=self.null_text)
+        )

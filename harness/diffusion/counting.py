@@ -41,7 +41,9 @@ def count_flops(run: Callable[[], Any]) -> int:
     return counted.get_total_flops() - counter.overcounted
 
 
-def jvp(function: Callable[..., Tensor], points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def jvp(
+    function: Callable[..., Tensor], points: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
     """The value of a function and its derivative along the tangents, by forward mode.
 
     It runs in float32 without fused attention. Gradients flow through the value as usual.
@@ -49,7 +51,11 @@ def jvp(function: Callable[..., Tensor], points: tuple[Tensor, ...], tangents: t
     repeats the value.
     """
     before = _running[-1].counted.get_total_flops() if _running else 0
-    with torch.autocast(points[0].device.type, enabled=False), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+    with (
+        torch.autocast(points[0].device.type, enabled=False),
+        sdpa_kernel(SDPBackend.MATH),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", FutureWarning)  # torch's own use of torch.jit
         value, derivative = torch.func.jvp(function, points, tangents)  # type: ignore[misc]
     if _running:

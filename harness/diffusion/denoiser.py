@@ -42,10 +42,14 @@ def full_precision(x: Tensor) -> torch.dtype:
 
 def expand_to(coefficient: Tensor, x: Tensor) -> Tensor:
     """A coefficient, 0-d or [B], on x's device, shaped to multiply x [B, ...] in full precision."""
-    return coefficient.to(device=x.device, dtype=full_precision(x)).reshape(-1, *[1] * (x.dim() - 1))
+    return coefficient.to(device=x.device, dtype=full_precision(x)).reshape(
+        -1, *[1] * (x.dim() - 1)
+    )
 
 
-def predict(output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, prediction_type: PredictionType) -> Prediction:
+def predict(
+    output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, prediction_type: PredictionType
+) -> Prediction:
     """The prediction that a network's output stands for.
 
     Args:
@@ -60,7 +64,9 @@ def predict(output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, predicti
         x_0 = (x - sigma * out) / alpha
         return Prediction(x_0, out, a * x_0 + b * out)
     if prediction_type == "x_0":
-        eps = torch.where(sigma > 0, (x - alpha * out) / sigma.clamp(min=1e-12), torch.zeros_like(x))
+        eps = torch.where(
+            sigma > 0, (x - alpha * out) / sigma.clamp(min=1e-12), torch.zeros_like(x)
+        )
         return Prediction(out, eps, a * out + b * eps)
     return Prediction(b * x - sigma * out, alpha * out - a * x, out)
 
@@ -73,7 +79,9 @@ class Denoiser(nn.Module):
             channels of its output are read.
     """
 
-    def __init__(self, network: nn.Module, schedule: Schedule, prediction_type: PredictionType = "eps"):
+    def __init__(
+        self, network: nn.Module, schedule: Schedule, prediction_type: PredictionType = "eps"
+    ):
         super().__init__()
         self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
 
@@ -98,7 +106,13 @@ class Guided(nn.Module):
         channels: number of leading channels to guide; None is all. DiT's published numbers use 3.
     """
 
-    def __init__(self, denoiser: Denoiser, scale: float | Tensor, null: Condition, channels: int | None = None):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scale: float | Tensor,
+        null: Condition,
+        channels: int | None = None,
+    ):
         super().__init__()
         self.denoiser, self.scale, self.null, self.channels = denoiser, scale, null, channels
         self.schedule = denoiser.schedule
@@ -106,10 +120,14 @@ class Guided(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         if not isinstance(self.scale, Tensor) and self.scale == 1.0:
             return self.denoiser(x_t, t, cond)
-        both = cond.repeat(2).replaced(torch.arange(2 * len(x_t), device=x_t.device) >= len(x_t), self.null)
+        both = cond.repeat(2).replaced(
+            torch.arange(2 * len(x_t), device=x_t.device) >= len(x_t), self.null
+        )
         t_both = t if t.dim() == 0 else t.repeat(2)
         kind = self.denoiser.prediction_type
-        with_cond, without = getattr(self.denoiser(x_t.repeat(2, 1, 1, 1), t_both, both), kind).chunk(2)
+        with_cond, without = getattr(
+            self.denoiser(x_t.repeat(2, 1, 1, 1), t_both, both), kind
+        ).chunk(2)
         scale = expand_to(self.scale, without) if isinstance(self.scale, Tensor) else self.scale
         guided = without + scale * (with_cond - without)
         if self.channels is not None:
@@ -118,7 +136,12 @@ class Guided(nn.Module):
 
     def with_network(self, network: nn.Module) -> Guided:
         """The same teacher with another network."""
-        return Guided(Denoiser(network, self.schedule, self.denoiser.prediction_type), self.scale, self.null, self.channels)
+        return Guided(
+            Denoiser(network, self.schedule, self.denoiser.prediction_type),
+            self.scale,
+            self.null,
+            self.channels,
+        )
 
     def at(self, scale: float | Tensor) -> Guided:
         """The same teacher at another guidance scale."""

@@ -61,7 +61,10 @@ class VPSchedule(Schedule):
         self._copies: dict[torch.device, Tensor] = {}
 
     def _table(self, device: torch.device) -> Tensor:
-        """log-SNR of the levels, float64 [1000], copied to a device once: each copy waits for it."""
+        """log-SNR of the levels, float64 [1000].
+
+        Each device gets one copy, because a copy makes the host wait for the device.
+        """
         if device not in self._copies:
             self._copies[device] = self._log_snr.to(device)
         return self._copies[device]

@@ -39,19 +39,27 @@ class ARD(TrajectoryDistillation):
     """Autoregressive distillation: the lowest N layers attend to earlier states."""
 
     Config = ARDConfig
-    reference: ClassVar = "Kim et al. 2025, arXiv 2504.11295, eq. 4 and sec. 3.2; released code for x_0-predictions and per-step heads"
+    reference: ClassVar = (
+        "Kim et al. 2025, arXiv 2504.11295, eq. 4 and sec. 3.2; "
+        "released code for x_0-predictions and per-step heads"
+    )
 
     @staticmethod
     def history(config: Any) -> tuple[int, Visible]:
         if config.mask == "keep_first":
             return config.history_layers, keep_first
-        return config.history_layers, causal if config.history_depth is None else window(config.history_depth)
+        return config.history_layers, causal if config.history_depth is None else window(
+            config.history_depth
+        )
 
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         super().check(config, task, num_steps)
         if config.mask == "keep_first" and config.history_depth is not None:
-            raise UsageError("history_depth is an option of mask 'causal'; under mask 'keep_first' only the noise is visible: leave it out")
+            raise UsageError(
+                "history_depth is an option of mask 'causal'; "
+                "under mask 'keep_first' only the noise is visible: leave it out"
+            )
 
     @classmethod
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:

@@ -153,7 +153,9 @@ class Method(ABC):
     levels: Tensor
 
     @abstractmethod
-    def __init__(self, config: Any, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int): ...
+    def __init__(
+        self, config: Any, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int
+    ): ...
 
     @classmethod
     def trained_once(cls, config: Any) -> bool:
@@ -217,7 +219,8 @@ class Method(ABC):
                 module.load_state_dict(state)
         except RuntimeError as error:
             raise UsageError(
-                "init_from: the student of that run has another network than this one; give a run with the same options"
+                "init_from: the student of that run has another network than this one; "
+                "give a run with the same options"
             ) from error
 
     def teacher_points(self, trajectory: Trajectory) -> Tensor:

@@ -33,7 +33,9 @@ from harness.methods.parts.student import DenoisingStudent, HuberConfig, largest
 from harness.solvers import SOLVERS, Solver
 
 
-def karras_levels(count: int, schedule: Schedule, rho: float = 7.0, smallest: float = 0.002) -> Tensor:
+def karras_levels(
+    count: int, schedule: Schedule, rho: float = 7.0, smallest: float = 0.002
+) -> Tensor:
     """`count` timesteps from 1 to sigma_ve = `smallest`, even in sigma_ve^(1/rho), then 0.
 
     Source: Karras et al. 2022, arXiv 2206.00364, eq. 5. The step to 0 is added: the paper's map
@@ -42,7 +44,9 @@ def karras_levels(count: int, schedule: Schedule, rho: float = 7.0, smallest: fl
     ends = torch.tensor([largest_sigma(schedule), smallest], dtype=torch.float64) ** (1 / rho)
     ramp = torch.linspace(0, 1, count, dtype=torch.float64)
     levels = schedule.time_of((ends[0] + ramp * (ends[1] - ends[0])) ** rho)
-    return torch.cat([torch.ones(1, dtype=torch.float64), levels[1:], torch.zeros(1, dtype=torch.float64)])
+    return torch.cat(
+        [torch.ones(1, dtype=torch.float64), levels[1:], torch.zeros(1, dtype=torch.float64)]
+    )
 
 
 class ConsistencyConfig(HuberConfig):
@@ -87,29 +91,48 @@ class ConsistencyDistillation(GridDistillation):
     """Consistency distillation: neighbouring points of a teacher ODE path map to the same x_0."""
 
     Config = ConsistencyConfig
-    reference: ClassVar = "Song et al. 2023, arXiv 2303.01469, alg. 1 and 2; pseudo-Huber: Song & Dhariwal 2023, arXiv 2310.14189, eq. 8"
+    reference: ClassVar = (
+        "Song et al. 2023, arXiv 2303.01469, alg. 1 and 2; "
+        "pseudo-Huber: Song & Dhariwal 2023, arXiv 2310.14189, eq. 8"
+    )
 
-    def __init__(self, config: ConsistencyConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+    def __init__(
+        self,
+        config: ConsistencyConfig,
+        teacher: Guided | None,
+        task: Problem,
+        num_steps: int,
+        total_steps: int,
+    ):
         super().__init__(config, teacher, task, num_steps, total_steps, config.target_half_life)
         self.teacher_solver = SOLVERS[config.solver]()
         self.grid = few_step_levels(task.trajectory_steps)
         if config.grid == "karras":
-            self.grid = karras_levels(config.grid_levels, task.schedule, smallest=0.002 * task.data_std / 0.5)
-            self.levels = self.grid[torch.linspace(0, len(self.grid) - 1, num_steps + 1).round().long()]  # trained levels
+            self.grid = karras_levels(
+                config.grid_levels, task.schedule, smallest=0.002 * task.data_std / 0.5
+            )
+            trained = torch.linspace(0, len(self.grid) - 1, num_steps + 1).round().long()
+            self.levels = self.grid[trained]
 
     @classmethod
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
-        idle = {"grid_levels": cls.Config.model_fields["grid_levels"].default} if config.grid == "task" else {}
+        idle = (
+            {"grid_levels": cls.Config.model_fields["grid_levels"].default}
+            if config.grid == "task"
+            else {}
+        )
         return METHODS.name_of(cls), config.model_copy(update=idle)
 
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         if config.grid == "karras" and num_steps > config.grid_levels:
             raise UsageError(
-                f"num_steps is {num_steps}, but the grid has {config.grid_levels} levels: give fewer steps or more grid_levels"
+                f"num_steps is {num_steps}, but the grid has {config.grid_levels} levels: "
+                "give fewer steps or more grid_levels"
             )
         if config.grid == "task" and task.trajectory_steps % num_steps:
             raise UsageError(
-                f"num_steps is {num_steps}, but must divide the {task.trajectory_steps} levels of the task's grid, so that sampling "
-                f"starts steps at trained levels; or give grid 'karras'"
+                f"num_steps is {num_steps}, but must divide the {task.trajectory_steps} levels "
+                "of the task's grid, so that sampling starts steps at trained levels; "
+                "or give grid 'karras'"
             )

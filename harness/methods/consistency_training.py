@@ -74,7 +74,12 @@ class ConsistencyTraining(DenoisingStudent):
             target = self.target_model(self.noised(x_0, eps, s), s, cond).x_0
             target = torch.where((s == 0).reshape(-1, 1, 1, 1), x_0, target)
         off = self.model(self.noised(x_0, eps, t), t, cond).x_0 - target
-        weight = self.weight(*(sigma_ve(self.schedule, level).clamp(max=largest_sigma(self.schedule)) for level in (t, s))).float()
+        weight = self.weight(
+            *(
+                sigma_ve(self.schedule, level).clamp(max=largest_sigma(self.schedule))
+                for level in (t, s)
+            )
+        ).float()
         return (weight * self.config.distance(off)).mean(), {"mse": off.detach().square().mean()}
 
     def scaled(self, sigma: float) -> float:
@@ -104,14 +109,23 @@ class CT(ConsistencyTraining):
     Config = CTConfig
     reference: ClassVar = "Song et al. 2023, arXiv 2303.01469, alg. 3 and appendix C"
 
-    def __init__(self, config: CTConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+    def __init__(
+        self,
+        config: CTConfig,
+        teacher: Guided | None,
+        task: Problem,
+        num_steps: int,
+        total_steps: int,
+    ):
         super().__init__(config, teacher, task, num_steps, total_steps, config.target_half_life)
 
     def grid(self, step: int) -> Tensor:
         """`N(k) = ceil(sqrt(k / K ((s_1 + 1)^2 - s_0^2) + s_0^2) - 1) + 1` levels, then 0."""
         first, last = self.config.levels_from, self.config.levels_to
         done = step / max(self.total_steps, 1)
-        return self.karras(math.ceil(math.sqrt(done * ((last + 1) ** 2 - first**2) + first**2) - 1) + 1)
+        return self.karras(
+            math.ceil(math.sqrt(done * ((last + 1) ** 2 - first**2) + first**2) - 1) + 1
+        )
 
     def pairs(self, batch: Batch, step: int) -> Pair:
         grid = self.grid(step).to(batch.index.device)
@@ -146,7 +160,10 @@ class ICT(ConsistencyTraining):
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         if config.levels_from > config.levels_to:
-            raise UsageError(f"levels_from is {config.levels_from}, but must not exceed levels_to, which is {config.levels_to}")
+            raise UsageError(
+                f"levels_from is {config.levels_from}, but must not exceed levels_to, "
+                f"which is {config.levels_to}"
+            )
 
     def grid(self, step: int) -> Tensor:
         """`N(k) = min(s_0 2^floor(k / K'), s_1) + 1` levels, then 0.
@@ -164,9 +181,14 @@ class ICT(ConsistencyTraining):
         """
         grid = self.grid(step).to(batch.index.device)
         mean = self.config.level_mean + math.log(self.task.data_std / 0.5)
-        edges = torch.erf((torch.log(sigma_ve(self.schedule, grid).clamp(max=1e6)) - mean) / (math.sqrt(2) * self.config.level_std))
+        edges = torch.erf(
+            (torch.log(sigma_ve(self.schedule, grid).clamp(max=1e6)) - mean)
+            / (math.sqrt(2) * self.config.level_std)
+        )
         share = (edges[:-1] - edges[1:]).cumsum(0)
-        place = torch.searchsorted(share / share[-1], batch.uniform("level")).clamp(max=len(grid) - 2)
+        place = torch.searchsorted(share / share[-1], batch.uniform("level")).clamp(
+            max=len(grid) - 2
+        )
         return grid[place], grid[place + 1]
 
 
@@ -189,16 +211,23 @@ class ECT(ConsistencyTraining):
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         if config.stages * math.log(config.q) > -math.log(SMALLEST_GAP):
-            raise UsageError(f"q is {config.q:g} and stages {config.stages}, but q ** stages must not exceed {1 / SMALLEST_GAP:g}: "
-                             "beyond it float32 does not separate the last two noise levels")  # fmt: skip
+            raise UsageError(
+                f"q is {config.q:g} and stages {config.stages}, "
+                f"but q ** stages must not exceed {1 / SMALLEST_GAP:g}: "
+                "beyond it float32 does not separate the last two noise levels"
+            )
 
     def pairs(self, batch: Batch, step: int) -> Pair:
         largest = largest_sigma(self.schedule)
-        log_sigma = self.config.level_mean + self.config.level_std * batch.normal("level", ()).double()
+        log_sigma = (
+            self.config.level_mean + self.config.level_std * batch.normal("level", ()).double()
+        )
         sigma_t = self.scaled(1.0) * log_sigma.exp()
         sigma_t = sigma_t.clamp(self.scaled(1e-4), largest)
         stage = step * self.config.stages // max(self.total_steps, 1)
-        kept = 1 - self.config.q ** -(stage + 1) * (1 + 8 * torch.sigmoid(-sigma_t / self.scaled(1.0)))
+        kept = 1 - self.config.q ** -(stage + 1) * (
+            1 + 8 * torch.sigmoid(-sigma_t / self.scaled(1.0))
+        )
         sigma_s = sigma_t * kept.clamp(min=0)
         t = torch.where(sigma_t < largest, self.schedule.time_of(sigma_t), 1.0)
         return t, torch.where(sigma_s > 0, self.schedule.time_of(sigma_s), 0.0)

@@ -53,7 +53,14 @@ class CTM(DenoisingStudent):
     scalars = ("target",)
     reference: ClassVar = "Kim et al. 2023, arXiv 2310.02279, eq. 3 to 9"
 
-    def __init__(self, config: CTMConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+    def __init__(
+        self,
+        config: CTMConfig,
+        teacher: Guided | None,
+        task: Problem,
+        num_steps: int,
+        total_steps: int,
+    ):
         super().__init__(config, teacher, task, num_steps, total_steps, config.target_half_life)
         self.solver = Jumps(lambda t, s: {"target": self.schedule.network_time(s)})
         self.grid = few_step_levels(task.trajectory_steps)
@@ -61,9 +68,14 @@ class CTM(DenoisingStudent):
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         if task.trajectory_steps % num_steps:
-            raise UsageError(f"num_steps is {num_steps}, but must divide the {task.trajectory_steps} levels of the task's grid")
+            raise UsageError(
+                f"num_steps is {num_steps}, but must divide the {task.trajectory_steps} levels "
+                "of the task's grid"
+            )
 
-    def predict(self, model: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition) -> Prediction:
+    def predict(
+        self, model: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition
+    ) -> Prediction:
         """g with the target s as an input."""
         return model(x_t, t, cond.with_scalars(target=self.schedule.network_time(s)))
 
@@ -85,13 +97,19 @@ class CTM(DenoisingStudent):
             x_u = x_t
             for i in range(int(ahead.max())):
                 here, there = (grid[(at_t + i + j).clamp(max=last)] for j in (0, 1))
-                moved = ddim_step(self.teacher(x_u, here.clamp(min=float(grid[-2])), cond), there, self.schedule)
+                moved = ddim_step(
+                    self.teacher(x_u, here.clamp(min=float(grid[-2])), cond), there, self.schedule
+                )
                 x_u = torch.where((i < ahead).reshape(-1, 1, 1, 1), moved, x_u)
-            target = self.jump(self.target_model, self.jump(self.target_model, x_u, u, s, cond), s, end, cond)
+            target = self.jump(
+                self.target_model, self.jump(self.target_model, x_u, u, s, cond), s, end, cond
+            )
         found = self.jump(self.target_model, self.jump(self.model, x_t, t, s, cond), s, end, cond)
         consistency = self.config.distance(found - target).mean()
         metrics = {"consistency": consistency.detach()}
         if not self.config.dsm:
             return consistency, metrics
         denoising = (self.predict(self.model, x_t, t, t, cond).x_0 - x_0).square().mean()
-        return consistency + self.config.dsm * denoising, metrics | {"denoising": denoising.detach()}
+        return consistency + self.config.dsm * denoising, metrics | {
+            "denoising": denoising.detach()
+        }

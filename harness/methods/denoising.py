@@ -37,9 +37,18 @@ class Denoising(Method):
     sources = frozenset({"data"})
     target = "data"
     init: Literal["teacher", "random"] = "random"
-    reference: ClassVar = "Ho et al. 2020, arXiv 2006.11239, eq. 14; Peebles & Xie 2023, arXiv 2212.09748"
+    reference: ClassVar = (
+        "Ho et al. 2020, arXiv 2006.11239, eq. 14; Peebles & Xie 2023, arXiv 2212.09748"
+    )
 
-    def __init__(self, config: Config, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+    def __init__(
+        self,
+        config: Config,
+        teacher: Guided | None,
+        task: Problem,
+        num_steps: int,
+        total_steps: int,
+    ):
         self.config, self.task = config, task
         network = DiT(**task.network_options)
         self.players = {"student": config.player(network, total_steps)}
@@ -58,7 +67,9 @@ class Denoising(Method):
         eps = batch.normal("eps", x_0.shape[1:])
         cond = cond.replaced(batch.uniform("dropout") < self.config.label_dropout, self.task.null)
         alpha, sigma = (expand_to(c, x_0) for c in self.task.schedule.alpha_sigma(t))
-        denoiser = Denoiser(self.players["student"].module, self.task.schedule, self.task.prediction_type)
+        denoiser = Denoiser(
+            self.players["student"].module, self.task.schedule, self.task.prediction_type
+        )
         found = denoiser(alpha * x_0 + sigma * eps, t, cond)
         a, b = (expand_to(c, x_0) for c in self.task.schedule.v_weights(t))
         target = {"eps": eps, "x_0": x_0, "v": a * x_0 + b * eps}[self.task.prediction_type]

@@ -37,13 +37,23 @@ class DMD2(DenoisingStudent):
     """Distribution matching distillation (DMD2): a fake score, the teacher's score and a GAN."""
 
     Config = DMD2Config
-    reference: ClassVar = "Yin et al. 2024, arXiv 2405.14867, sec. 4; gradient: Yin et al. 2023, arXiv 2311.18828, eq. 7 and 8"
+    reference: ClassVar = (
+        "Yin et al. 2024, arXiv 2405.14867, sec. 4; "
+        "gradient: Yin et al. 2023, arXiv 2311.18828, eq. 7 and 8"
+    )
 
     @staticmethod
     def student_updates(config: Any, total_steps: int) -> int:
         return -(-total_steps // config.student_every)
 
-    def __init__(self, config: DMD2Config, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+    def __init__(
+        self,
+        config: DMD2Config,
+        teacher: Guided | None,
+        task: Problem,
+        num_steps: int,
+        total_steps: int,
+    ):
         super().__init__(config, teacher, task, num_steps, total_steps)
         self.matching = Matching(config, self.teacher, task, self.starts_as_teacher)
         self.players["fake_score"] = self.matching.player
@@ -58,9 +68,16 @@ class DMD2(DenoisingStudent):
         if step % every == 0:
             place = step // every % steps
             found.append(Update("student", partial(self.loss_at, place=place), f"step {place}"))
-        return [*found, Update("fake_score", partial(self.fake_loss, place=step % steps), f"step {step % steps}")]
+        return [
+            *found,
+            Update(
+                "fake_score", partial(self.fake_loss, place=step % steps), f"step {step % steps}"
+            ),
+        ]
 
-    def generate(self, model: Denoiser, cond: Condition, batch: Batch, place: int, name: str) -> Tensor:
+    def generate(
+        self, model: Denoiser, cond: Condition, batch: Batch, place: int, name: str
+    ) -> Tensor:
         """The student's x_0 at step `place` of its sampling; gradients flow through that step."""
         device = batch.index.device
         levels = self.levels.to(device)
@@ -68,14 +85,18 @@ class DMD2(DenoisingStudent):
         with torch.no_grad():
             for i in range(place):
                 x_0 = model(x_t, levels[i], cond).x_0
-                x_t = self.noised(x_0, batch.normal(f"{name} step {i + 1}", self.task.shape), levels[i + 1])
+                x_t = self.noised(
+                    x_0, batch.normal(f"{name} step {i + 1}", self.task.shape), levels[i + 1]
+                )
         return model(x_t, levels[place], cond).x_0
 
     def loss_at(self, batch: Batch, place: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's loss at step `place`."""
         assert batch.data is not None
         cond = batch.data[1]
-        return self.matching.student_loss(self.generate(self.model, cond, batch, place, "student"), cond, batch)
+        return self.matching.student_loss(
+            self.generate(self.model, cond, batch, place, "student"), cond, batch
+        )
 
     def fake_loss(self, batch: Batch, place: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The fake score's loss on the student's samples at step `place`."""

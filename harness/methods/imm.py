@@ -29,7 +29,14 @@ from torch import Tensor
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Guided
 from harness.methods.base import METHODS, Batch, Problem
-from harness.methods.parts.student import DenoisingStudent, Jumps, StudentConfig, largest_sigma, sigma_ve, time_of_flow
+from harness.methods.parts.student import (
+    DenoisingStudent,
+    Jumps,
+    StudentConfig,
+    largest_sigma,
+    sigma_ve,
+    time_of_flow,
+)
 from harness.solvers.ddim import ddim_step
 
 
@@ -57,17 +64,33 @@ class IMM(DenoisingStudent):
     target = "data"
     reference: ClassVar = "Zhou et al. 2025, arXiv 2503.07565, eq. 12 and alg. 1"
 
-    def __init__(self, config: IMMConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+    def __init__(
+        self,
+        config: IMMConfig,
+        teacher: Guided | None,
+        task: Problem,
+        num_steps: int,
+        total_steps: int,
+    ):
         super().__init__(config, teacher, task, num_steps, total_steps)
         self.solver = Jumps(lambda t, s: {"target": self.schedule.network_time(s)})
 
     def times(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Times t > r >= s, float64 [B] each; a group has those of its first sample."""
-        groups = torch.arange(len(batch.index), device=batch.index.device) // self.config.group * self.config.group
+        groups = (
+            torch.arange(len(batch.index), device=batch.index.device)
+            // self.config.group
+            * self.config.group
+        )
         tau = (batch.uniform("t")[groups] * self.largest_tau).clamp(min=1e-2)
-        t, s = time_of_flow(self.schedule, tau), time_of_flow(self.schedule, batch.uniform("s")[groups] * tau)
+        t, s = (
+            time_of_flow(self.schedule, tau),
+            time_of_flow(self.schedule, batch.uniform("s")[groups] * tau),
+        )
         widest = largest_sigma(self.schedule)
-        r = self.schedule.time_of((sigma_ve(self.schedule, t) - widest * 2.0**-self.config.gap).clamp(min=1e-6))
+        r = self.schedule.time_of(
+            (sigma_ve(self.schedule, t) - widest * 2.0**-self.config.gap).clamp(min=1e-6)
+        )
         return t, torch.maximum(r, s), s
 
     def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition) -> Tensor:

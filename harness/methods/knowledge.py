@@ -28,4 +28,7 @@ class KnowledgeDistillation(StepDistillation):
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         super().check(config, task, num_steps)
         if num_steps != 1:
-            raise UsageError(f"num_steps is {num_steps}, but knowledge distillation has one step: give --num-steps 1")
+            raise UsageError(
+                f"num_steps is {num_steps}, but knowledge distillation has one step: "
+                "give --num-steps 1"
+            )

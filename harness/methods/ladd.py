@@ -49,17 +49,37 @@ class LADD(DenoisingStudent):
 
     Config = LADDConfig
     sources = frozenset({"trajectory"})
-    reference: ClassVar = "Sauer et al. 2024, arXiv 2403.12015, sec. 3; hinge: Sauer et al. 2023, arXiv 2311.17042, eq. 2 and 3"
+    reference: ClassVar = (
+        "Sauer et al. 2024, arXiv 2403.12015, sec. 3; "
+        "hinge: Sauer et al. 2023, arXiv 2311.17042, eq. 2 and 3"
+    )
 
-    def __init__(self, config: LADDConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+    def __init__(
+        self,
+        config: LADDConfig,
+        teacher: Guided | None,
+        task: Problem,
+        num_steps: int,
+        total_steps: int,
+    ):
         super().__init__(config, teacher, task, num_steps, total_steps)
-        self.critic = Critic(self.teacher, task, config.gan_lr, config.clip, config.gan_virtual_batch, config.gan_max_time)
+        self.critic = Critic(
+            self.teacher,
+            task,
+            config.gan_lr,
+            config.clip,
+            config.gan_virtual_batch,
+            config.gan_max_time,
+        )
         self.players["discriminator"] = self.critic.player
 
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         if not task.network_teacher:
-            raise UsageError("ladd needs a teacher that is a network, but this task's is a closed formula: give another task")
+            raise UsageError(
+                "ladd needs a teacher that is a network, but this task's is a closed formula: "
+                "give another task"
+            )
 
     def updates(self, step: int) -> Iterable[Update]:
         return [Update("student", self.loss), Update("discriminator", self.discriminator_loss)]
@@ -80,7 +100,9 @@ class LADD(DenoisingStudent):
         """The hinge loss on the teacher's samples and the student's x_0 in the carry."""
         path = batch.trajectory
         assert path is not None
-        return self.critic.hinge((path.states[:, -1], path.cond), (batch.carry["x_0"], path.cond), batch)
+        return self.critic.hinge(
+            (path.states[:, -1], path.cond), (batch.carry["x_0"], path.cond), batch
+        )
 
     def end_step(self, step: int, means: dict[str, float]) -> Collection[str]:
         self.critic.heads.power_iteration()

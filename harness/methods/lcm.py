@@ -50,22 +50,36 @@ class LCM(GridDistillation):
     scalars = ("guidance",)
     reference: ClassVar = "Luo et al. 2023, arXiv 2310.04378, alg. 1 and eq. 13 to 17"
 
-    def __init__(self, config: LCMConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+    def __init__(
+        self,
+        config: LCMConfig,
+        teacher: Guided | None,
+        task: Problem,
+        num_steps: int,
+        total_steps: int,
+    ):
         super().__init__(config, teacher, task, num_steps, total_steps, config.target_half_life)
         self.teacher_solver, self.grid = DDIM(), few_step_levels(config.grid_levels)
-        self.solver = ConsistencySteps(guidance=1000 * task.guidance_scale)  # the embedding of the released code
+        # The released code embeds 1000 times the scale.
+        self.solver = ConsistencySteps(guidance=1000 * task.guidance_scale)
 
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         if config.grid_levels % num_steps:
-            raise UsageError(f"num_steps is {num_steps}, but must divide grid_levels, which is {config.grid_levels}")
+            raise UsageError(
+                f"num_steps is {num_steps}, but must divide grid_levels, "
+                f"which is {config.grid_levels}"
+            )
         scale = task.guidance_scale
         if not config.guidance_from <= scale <= config.guidance_to:
             raise UsageError(
-                f"guidance_from and guidance_to are {config.guidance_from:g} and {config.guidance_to:g}, but the task's scale is "
-                f"{scale:g}: give an interval that contains it"
+                "guidance_from and guidance_to are "
+                f"{config.guidance_from:g} and {config.guidance_to:g}, "
+                f"but the task's scale is {scale:g}: give an interval that contains it"
             )
 
     def teacher_and_condition(self, batch: Batch, cond: Condition) -> tuple[Guided, Condition]:
-        scale = self.config.guidance_from + batch.uniform("guidance") * (self.config.guidance_to - self.config.guidance_from)
+        scale = self.config.guidance_from + batch.uniform("guidance") * (
+            self.config.guidance_to - self.config.guidance_from
+        )
         return self.teacher.at(scale), cond.with_scalars(guidance=1000 * scale)

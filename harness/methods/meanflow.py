@@ -28,7 +28,13 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.counting import jvp
 from harness.diffusion.denoiser import Guided, expand_to
 from harness.methods.base import METHODS, Batch, Problem
-from harness.methods.parts.student import DenoisingStudent, Jumps, StudentConfig, time_of_flow, velocity
+from harness.methods.parts.student import (
+    DenoisingStudent,
+    Jumps,
+    StudentConfig,
+    time_of_flow,
+    velocity,
+)
 
 
 class MeanFlowConfig(StudentConfig):
@@ -56,20 +62,31 @@ class MeanFlow(DenoisingStudent):
     scalars = ("target",)
     reference: ClassVar = "Geng et al. 2025, arXiv 2505.13447, eq. 6 to 11 and alg. 1"
 
-    def __init__(self, config: MeanFlowConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+    def __init__(
+        self,
+        config: MeanFlowConfig,
+        teacher: Guided | None,
+        task: Problem,
+        num_steps: int,
+        total_steps: int,
+    ):
         super().__init__(config, teacher, task, num_steps, total_steps)
         self.target = "guided teacher" if config.source == "teacher" else "data"
         self.solver = Jumps(lambda t, s: {"target": self.schedule.network_time(s)})
 
     def u(self, y: Tensor, rho: Tensor, tau: Tensor, cond: Condition) -> Tensor:
         """The student's mean velocity over flow times [rho, tau], at points y [B, C, H, W]."""
-        cond = cond.with_scalars(target=self.schedule.network_time(time_of_flow(self.schedule, rho)))
+        cond = cond.with_scalars(
+            target=self.schedule.network_time(time_of_flow(self.schedule, rho))
+        )
         return self.velocity_at(self.model, y, tau, cond)
 
     def times(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Flow times rho <= tau, float64 [B] each."""
         pair = torch.stack([batch.normal(name, ()).double() for name in ("tau", "rho")])
-        pair = torch.sigmoid(self.config.level_mean + self.config.level_std * pair).clamp(1e-3, self.largest_tau)
+        pair = torch.sigmoid(self.config.level_mean + self.config.level_std * pair).clamp(
+            1e-3, self.largest_tau
+        )
         tau, rho = pair.amax(0), pair.amin(0)
         return torch.where(batch.uniform("distinct") < self.config.distinct, rho, tau), tau
 
@@ -84,7 +101,11 @@ class MeanFlow(DenoisingStudent):
             t = time_of_flow(self.schedule, tau)
             with torch.no_grad():
                 v = velocity(self.teacher(self.noised(x_0, eps, t), t, cond))
-        u, change = jvp(lambda y, rho, tau: self.u(y, rho, tau, cond), (y, rho, tau), (v, torch.zeros_like(rho), torch.ones_like(tau)))
+        u, change = jvp(
+            lambda y, rho, tau: self.u(y, rho, tau, cond),
+            (y, rho, tau),
+            (v, torch.zeros_like(rho), torch.ones_like(tau)),
+        )
         off = u - (v - expand_to(tau - rho, x_0) * change.detach())
         error = off.square().flatten(1).sum(1)
         weight = (error.detach() + self.config.weight_floor) ** -self.config.power

@@ -49,14 +49,26 @@ class Progressive(DenoisingStudent):
     Config = ProgressiveConfig
     reference: ClassVar = "Salimans & Ho 2022, arXiv 2202.00512, alg. 2, eq. 8 and 9"
 
-    def __init__(self, config: ProgressiveConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+    def __init__(
+        self,
+        config: ProgressiveConfig,
+        teacher: Guided | None,
+        task: Problem,
+        num_steps: int,
+        total_steps: int,
+    ):
         super().__init__(config, teacher, task, num_steps, total_steps)
         self.solver = DDIM()
         if 0 < total_steps < config.rounds:
-            raise UsageError(f"rounds is {config.rounds}, but the run has {total_steps} steps: give at most as many rounds")
+            raise UsageError(
+                f"rounds is {config.rounds}, but the run has {total_steps} steps: "
+                "give at most as many rounds"
+            )
         self.ends = [round(total_steps * (i + 1) / config.rounds) for i in range(config.rounds)]
         self.student_player.rate = self.rate
-        self.earlier = self.as_denoiser(copy.deepcopy(self.student_player.module).requires_grad_(False).eval())
+        self.earlier = self.as_denoiser(
+            copy.deepcopy(self.student_player.module).requires_grad_(False).eval()
+        )
 
     @staticmethod
     def student_updates(config: Any, total_steps: int) -> int:
@@ -66,7 +78,8 @@ class Progressive(DenoisingStudent):
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         if (first := num_steps * 2**config.rounds) > NUM_LEVELS:
             raise UsageError(
-                f"rounds is {config.rounds}, so the first teacher would take {first} steps, but there are {NUM_LEVELS} levels: give fewer"
+                f"rounds is {config.rounds}, so the first teacher would take {first} steps, "
+                f"but there are {NUM_LEVELS} levels: give fewer"
             )
 
     def rate(self, progress: float) -> float:
@@ -75,11 +88,19 @@ class Progressive(DenoisingStudent):
         number = bisect_left(self.ends, step)
         start = self.ends[number - 1] if number else 0
         place = (step - start) / max(self.ends[number] - start, 1)
-        return min(place / self.config.warmup, 1.0) * (1 - place) if self.config.warmup else 1 - place
+        return (
+            min(place / self.config.warmup, 1.0) * (1 - place) if self.config.warmup else 1 - place
+        )
 
     def updates(self, step: int) -> Iterable[Update]:
         number = bisect_right(self.ends, step)
-        return [Update("student", partial(self.loss_in, number=number), "first round" if number == 0 else "later")]
+        return [
+            Update(
+                "student",
+                partial(self.loss_in, number=number),
+                "first round" if number == 0 else "later",
+            )
+        ]
 
     def loss_in(self, batch: Batch, number: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss in round `number`.
@@ -90,7 +111,10 @@ class Progressive(DenoisingStudent):
         x_0, cond = batch.data
         teacher: Model = self.teacher if number == 0 else self.earlier
         steps = (len(self.levels) - 1) * 2 ** (self.config.rounds - 1 - number)
-        grid, place = few_step_levels(2 * steps).to(x_0.device), (batch.uniform("level") * steps).long()
+        grid, place = (
+            few_step_levels(2 * steps).to(x_0.device),
+            (batch.uniform("level") * steps).long(),
+        )
         t, m, s = (grid[2 * place + i] for i in range(3))
         z_t = self.noised(x_0, batch.normal("eps", x_0.shape[1:]), t)
         with torch.no_grad():

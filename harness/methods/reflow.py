@@ -42,16 +42,28 @@ class Reflow(DenoisingStudent):
 
     Config = ReflowConfig
     sources = frozenset({"trajectory"})
-    reference: ClassVar = "Liu et al. 2022, arXiv 2209.03003, eq. 1 and sec. 2.2; Liu et al. 2023, arXiv 2309.06380, eq. 6"
+    reference: ClassVar = (
+        "Liu et al. 2022, arXiv 2209.03003, eq. 1 and sec. 2.2; "
+        "Liu et al. 2023, arXiv 2309.06380, eq. 6"
+    )
 
-    def __init__(self, config: ReflowConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+    def __init__(
+        self,
+        config: ReflowConfig,
+        teacher: Guided | None,
+        task: Problem,
+        num_steps: int,
+        total_steps: int,
+    ):
         super().__init__(config, teacher, task, num_steps, total_steps)
         self.solver = DDIM()
         self.last_part = round(config.distill_from * total_steps) if num_steps == 1 else total_steps
 
     @classmethod
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
-        return METHODS.name_of(cls), config if num_steps == 1 else config.model_copy(update={"distill_from": 0.5})
+        return METHODS.name_of(cls), config if num_steps == 1 else config.model_copy(
+            update={"distill_from": 0.5}
+        )
 
     def updates(self, step: int) -> Iterable[Update]:
         return [Update("student", partial(self.loss_at, last=step >= self.last_part))]

@@ -35,7 +35,7 @@ from harness.diffusion.denoiser import Denoiser, Guided, expand_to
 from harness.methods.base import METHODS, Batch, Problem, Update
 from harness.methods.parts.players import Player
 from harness.methods.parts.student import DenoisingStudent, StudentConfig, largest_sigma
-from harness.networks.dit import TimestepEmbedder
+from harness.networks.layers import TimestepEmbedder
 
 
 class SCMConfig(StudentConfig):
@@ -79,7 +79,14 @@ class SCM(DenoisingStudent):
     any_step = True
     reference: ClassVar = "Lu & Song 2024, arXiv 2410.11081, eq. 5 to 8 and alg. 1"
 
-    def __init__(self, config: SCMConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+    def __init__(
+        self,
+        config: SCMConfig,
+        teacher: Guided | None,
+        task: Problem,
+        num_steps: int,
+        total_steps: int,
+    ):
         super().__init__(config, teacher, task, num_steps, total_steps)
         self.target = "guided teacher" if config.source == "teacher" else "data"
         self.sd = task.data_std
@@ -101,12 +108,20 @@ class SCM(DenoisingStudent):
         r = min(step / ramp, 1.0) if ramp else 1.0
         return [Update("student", partial(self.loss_at, r=r)), Update("weight", self.weight_loss)]
 
-    def tangent(self, x: Tensor, angle: Tensor, slope: Tensor, cond: Condition, r: float) -> tuple[Tensor, Tensor]:
+    def tangent(
+        self, x: Tensor, angle: Tensor, slope: Tensor, cond: Condition, r: float
+    ) -> tuple[Tensor, Tensor]:
         """F and g before normalisation, for the path's slope dx/dt; gradients flow through F."""
         cos, sin = (expand_to(c, x) for c in (angle.cos(), angle.sin()))
         both = (angle.cos() * angle.sin()).double()
-        now, change = jvp(lambda x, angle: self.F(self.model, x, angle, cond), (x, angle), (cos * sin * slope, both))
-        g = -(cos**2) * (self.sd * now.detach() - slope) - r * (cos * sin * x + self.sd * change.detach())
+        now, change = jvp(
+            lambda x, angle: self.F(self.model, x, angle, cond),
+            (x, angle),
+            (cos * sin * slope, both),
+        )
+        g = -(cos**2) * (self.sd * now.detach() - slope) - r * (
+            cos * sin * x + self.sd * change.detach()
+        )
         return now, g
 
     def loss_at(self, batch: Batch, r: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -114,15 +129,25 @@ class SCM(DenoisingStudent):
         assert batch.data is not None
         x_0, cond = batch.data
         mean = self.config.level_mean + math.log(self.sd / 0.5)
-        sigma = (mean + self.config.level_std * batch.normal("level", ()).double()).exp().clamp(1e-3 * self.sd, self.largest)
+        sigma = (
+            (mean + self.config.level_std * batch.normal("level", ()).double())
+            .exp()
+            .clamp(1e-3 * self.sd, self.largest)
+        )
         angle = torch.atan(sigma / self.sd)
         cos, sin = (expand_to(c, x_0) for c in (angle.cos(), angle.sin()))
         z = self.sd * batch.normal("eps", x_0.shape[1:])
         x = cos * x_0 + sin * z
         with torch.no_grad():
-            slope = self.sd * self.F(self.teacher, x, angle, cond) if self.config.source == "teacher" else cos * z - sin * x_0
+            slope = (
+                self.sd * self.F(self.teacher, x, angle, cond)
+                if self.config.source == "teacher"
+                else cos * z - sin * x_0
+            )
         now, g = self.tangent(x, angle, slope, cond, r)
-        norm = g.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) / (g[0].numel() ** 0.5 if self.config.norm == "rms" else 1.0)
+        norm = g.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) / (
+            g[0].numel() ** 0.5 if self.config.norm == "rms" else 1.0
+        )
         g = g / (norm + self.config.normalisation)
         error = (now - now.detach() - g).square().flatten(1).mean(1)
         if self.config.prior_weight == "sigma":
@@ -131,7 +156,10 @@ class SCM(DenoisingStudent):
         batch.carry["weighted"] = time, error.detach()
         with torch.no_grad():
             weight = self.players["weight"].module(time)
-        return (weight.exp() * error).mean(), {"tangent": g.detach().square().mean(), "weight": weight.mean()}
+        return (weight.exp() * error).mean(), {
+            "tangent": g.detach().square().mean(),
+            "weight": weight.mean(),
+        }
 
     def weight_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """`e^w error - w`, with its minimum where e^-w is the mean error."""

@@ -41,7 +41,9 @@ class ShortcutConfig(StudentConfig):
     @property
     def counted_samples(self) -> int:
         """The first number from 8 on whose bootstrapped share is whole, or 100."""
-        return next((count for count in range(8, 100) if (count * self.bootstrap).is_integer()), 100)
+        return next(
+            (count for count in range(8, 100) if (count * self.bootstrap).is_integer()), 100
+        )
 
 
 @METHODS.register("shortcut")
@@ -54,11 +56,20 @@ class Shortcut(DenoisingStudent):
     target = "data"
     reference: ClassVar = "Frans et al. 2024, arXiv 2410.12557, eq. 4 and 5, alg. 1"
 
-    def __init__(self, config: ShortcutConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+    def __init__(
+        self,
+        config: ShortcutConfig,
+        teacher: Guided | None,
+        task: Problem,
+        num_steps: int,
+        total_steps: int,
+    ):
         super().__init__(config, teacher, task, num_steps, total_steps)
         assert self.student_player.ema is not None
         self.target_model = self.as_denoiser(self.student_player.ema.module)
-        self.levels = time_of_flow(self.schedule, torch.linspace(1, 0, num_steps + 1, dtype=torch.float64))
+        self.levels = time_of_flow(
+            self.schedule, torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+        )
         step_size = torch.tensor([1000 / num_steps])
         self.solver = Jumps(lambda t, s: {"step_size": step_size})
 
@@ -66,10 +77,13 @@ class Shortcut(DenoisingStudent):
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         for name, number in (("num_steps", num_steps), ("finest", config.finest)):
             if number & (number - 1):
-                raise UsageError(f"{name} is {number}, but shortcut models double their steps: give a power of 2")
+                raise UsageError(
+                    f"{name} is {number}, but shortcut models double their steps: give a power of 2"
+                )
         if num_steps > config.finest // 2:
             raise UsageError(
-                f"num_steps is {num_steps}, but the smallest trained step is {2 / config.finest:g}: give at most {config.finest // 2}"
+                f"num_steps is {num_steps}, but the smallest trained step is "
+                f"{2 / config.finest:g}: give at most {config.finest // 2}"
             )
 
     def s(self, model: Denoiser, y: Tensor, tau: Tensor, step: Tensor, cond: Condition) -> Tensor:
@@ -82,7 +96,12 @@ class Shortcut(DenoisingStudent):
         eps, share = batch.normal("eps", x_0.shape[1:]), self.config.bootstrap
         index = batch.index.double()  # float32 cannot count the samples of a long run
         booted = ((index + 1) * share).floor() > (index * share).floor()
-        d = 2.0 ** -(1 + (batch.uniform("size") * (self.config.finest.bit_length() - 1)).long()).double()
+        d = (
+            2.0
+            ** -(
+                1 + (batch.uniform("size") * (self.config.finest.bit_length() - 1)).long()
+            ).double()
+        )
         place = 1 + (batch.uniform("t") / (2 * d)).long()
         tau = torch.where(booted, place * 2 * d, batch.uniform("t")).clamp(1e-3, self.largest_tau)
         y = expand_to(1 - tau, x_0) * x_0 + expand_to(tau, x_0) * eps
@@ -99,5 +118,7 @@ class Shortcut(DenoisingStudent):
         step = torch.where(d * self.config.finest <= 1, 0.0, d)
         first = self.s(self.target_model, y, tau, step, cond)
         halfway = (tau - d).clamp(min=1e-6)
-        second = self.s(self.target_model, y - expand_to(tau - halfway, y) * first, halfway, step, cond)
+        second = self.s(
+            self.target_model, y - expand_to(tau - halfway, y) * first, halfway, step, cond
+        )
         return (first + second).to(y) / 2

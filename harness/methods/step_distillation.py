@@ -59,29 +59,51 @@ class TrajectoryDistillation(Method):
 
     sources = frozenset({"trajectory"})
 
-    def __init__(self, config: DistillationConfig, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+    def __init__(
+        self,
+        config: DistillationConfig,
+        teacher: Guided | None,
+        task: Problem,
+        num_steps: int,
+        total_steps: int,
+    ):
         assert teacher is not None
         history_layers, visible = self.history(config)
-        self.config, self.teacher_network = config, teacher.denoiser.network if task.network_teacher else None
+        self.config, self.teacher_network = (
+            config,
+            teacher.denoiser.network if task.network_teacher else None,
+        )
         network = HistoryDiT(
-            num_steps, history_layers, visible, config.heads == "per_step",
-            extra_channels=task.shape[0] if config.noise_channels else 0, scalars=("step_size",) if config.step_counts else (),
+            num_steps,
+            history_layers,
+            visible,
+            config.heads == "per_step",
+            extra_channels=task.shape[0] if config.noise_channels else 0,
+            scalars=("step_size",) if config.step_counts else (),
             **task.network_options,
-        )  # fmt: skip
+        )
         if self.teacher_network is not None:
             network.load_teacher(self.teacher_network.state_dict())
-        updates = total_steps if config.dmd_from is None else MatchingStage.student_updates(config, total_steps)
+        updates = (
+            total_steps
+            if config.dmd_from is None
+            else MatchingStage.student_updates(config, total_steps)
+        )
         self.players = {"student": config.player(network, updates)}
         ema = self.players["student"].ema
         assert ema is not None
         self.student = ema.module
         self.levels = few_step_levels(num_steps)
         self.points = Points(config, task.schedule, task.prediction_type, self.levels)
-        self.trained_points = [replace(self.points, levels=few_step_levels(n)) for n in config.step_counts]
+        self.trained_points = [
+            replace(self.points, levels=few_step_levels(n)) for n in config.step_counts
+        ]
         self.solver = CachedSteps(self.points)
         self.stage: Stage | None = None
         if config.gan_from is not None:
-            self.stage = Adversary(config, teacher, task, network.head(num_steps - 1).linear, total_steps)
+            self.stage = Adversary(
+                config, teacher, task, network.head(num_steps - 1).linear, total_steps
+            )
         elif config.dmd_from is not None:
             self.stage = MatchingStage(config, teacher, task, total_steps)
         if self.stage is not None:
@@ -97,15 +119,20 @@ class TrajectoryDistillation(Method):
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         for count in (num_steps, *config.step_counts):
             if task.trajectory_steps % count:
-                divisors = [n for n in range(1, task.trajectory_steps + 1) if task.trajectory_steps % n == 0]
+                divisors = [
+                    n for n in range(1, task.trajectory_steps + 1) if task.trajectory_steps % n == 0
+                ]
                 raise UsageError(
-                    f"{'num_steps' if count == num_steps else 'step_counts'} is {count}, but must divide the {task.trajectory_steps} "
-                    f"evaluations of the task's trajectories: one of {', '.join(map(str, divisors))}"
+                    f"{'num_steps' if count == num_steps else 'step_counts'} is {count}, but must "
+                    f"divide the {task.trajectory_steps} evaluations of the task's trajectories: "
+                    f"one of {', '.join(map(str, divisors))}"
                 )
         config.check_options(task, num_steps)
         depth = task.network_options["depth"]
         if (layers := cls.history(config)[0]) > depth:
-            raise UsageError(f"history_layers is {layers}, but the teacher has {depth} layers: give 0 to {depth}")
+            raise UsageError(
+                f"history_layers is {layers}, but the teacher has {depth} layers: give 0 to {depth}"
+            )
 
     @classmethod
     def output(cls, config: Any, task: Problem) -> str:
@@ -122,7 +149,9 @@ class TrajectoryDistillation(Method):
 
         This holds without history and with each state's own time.
         """
-        alone = len(self.levels) == 2 or (self.history(self.config)[0] == 0 and self.config.time_embedding == "per_state")
+        alone = len(self.levels) == 2 or (
+            self.history(self.config)[0] == 0 and self.config.time_embedding == "per_state"
+        )
         if self.teacher_network is None or self.config.parametrization != "teacher" or not alone:
             return None
         teacher = Denoiser(self.teacher_network, self.points.schedule, self.points.prediction_type)
@@ -131,10 +160,17 @@ class TrajectoryDistillation(Method):
     def updates(self, step: int) -> Iterable[Update]:
         if not self.config.step_counts:
             return self.staged_updates(step, self.loss)
-        number = step if self.stage is None or step < self.stage.start else self.stage.student_update(step)
+        number = (
+            step
+            if self.stage is None or step < self.stage.start
+            else self.stage.student_update(step)
+        )
         points = self.trained_points[number % len(self.trained_points)]
         found = self.staged_updates(step, partial(self.loss, points=points))
-        return [replace(update, phase=f"{update.phase} {len(points.levels) - 1} steps".lstrip()) for update in found]
+        return [
+            replace(update, phase=f"{update.phase} {len(points.levels) - 1} steps".lstrip())
+            for update in found
+        ]
 
     def staged_updates(self, step: int, loss: Loss) -> list[Update]:
         """The updates of a step, with those of the stage once it has begun."""
@@ -170,10 +206,15 @@ class TrajectoryDistillation(Method):
             own = (batch.uniform("own history") < self.config.own_history).reshape(-1, 1, 1, 1, 1)
             x = torch.where(own, self.own_points(points, x[:, 0], path.cond), x)
         times = points.times.to(x.device).expand(x.shape[:2])
-        inputs, cond = points.network_input(x, x[:, 0]), path.cond.with_scalars(**points.scalars(len(x), x.device))
+        inputs, cond = (
+            points.network_input(x, x[:, 0]),
+            path.cond.with_scalars(**points.scalars(len(x), x.device)),
+        )
         output, _ = self.players["student"].module(inputs, times, cond)
         t, s = (grid.repeat(len(x)) for grid in (points.levels[:-1], points.levels[1:]))
-        answer = points.answer(output[:, :, : x.shape[2]].flatten(0, 1), x.flatten(0, 1), t, s).unflatten(0, x.shape[:2])
+        answer = points.answer(
+            output[:, :, : x.shape[2]].flatten(0, 1), x.flatten(0, 1), t, s
+        ).unflatten(0, x.shape[:2])
         errors = (answer - target).square().mean((0, 2, 3, 4))
         batch.carry["x_0"] = answer[:, -1]  # the answer at t = 0 is an x_0
         return errors.mean(), {f"mse_step{i + 1}": error.detach() for i, error in enumerate(errors)}
@@ -181,7 +222,9 @@ class TrajectoryDistillation(Method):
     @torch.no_grad()
     def own_points(self, points: Points, x_T: Tensor, cond: Condition) -> Tensor:
         """The inputs of the student's own sampling from x_T [B, C, H, W], as [B, S, C, H, W]."""
-        return trace(CachedSteps(points), self.players["student"].module, x_T, points.levels, cond).states[:, :-1]
+        return trace(
+            CachedSteps(points), self.players["student"].module, x_T, points.levels, cond
+        ).states[:, :-1]
 
 
 @METHODS.register("step-distillation")
@@ -195,6 +238,12 @@ class StepDistillation(TrajectoryDistillation):
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
         # one step from noise to data has one head, one time and, for every trajectory, one pair
         if num_steps == 1 and not config.step_counts:
-            kind = {"trajectory": "predictions", "heads": "per_step"} if config.parametrization == "direct" else {"heads": "shared"}
-            config = config.model_copy(update={**kind, "time_embedding": "per_state", "own_history": 0.0})
+            kind = (
+                {"trajectory": "predictions", "heads": "per_step"}
+                if config.parametrization == "direct"
+                else {"heads": "shared"}
+            )
+            config = config.model_copy(
+                update={**kind, "time_embedding": "per_state", "own_history": 0.0}
+            )
         return METHODS.name_of(cls), config.without_idle_stages()

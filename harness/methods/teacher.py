@@ -37,15 +37,23 @@ class Teacher(Method):
     """No distillation: the guided teacher sampled by an ODE solver in few steps."""
 
     Config = TeacherConfig
-    reference = "Song et al. 2021, arXiv 2010.02502 (DDIM); feature caching: Chen et al. 2024, arXiv 2406.01125"
+    reference = (
+        "Song et al. 2021, arXiv 2010.02502 (DDIM); "
+        "feature caching: Chen et al. 2024, arXiv 2406.01125"
+    )
 
-    def __init__(self, config: Any, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int):
+    def __init__(
+        self, config: Any, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int
+    ):
         assert teacher is not None
         self.players = {}
         self.student = teacher
         self.solver, self.levels = SOLVERS[config.solver](), few_step_levels(num_steps)
         if config.levels:
-            self.levels = torch.tensor([1000, *reversed(config.levels), 0], dtype=torch.float64, device="cpu") / 1000
+            self.levels = (
+                torch.tensor([1000, *reversed(config.levels), 0], dtype=torch.float64, device="cpu")
+                / 1000
+            )
         if config.reuse_every > 1:
             self.solver = FeatureReuse(self.solver, config.reuse_every, config.reuse_below)
 
@@ -63,15 +71,26 @@ class Teacher(Method):
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         SOLVERS[config.solver]
         if config.levels and len(config.levels) != num_steps - 1:
-            raise UsageError(f"{num_steps} steps have {num_steps - 1} levels between noise and data, but {len(config.levels)} are given")
+            raise UsageError(
+                f"{num_steps} steps have {num_steps - 1} levels between noise and data, "
+                f"but {len(config.levels)} are given"
+            )
         if config.levels and config.levels[-1] >= 1000:
-            raise UsageError(f"levels hold {config.levels[-1]}, but must lie between 0 and 1000, data and noise")
+            raise UsageError(
+                f"levels hold {config.levels[-1]}, but must lie between 0 and 1000, data and noise"
+            )
         if config.reuse_every == 1:
             return
         if not task.network_teacher:
-            raise UsageError("reuse_every needs a teacher that is a network, but this task's is a closed formula: leave it out")
+            raise UsageError(
+                "reuse_every needs a teacher that is a network, "
+                "but this task's is a closed formula: leave it out"
+            )
         if config.reuse_below >= (depth := task.network_options["depth"]):
-            raise UsageError(f"reuse_below is {config.reuse_below}, but the teacher has {depth} blocks: give at most {depth - 1}")
+            raise UsageError(
+                f"reuse_below is {config.reuse_below}, but the teacher has {depth} blocks: "
+                f"give at most {depth - 1}"
+            )
 
     @property
     def sampled_network(self) -> nn.Module:

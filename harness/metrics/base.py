@@ -1,10 +1,10 @@
-"""What a metric is: a decorated function whose parameters name what it needs to know of samples.
+"""A metric is a decorated function; its parameters name the inputs that it needs.
 
     @metric("fid", direction="lower", heading="FID ↓", digits=2)
     def fid(features: Features) -> float: ...
 
-The evaluator calls every metric whose needs are met, so that a task of images, an exact task and a
-bare file of samples each get theirs. `KNOWN` lists what may be known. Metrics of ours are in
+The evaluator calls every metric whose inputs exist. So a task of images, an exact task and a bare
+file of samples each get their own metrics. `KNOWN` lists all inputs. The built-in metrics are in
 `registered.py`; others come from plug-ins.
 """
 
@@ -43,12 +43,12 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Features:
-    """Samples and real images in the eyes of a feature network.
+    """Features of samples and of real images in one feature network.
 
     Attributes:
-        generated, logits: of the samples, float64 [n, d] and [n, classes].
-        real: of the reference, float64 [m, d].
-        neighbours: how many of the reference's first features have neighbourhoods; None is all.
+        generated, logits: features and logits of the samples, float64 [n, d] and [n, classes].
+        real: features of the reference, float64 [m, d].
+        neighbours: number of the reference's first features that have neighbourhoods; None is all.
     """
 
     generated: Tensor
@@ -69,7 +69,13 @@ class Features:
 
 @dataclass(frozen=True)
 class SampledMap:
-    """What made the samples, as a differentiable function of noise, and the noise x_T [n, C, H, W]."""
+    """The deterministic sampler that made the samples, with its inputs.
+
+    Attributes:
+        sample: differentiable map from noise [n, C, H, W] and conditions to samples [n, C, H, W].
+        x_T: the noise, [n, C, H, W].
+        cond: the conditions of the n samples.
+    """
 
     sample: Callable[[Tensor, Condition], Tensor]
     x_T: Tensor
@@ -78,15 +84,15 @@ class SampledMap:
 
 @dataclass(frozen=True)
 class SampleMetric:
-    """A number that judges samples: its function, and what tables show of it.
+    """A number that judges samples: its function and its column in tables.
 
     Attributes:
         function: returns the number, or NaN where it does not exist.
         direction: which way is better.
-        heading, digits: of its column in tables.
+        heading, digits: heading and decimal places of its column in tables.
         needs: the names of the function's parameters, each in `KNOWN`.
-        milestone: whether it is measured along training too.
-        most_samples: how many samples it is made of at the most; None is all.
+        milestone: whether it is also measured during training.
+        most_samples: the largest number of samples that it uses; None is all.
     """
 
     name: str
@@ -104,7 +110,7 @@ class SampleMetric:
         return (self.function.__doc__ or "").strip().partition("\n")[0]
 
     def __call__(self, known: Mapping[str, Any]) -> float:
-        """The number, from whatever is known of the samples by the names in `KNOWN`."""
+        """Computes the number from inputs that are named as in `KNOWN`."""
         return float(self.function(**{name: known[name] for name in self.needs}))
 
 
@@ -113,7 +119,13 @@ METRICS: Registry[SampleMetric] = registry_of("metric")
 
 
 def metric(
-    name: str, *, direction: Direction, heading: str, digits: int = 3, milestone: bool = False, most_samples: int | None = None
+    name: str,
+    *,
+    direction: Direction,
+    heading: str,
+    digits: int = 3,
+    milestone: bool = False,
+    most_samples: int | None = None,
 ) -> Callable[[Callable[..., float]], SampleMetric]:
     """Registers the decorated function as a metric; see `SampleMetric` for the arguments.
 
@@ -123,8 +135,12 @@ def metric(
     def enter(function: Callable[..., float]) -> SampleMetric:
         needs = tuple(inspect.signature(function).parameters)
         if strange := [need for need in needs if need not in KNOWN]:
-            raise ValueError(f"metric {name!r} asks for {', '.join(strange)}; it may ask for: {', '.join(KNOWN)}")
-        made = SampleMetric(name, function, direction, heading, digits, needs, milestone, most_samples)
+            raise ValueError(
+                f"metric {name!r} asks for {', '.join(strange)}; it may ask for: {', '.join(KNOWN)}"
+            )
+        made = SampleMetric(
+            name, function, direction, heading, digits, needs, milestone, most_samples
+        )
         METRICS.register(name, function)(made)
         return made
 

@@ -1,4 +1,4 @@
-"""Compute: MACs of whatever runs, and parameters. 1 MAC = 2 FLOPs."""
+"""Compute: MACs of any callable, and parameters. 1 MAC = 2 FLOPs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,21 @@ def count_macs(run: Callable[[], Any]) -> int:
     return count_flops(run) // 2
 
 
-KINDS = {  # module of a diffusion transformer: kind of layer
-    "attn.qkv": "attention projections", "attn.proj": "attention projections", "attn": "attention products", "mlp": "MLP",
-    "adaLN_modulation": "adaLN", "x_embedder": "embeddings", "t_embedder": "embeddings", "y_embedder": "embeddings",
+KINDS = {
+    "attn.qkv": "attention projections",
+    "attn.proj": "attention projections",
+    "attn": "attention products",
+    "mlp": "MLP",
+    "adaLN_modulation": "adaLN",
+    "x_embedder": "embeddings",
+    "t_embedder": "embeddings",
+    "y_embedder": "embeddings",
     "final_layer": "final layer",
-}  # fmt: skip
+}
+"""Kinds of layers by module of a diffusion transformer."""
 _MODULE = re.compile(
-    r"\.(?:blocks\.\d+\.(attn\.qkv|attn\.proj|attn|mlp|adaLN_modulation)|(x_embedder|t_embedder|y_embedder|final_layer)\d*)$"
+    r"\.(?:blocks\.\d+\.(attn\.qkv|attn\.proj|attn|mlp|adaLN_modulation)"
+    r"|(x_embedder|t_embedder|y_embedder|final_layer)\d*)$"
 )
 
 
@@ -36,10 +44,11 @@ def macs_by_kind(run: Callable[[], Any]) -> dict[str, int]:
     for name, by_operation in counter.get_flop_counts().items():
         if found := _MODULE.search(name):
             kinds[KINDS[found[1] or found[2]]] += sum(by_operation.values()) // 2
-    kinds["attention products"] -= kinds["attention projections"]  # the module `attn` counts its two layers too
+    # The count of the module `attn` includes its two projections.
+    kinds["attention products"] -= kinds["attention projections"]
     return kinds | {"other": counter.get_total_flops() // 2 - sum(kinds.values())}
 
 
 def parameters(module: nn.Module) -> int:
-    """Number of trainable numbers in a module; fixed position embeddings are buffers and do not count."""
+    """Number of parameters of a module; fixed position embeddings are buffers and do not count."""
     return sum(p.numel() for p in module.parameters())

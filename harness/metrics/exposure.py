@@ -1,7 +1,7 @@
 """Exposure bias: what a student loses because it sees its own states instead of the teacher's.
 
-For each step, the error of the predicted state when all states before came from the teacher, and when they came from the
-student itself. The gap is what ARD is about (arXiv 2504.11295, sec. 3.1).
+Each step's error is measured twice: after earlier states of the teacher, and after the student's
+own. ARD sets out to close the gap between the two (arXiv 2504.11295, sec. 3.1).
 """
 
 from __future__ import annotations
@@ -16,18 +16,23 @@ from harness.solvers import Solver
 
 
 @torch.no_grad()
-def exposure_bias(solver: Solver, model: Any, points: Tensor, levels: Tensor, cond: Condition) -> tuple[list[float], ...]:
-    """Root mean squared error of a pixel after each of S steps.
+def exposure_bias(
+    solver: Solver, model: Any, points: Tensor, levels: Tensor, cond: Condition
+) -> tuple[list[float], ...]:
+    """Root mean squared error per pixel after each of S steps.
 
     Args:
-        points: the teacher's points that the student is to go through, [B, S + 1, C, H, W], noise first.
+        points: the teacher's states at the student's levels, [B, S + 1, C, H, W], noise first.
         levels: timesteps of the points, [S + 1].
 
     Returns:
-        S errors on the teacher's history, S errors on the student's own, and S distances between the two predictions; the
-        first errors are equal.
+        S errors on the teacher's history, S errors on the student's own history, and S distances
+        between the two predictions. The first two errors are equal.
     """
-    x, own_state, taught_state = points[:, 0], *(solver.init(model, points[:, 0], cond) for _ in range(2))
+    x, own_state, taught_state = (
+        points[:, 0],
+        *(solver.init(model, points[:, 0], cond) for _ in range(2)),
+    )
     on_teachers, on_own, drift = [], [], []
     for i in range(len(levels) - 1):
         t, s = levels[i], levels[i + 1]

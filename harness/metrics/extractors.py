@@ -1,11 +1,14 @@
-"""Feature networks of the literature, from local weights or a download: Inception-v3 by two protocols, and DINOv2.
+"""Feature networks of the literature: Inception-v3 under two protocols, and DINOv2.
 
-- `inception`: torch-fidelity's network and resizing, the TensorFlow protocol of most published FIDs.
-- `inception-clean`: the same network after clean-fid's resizing (Parmar et al. 2022, arXiv 2104.11222): bicubic with
-  antialiasing by PIL, not rounded again.
-- `dinov2`: the class token of a DINOv2 vision transformer, for FD-DINOv2 (Stein et al. 2023, arXiv 2306.04675). The network is
-  timm's, whose position embedding is resampled to 224 pixels with antialiasing, unlike the original's: compare its numbers with
-  one another, not with published ones.
+The weights are a local file or a download.
+
+- `inception`: torch-fidelity's network and resizing, the TensorFlow protocol of most published
+  FIDs.
+- `inception-clean`: the same network after clean-fid's resizing (Parmar et al. 2022,
+  arXiv 2104.11222), which is PIL's bicubic filter with antialiasing, without further rounding.
+- `dinov2`: the class token of a DINOv2 vision transformer, for FD-DINOv2 (Stein et al. 2023,
+  arXiv 2306.04675). timm resamples the position embedding to 224 pixels with antialiasing; the
+  original does not. So compare these numbers with one another, not with published ones.
 
 Images of one channel are repeated to three.
 """
@@ -35,12 +38,12 @@ DINOV2 = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 
 
 class Extractor(ABC):
-    """From images to features.
+    """A network from images to features.
 
     Attributes:
         metric: the name of the Frechet distance on these features.
-        need: the name by which that metric asks for them.
-        sha256: of the weights file.
+        need: the parameter through which that metric gets them.
+        sha256: SHA-256 of the weights file.
     """
 
     metric: str
@@ -54,22 +57,34 @@ class Extractor(ABC):
         try:
             self.network = self.build(self.read()).requires_grad_(False).eval().to(device)
         except (RuntimeError, KeyError) as error:
-            raise UsageError(f"{self.path} holds other weights than {type(self).__name__} needs: {str(error).splitlines()[0]}") from error
+            problem = str(error).splitlines()[0]
+            raise UsageError(
+                f"{self.path} holds other weights than {type(self).__name__} needs: {problem}"
+            ) from error
 
     def read(self) -> dict[str, Tensor]:
         """The file's tensors; nothing in it is executed."""
         try:
             return torch.load(self.path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise UsageError(f"{self.path} is no file of weights, or one that cannot be read safely") from error
+            raise UsageError(
+                f"{self.path} is no file of weights, or one that cannot be read safely"
+            ) from error
 
     def download(self, url: str) -> Path:
-        """The file of that address in torch's hub folder, fetched if it is not there; a hash in its name is checked."""
+        """Downloads a file to torch's hub folder, if it is missing, and returns its path.
+
+        A hash in the file's name is checked. Raises UsageError if the download fails.
+        """
         try:
             with redirect_stdout(stderr):
-                torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+                torch.hub.load_state_dict_from_url(
+                    url, map_location="cpu", check_hash=True, weights_only=True
+                )
         except (URLError, OSError) as error:
-            raise UsageError(f"cannot download {url} ({error}); give a local file as NAME=FILE") from error
+            raise UsageError(
+                f"cannot download {url} ({error}); give a local file as NAME=FILE"
+            ) from error
         return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
     @abstractmethod
@@ -86,9 +101,17 @@ class Extractor(ABC):
 
     @torch.no_grad()
     def __call__(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Features, float64 [n, d] on the CPU, of images [n, 1 or 3, H, W] in [-1, 1], which are rounded to 8 bits first."""
+        """Features of images [n, 1 or 3, H, W] in [-1, 1]: float64 [n, d] on the CPU.
+
+        The images are rounded to 8 bits first.
+        """
         rounded = to_uint8(images).expand(-1, 3, -1, -1)
-        return torch.cat([self.features(part.to(self.device)).double().cpu() for part in rounded.split(batch_size)])
+        return torch.cat(
+            [
+                self.features(part.to(self.device)).double().cpu()
+                for part in rounded.split(batch_size)
+            ]
+        )
 
 
 class Inception(Extractor):
@@ -104,7 +127,9 @@ class Inception(Extractor):
     def build(self, state: dict[str, Tensor]) -> nn.Module:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(self.path))
+        return FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(self.path)
+        )
 
     def features(self, images: Tensor) -> Tensor:
         return self.network(images)[0]
@@ -121,8 +146,11 @@ class CleanInception(Inception):
         resize = make_resizer("PIL", False, "bicubic", (299, 299))
         resized = np.stack([resize(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()])
         ready = (torch.from_numpy(resized).permute(0, 3, 1, 2).to(self.device) - 128) / 128
-        # torch-fidelity's network resizes and rounds what it is given, so its first layer is handed these images instead
-        handle = self.network.get_submodule("Conv2d_1a_3x3").register_forward_pre_hook(lambda module, args: (ready,))
+        # torch-fidelity's network resizes and rounds its input. So a hook feeds the resized images
+        # to its first layer.
+        handle = self.network.get_submodule("Conv2d_1a_3x3").register_forward_pre_hook(
+            lambda module, args: (ready,)
+        )
         try:
             return self.network(images)[0]
         finally:
@@ -130,28 +158,44 @@ class CleanInception(Inception):
 
 
 class DINOv2(Extractor):
-    """The class token of a DINOv2 vision transformer with patches of 14, at 224 pixels; its size follows from the weights."""
+    """The class token of a DINOv2 vision transformer with patches of 14 pixels, at 224 pixels.
+
+    The weights determine the size of the network.
+    """
 
     metric, need = "fd_dinov2", "dinov2"
 
     def fetched(self) -> Path:
-        return self.download("https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth")
+        return self.download(
+            "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
+        )
 
     def build(self, state: dict[str, Tensor]) -> nn.Module:
         import timm
         from timm.models.vision_transformer import checkpoint_filter_fn
 
         size = DINOV2[state["cls_token"].shape[-1]]
-        network = timm.create_model(f"vit_{size}_patch14_dinov2", img_size=224, num_classes=0, global_pool="token")
+        network = timm.create_model(
+            f"vit_{size}_patch14_dinov2", img_size=224, num_classes=0, global_pool="token"
+        )
         network.load_state_dict(checkpoint_filter_fn(state, network))  # type: ignore[arg-type]
         return network
 
     def features(self, images: Tensor) -> Tensor:
         pictures = [
-            Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC) for image in images.permute(0, 2, 3, 1).cpu().numpy()
+            Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC)
+            for image in images.permute(0, 2, 3, 1).cpu().numpy()
         ]
-        x = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2).to(self.device) / 255
-        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        x = (
+            torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+            .permute(0, 3, 1, 2)
+            .to(self.device)
+            / 255
+        )
+        mean, std = (
+            torch.tensor(values, device=self.device).view(3, 1, 1)
+            for values in (IMAGENET_MEAN, IMAGENET_STD)
+        )
         return self.network((x - mean) / std)
 
 

@@ -10,7 +10,9 @@ from harness.networks.classifier import Classifier
 
 
 @torch.no_grad()
-def classify(classifier: Classifier, images: Tensor, batch_size: int = 100) -> tuple[Tensor, Tensor]:
+def classify(
+    classifier: Classifier, images: Tensor, batch_size: int = 100
+) -> tuple[Tensor, Tensor]:
     """Features and logits of images, which are rounded to 8 bits first.
 
     Args:

@@ -1,4 +1,4 @@
-"""Distances between two sets of samples in feature space: FID and KID, computed by torch-fidelity."""
+"""Distances between two sets of samples in feature space: torch-fidelity's FID and KID."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from torch import Tensor
 
 
 def fid(features: Tensor, reference: Tensor) -> float:
-    """Frechet distance between Gaussians fitted to two sets of features (Heusel et al. 2017, arXiv 1706.08500, eq. 6).
+    """Frechet distance between Gaussians that are fitted to two sets of features.
 
-    Biased upwards by about 1 / n: two values compare only at equal n.
+    Heusel et al. 2017, arXiv 1706.08500, eq. 6. The bias is upwards and about proportional to
+    1 / n, so two values compare only at equal n.
 
     Args:
         features, reference: [n, d] and [m, d], float64.
     """
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_fid import (
+        KEY_METRIC_FID,
+        fid_features_to_statistics,
+        fid_statistics_to_metric,
+    )
 
     statistics = [fid_features_to_statistics(f) for f in (features, reference)]
     return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
@@ -30,28 +35,43 @@ def frechet_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
     """Frechet distance between two Gaussians, each a mean [d] and a covariance [d, d], float64."""
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
-    statistics = [{"mu": mean.numpy(), "sigma": covariance.numpy()} for mean, covariance in (first, second)]
+    statistics = [
+        {"mu": mean.numpy(), "sigma": covariance.numpy()} for mean, covariance in (first, second)
+    ]
     return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
 
 
 def kid(features: Tensor, reference: Tensor, subset_size: int, subsets: int = 100) -> float:
-    """Unbiased squared MMD under the cubic kernel, mean over subsets (Binkowski et al. 2018, arXiv 1801.01401).
+    """Unbiased squared MMD under the cubic kernel, averaged over subsets.
+
+    Binkowski et al. 2018, arXiv 1801.01401.
 
     Args:
         features, reference: [n, d] and [m, d], float64.
-        subset_size: samples a subset, at most n and m.
+        subset_size: samples in a subset, at most n and m.
     """
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-    result = kid_features_to_metric(features, reference, kid_subsets=subsets, kid_subset_size=subset_size, verbose=False)
+    result = kid_features_to_metric(
+        features, reference, kid_subsets=subsets, kid_subset_size=subset_size, verbose=False
+    )
     return float(result[KEY_METRIC_KID_MEAN])
 
 
 def label_agreement(logits: Tensor, asked: Tensor) -> float:
-    """Share of samples that the feature network classifies as the label asked for; [n, classes] and [n]."""
+    """Share of samples that the feature network classifies as the requested label.
+
+    Args:
+        logits: the feature network's logits, [n, classes].
+        asked: the requested labels, [n].
+    """
     return float((logits.argmax(1) == asked).double().mean())
 
 
 def distance_to_reference(samples: Tensor, reference: Tensor) -> float:
-    """Root mean squared difference of a pixel (range -1 to 1) between samples from the same noise; both [n, C, H, W]."""
+    """Root mean squared difference per pixel between two sets of samples from the same noise.
+
+    Args:
+        samples, reference: [n, C, H, W], in [-1, 1].
+    """
     return float((samples.double() - reference.double()).square().mean().sqrt())

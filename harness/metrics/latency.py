@@ -1,4 +1,4 @@
-"""Latency by protocol: warmed up, synchronised, interleaved with a reference, median and its ratio."""
+"""Latency after warm-up, synchronised and interleaved with a reference: medians and their ratio."""
 
 from __future__ import annotations
 
@@ -13,15 +13,26 @@ import torch
 
 @dataclass(frozen=True)
 class Latency:
-    """Medians over interleaved repeats: seconds of the run, of the reference, and of their ratio."""
+    """Medians over interleaved repeats.
+
+    Attributes:
+        seconds, reference_seconds: median seconds of the run and of the reference.
+        ratio: median over the repeats of run / reference.
+    """
 
     seconds: float
     reference_seconds: float
     ratio: float
 
 
-def interleaved_latency(run: Callable[[], Any], reference: Callable[[], Any], device: torch.device, *, warmup: int = 2,
-                        repeats: int = 9) -> Latency:  # fmt: skip
+def interleaved_latency(
+    run: Callable[[], Any],
+    reference: Callable[[], Any],
+    device: torch.device,
+    *,
+    warmup: int = 2,
+    repeats: int = 9,
+) -> Latency:
     """Times `run` and `reference` in turn, so that both see the same state of the machine."""
 
     def seconds(call: Callable[[], Any]) -> float:
@@ -37,4 +48,8 @@ def interleaved_latency(run: Callable[[], Any], reference: Callable[[], Any], de
         run(), reference()
     pairs = [(seconds(run), seconds(reference)) for _ in range(repeats)]
     mine, theirs = zip(*pairs, strict=True)
-    return Latency(statistics.median(mine), statistics.median(theirs), statistics.median(a / b for a, b in pairs))
+    return Latency(
+        statistics.median(mine),
+        statistics.median(theirs),
+        statistics.median(a / b for a, b in pairs),
+    )

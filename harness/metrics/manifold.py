@@ -1,36 +1,57 @@
-"""Fidelity and diversity apart: nearest-neighbour metrics in feature space, the inception-style score, memorisation."""
+"""Fidelity and diversity apart, and memorisation.
+
+Nearest-neighbour metrics in feature space, the inception-style score, and copies in pixels.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-AT_ONCE, CANDIDATES = 500, 8
-"""Samples whose distances to all others make one matrix (larger ones cost more time to allocate than to fill), and how many of the
-nearest in pixels are measured exactly.
-"""
+AT_ONCE = 500
+"""Rows of a distance matrix that are computed at once; larger parts take longer to allocate."""
+CANDIDATES = 8
+"""Nearest images in single precision whose distances are then computed in double precision."""
 
 
 def radii(features: Tensor, k: int) -> Tensor:
     """Distance of each feature vector [n, d] to its k-th nearest other one: [n]."""
-    return torch.cat([torch.cdist(part, features).topk(k + 1, largest=False).values[:, k] for part in features.split(AT_ONCE)])
+    return torch.cat(
+        [
+            torch.cdist(part, features).topk(k + 1, largest=False).values[:, k]
+            for part in features.split(AT_ONCE)
+        ]
+    )
 
 
 def precision_recall(generated: Tensor, real: Tensor, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 to 3); features [n, d] and [m, d]."""
+    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 to 3).
+
+    Args:
+        generated, real: features, [n, d] and [m, d].
+        k: the k-th nearest other feature vector bounds a neighbourhood.
+    """
     return _inside(generated, real, radii(real, k)), _inside(real, generated, radii(generated, k))
 
 
 def _inside(points: Tensor, centres: Tensor, radius: Tensor) -> float:
-    """Share of points [n, d] that lie in at least one ball around centres [m, d] of these radii [m]."""
-    return float(torch.cat([(torch.cdist(part, centres) <= radius).any(1) for part in points.split(AT_ONCE)]).double().mean())
+    """Share of points [n, d] in at least one ball with a centre [m, d] and its radius [m]."""
+    return float(
+        torch.cat([(torch.cdist(part, centres) <= radius).any(1) for part in points.split(AT_ONCE)])
+        .double()
+        .mean()
+    )
 
 
 def density_coverage(generated: Tensor, real: Tensor, k: int = 5) -> tuple[float, float]:
-    """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, eq. 4 and 5); features [n, d] and [m, d].
+    """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, eq. 4 and 5).
 
-    Density counts the real neighbourhoods around a sample and can exceed 1; coverage is the share of real neighbourhoods that
-    hold a sample.
+    Density counts the real neighbourhoods around a sample and can exceed 1. Coverage is the share
+    of real neighbourhoods that hold a sample.
+
+    Args:
+        generated, real: features, [n, d] and [m, d].
+        k: the k-th nearest other feature vector bounds a neighbourhood.
     """
     counts = []
     for part, radius in zip(real.split(AT_ONCE), radii(real, k).split(AT_ONCE), strict=True):
@@ -40,9 +61,13 @@ def density_coverage(generated: Tensor, real: Tensor, k: int = 5) -> tuple[float
 
 
 def inception_style_score(logits: Tensor) -> float:
-    """`exp(E KL(p(y|x) || p(y)))` of a classifier's logits [n, classes], over all samples at once (Salimans et al. 2016, sec. 4).
+    """`exp(E KL(p(y|x) || p(y)))` over all samples at once (Salimans et al. 2016, sec. 4).
 
-    "Style", because the classifier is the task's own; 1 to the number of classes.
+    The name says "style" because the task's own classifier takes the place of Inception. The score
+    lies between 1 and the number of classes.
+
+    Args:
+        logits: the classifier's logits, [n, classes].
     """
     log_p = logits.double().log_softmax(1)
     log_marginal = log_p.exp().mean(0).log()
@@ -50,16 +75,28 @@ def inception_style_score(logits: Tensor) -> float:
 
 
 def class_diversity(features: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor) -> float:
-    """Mean distance between two samples of one class, relative to real images', averaged over classes; 1 is as diverse."""
+    """Mean distance between two samples of one class, relative to that of real images.
+
+    The ratio is averaged over classes; at 1 samples are as diverse as real images.
+
+    Args:
+        features, real: [n, d] and [m, d].
+        labels, real_labels: [n] and [m].
+    """
     ratios = []
     for label in real_labels.unique():
-        spread = [torch.pdist(f[found == label]).mean() for f, found in ((features, labels), (real, real_labels))]
+        spread = [
+            torch.pdist(f[found == label]).mean()
+            for f, found in ((features, labels), (real, real_labels))
+        ]
         ratios.append(spread[0] / spread[1])
     return float(torch.stack(ratios).mean())
 
 
 def memorised_share(samples: Tensor, training: Tensor, ratio: float = 1 / 3) -> float:
-    """Share of samples far closer to one training image than to the next: `d_1 / d_2 < 1/3` in pixels (Yoon et al. 2023, sec. 3).
+    """Share of samples that are far closer to one training image than to the next.
+
+    The criterion is `d_1 / d_2 < 1/3` on distances in pixels (Yoon et al. 2023, sec. 3).
 
     Args:
         samples, training: [n, C, H, W] and [m, C, H, W].
@@ -71,11 +108,13 @@ def memorised_share(samples: Tensor, training: Tensor, ratio: float = 1 / 3) -> 
 
 
 def nearest_two(samples: Tensor, training: Tensor) -> Tensor:
-    """Distances of samples [n, d] to their two nearest in [m, d]: float64 [n, 2].
+    """Distances of samples [n, d] to their two nearest training images [m, d]: float64 [n, 2].
 
-    The eight nearest are found by squared distances in single precision, those measured in double.
+    Squared distances in single precision find `CANDIDATES` images for each sample; the distances to
+    these are then computed in double precision.
     """
     few, many = samples.float(), training.float()
-    squared = many.square().sum(1) - 2 * few @ many.t()  # less that of the sample, which is the same for all
+    # The squared norm of the sample itself is left out: it does not change the order.
+    squared = many.square().sum(1) - 2 * few @ many.t()
     near = training[squared.topk(min(CANDIDATES, len(training)), largest=False).indices]
     return (near.double() - samples.double().unsqueeze(1)).norm(dim=2).topk(2, largest=False).values

@@ -100,7 +100,9 @@ def fd_dinov2(dinov2: Pair) -> float:
     return fidelity.fid(*dinov2)
 
 
-@metric("frechet_distance", direction="lower", heading="Frechet distance ↓", digits=4, milestone=True)
+@metric(
+    "frechet_distance", direction="lower", heading="Frechet distance ↓", digits=4, milestone=True
+)
 def frechet_distance(images: Tensor, mixture: GaussianMixture) -> float:
     """Frechet distance of the samples themselves to the exact moments."""
     return fidelity.frechet_distance(fidelity.sample_moments(images.flatten(1)), mixture.moments())
@@ -110,7 +112,11 @@ def frechet_distance(images: Tensor, mixture: GaussianMixture) -> float:
 def kl(sampled_map: SampledMap, mixture: GaussianMixture) -> float:
     """KL divergence to the exact density; none for a map that ignores its noise."""
     x_T, cond = sampled_map.x_T[:KL_SAMPLES], sampled_map.cond[:KL_SAMPLES]
-    value = kl_of_map(lambda x: sampled_map.sample(x, cond), x_T, lambda x_0: mixture.log_density(x_0, cond.classes))
+    value = kl_of_map(
+        lambda x: sampled_map.sample(x, cond),
+        x_T,
+        lambda x_0: mixture.log_density(x_0, cond.classes),
+    )
     return value if math.isfinite(value) else math.nan
 
 

@@ -56,7 +56,10 @@ class VirtualBatchNorm(nn.Module):
     def __init__(self, channels: int, size: int, eps: float = 1e-5):
         super().__init__()
         self.size, self.eps = size, eps
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(channels)),
+            nn.Parameter(torch.zeros(channels)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, channels, T] to the same shape.
@@ -66,7 +69,9 @@ class VirtualBatchNorm(nn.Module):
         """
         size = min(self.size, len(x))
         if len(x) % size:
-            raise ValueError(f"{len(x)} samples are not a multiple of the virtual batch size {size}")
+            raise ValueError(
+                f"{len(x)} samples are not a multiple of the virtual batch size {size}"
+            )
         groups = x.float().unflatten(0, (-1, size))
         var, mean = torch.var_mean(groups, (1, 3), correction=0, keepdim=True)
         normed = ((groups - mean) * (var + self.eps).rsqrt()).flatten(0, 1)
@@ -77,7 +82,11 @@ class Layer(nn.Sequential):
     """Convolution, norm and leaky ReLU: [N, width, T] to the same shape."""
 
     def __init__(self, width: int, kernel_size: int, virtual_batch: int):
-        super().__init__(SpectralConv1d(width, width, kernel_size), VirtualBatchNorm(width, virtual_batch), nn.LeakyReLU(0.2))
+        super().__init__(
+            SpectralConv1d(width, width, kernel_size),
+            VirtualBatchNorm(width, virtual_batch),
+            nn.LeakyReLU(0.2),
+        )
 
 
 class Head(nn.Module):
@@ -92,7 +101,9 @@ class Head(nn.Module):
         """Tokens [N, T, d] and the conditioning vector [N, d] to logits [N, T]."""
         h = self.pointwise(tokens.transpose(1, 2))
         h = (h + self.wide(h)) / math.sqrt(2)
-        return (self.logits(h) * self.project(c).unsqueeze(-1)).float().sum(1) / math.sqrt(EMBEDDING)
+        return (self.logits(h) * self.project(c).unsqueeze(-1)).float().sum(1) / math.sqrt(
+            EMBEDDING
+        )
 
 
 class Heads(nn.ModuleList):

@@ -1,24 +1,22 @@
 """The diffusion transformer (Peebles & Xie 2023, arXiv 2212.09748).
 
-State dicts have the keys of the official DiT. Every layer works on tokens [..., T, d] under a
-conditioning vector [..., d]. The leading axes are (batch) for a DiT and (batch, state) with
-history, so adaLN is computed once a state and broadcast to its tokens.
+State dicts have the keys of the official DiT. `layers.py` holds the layers.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From queries, keys and values [..., heads, T, head width] to values of the queries' shape."""
+from harness.networks.layers import (
+    Block,
+    FinalLayer,
+    LabelEmbedder,
+    TimestepEmbedder,
+    sincos_position_embedding,
+)
 
 SIZES = {  # name: (depth, hidden_size, num_heads), table 1 of the paper
     "DiT-S": (12, 384, 6),
@@ -41,129 +39,6 @@ def size_options(name: str) -> dict[str, int]:
     return {"depth": depth, "hidden_size": width, "num_heads": heads, "patch_size": int(patch)}
 
 
-def attend_within(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of every query on all keys with its leading index; shapes as in `Attend`."""
-    lead = q.shape[:-3]
-    out = F.scaled_dot_product_attention(q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4))
-    return out.unflatten(0, lead)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention; the attention function is an argument."""
-
-    def __init__(self, width: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        """[..., T, d] -> [..., T, d]."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).movedim(-3, 0).transpose(-2, -3)
-        return self.proj(attend(*qkv).transpose(-2, -3).flatten(-2))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """`x (1 + scale) + shift`; x [..., T, d], shift and scale [..., 1, d]."""
-    return torch.addcmul(shift, x, 1 + scale)
-
-
-class CrossAttention(nn.Module):
-    """Attention of image tokens on text tokens; its output starts at zero."""
-
-    def __init__(self, width: int, text_width: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.q, self.kv, self.proj = nn.Linear(width, width), nn.Linear(text_width, 2 * width), nn.Linear(width, width)
-
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """x [B, ..., T, d] and text [B, L, width] to the shape of x."""
-        q = self.q(x).flatten(1, -2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k, v = self.kv(text).unflatten(-1, (2, self.num_heads, -1)).movedim(2, 0).transpose(2, 3)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).view_as(x)
-
-
-class Block(nn.Module):
-    """A transformer block with adaLN-Zero conditioning (fig. 3 of the paper)."""
-
-    def __init__(self, width: int, num_heads: int, text_width: int = 0):
-        from timm.layers import GELUTanh, Mlp  # slower to import than torch, and few commands build networks
-
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(width, num_heads)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(width, 4 * width, act_layer=GELUTanh)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        self.cross = CrossAttention(width, text_width, num_heads) if text_width else None
-
-    def forward(self, x: Tensor, c: Tensor, attend: Attend = attend_within, text: Tensor | None = None) -> Tensor:
-        """x [..., T, d] under c [..., d] and text [B, L, width], to [..., T, d]."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).unsqueeze(-2).chunk(6, -1)
-        x = torch.addcmul(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), attend))
-        if self.cross is not None:
-            if text is None:
-                raise ValueError("the network attends to text, but the conditions have none")
-            x = x + self.cross(x, text)
-        return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
-
-
-class FinalLayer(nn.Module):
-    """adaLN, then a linear map from a token to the pixels of its patch."""
-
-    def __init__(self, width: int, patch_size: int, out_channels: int):
-        super().__init__()
-        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.linear = nn.Linear(width, patch_size**2 * out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """x [..., T, d] under c [..., d], to [..., T, patch^2 channels]."""
-        shift, scale = self.adaLN_modulation(c).unsqueeze(-2).chunk(2, -1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
-
-
-class TimestepEmbedder(nn.Module):
-    """Sines and cosines of a scalar at 128 frequencies, through a two-layer network."""
-
-    def __init__(self, width: int, num_features: int = 256, starts_at_zero: bool = False):
-        super().__init__()
-        self.num_features = num_features
-        last = nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(num_features, width), nn.SiLU(), last)
-        if starts_at_zero:  # an added input changes nothing at first: the student starts as its teacher
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-
-    def forward(self, t: Tensor) -> Tensor:
-        """[...] -> [..., d]."""
-        half = self.num_features // 2
-        kind = next(self.mlp.parameters()).dtype
-        frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=kind, device=t.device) / half)
-        angles = t.to(kind).unsqueeze(-1) * frequencies
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], -1))
-
-
-class LabelEmbedder(nn.Module):
-    """A table of class vectors; its last row is the null class of guidance."""
-
-    def __init__(self, num_classes: int, width: int):
-        super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + 1, width)
-
-    def forward(self, labels: Tensor) -> Tensor:
-        """[B] -> [B, d]."""
-        return self.embedding_table(labels)
-
-
-def sincos_position_embedding(width: int, grid: tuple[int, int]) -> Tensor:
-    """The fixed 2-D sine-cosine embedding of a grid of tokens: [1, rows * columns, width]."""
-    omega = 1 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
-    rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1)
-    parts = [wave(np.outer(position, omega)) for position in (columns, rows) for wave in (np.sin, np.cos)]
-    return torch.tensor(np.concatenate(parts, 1), dtype=torch.float32).unsqueeze(0)
-
-
 class Trunk(nn.Module):
     """The layers of a class-conditional diffusion transformer; subclasses define the forward pass.
 
@@ -180,26 +55,43 @@ class Trunk(nn.Module):
             the text, and its mean is part of the conditioning vector.
     """
 
-    def __init__(self, image_size: int | tuple[int, int], patch_size: int, in_channels: int, hidden_size: int, depth: int,
-                 num_heads: int, num_classes: int = 0, learn_sigma: bool = False, extra_channels: int = 0,
-                 scalars: Sequence[str] = (), text_width: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        image_size: int | tuple[int, int],
+        patch_size: int,
+        in_channels: int,
+        hidden_size: int,
+        depth: int,
+        num_heads: int,
+        num_classes: int = 0,
+        learn_sigma: bool = False,
+        extra_channels: int = 0,
+        scalars: Sequence[str] = (),
+        text_width: int = 0,
+    ):
         super().__init__()
         self.in_channels, self.depth, self.num_classes = in_channels, depth, num_classes
         self.out_channels = in_channels * (2 if learn_sigma else 1)
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
         from timm.layers import PatchEmbed
 
-        self.x_embedder = PatchEmbed(size, patch_size, in_channels + extra_channels, hidden_size, bias=True)
+        self.x_embedder = PatchEmbed(
+            size, patch_size, in_channels + extra_channels, hidden_size, bias=True
+        )
         self.patch_size = patch_size
         self.grid: tuple[int, int] = self.x_embedder.grid_size
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size) if num_classes else None
         self.text_embedder = nn.Linear(text_width, hidden_size) if text_width else None
         self.register_buffer("pos_embed", sincos_position_embedding(hidden_size, self.grid))
-        self.blocks = nn.ModuleList([Block(hidden_size, num_heads, text_width) for _ in range(depth)])
+        self.blocks = nn.ModuleList(
+            [Block(hidden_size, num_heads, text_width) for _ in range(depth)]
+        )
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self._initialise()
-        self.scalar_embedders = nn.ModuleDict({name: TimestepEmbedder(hidden_size, starts_at_zero=True) for name in scalars})
+        self.scalar_embedders = nn.ModuleDict(
+            {name: TimestepEmbedder(hidden_size, starts_at_zero=True) for name in scalars}
+        )
 
     def _initialise(self) -> None:
         """Xavier for linear maps, N(0, 0.02^2) for embeddings, zero for gates and output."""
@@ -216,12 +108,20 @@ class Trunk(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
         for name, parameter in self.named_parameters():
-            if "adaLN_modulation" in name or ".cross.proj" in name or name.startswith("final_layer.linear"):
+            if (
+                "adaLN_modulation" in name
+                or ".cross.proj" in name
+                or name.startswith("final_layer.linear")
+            ):
                 nn.init.zeros_(parameter)
 
     def load_teacher(self, state: dict[str, Tensor]) -> None:
         """Loads a DiT's weights; the embedders of scalars, which a DiT lacks, keep their own."""
-        own = {name: value for name, value in self.state_dict().items() if name.startswith("scalar_embedders.")}
+        own = {
+            name: value
+            for name, value in self.state_dict().items()
+            if name.startswith("scalar_embedders.")
+        }
         self.load_state_dict({**own, **state})
 
     def conditioning(self, t: Tensor, cond: Condition) -> Tensor:

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.networks.dit import FinalLayer, Trunk, attend_within
+from harness.networks.dit import Trunk
+from harness.networks.layers import FinalLayer, attend_within
 
 Visible = Callable[[int], tuple[int, ...]]
 """From a query block (0 = noise) to its visible key blocks, in ascending order, itself last."""
@@ -69,7 +70,11 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor, first: int, visible: Visible)
     """
 
     def keys(x: Tensor, blocks: tuple[int, ...]) -> Tensor:
-        chosen = x[:, blocks[0] : blocks[-1] + 1] if len(blocks) == blocks[-1] - blocks[0] + 1 else x[:, list(blocks)]
+        chosen = (
+            x[:, blocks[0] : blocks[-1] + 1]
+            if len(blocks) == blocks[-1] - blocks[0] + 1
+            else x[:, list(blocks)]
+        )
         return chosen.transpose(1, 2).flatten(2, 3)
 
     outputs = []
@@ -90,11 +95,19 @@ class HistoryDiT(Trunk):
         options: arguments of `Trunk`.
     """
 
-    def __init__(self, num_states: int, history_layers: int, visible: Visible = causal, per_step_heads: bool = False,
-                 **options: Any):  # fmt: skip
+    def __init__(
+        self,
+        num_states: int,
+        history_layers: int,
+        visible: Visible = causal,
+        per_step_heads: bool = False,
+        **options: Any,
+    ):
         super().__init__(**options)
         if not 0 <= history_layers <= self.depth:
-            raise ValueError(f"history_layers is {history_layers}, but must be from 0 to the depth {self.depth}")
+            raise ValueError(
+                f"history_layers is {history_layers}, but must be from 0 to the depth {self.depth}"
+            )
         self.num_states, self.history_layers, self.visible = num_states, history_layers, visible
         self._head_names = ["final_layer"]
         if per_step_heads:
@@ -122,7 +135,9 @@ class HistoryDiT(Trunk):
         widened[:, : state[patch].shape[1]] = state[patch]
         super().load_teacher({**state, **heads, patch: widened})
 
-    def forward(self, x: Tensor, t: Tensor, cond: Condition, cache: Cache = EMPTY) -> tuple[Tensor, Cache]:
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Condition, cache: Cache = EMPTY
+    ) -> tuple[Tensor, Cache]:
         """Raw network output for consecutive states.
 
         Args:
@@ -143,7 +158,9 @@ class HistoryDiT(Trunk):
                 continue
             past = cache.keys_values[index] if cache.states else None
 
-            def attend(q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor] | None = past) -> Tensor:
+            def attend(
+                q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor] | None = past
+            ) -> Tensor:
                 if past is not None:
                     k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
                 grown.append((k, v))

@@ -26,7 +26,8 @@ def count_passes(network: nn.Module) -> Iterator[Passes]:
     def count(module: nn.Module, args: tuple) -> None:
         passes.total += args[0].shape[:-3].numel()
 
-    entrance = network.x_embedder if isinstance(network, Trunk) else network  # some callers run blocks alone
+    # Some callers run the blocks of a trunk alone.
+    entrance = network.x_embedder if isinstance(network, Trunk) else network
     handle = entrance.register_forward_pre_hook(count)
     try:
         yield passes

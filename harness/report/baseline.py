@@ -70,9 +70,15 @@ def entry_of(record: Record) -> Entry:
     """
     name = next((name for name in HEADLINES if name in record.metrics), None)
     if name is None or record.cost is None:
-        raise UsageError(f"record {record.run_id} has none of {', '.join(HEADLINES)}, by which a run is checked")
+        raise UsageError(
+            f"record {record.run_id} has none of {', '.join(HEADLINES)}, by which a run is checked"
+        )
     metric, cost, config = record.metrics[name], record.cost, record.config
-    exact: dict[str, float | str] = {"parameters": cost.parameters, "MACs": cost.macs_per_sample, "NFE": cost.nfe}
+    exact: dict[str, float | str] = {
+        "parameters": cost.parameters,
+        "MACs": cost.macs_per_sample,
+        "NFE": cost.nfe,
+    }
     return Entry(
         task=record.task,
         label=full_label(record),
@@ -83,7 +89,12 @@ def entry_of(record: Record) -> Entry:
         device=record.environment.device,
         latency=cost.latency.ratio if cost.latency else None,
         trains=bool(config["total_steps"]),
-        quality=Quality(name=name, value=metric.mean, lower_is_better=metric.direction == "lower", identity=metric.identity_hash),
+        quality=Quality(
+            name=name,
+            value=metric.mean,
+            lower_is_better=metric.direction == "lower",
+            identity=metric.identity_hash,
+        ),
     )
 
 
@@ -96,14 +107,27 @@ def config_of(record: Record) -> dict[str, Any]:
     """The config that makes a record again."""
     config, spec = record.config, load_task(record.task).spec
     steps = config["total_steps"]
-    named = [name for name, budget in spec.budgets.items()
-             if budget.noise_sets == config["noise_sets"] and (not trains(record) or budget.steps == steps)]  # fmt: skip
-    found = {"task": record.task, "method": record.method, "options": record.options, "num_steps": config["num_steps"],
-             "budget": named[0] if named else f"steps={steps}"}  # fmt: skip
+    named = [
+        name
+        for name, budget in spec.budgets.items()
+        if budget.noise_sets == config["noise_sets"]
+        and (not trains(record) or budget.steps == steps)
+    ]
+    found = {
+        "task": record.task,
+        "method": record.method,
+        "options": record.options,
+        "num_steps": config["num_steps"],
+        "budget": named[0] if named else f"steps={steps}",
+    }
     if not named and config["noise_sets"] != spec.evaluation.noise_sets:
         found["noise_sets"] = config["noise_sets"]
     if steps:
-        sizes = {name: config[name] for name in ("batch_size", "micro_batch_size", "precision", "compile") if config[name]}
+        sizes = {
+            name: config[name]
+            for name in ("batch_size", "micro_batch_size", "precision", "compile")
+            if config[name]
+        }
         found |= {"seed": config["seed"], **sizes}
     return found
 
@@ -130,7 +154,10 @@ def configs_of(baseline: Baseline) -> list[RunConfig]:
     Raises UsageError for a run that starts from another one.
     """
     if alone := [entry.label for entry in baseline.runs.values() if not entry.config]:
-        raise UsageError(f"{alone[0]} starts from another run, so its config alone cannot make it: check its record")
+        raise UsageError(
+            f"{alone[0]} starts from another run, so its config alone cannot make it: "
+            "check its record"
+        )
     return [parse_config(entry.config) for entry in baseline.runs.values()]
 
 
@@ -139,12 +166,17 @@ def read_baseline(path: Path) -> Baseline:
     try:
         return Baseline.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read baseline {path}: {error.strerror}; --update makes one") from error
+        raise UsageError(
+            f"cannot read baseline {path}: {error.strerror}; --update makes one"
+        ) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"baseline {path} is not text in UTF-8; --update makes it anew") from error
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"])) or "the whole file"
-        raise UsageError(f"baseline {path} cannot be read ({place}: {error.errors()[0]['msg']}); --update makes it anew") from error
+        raise UsageError(
+            f"baseline {path} cannot be read ({place}: {error.errors()[0]['msg']}); "
+            "--update makes it anew"
+        ) from error
 
 
 def write_baseline(path: Path, baseline: Baseline) -> None:

@@ -41,7 +41,9 @@ DEFAULT_SPREAD = 0.02
 UNTRAINED_SPREAD = 0.001
 """Spread of a row without training, whose metric moves by rounding alone."""
 
-State = Literal["same", "regressed", "improved", "missing", "not comparable", "slower", "faster", "new"]
+State = Literal[
+    "same", "regressed", "improved", "missing", "not comparable", "slower", "faster", "new"
+]
 FAILS: frozenset[State] = frozenset({"regressed", "missing", "not comparable"})
 
 
@@ -60,16 +62,30 @@ class Finding:
 def compare(baseline: Baseline, records: Iterable[Record]) -> list[Finding]:
     """Every comparison that can be made, the baseline's runs first."""
     known = {key_of_record(record): record for record in present_last(records)}
-    here = {key: entry_of(record) for key, record in known.items() if key in baseline.runs and record.status == "finished"}
+    here = {
+        key: entry_of(record)
+        for key, record in known.items()
+        if key in baseline.runs and record.status == "finished"
+    }
     findings = []
     for key, entry in baseline.runs.items():
-        findings += _compare_run(_name(entry), entry, here[key]) if key in here else [_missing(_name(entry), "record")]
+        findings += (
+            _compare_run(_name(entry), entry, here[key])
+            if key in here
+            else [_missing(_name(entry), "record")]
+        )
     findings += compare_quality(baseline, here)
     tasks = {entry.task for entry in baseline.runs.values()}
-    new = [record for key, record in known.items() if key not in baseline.runs and record.task in tasks and checkable(record)]
+    new = [
+        record
+        for key, record in known.items()
+        if key not in baseline.runs and record.task in tasks and checkable(record)
+    ]
     for record in new:
         seed = _seed_of(record.config) if record.config["total_steps"] else ""
-        findings.append(Finding(full_label(record) + seed, "record", "new", "", "not in the baseline"))
+        findings.append(
+            Finding(full_label(record) + seed, "record", "new", "", "not in the baseline")
+        )
     return findings
 
 
@@ -81,7 +97,10 @@ def without_losses(baseline: Baseline) -> int:
 def refuse_nothing(findings: Sequence[Finding]) -> None:
     """Raises CheckFailed if nothing was compared."""
     if all(finding.state in ("missing", "new") for finding in findings):
-        raise CheckFailed("nothing was compared: no record has the settings of any run of the baseline (--run makes them)")
+        raise CheckFailed(
+            "nothing was compared: "
+            "no record has the settings of any run of the baseline (--run makes them)"
+        )
 
 
 def _name(entry: Entry) -> str:
@@ -93,11 +112,21 @@ def _seed_of(config: dict[str, Any]) -> str:
 
 
 def _missing(name: str, what: str, expected: str = "there") -> Finding:
-    return Finding(name, what, "missing", expected, "no finished record" if what == "record" else "not in the record")
+    return Finding(
+        name,
+        what,
+        "missing",
+        expected,
+        "no finished record" if what == "record" else "not in the record",
+    )
 
 
 def _compare_run(name: str, expected: Entry, found: Entry) -> list[Finding]:
-    return [*_compare_exact(name, expected, found), *_compare_losses(name, expected, found), *_compare_latency(name, expected, found)]
+    return [
+        *_compare_exact(name, expected, found),
+        *_compare_losses(name, expected, found),
+        *_compare_latency(name, expected, found),
+    ]
 
 
 def _compare_exact(name: str, expected: Entry, found: Entry) -> list[Finding]:
@@ -121,8 +150,21 @@ def _compare_losses(name: str, expected: Entry, found: Entry) -> list[Finding]:
         if (other := found.losses.get(what)) is None:
             findings.append(_missing(name, f"first {what}", f"{one:.6g}"))
             continue
-        state: State = "same" if math.isclose(one, other, rel_tol=LOSS_TOLERANCE, abs_tol=1e-9) else "regressed"
-        findings.append(Finding(name, f"first {what}", state, f"{one:.6g}", f"{other:.6g}", f"± {LOSS_TOLERANCE:.1%}"))
+        state: State = (
+            "same"
+            if math.isclose(one, other, rel_tol=LOSS_TOLERANCE, abs_tol=1e-9)
+            else "regressed"
+        )
+        findings.append(
+            Finding(
+                name,
+                f"first {what}",
+                state,
+                f"{one:.6g}",
+                f"{other:.6g}",
+                f"± {LOSS_TOLERANCE:.1%}",
+            )
+        )
     return findings
 
 
@@ -130,8 +172,19 @@ def _compare_latency(name: str, expected: Entry, found: Entry) -> list[Finding]:
     if expected.latency is None or found.latency is None or expected.device != found.device:
         return []
     factor = found.latency / expected.latency
-    state: State = "slower" if factor > LATENCY_FACTOR else "faster" if factor < 1 / LATENCY_FACTOR else "same"
-    return [Finding(name, "latency / reference", state, f"{expected.latency:.3f}", f"{found.latency:.3f}", "advisory")]
+    state: State = (
+        "slower" if factor > LATENCY_FACTOR else "faster" if factor < 1 / LATENCY_FACTOR else "same"
+    )
+    return [
+        Finding(
+            name,
+            "latency / reference",
+            state,
+            f"{expected.latency:.3f}",
+            f"{found.latency:.3f}",
+            "advisory",
+        )
+    ]
 
 
 def compare_quality(baseline: Baseline, here: dict[str, Entry]) -> list[Finding]:
@@ -142,12 +195,18 @@ def compare_quality(baseline: Baseline, here: dict[str, Entry]) -> list[Finding]
     pooled = _squares([_logs(list(row.values())) for row in rows.values()])
     findings = []
     for row in rows.values():
-        shared = [key for key, entry in row.items() if key in here and here[key].quality.identity == entry.quality.identity]
+        shared = [
+            key
+            for key, entry in row.items()
+            if key in here and here[key].quality.identity == entry.quality.identity
+        ]
         if shared:
             spread, freedom = _spread(list(row.values()), pooled)
             quantile = float(special.stdtrit(freedom, 1 - LEVEL / len(rows)))
             allowed = quantile * spread * math.sqrt(2 / len(shared))
-            findings.append(_compare_row([row[key] for key in shared], [here[key] for key in shared], allowed))
+            findings.append(
+                _compare_row([row[key] for key in shared], [here[key] for key in shared], allowed)
+            )
     return findings
 
 
@@ -161,7 +220,14 @@ def _compare_row(expected: Sequence[Entry], found: Sequence[Entry], allowed: flo
     worse = (other - one) * (1 if first.quality.lower_is_better else -1)
     state: State = "regressed" if worse > allowed else "improved" if worse < -allowed else "same"
     what = f"{first.quality.name}, {counted(len(expected), 'seed')}"
-    return Finding(first.label, what, state, f"{math.exp(one):.4g}", f"{math.exp(other):.4g}", f"× {math.exp(allowed):.3f}")
+    return Finding(
+        first.label,
+        what,
+        state,
+        f"{math.exp(one):.4g}",
+        f"{math.exp(other):.4g}",
+        f"× {math.exp(allowed):.3f}",
+    )
 
 
 def _spread(entries: Sequence[Entry], pooled: tuple[float, int]) -> tuple[float, int]:

@@ -74,7 +74,9 @@ def _line(claim: Claim, found: tuple[Interval, str] | None) -> dict[str, str]:
         "here": value.text(3) if value else "",
         "here / published": f"{value.mean / claim.published:.2f}" if value else "",
         "on": place,
-        "verdict": verdict(claim, value) if value else f"not run: {claim.needs or 'its runs are not finished'}",
+        "verdict": verdict(claim, value)
+        if value
+        else f"not run: {claim.needs or 'its runs are not finished'}",
     }
 
 
@@ -95,7 +97,13 @@ def verdict(claim: Claim, found: Interval) -> Verdict:
     else:
         off = abs(claim.published) * (holds.within or 0.0)
         least, most = claim.published - off, claim.published + off
-        return "reproduced" if least <= low and high <= most else "not reproduced" if high < least or low > most else "not shown"
+        return (
+            "reproduced"
+            if least <= low and high <= most
+            else "not reproduced"
+            if high < least or low > most
+            else "not shown"
+        )
     return "reproduced in direction" if inside else "not reproduced" if outside else "not shown"
 
 
@@ -114,13 +122,20 @@ def measured(claim: Claim, records: Sequence[Record]) -> tuple[Interval, str] | 
     if quantity == "difference":
         return _difference(first, second, name), _place(first)
     if quantity != "degradation_ratio":
-        raise UsageError(f"claims: quantity is {quantity!r}, but must be one of: degradation_ratio, difference, macs_ratio")
-    reference = reference_record(record for record in records if record.task == first[0].task and record.status == "finished")
+        raise UsageError(
+            f"claims: quantity is {quantity!r}, but must be one of: "
+            "degradation_ratio, difference, macs_ratio"
+        )
+    reference = reference_record(
+        record for record in records if record.task == first[0].task and record.status == "finished"
+    )
     ratio = degradation_ratio(first, second, reference, name) if reference else None
     return (ratio, _place(first)) if ratio else None
 
 
-def _macs_ratio(network: str, image_size: int, method: str, options: dict[str, Any], num_steps: int) -> Interval:
+def _macs_ratio(
+    network: str, image_size: int, method: str, options: dict[str, Any], num_steps: int
+) -> Interval:
     """Multiply-adds of a method's sampling over those of the plain network."""
     problem = paper_problem(network, image_size, True, 1000, num_steps)
     cost = sampling_cost_on_meta(method, parse_options(method, options), problem, num_steps)
@@ -133,8 +148,16 @@ def _row(asked: dict[str, Any], records: Sequence[Record]) -> list[Record]:
     if not of_task:
         return []
     resolved = resolve(parse_config(asked))
-    alike = [record for record in of_task if (record.method, record.config["num_steps"]) == (resolved.method, resolved.num_steps)]
-    found = [record for record in alike if key_of_record(record) == resolved.with_seed(record.config["seed"]).key]
+    alike = [
+        record
+        for record in of_task
+        if (record.method, record.config["num_steps"]) == (resolved.method, resolved.num_steps)
+    ]
+    found = [
+        record
+        for record in alike
+        if key_of_record(record) == resolved.with_seed(record.config["seed"]).key
+    ]
     return [record for row in rows_of(found) for record in row.finished]
 
 
@@ -142,7 +165,11 @@ def _difference(first: list[Record], second: list[Record], name: str) -> Interva
     """first - second over shared seeds; over shared noise sets if the second is not trained."""
     if second[0].config["total_steps"]:
         found = paired_difference(first, second, name)
-        return found.interval if found else Interval(first[0].metrics[name].mean - second[0].metrics[name].mean, math.nan)
+        return (
+            found.interval
+            if found
+            else Interval(first[0].metrics[name].mean - second[0].metrics[name].mean, math.nan)
+        )
     beside = second[0].metrics[name].values
     differences = []
     for record in first:

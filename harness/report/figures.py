@@ -23,7 +23,9 @@ MOST_SHAPES = 1000
 """Points that are drawn as shapes; more become one picture, which is faster and smaller."""
 
 
-def curves_figure(curves: Sequence[Line], x_label: str, y_label: str, log: bool = False, bars: bool = False) -> str:
+def curves_figure(
+    curves: Sequence[Line], x_label: str, y_label: str, log: bool = False, bars: bool = False
+) -> str:
     """Curves with their 95 % intervals; the ten that end lowest are named below."""
     ordered = sorted(curves, key=lambda curve: curve.y[-1])
     named = ordered[:MOST_NAMED]
@@ -33,12 +35,19 @@ def curves_figure(curves: Sequence[Line], x_label: str, y_label: str, log: bool 
         axes.plot(curve.x, curve.y, color="#c9ced8", linewidth=0.8, zorder=1)
     for number, curve in enumerate(named):
         half = [0.0 if math.isnan(width) else width for width in curve.half_width]
-        style: dict[str, Any] = {"color": f"C{number}", "marker": "o", "markersize": 3, "linewidth": 1.2}
+        style: dict[str, Any] = {
+            "color": f"C{number}",
+            "marker": "o",
+            "markersize": 3,
+            "linewidth": 1.2,
+        }
         if bars:
             axes.errorbar(curve.x, curve.y, half, label=curve.label, capsize=2, **style)
             continue
         axes.plot(curve.x, curve.y, label=_short(curve.label), **style)
-        low, high = ([y + sign * width for y, width in zip(curve.y, half, strict=True)] for sign in (-1, 1))
+        low, high = (
+            [y + sign * width for y, width in zip(curve.y, half, strict=True)] for sign in (-1, 1)
+        )
         axes.fill_between(curve.x, low, high, color=f"C{number}", alpha=0.12, linewidth=0)
     if log:
         values = [y for curve in curves for y in curve.y if y > 0]
@@ -49,7 +58,13 @@ def curves_figure(curves: Sequence[Line], x_label: str, y_label: str, log: bool 
         axes.set_xticks(sorted({x for curve in curves for x in curve.x}))
     if len(curves) > 1:
         more = f", and {len(curves) - MOST_NAMED} more in grey" if len(curves) > MOST_NAMED else ""
-        figure.legend(loc="outside lower left", fontsize=7, frameon=False, title=f"best first{more}", title_fontsize=7)
+        figure.legend(
+            loc="outside lower left",
+            fontsize=7,
+            frameon=False,
+            title=f"best first{more}",
+            title_fontsize=7,
+        )
     return _svg(figure, axes, x_label, y_label)
 
 
@@ -57,16 +72,39 @@ def pareto_figure(points: Sequence[tuple[str, float, float]], x_label: str, y_la
     """Points (name, x, y) on logarithmic axes; the front of lowest x and y is named below."""
     front = pareto_front([(x, y) for _, x, y in points])
     figure, axes = _figure(3.0 + 0.16 * min(len(front), MOST_NAMED))
-    axes.scatter([x for _, x, _ in points], [y for *_, y in points], s=10, color="#9aa3b2", zorder=1, rasterized=len(points) > MOST_SHAPES)
-    axes.plot([points[i][1] for i in front], [points[i][2] for i in front], color="#0b5fad", linewidth=1, alpha=0.5, zorder=2)
+    axes.scatter(
+        [x for _, x, _ in points],
+        [y for *_, y in points],
+        s=10,
+        color="#9aa3b2",
+        zorder=1,
+        rasterized=len(points) > MOST_SHAPES,
+    )
+    axes.plot(
+        [points[i][1] for i in front],
+        [points[i][2] for i in front],
+        color="#0b5fad",
+        linewidth=1,
+        alpha=0.5,
+        zorder=2,
+    )
     for number, i in enumerate(front[:MOST_NAMED], 1):
         name, x, y = points[i]
-        axes.scatter([x], [y], s=26, color="#0b5fad", zorder=3, label=f"{number}  {_short(name)}: {y:.3g}")
+        axes.scatter(
+            [x], [y], s=26, color="#0b5fad", zorder=3, label=f"{number}  {_short(name)}: {y:.3g}"
+        )
         axes.annotate(str(number), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
     _set_log_x(axes, [x for _, x, _ in points])
     if all(y > 0 for *_, y in points):
         set_log_limits(axes, [y for *_, y in points])
-    figure.legend(loc="outside lower left", fontsize=7, frameon=False, handlelength=0, handletextpad=0, markerscale=0)
+    figure.legend(
+        loc="outside lower left",
+        fontsize=7,
+        frameon=False,
+        handlelength=0,
+        handletextpad=0,
+        markerscale=0,
+    )
     return _svg(figure, axes, x_label, y_label)
 
 

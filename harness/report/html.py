@@ -16,14 +16,24 @@ from harness.report.labels import counted
 from harness.report.publish import grid_caption
 from harness.report.statistics import metric_interval
 from harness.report.tables import plain_heading
-from harness.report.task_report import CLAIMS, GRIDS, Section, TaskReport, agreement_section, claims_section, reports_of
+from harness.report.task_report import (
+    CLAIMS,
+    GRIDS,
+    Section,
+    TaskReport,
+    agreement_section,
+    claims_section,
+    reports_of,
+)
 
 FILTERED = 8
 """Lines from which on a table has a box to filter them."""
 COSTS: dict[str, Callable[[Cost], float | None]] = {
     "MMACs a sample": lambda cost: cost.macs_per_sample / 1e6,
     "latency / reference": lambda cost: cost.latency.ratio if cost.latency else None,
-    "training TFLOPs with trajectories": lambda cost: cost.training.whole_flops / 1e12 if cost.training else None,
+    "training TFLOPs with trajectories": lambda cost: (
+        cost.training.whole_flops / 1e12 if cost.training else None
+    ),
 }
 """What quality is shown against, by the label of its axis."""
 
@@ -37,15 +47,33 @@ def html_page(records: Sequence[Record], results: Path, claims: Path = CLAIMS) -
     """
     reports = reports_of(records)
     sections = [(f"task-{report.task}", report.task, _task(report, results)) for report in reports]
-    for section in (*agreement_section(reports), *claims_section(records, claims), *_failures(records)):
-        sections.append((section.heading.split()[0].lower(), section.heading, _text(section) + _table(section.table, prose=True)))
-    lead = f"{len(records)} runs. Click a heading to sort; ± is the 95 % interval that each task's notes explain."
+    for section in (
+        *agreement_section(reports),
+        *claims_section(records, claims),
+        *_failures(records),
+    ):
+        sections.append(
+            (
+                section.heading.split()[0].lower(),
+                section.heading,
+                _text(section) + _table(section.table, prose=True),
+            )
+        )
+    lead = (
+        f"{len(records)} runs. Click a heading to sort; "
+        "± is the 95 % interval that each task's notes explain."
+    )
     page = files("harness.report").joinpath("page.html").read_text(encoding="utf-8")
     parts = {
         "TITLE": "Few-step distillation: results",
         "LEAD": lead,
-        "NAV": "".join(f'<a href="#{name}">{html.escape(title)}</a>' for name, title, _ in sections),
-        "BODY": "".join(f'<section id="{name}"><h2>{html.escape(title)}</h2>{inner}</section>' for name, title, inner in sections),
+        "NAV": "".join(
+            f'<a href="#{name}">{html.escape(title)}</a>' for name, title, _ in sections
+        ),
+        "BODY": "".join(
+            f'<section id="{name}"><h2>{html.escape(title)}</h2>{inner}</section>'
+            for name, title, inner in sections
+        ),
     }
     for name, text in parts.items():
         page = page.replace(f"@@{name}@@", text)
@@ -54,7 +82,12 @@ def html_page(records: Sequence[Record], results: Path, claims: Path = CLAIMS) -
 
 def _failures(records: Sequence[Record]) -> list[Section]:
     failed = [record for record in records if record.status == "failed"]
-    table = pd.DataFrame({"run": [record.run_id for record in failed], "reason": [record.reason for record in failed]})
+    table = pd.DataFrame(
+        {
+            "run": [record.run_id for record in failed],
+            "reason": [record.reason for record in failed],
+        }
+    )
     return [Section("Failures", "", table)] if failed else []
 
 
@@ -63,13 +96,17 @@ def _task(report: TaskReport, results: Path) -> str:
     parts = []
     for number, section in enumerate(report.sections):
         filter_id = f"filter-{report.task}-{number}" if len(section.table) >= FILTERED else ""
-        parts.append(f"<h3>{html.escape(section.heading)}</h3>{_text(section)}{_table(section.table, filter_id)}")
+        parts.append(
+            f"<h3>{html.escape(section.heading)}</h3>"
+            f"{_text(section)}{_table(section.table, filter_id)}"
+        )
     if figures := _figures(report):
         parts.append(f'<h3>Plots</h3><div class="figures">{"".join(figures)}</div>')
     if grids := _grids(report, results):
         parts.append(f'<h3>Samples</h3><p>{GRIDS}</p><div class="figures">{"".join(grids)}</div>')
     if report.notes:
-        parts.append(f'<h3>Notes</h3><ul class="notes">{"".join(f"<li>{html.escape(note)}</li>" for note in report.notes)}</ul>')
+        items = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes)
+        parts.append(f'<h3>Notes</h3><ul class="notes">{items}</ul>')
     return "".join(parts)
 
 
@@ -80,15 +117,23 @@ def _text(section: Section) -> str:
 def _table(table: pd.DataFrame, filter_id: str = "", prose: bool = False) -> str:
     """A table of text cells that can be sorted, and filtered if it has an id."""
     heads = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in table.columns)
-    lines = ("".join(f"<td>{html.escape(str(cell))}</td>" for cell in line) for line in table.itertuples(index=False))
+    lines = (
+        "".join(f"<td>{html.escape(str(cell))}</td>" for cell in line)
+        for line in table.itertuples(index=False)
+    )
     rows = "".join(f"<tr>{line}</tr>" for line in lines)
     box = ""
     if filter_id:
-        box = f'<input type="search" id="{filter_id}" placeholder="Filter: words that a row must hold" aria-label="Filter rows">'
-        box += '<span class="count"></span>'
+        box = (
+            f'<input type="search" id="{filter_id}" '
+            'placeholder="Filter: words that a row must hold" aria-label="Filter rows">'
+            '<span class="count"></span>'
+        )
     kind = "live prose" if prose else "live"
-    return (f'{box}<div class="scroll"><table class="{kind}" data-filter="{filter_id}"><thead><tr>{heads}</tr></thead>'
-            f"<tbody>{rows}</tbody></table></div>")  # fmt: skip
+    return (
+        f'{box}<div class="scroll"><table class="{kind}" data-filter="{filter_id}">'
+        f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
 
 
 def _figures(report: TaskReport) -> list[str]:
@@ -96,8 +141,16 @@ def _figures(report: TaskReport) -> list[str]:
     found = [_pareto(report, label) for label in COSTS]
     for plot in report.plots:
         for panel in plot.panels:
-            svg = curves_figure(panel.lines, panel.x_label, plot.y_label, log=plot.log, bars=plot.bars)
-            found.append(_figure(plot.name, svg, f"{panel.title}: {plot.caption}" if panel.title else plot.caption))
+            svg = curves_figure(
+                panel.lines, panel.x_label, plot.y_label, log=plot.log, bars=plot.bars
+            )
+            found.append(
+                _figure(
+                    plot.name,
+                    svg,
+                    f"{panel.title}: {plot.caption}" if panel.title else plot.caption,
+                )
+            )
     return [figure for figure in found if figure]
 
 
@@ -107,11 +160,21 @@ def _pareto(report: TaskReport, label: str) -> str:
     for row in report.finished:
         cost = row.finished[0].cost
         if cost and (x := COSTS[label](cost)):
-            points.append((f"{row.label}, {counted(row.num_steps)}", x, metric_interval(row.finished, report.headline).mean))
+            points.append(
+                (
+                    f"{row.label}, {counted(row.num_steps)}",
+                    x,
+                    metric_interval(row.finished, report.headline).mean,
+                )
+            )
     if len(points) < 2:
         return ""
     heading = plain_heading(report.headline)
-    return _figure("pareto", pareto_figure(points, label, heading), f"{heading} against {label}; the points of the front are named.")
+    return _figure(
+        "pareto",
+        pareto_figure(points, label, heading),
+        f"{heading} against {label}; the points of the front are named.",
+    )
 
 
 def _figure(kind: str, svg: str, caption: str) -> str:
@@ -122,9 +185,15 @@ def _grids(report: TaskReport, results: Path) -> list[str]:
     found = []
     for row in report.grids:
         run_id = row.finished[0].run_id
-        places = (results / "runs" / run_id / "samples.png", results / report.task / "samples" / f"{run_id}.png")
+        places = (
+            results / "runs" / run_id / "samples.png",
+            results / report.task / "samples" / f"{run_id}.png",
+        )
         if picture := next((place for place in places if place.is_file()), None):
-            data, caption = base64.b64encode(picture.read_bytes()).decode(), html.escape(grid_caption(row))
+            data, caption = (
+                base64.b64encode(picture.read_bytes()).decode(),
+                html.escape(grid_caption(row)),
+            )
             image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
             found.append(f'<figure class="grid">{image}<figcaption>{caption}</figcaption></figure>')
     return found

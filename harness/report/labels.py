@@ -27,28 +27,47 @@ def label(record: Record, options: Mapping[str, Any] | None = None) -> str:
     Args:
         options: the record's `all_options`, if the caller has them already.
     """
-    options, settings = all_options(record) if options is None else options, settings_of(record.config)
+    options, settings = (
+        all_options(record) if options is None else options,
+        settings_of(record.config),
+    )
     shown = off_default(record.method, options)
     if record.method in METHODS.names():
         fields = METHODS[record.method].Config.model_fields
-        shown = {name: value for name, value in options.items() if name in fields and in_label(fields[name])} | shown
-    shown |= {name: settings[name] for name, plain in PLAIN_SETTINGS.items() if settings[name] != plain}
+        shown = {
+            name: value
+            for name, value in options.items()
+            if name in fields and in_label(fields[name])
+        } | shown
+    shown |= {
+        name: settings[name] for name, plain in PLAIN_SETTINGS.items() if settings[name] != plain
+    }
     return record.method + "".join(f", {name} {_short(value)}" for name, value in shown.items())
 
 
 def in_label(option: FieldInfo) -> bool:
     """Whether every label names an option."""
-    return isinstance(option.json_schema_extra, dict) and bool(option.json_schema_extra.get("in_label"))
+    return isinstance(option.json_schema_extra, dict) and bool(
+        option.json_schema_extra.get("in_label")
+    )
 
 
-def off_default(method: str, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def off_default(
+    method: str, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The options that differ from their defaults; all of them for an unknown method.
 
     Args:
         defaults: a task's defaults, which replace the method's own.
     """
-    plain = _defaults(METHODS[method].Config, json.dumps(defaults or {})) if method in METHODS.names() else {}
-    return {name: value for name, value in options.items() if name not in plain or value != plain[name]}
+    plain = (
+        _defaults(METHODS[method].Config, json.dumps(defaults or {}))
+        if method in METHODS.names()
+        else {}
+    )
+    return {
+        name: value for name, value in options.items() if name not in plain or value != plain[name]
+    }
 
 
 @cache

@@ -20,17 +20,31 @@ SPECIAL |= {"±": r"$\pm$", "×": r"$\times$", "↓": r"$\downarrow$", "↑": r"
 
 def latex_report(report: TaskReport) -> str:
     """A task's rows with the columns for a paper."""
-    return latex_table(report.results[[column for column in report.results if column in SHOWN]], f"Results on {report.task}.")
+    return latex_table(
+        report.results[[column for column in report.results if column in SHOWN]],
+        f"Results on {report.task}.",
+    )
 
 
 def latex_table(table: pd.DataFrame, caption: str) -> str:
     """A `table` environment with the rules of booktabs."""
 
     def line(cells: list[str]) -> str:
-        return " & ".join("".join(SPECIAL.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
+        return (
+            " & ".join("".join(SPECIAL.get(letter, letter) for letter in cell) for cell in cells)
+            + r" \\"
+        )
 
     caption = "".join(SPECIAL.get(letter, letter) for letter in caption)
     rows = [line([str(cell) for cell in row]) for row in table.itertuples(index=False)]
-    head = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule"]
+    head = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{caption}}}",
+        rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
+        r"\toprule",
+    ]
     tail = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join([*head, line([str(column) for column in table.columns]), r"\midrule", *rows, *tail])
+    return "\n".join(
+        [*head, line([str(column) for column in table.columns]), r"\midrule", *rows, *tail]
+    )

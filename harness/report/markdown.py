@@ -25,4 +25,6 @@ def task_section(report: TaskReport, level: int) -> str:
 def section_text(section: Section, level: int) -> str:
     """A heading, its sentences if there are any, and the table."""
     table = section.table.to_markdown(index=False, disable_numparse=True)
-    return "\n\n".join(part for part in (f"{'#' * level} {section.heading}", section.text, table) if part)
+    return "\n\n".join(
+        part for part in (f"{'#' * level} {section.heading}", section.text, table) if part
+    )

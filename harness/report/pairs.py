@@ -26,7 +26,9 @@ def off_task(row: Row, defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, A
     return off_default(method, row.options, defaults.get(method))
 
 
-def neighbours(rows: Sequence[Row], name: str) -> tuple[list[tuple[Row, Row]], Counter[tuple[int, ...]]]:
+def neighbours(
+    rows: Sequence[Row], name: str
+) -> tuple[list[tuple[Row, Row]], Counter[tuple[int, ...]]]:
     """Pairs of rows that differ in one thing, and how many pairs are left out by `Row.budget`.
 
     The one thing is the method, an option off its default on this task, or a setting other than
@@ -40,7 +42,12 @@ def neighbours(rows: Sequence[Row], name: str) -> tuple[list[tuple[Row, Row]], C
     sides, defaults = [], defaults_of(rows[0].records[0].task) if rows else {}
     for row in rows:
         record = row.records[0]
-        side = {"method": record.method, **off_task(row, defaults), **settings_of(record.config), "rows": row.budget}
+        side = {
+            "method": record.method,
+            **off_task(row, defaults),
+            **settings_of(record.config),
+            "rows": row.budget,
+        }
         # An option at its default equals an option that a method lacks.
         sides.append(dict.fromkeys(_options_of(record), "") | side)
     groups = alike_but_one(sides, [side.keys() - {"rows"} for side in sides])
@@ -48,14 +55,18 @@ def neighbours(rows: Sequence[Row], name: str) -> tuple[list[tuple[Row, Row]], C
     for members in groups.values():
         pairs = set(combinations(members, 2))
         if len(members) > CROWD:
-            best = min(members, key=lambda number: metric_interval(rows[number].finished, name).mean)
+            best = min(
+                members, key=lambda number: metric_interval(rows[number].finished, name).mean
+            )
             left_out[rows[best].budget] += sum(best not in pair for pair in pairs)
             pairs = {pair for pair in pairs if best in pair}
         found |= pairs
     return [(rows[a], rows[b]) for a, b in sorted(found)], left_out
 
 
-def alike_but_one(sides: Sequence[Mapping[str, Any]], axes: Sequence[Iterable[str]]) -> dict[tuple[str, int], list[int]]:
+def alike_but_one(
+    sides: Sequence[Mapping[str, Any]], axes: Sequence[Iterable[str]]
+) -> dict[tuple[str, int], list[int]]:
     """Groups of mappings that are equal in all but one name, by that name and a hash of the rest.
 
     Args:
@@ -68,10 +79,18 @@ def alike_but_one(sides: Sequence[Mapping[str, Any]], axes: Sequence[Iterable[st
     first = {name: repr(value) for name, value in sides[0].items()} if sides else {}
     varying: set[str] = set()
     for side in sides:
-        varying |= {name for name in first.keys() | side.keys() if first.get(name, "''") != repr(side.get(name, ""))}
+        varying |= {
+            name
+            for name in first.keys() | side.keys()
+            if first.get(name, "''") != repr(side.get(name, ""))
+        }
     groups: dict[tuple[str, int], list[int]] = {}
     for place, (side, names) in enumerate(zip(sides, axes, strict=True)):
-        marks = {name: hash((name, repr(side[name]))) for name in varying & side.keys() if side[name] != ""}
+        marks = {
+            name: hash((name, repr(side[name])))
+            for name in varying & side.keys()
+            if side[name] != ""
+        }
         whole = reduce(xor, marks.values(), 0)
         for name in names:
             if name in varying:
@@ -80,4 +99,6 @@ def alike_but_one(sides: Sequence[Mapping[str, Any]], axes: Sequence[Iterable[st
 
 
 def _options_of(record: Record) -> list[str]:
-    return list(METHODS[record.method].Config.model_fields) if record.method in METHODS.names() else []
+    return (
+        list(METHODS[record.method].Config.model_fields) if record.method in METHODS.names() else []
+    )

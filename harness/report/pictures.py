@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ def write_plots(plots: Sequence[Plot], folder: Path) -> None:
     """Writes each plot to `<folder>/<name>.png`."""
     for plot in plots:
         figure = _small_panels(plot) if plot.small else _wide_panels(plot)
-        write_aside(folder / f"{plot.name}.png", lambda aside, figure=figure: figure.savefig(aside, format="png"))  # type: ignore[misc]
+        write_aside(folder / f"{plot.name}.png", partial(figure.savefig, format="png"))
 
 
 def _wide_panels(plot: Plot) -> Figure:
@@ -34,12 +35,25 @@ def _wide_panels(plot: Plot) -> Figure:
 
     heights = [max(2.6, 0.21 * min(len(panel.lines), MOST_NAMED) + 0.8) for panel in plot.panels]
     figure = Figure(figsize=(14, sum(heights) + 0.4), layout="constrained", dpi=100)
-    grid = figure.subplots(len(plot.panels), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
+    grid = figure.subplots(
+        len(plot.panels), 2, squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
     for (axes, beside), panel in zip(grid, plot.panels, strict=True):
         _draw(axes, panel, plot)
         beside.axis("off")
-        more = f"and {len(panel.lines) - MOST_NAMED} higher ones in grey" if len(panel.lines) > MOST_NAMED else None
-        beside.legend(*axes.get_legend_handles_labels(), loc="center left", fontsize=8, frameon=False, title=more, title_fontsize=8)
+        more = (
+            f"and {len(panel.lines) - MOST_NAMED} higher ones in grey"
+            if len(panel.lines) > MOST_NAMED
+            else None
+        )
+        beside.legend(
+            *axes.get_legend_handles_labels(),
+            loc="center left",
+            fontsize=8,
+            frameon=False,
+            title=more,
+            title_fontsize=8,
+        )
     return figure
 
 
@@ -61,11 +75,26 @@ def _draw_line(axes: Axes, line: Line, number: int, bars: bool) -> None:
     color, marker = f"C{number % 10}", "osD^v*"[number // 10 % 6]
     half = [0.0 if math.isnan(width) else width for width in line.half_width]
     if bars:
-        axes.errorbar(line.x, line.y, half, label=line.label, capsize=3, elinewidth=0.8, color=color, marker=marker, markersize=4,
-                      linewidth=1.3)  # fmt: skip
+        axes.errorbar(
+            line.x,
+            line.y,
+            half,
+            label=line.label,
+            capsize=3,
+            elinewidth=0.8,
+            color=color,
+            marker=marker,
+            markersize=4,
+            linewidth=1.3,
+        )
         return
-    axes.plot(line.x, line.y, label=line.label, color=color, marker=marker, markersize=4, linewidth=1.3)
-    low, high = ([y + sign * width for y, width in zip(line.y, line.half_width, strict=True)] for sign in (-1, 1))
+    axes.plot(
+        line.x, line.y, label=line.label, color=color, marker=marker, markersize=4, linewidth=1.3
+    )
+    low, high = (
+        [y + sign * width for y, width in zip(line.y, line.half_width, strict=True)]
+        for sign in (-1, 1)
+    )
     axes.fill_between(line.x, low, high, color=color, alpha=0.12, linewidth=0)
 
 

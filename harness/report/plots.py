@@ -68,17 +68,36 @@ def task_plots(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[Plo
     found = [
         Plot(
             "passes",
-            f"{heading} by network passes a sample (a guided pass counts twice): methods after equal training FLOPs, and the teacher's own "
-            "solvers.",
-            heading, [Panel("", "network passes a sample", lines)] if lines else [], log=True, bars=True,
+            f"{heading} by network passes a sample (a guided pass counts twice): "
+            "methods after equal training FLOPs, and the teacher's own solvers.",
+            heading,
+            [Panel("", "network passes a sample", lines)] if lines else [],
+            log=True,
+            bars=True,
         ),
-        Plot("ablations", f"{heading} where one number alone changes. Bars are 95 % intervals over seeds.", heading,
-             ablations(rows, equal, name), bars=True, small=True),
-        Plot("exposure", "Exposure bias: root mean squared error on the student's own history minus that on the teacher's.",
-             "error on own − on teacher's history", _panels(exposure_lines(rows), "step")),
-        Plot("budget", f"{heading} at 1/8, 1/4, 1/2 and the whole of the budget, on noise set 0.", heading,
-             _panels(budget_lines(rows), "images"), log=True),
-    ]  # fmt: skip
+        Plot(
+            "ablations",
+            f"{heading} where one number alone changes. Bars are 95 % intervals over seeds.",
+            heading,
+            ablations(rows, equal, name),
+            bars=True,
+            small=True,
+        ),
+        Plot(
+            "exposure",
+            "Exposure bias: root mean squared error on the student's own history "
+            "minus that on the teacher's.",
+            "error on own − on teacher's history",
+            _panels(exposure_lines(rows), "step"),
+        ),
+        Plot(
+            "budget",
+            f"{heading} at 1/8, 1/4, 1/2 and the whole of the budget, on noise set 0.",
+            heading,
+            _panels(budget_lines(rows), "images"),
+            log=True,
+        ),
+    ]
     return [plot for plot in found if plot.panels]
 
 
@@ -87,7 +106,12 @@ def _panels(lines: dict[int, list[Line]], x_label: str) -> list[Panel]:
 
 
 def _line(label: str, x: Sequence[float], intervals: Sequence[Interval]) -> Line:
-    return Line(label, [float(value) for value in x], [i.mean for i in intervals], [i.half_width for i in intervals])
+    return Line(
+        label,
+        [float(value) for value in x],
+        [i.mean for i in intervals],
+        [i.half_width for i in intervals],
+    )
 
 
 def _with_training(row: Row) -> str:
@@ -101,7 +125,9 @@ def passes_lines(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[L
     """
     beside = [row for row in rows if not trains(row.records[0])] if equal else []
     lines = []
-    for label, mine in by_setting([row for row in [*equal, *beside] if row.finished[0].cost]).items():
+    for label, mine in by_setting(
+        [row for row in [*equal, *beside] if row.finished[0].cost]
+    ).items():
         passes = [row.finished[0].cost.nfe for row in mine if row.finished[0].cost]
         lines.append(_line(label, passes, [metric_interval(row.finished, name) for row in mine]))
     return [line for line in lines if len(line.x) > 1]
@@ -114,9 +140,17 @@ def exposure_lines(rows: Sequence[Row]) -> dict[int, list[Line]]:
         exposures = [record.exposure for record in row.finished if record.exposure]
         if not exposures or not row.training[0]:
             continue
-        gaps = [[own - taught for own, taught in zip(e.on_own_history, e.on_teachers_history, strict=True)] for e in exposures]
+        gaps = [
+            [
+                own - taught
+                for own, taught in zip(e.on_own_history, e.on_teachers_history, strict=True)
+            ]
+            for e in exposures
+        ]
         intervals = [t_interval(step) for step in zip(*gaps, strict=True)]
-        found.setdefault(row.num_steps, []).append(_line(_with_training(row), range(1, len(intervals) + 1), intervals))
+        found.setdefault(row.num_steps, []).append(
+            _line(_with_training(row), range(1, len(intervals) + 1), intervals)
+        )
     return found
 
 
@@ -128,8 +162,13 @@ def budget_lines(rows: Sequence[Row]) -> dict[int, list[Line]]:
         if not curves:
             continue
         name = headline([row])
-        intervals = [t_interval([point.quality[name] for point in points]) for points in zip(*curves, strict=True)]
-        found.setdefault(row.num_steps, []).append(_line(_with_training(row), [point.images for point in curves[0]], intervals))
+        intervals = [
+            t_interval([point.quality[name] for point in points])
+            for points in zip(*curves, strict=True)
+        ]
+        found.setdefault(row.num_steps, []).append(
+            _line(_with_training(row), [point.images for point in curves[0]], intervals)
+        )
     return found
 
 
@@ -140,14 +179,26 @@ def ablations(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[Pane
     number of steps, which `passes_lines` shows.
     """
     trained = [row for row in rows if row.training[0] and row.records[0].method in METHODS.names()]
-    sides = [{**settings_of(row.records[0].config), **row.options, "num_steps": row.num_steps, "row": (row.training, row.records[0].method)}
-             for row in trained]  # fmt: skip
+    sides = [
+        {
+            **settings_of(row.records[0].config),
+            **row.options,
+            "num_steps": row.num_steps,
+            "row": (row.training, row.records[0].method),
+        }
+        for row in trained
+    ]
     of_equal = set(map(id, equal))
-    numbers = [{**row.options, **({} if id(row) in of_equal else {"num_steps": row.num_steps})} for row in trained]
+    numbers = [
+        {**row.options, **({} if id(row) in of_equal else {"num_steps": row.num_steps})}
+        for row in trained
+    ]
     axes = [[axis for axis, value in of.items() if type(value) in (int, float)] for of in numbers]
     found = []
     for (axis, _), places in alike_but_one(sides, axes).items():
-        members = sorted(((sides[place][axis], trained[place]) for place in places), key=lambda member: member[0])
+        members = sorted(
+            ((sides[place][axis], trained[place]) for place in places), key=lambda member: member[0]
+        )
         if len({value for value, _ in members}) >= 3:
             found.append(_ablation(axis, members, name))
     return found[:MOST_ABLATIONS]
@@ -157,5 +208,22 @@ def _ablation(axis: str, members: Sequence[tuple[float, Row]], name: str) -> Pan
     first = members[0][1]
     options = [f"{option} {value}" for option, value in first.off_default.items() if option != axis]
     steps = [] if axis == "num_steps" else [counted(first.num_steps)]
-    title = ", ".join([first.records[0].method, *options, *steps, f"trained {first.training[0]} × {first.training[1]}"])
-    return Panel(title, axis, [_line(axis, [value for value, _ in members], [metric_interval(row.finished, name) for _, row in members])])
+    title = ", ".join(
+        [
+            first.records[0].method,
+            *options,
+            *steps,
+            f"trained {first.training[0]} × {first.training[1]}",
+        ]
+    )
+    return Panel(
+        title,
+        axis,
+        [
+            _line(
+                axis,
+                [value for value, _ in members],
+                [metric_interval(row.finished, name) for _, row in members],
+            )
+        ],
+    )

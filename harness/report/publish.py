@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from harness.files import write_aside, write_text
@@ -12,7 +13,13 @@ from harness.report.labels import counted
 from harness.report.markdown import section_text, task_section
 from harness.report.pictures import write_plots
 from harness.report.rows import Row
-from harness.report.task_report import GRIDS, TaskReport, agreement_section, claims_section, reports_of
+from harness.report.task_report import (
+    GRIDS,
+    TaskReport,
+    agreement_section,
+    claims_section,
+    reports_of,
+)
 
 
 def publish(records: Sequence[Record], results: Path) -> list[Path]:
@@ -50,18 +57,26 @@ def _task_page(report: TaskReport, folder: Path, place: str) -> str:
 
 
 def _plots(report: TaskReport) -> str:
-    return "\n\n".join(f"{plot.caption}\n\n![{plot.name}]({plot.name}.png)" for plot in report.plots)
+    return "\n\n".join(
+        f"{plot.caption}\n\n![{plot.name}]({plot.name}.png)" for plot in report.plots
+    )
 
 
 def _grids(report: TaskReport, folder: Path) -> str:
     pictures = [(row, f"samples/{row.finished[0].run_id}.png") for row in report.grids]
-    return "\n\n".join(f"{grid_caption(row)}:\n\n![samples]({name})" for row, name in pictures if (folder / name).is_file())
+    return "\n\n".join(
+        f"{grid_caption(row)}:\n\n![samples]({name})"
+        for row, name in pictures
+        if (folder / name).is_file()
+    )
 
 
 def grid_caption(row: Row) -> str:
     """The row that a grid of samples shows."""
     steps, batch = row.training
-    return f"{row.label}, {counted(row.num_steps)}" + (f", trained {steps} × {batch}" if steps else "")
+    return f"{row.label}, {counted(row.num_steps)}" + (
+        f", trained {steps} × {batch}" if steps else ""
+    )
 
 
 def copy_grids(rows: Sequence[Row], results: Path, folder: Path) -> None:
@@ -73,12 +88,19 @@ def copy_grids(rows: Sequence[Row], results: Path, folder: Path) -> None:
     for name in sorted(chosen):
         source = results / "runs" / name.removesuffix(".png") / "samples.png"
         if source.exists():
-            write_aside(folder / "samples" / name, lambda aside, source=source: shutil.copyfile(source, aside))  # type: ignore[misc]
+            write_aside(folder / "samples" / name, partial(shutil.copyfile, source))
 
 
 def _index(reports: Sequence[TaskReport], records: Sequence[Record], place: str) -> str:
     counts = {report.task: sum(len(row.records) for row in report.rows) for report in reports}
-    tasks = "\n".join(f"- [{task}]({task}/README.md): {count} runs" for task, count in counts.items())
+    tasks = "\n".join(
+        f"- [{task}]({task}/README.md): {count} runs" for task, count in counts.items()
+    )
     sections = [*agreement_section(reports), *claims_section(records)]
-    parts = ["# Results", f"Made by `harness report {place} --publish`.", tasks, *(section_text(section, 2) for section in sections)]
+    parts = [
+        "# Results",
+        f"Made by `harness report {place} --publish`.",
+        tasks,
+        *(section_text(section, 2) for section in sections),
+    ]
     return "\n\n".join(parts) + "\n"

@@ -39,7 +39,9 @@ class Row:
     def shown(self) -> str:
         """The label, with the number of failed seeds where others finished."""
         failed = len(self.records) - len(self.finished)
-        return self.label + (f" ({failed} of {len(self.records)} seeds failed)" if failed and self.finished else "")
+        return self.label + (
+            f" ({failed} of {len(self.records)} seeds failed)" if failed and self.finished else ""
+        )
 
     @property
     def num_steps(self) -> int:
@@ -71,15 +73,23 @@ def load_records(results: Path) -> list[Record]:
 def present_last(records: Iterable[Record]) -> list[Record]:
     """Records in rising order of preference: of the present code, finished, with most metrics."""
     here = code_digest()
-    return sorted(records, key=lambda record: (record.environment.code == here, record.status == "finished", len(record.metrics)))
+    return sorted(
+        records,
+        key=lambda record: (
+            record.environment.code == here,
+            record.status == "finished",
+            len(record.metrics),
+        ),
+    )
 
 
 def rows_of(records: Sequence[Record]) -> list[Row]:
     """Groups records that differ in the seed alone.
 
     Rows without training come first, then rows by training and steps. Of two records with one seed,
-    the later in `present_last` counts. Raises NotComparable if two records' metrics of one name have
-    different identities.
+    the later in `present_last` counts.
+
+    Raises NotComparable if metrics of one name have different identities in two records.
     """
     refuse_mixed_identities(records)
     groups: dict[str, tuple[dict[str, Any], list[Record]]] = {}
@@ -91,8 +101,23 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
     for options, group in groups.values():
         by_seed = {record.config["seed"]: record for record in group}
         off = off_default(group[0].method, options)
-        rows.append(Row(label(group[0], options), tuple(by_seed[seed] for seed in sorted(by_seed)), options, off))
-    return sorted(rows, key=lambda row: (row.training, row.num_steps * (1 if row.training[0] else -1), row.label, row.records[0].run_id))
+        rows.append(
+            Row(
+                label(group[0], options),
+                tuple(by_seed[seed] for seed in sorted(by_seed)),
+                options,
+                off,
+            )
+        )
+    return sorted(
+        rows,
+        key=lambda row: (
+            row.training,
+            row.num_steps * (1 if row.training[0] else -1),
+            row.label,
+            row.records[0].run_id,
+        ),
+    )
 
 
 def refuse_mixed_identities(records: Sequence[Record]) -> None:
@@ -104,10 +129,13 @@ def refuse_mixed_identities(records: Sequence[Record]) -> None:
             theirs = other.metrics[name]
             if theirs.identity != metric.identity:
                 keys = metric.identity.keys() | theirs.identity.keys()
-                differing = sorted(k for k in keys if metric.identity.get(k) != theirs.identity.get(k))
+                differing = sorted(
+                    k for k in keys if metric.identity.get(k) != theirs.identity.get(k)
+                )
                 raise NotComparable(
-                    f"{name} of {record.run_id} and of {other.run_id} are not comparable: they differ in {', '.join(differing)}; "
-                    f"keep them below results folders of their own"
+                    f"{name} of {record.run_id} and of {other.run_id} are not comparable: "
+                    f"they differ in {', '.join(differing)}; "
+                    "keep them below results folders of their own"
                 )
 
 
@@ -121,9 +149,15 @@ def reference_record(records: Iterable[Record]) -> Record | None:
 
     Of several, the one with most noise sets; None if there is none.
     """
-    distances = [(record, record.metrics["distance_to_teacher"]) for record in records if "distance_to_teacher" in record.metrics]
+    distances = [
+        (record, record.metrics["distance_to_teacher"])
+        for record in records
+        if "distance_to_teacher" in record.metrics
+    ]
     own = [record for record, distance in distances if distance.mean == 0]
-    return max(own, key=lambda record: len(record.metrics["distance_to_teacher"].values), default=None)
+    return max(
+        own, key=lambda record: len(record.metrics["distance_to_teacher"].values), default=None
+    )
 
 
 def headline(rows: Sequence[Row]) -> str:

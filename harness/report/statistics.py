@@ -63,9 +63,14 @@ class Difference:
     seeds: int
 
 
-def paired_difference(first: Sequence[Record], second: Sequence[Record], name: str) -> Difference | None:
+def paired_difference(
+    first: Sequence[Record], second: Sequence[Record], name: str
+) -> Difference | None:
     """first - second over shared seeds; None with fewer than two of them."""
-    by_seed = [{record.config["seed"]: record.metrics[name].values for record in row} for row in (first, second)]
+    by_seed = [
+        {record.config["seed"]: record.metrics[name].values for record in row}
+        for row in (first, second)
+    ]
     pairs = []
     for seed in sorted(by_seed[0].keys() & by_seed[1].keys()):
         a, b = by_seed[0][seed], by_seed[1][seed]
@@ -86,7 +91,9 @@ def _p_value(values: Sequence[float]) -> float:
     return float(2 * special.stdtr(n - 1, -abs(mean) / error))
 
 
-def degradation_ratio(first: Sequence[Record], second: Sequence[Record], reference: Record, name: str) -> Interval | None:
+def degradation_ratio(
+    first: Sequence[Record], second: Sequence[Record], reference: Record, name: str
+) -> Interval | None:
     """One row's excess over the reference, divided by another's, paired in seed and noise set.
 
     Returns the mean and 95 % t interval over shared seeds; None if a row does not exceed the
@@ -97,7 +104,12 @@ def degradation_ratio(first: Sequence[Record], second: Sequence[Record], referen
         sets = {record.config["seed"]: record.metrics[name].values for record in row}
         if any(values.keys() - beside.keys() for values in sets.values()):
             return None
-        excesses.append({seed: sum(v - beside[k] for k, v in values.items()) / len(values) for seed, values in sets.items()})
+        excesses.append(
+            {
+                seed: sum(v - beside[k] for k, v in values.items()) / len(values)
+                for seed, values in sets.items()
+            }
+        )
     seeds = sorted(excesses[0].keys() & excesses[1].keys())
     if not seeds or min(min(excess[seed] for seed in seeds) for excess in excesses) <= 0:
         return None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from harness.errors import UsageError
 from harness.records import Record, read_record
@@ -43,33 +44,60 @@ def working(results: Path, now: datetime | None = None) -> list[Working]:
 
 def _read_log(folder: Path, now: datetime) -> Working:
     path = folder / "run.log"
-    found = [match for line in (path.read_text(encoding="utf-8").splitlines() if path.exists() else []) if (match := LINE.match(line))]
-    start = max((i for i, match in enumerate(found) if not match[3] and match[0].endswith("starts")), default=None)
+    found = [
+        match
+        for line in (path.read_text(encoding="utf-8").splitlines() if path.exists() else [])
+        if (match := LINE.match(line))
+    ]
+    start = max(
+        (i for i, match in enumerate(found) if not match[3] and match[0].endswith("starts")),
+        default=None,
+    )
     if start is None:
         return Working(folder.name, "", 0, 0, None, 0.0)
     stage, last = found[start][2], datetime.fromisoformat(found[-1][1])
-    points = [(datetime.fromisoformat(match[1]), int(match[3])) for match in found[start:] if match[3]]
+    points = [
+        (datetime.fromisoformat(match[1]), int(match[3])) for match in found[start:] if match[3]
+    ]
     total = int(found[-1][4]) if points else 0
-    first = points[0] if len(points) > 1 else (datetime.fromisoformat(found[start][1]), 0)  # not 0 if resumed
+    # A resumed run does not begin at 0.
+    first = points[0] if len(points) > 1 else (datetime.fromisoformat(found[start][1]), 0)
     done, left = points[-1][1] if points else 0, None
     if points and done > first[1]:
         left = (total - done) * (last - first[0]).total_seconds() / (done - first[1])
-    return Working(folder.name, "" if stage.startswith("run ") else stage, done, total, left, max(0.0, (now - last).total_seconds()))
+    return Working(
+        folder.name,
+        "" if stage.startswith("run ") else stage,
+        done,
+        total,
+        left,
+        max(0.0, (now - last).total_seconds()),
+    )
 
 
-def summary(results: Path) -> dict[str, object]:
-    """Runs under way, interrupted and failed; of each task how many finished, and the best.
+def summary(results: Path) -> dict[str, Any]:
+    """Runs under way, interrupted and failed; per task the number of finished runs and the best.
 
     Raises UsageError if there is no such folder.
     """
     if not (results / "runs").is_dir():
-        raise UsageError(f"there are no runs below {results}: `harness run` and `harness sweep` write them there")
+        raise UsageError(
+            f"there are no runs below {results}: `harness run` and `harness sweep` write them there"
+        )
     records = [read_record(path) for path in sorted((results / "runs").glob("*/record.json"))]
     under_way = working(results)
     busy = {one.run_id for one in under_way}
-    failed = {record.run_id: record.reason for record in records if record.status == "failed" and record.run_id not in busy}
+    failed = {
+        record.run_id: record.reason
+        for record in records
+        if record.status == "failed" and record.run_id not in busy
+    }
     tasks = sorted({record.task for record in records})
-    stopped = sorted({path.parent.name for path in (results / "runs").glob("*/checkpoint")} - busy - failed.keys())
+    stopped = sorted(
+        {path.parent.name for path in (results / "runs").glob("*/checkpoint")}
+        - busy
+        - failed.keys()
+    )
     best = {task: _best([record for record in records if record.task == task]) for task in tasks}
     return {"working": under_way, "interrupted": stopped, "failed": failed, "tasks": best}
 
@@ -80,7 +108,10 @@ def _best(records: Sequence[Record]) -> dict[str, object]:
     best: dict[int, str] = {}
     for steps in sorted({row.num_steps for row in rows}):
         name = headline(rows)
-        first = min((row for row in rows if row.num_steps == steps), key=lambda row: metric_interval(row.finished, name).mean)
+        first = min(
+            (row for row in rows if row.num_steps == steps),
+            key=lambda row: metric_interval(row.finished, name).mean,
+        )
         heading, digits = QUALITY[name]
         trained = f"trained {first.training[0]} × {first.training[1]}"
         value = metric_interval(first.finished, name).text(digits)

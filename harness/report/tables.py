@@ -11,12 +11,27 @@ from harness.metrics import METRICS
 from harness.records import Record
 from harness.report.pairs import neighbours
 from harness.report.rows import Row, trains
-from harness.report.statistics import Difference, degradation_ratio, holm, metric_interval, paired_difference, t_interval
+from harness.report.statistics import (
+    Difference,
+    degradation_ratio,
+    holm,
+    metric_interval,
+    paired_difference,
+    t_interval,
+)
 
 _QUALITY = (
-    "fid", "kid", "label_agreement", "fid_inception", "fid_clean", "fd_dinov2", "frechet_distance", "kl", "map_error",
+    "fid",
+    "kid",
+    "label_agreement",
+    "fid_inception",
+    "fid_clean",
+    "fd_dinov2",
+    "frechet_distance",
+    "kl",
+    "map_error",
     "distance_to_teacher",
-)  # fmt: skip
+)
 QUALITY = {name: (METRICS[name].heading, METRICS[name].digits) for name in _QUALITY}
 """Heading and digits of the metrics of quality."""
 _APART = ("solver_error",)
@@ -30,8 +45,19 @@ def plain_heading(name: str) -> str:
 
 def diversity() -> dict[str, tuple[str, int]]:
     """Heading and digits of every other registered metric, those of plug-ins last."""
-    first = ("precision", "recall", "density", "coverage", "inception_style_score", "class_diversity", "memorised_share")
-    names = [*first, *(name for name in METRICS.names() if name not in (*first, *_QUALITY, *_APART))]
+    first = (
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "inception_style_score",
+        "class_diversity",
+        "memorised_share",
+    )
+    names = [
+        *first,
+        *(name for name in METRICS.names() if name not in (*first, *_QUALITY, *_APART)),
+    ]
     return {name: (METRICS[name].heading, METRICS[name].digits) for name in names}
 
 
@@ -50,12 +76,14 @@ def _line(row: Row) -> dict[str, str]:
 
 
 def _keys(row: Row) -> dict[str, str]:
-    steps, batch = row.training
+    (steps, batch), first = row.training, row.records[0]
+    untrained = "untrained" if trains(first) else "none"
+    seeds = len(row.finished) if steps else "-"
     return {
         "method": row.shown,
         "steps": str(row.num_steps),
-        "training": f"{steps} × {batch}" if steps else "none" if not trains(row.records[0]) else "untrained",
-        "seeds × noise sets": f"{len(row.finished) if steps else '-'} × {row.records[0].config['noise_sets']}",
+        "training": f"{steps} × {batch}" if steps else untrained,
+        "seeds × noise sets": f"{seeds} × {first.config['noise_sets']}",
     }
 
 
@@ -82,14 +110,23 @@ def _cost(row: Row) -> dict[str, str]:
     line["latency / teacher"] = f"{t_interval(ratios).mean:.3f}" if ratios else ""
     bills = [cost.training for cost in costs if cost.training]
     if bills:
-        line["training TFLOPs + trajectories"] = f"{bills[0].student_flops / 1e12:.1f} + {bills[0].trajectory_flops / 1e12:.1f}"
-        line["training seconds"] = f"{t_interval([bill.seconds + bill.inherited_seconds for bill in bills]).mean:.0f}"
+        line["training TFLOPs + trajectories"] = (
+            f"{bills[0].student_flops / 1e12:.1f} + {bills[0].trajectory_flops / 1e12:.1f}"
+        )
+        line["training seconds"] = (
+            f"{t_interval([bill.seconds + bill.inherited_seconds for bill in bills]).mean:.0f}"
+        )
     return line
 
 
 def floor_table(rows: Sequence[Row]) -> pd.DataFrame:
     """Held-out real samples against the same reference, apart because FID depends on N."""
-    metrics = {name: metric for row in rows for record in row.finished for name, metric in record.metrics.items()}
+    metrics = {
+        name: metric
+        for row in rows
+        for record in row.finished
+        for name, metric in record.metrics.items()
+    }
     floors = {name: metric for name, metric in metrics.items() if name.endswith("_floor")}
     if not floors:
         return pd.DataFrame()
@@ -107,13 +144,27 @@ def exposure_table(rows: Sequence[Row]) -> pd.DataFrame:
         exposures = [record.exposure for record in row.finished if record.exposure]
         if not exposures or not row.training[0]:
             continue
-        gaps = [[own - taught for own, taught in zip(e.on_own_history, e.on_teachers_history, strict=True)] for e in exposures]
-        lines.append({
-            **_short_keys(row),
-            "last step, teacher's history": t_interval([e.on_teachers_history[-1] for e in exposures]).text(4),
-            "last step, own history": t_interval([e.on_own_history[-1] for e in exposures]).text(4),
-            "gap after each step": ", ".join(f"{sum(step) / len(step):.4f}" for step in zip(*gaps, strict=True)),
-        })  # fmt: skip
+        gaps = [
+            [
+                own - taught
+                for own, taught in zip(e.on_own_history, e.on_teachers_history, strict=True)
+            ]
+            for e in exposures
+        ]
+        lines.append(
+            {
+                **_short_keys(row),
+                "last step, teacher's history": t_interval(
+                    [e.on_teachers_history[-1] for e in exposures]
+                ).text(4),
+                "last step, own history": t_interval(
+                    [e.on_own_history[-1] for e in exposures]
+                ).text(4),
+                "gap after each step": ", ".join(
+                    f"{sum(step) / len(step):.4f}" for step in zip(*gaps, strict=True)
+                ),
+            }
+        )
     return pd.DataFrame(lines)
 
 
@@ -123,15 +174,23 @@ def error_split_table(rows: Sequence[Row]) -> pd.DataFrame:
     for row in rows:
         if not row.finished or "map_error" not in row.finished[0].metrics:
             continue
-        exposures = [record.exposure for record in row.finished if record.exposure and record.exposure.drift]
+        exposures = [
+            record.exposure for record in row.finished if record.exposure and record.exposure.drift
+        ]
         line = {
             **_short_keys(row),
             "whole": metric_interval(row.finished, "map_error").text(4),
-            "solver: the teacher's trajectories": metric_interval(row.finished, "solver_error").text(4),
+            "solver: the teacher's trajectories": metric_interval(
+                row.finished, "solver_error"
+            ).text(4),
         }
         if exposures:
-            line["approximation: on the teacher's history"] = t_interval([e.on_teachers_history[-1] for e in exposures]).text(4)
-            line["exposure: from there to its own history"] = t_interval([e.drift[-1] for e in exposures]).text(4)
+            line["approximation: on the teacher's history"] = t_interval(
+                [e.on_teachers_history[-1] for e in exposures]
+            ).text(4)
+            line["exposure: from there to its own history"] = t_interval(
+                [e.drift[-1] for e in exposures]
+            ).text(4)
         lines.append(line)
     return pd.DataFrame(lines).fillna("")
 
@@ -150,13 +209,19 @@ def differences_table(rows: Sequence[Row], name: str, reference: Record | None) 
     pairs, left_out = neighbours(trained, name)
     found = [(a, b, paired_difference(a.finished, b.finished, name)) for a, b in pairs]
     compared = [(a, b, difference) for a, b, difference in found if difference]
-    return pd.DataFrame([
-        _difference_line(a, b, difference, shown, name, reference)
-        for (a, b, difference), shown in zip(compared, _significant(compared, left_out), strict=True)
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            _difference_line(a, b, difference, shown, name, reference)
+            for (a, b, difference), shown in zip(
+                compared, _significant(compared, left_out), strict=True
+            )
+        ]
+    )
 
 
-def _significant(pairs: Sequence[tuple[Row, Row, Difference]], left_out: Counter[tuple[int, ...]]) -> list[bool]:
+def _significant(
+    pairs: Sequence[tuple[Row, Row, Difference]], left_out: Counter[tuple[int, ...]]
+) -> list[bool]:
     """Which differences Holm's procedure shows, within each budget."""
     families: dict[tuple[int, ...], list[int]] = {}
     for place, (a, _, _) in enumerate(pairs):
@@ -169,12 +234,19 @@ def _significant(pairs: Sequence[tuple[Row, Row, Difference]], left_out: Counter
     return found
 
 
-def _difference_line(a: Row, b: Row, difference: Difference, shown: bool, name: str, reference: Record | None) -> dict[str, str]:
+def _difference_line(
+    a: Row, b: Row, difference: Difference, shown: bool, name: str, reference: Record | None
+) -> dict[str, str]:
     lower = a.label if difference.interval.mean < 0 else b.label
     ratio = degradation_ratio(a.finished, b.finished, reference, name) if reference else None
     return {
-        "first": a.label, "second": b.label, "steps": str(a.num_steps), "training": f"{a.training[0]} × {a.training[1]}",
-        "seeds": str(difference.seeds), f"{plain_heading(name)} first − second": difference.interval.text(QUALITY[name][1]),
-        "p": f"{difference.p_value:.3g}", "better (Holm, 95 %)": lower if shown else "not shown",
+        "first": a.label,
+        "second": b.label,
+        "steps": str(a.num_steps),
+        "training": f"{a.training[0]} × {a.training[1]}",
+        "seeds": str(difference.seeds),
+        f"{plain_heading(name)} first − second": difference.interval.text(QUALITY[name][1]),
+        "p": f"{difference.p_value:.3g}",
+        "better (Holm, 95 %)": lower if shown else "not shown",
         "over the teacher's, first / second": ratio.text(3) if ratio else "",
-    }  # fmt: skip
+    }

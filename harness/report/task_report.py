@@ -10,8 +10,14 @@ from pathlib import Path
 import pandas as pd
 
 from harness.records import Record
+from harness.report.agreement import agreement_table
 from harness.report.claims import claims_table, read_claims
-from harness.report.compare import against_best_table, agreement_table, equal_compute, equal_compute_table, equal_images_table
+from harness.report.compare import (
+    against_best_table,
+    equal_compute,
+    equal_compute_table,
+    equal_images_table,
+)
 from harness.report.notes import notes
 from harness.report.pairs import CROWD
 from harness.report.plots import Plot, task_plots
@@ -32,7 +38,10 @@ CLAIMS = Path(__file__).parents[2] / "baselines" / "claims.yaml"
 """The published claims; an installed package has no such file."""
 MOST_GRIDS = 6
 """Sample grids of a task that a page shows."""
-GRIDS = "Samples of noise set 0. The upper row is the method's, the lower one the task's reference from the same noise."
+GRIDS = (
+    "Samples of noise set 0. "
+    "The upper row is the method's, the lower one the task's reference from the same noise."
+)
 
 
 @dataclass(frozen=True)
@@ -98,44 +107,57 @@ class TaskReport:
     def grids(self) -> list[Row]:
         """The rows whose samples are shown: the best of each method, the best methods first."""
         best: dict[str, Row] = {}
-        for row in sorted(self.finished, key=lambda row: metric_interval(row.finished, self.headline).mean):
+        for row in sorted(
+            self.finished, key=lambda row: metric_interval(row.finished, self.headline).mean
+        ):
             best.setdefault(row.records[0].method, row)
         return list(best.values())[:MOST_GRIDS]
 
     @cached_property
     def sections(self) -> list[Section]:
         """The tables in the order of a page, without empty ones."""
-        return [section for section in (*self._of_equal_compute(), *self._of_all_rows()) if len(section.table)]
+        return [
+            section
+            for section in (*self._of_equal_compute(), *self._of_all_rows())
+            if len(section.table)
+        ]
 
     def _of_equal_compute(self) -> Iterator[Section]:
         yield Section(
             "Methods at equal training FLOPs",
-            "Training FLOPs agree within 2 %; trajectories come on top. The best of its columns ranks a method.",
+            "Training FLOPs agree within 2 %; trajectories come on top. "
+            "The best of its columns ranks a method.",
             equal_compute_table(self.equal, self.headline),
         )
         yield Section(
             "Distance to the best",
-            "Rows with two seeds or more against the best of their number of steps: difference with 95 % interval, paired within training "
-            "seed and noise set. p is that of a t test times the number of other rows. A row whose distance is not shown may still be far "
-            "from the best if seeds differ much.",
+            "Rows with two seeds or more against the best of their number of steps: "
+            "difference with 95 % interval, paired within training seed and noise set. "
+            "p is that of a t test times the number of other rows. "
+            "A row whose distance is not shown may still be far from the best if seeds differ "
+            "much.",
             against_best_table(self.equal, self.headline),
         )
         yield Section(
             "After equally many images",
-            "From the curves of noise set 0. A run that is measured before its end has not lowered its learning rate yet, so long runs "
-            "look worse here than short ones would.",
+            "From the curves of noise set 0. "
+            "A run that is measured before its end has not lowered its learning rate yet, "
+            "so long runs look worse here than short ones would.",
             equal_images_table(self.equal, self.headline),
         )
 
     def _of_all_rows(self) -> Iterator[Section]:
         table, keys = self.results, KEYS[:3]
-        quality = [heading for heading, _ in QUALITY.values() if heading in table] + [name for name in ("status",) if name in table]
+        quality = [heading for heading, _ in QUALITY.values() if heading in table] + [
+            name for name in ("status",) if name in table
+        ]
         spread = [heading for heading, _ in diversity().values() if heading in table]
         cost = [name for name in table.columns if name not in (*KEYS, *quality, *spread)]
         yield Section("All rows", "", table[[*KEYS, *quality]])
         yield Section(
             "Floor",
-            "Held-out real samples against the same reference. These numbers depend on N, so do not compare them with other tables.",
+            "Held-out real samples against the same reference. "
+            "These numbers depend on N, so do not compare them with other tables.",
             floor_table(self.finished),
         )
         if spread:
@@ -154,9 +176,11 @@ class TaskReport:
         )
         yield Section(
             "Differences",
-            "Rows that differ in one thing (a method or an option), paired within training seed and noise set. Holm's correction covers "
-            f"the rows of one number of steps and one training. Of more than {CROWD} such rows, each is shown against the best alone, but "
-            "the correction counts all pairs.",
+            "Rows that differ in one thing (a method or an option), "
+            "paired within training seed and noise set. "
+            "Holm's correction covers the rows of one number of steps and one training. "
+            f"Of more than {CROWD} such rows, each is shown against the best alone, "
+            "but the correction counts all pairs.",
             differences_table(self.rows, self.headline, self.reference),
         )
 
@@ -170,7 +194,10 @@ def reports_of(records: Sequence[Record]) -> list[TaskReport]:
 def agreement_section(reports: Sequence[TaskReport]) -> list[Section]:
     """Whether tasks order methods alike; empty where they have too few methods in common."""
     table = agreement_table({report.task: report.equal for report in reports})
-    text = "Spearman's rank correlation between tasks, over the methods at equal training FLOPs that both have."
+    text = (
+        "Spearman's rank correlation between tasks, "
+        "over the methods at equal training FLOPs that both have."
+    )
     return [Section("Agreement between tasks", text, table)] if len(table) else []
 
 
@@ -178,5 +205,8 @@ def claims_section(records: Sequence[Record], file: Path = CLAIMS) -> list[Secti
     """Published claims beside the numbers here; empty where there is no file of claims."""
     if not file.is_file():
         return []
-    text = "What papers claim, and what was measured here. Another task can only confirm the direction of a claim."
+    text = (
+        "What papers claim, and what was measured here. "
+        "Another task can only confirm the direction of a claim."
+    )
     return [Section("Claims", text, claims_table(read_claims(file), records))]

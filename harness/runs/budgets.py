@@ -19,7 +19,7 @@ NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+]?[0-9]+)?")
 def parse_budget(budget: str, task: Task) -> tuple[str, float]:
     """The unit and number of a budget such as "flops=6e12".
 
-    Raises UsageError if it is none.
+    Raises UsageError if the text is no budget.
     """
     unit, _, text = budget.partition("=")
     number = float(text) if NUMBER.fullmatch(text) else math.nan
@@ -31,11 +31,13 @@ def parse_budget(budget: str, task: Task) -> tuple[str, float]:
     return unit, number
 
 
-def training_steps(budget: str, task: Task, batch_size: int, rehearse: Callable[[int], Trainer]) -> int:
+def training_steps(
+    budget: str, task: Task, batch_size: int, rehearse: Callable[[int], Trainer]
+) -> int:
     """The training steps of a budget.
 
     Args:
-        rehearse: from a number of steps to a trainer, on which FLOPs are counted and seconds measured.
+        rehearse: returns a trainer of so many steps, on which FLOPs and seconds are measured.
 
     Raises UsageError if the budget is unknown, or smaller than one step.
     """
@@ -50,7 +52,9 @@ def training_steps(budget: str, task: Task, batch_size: int, rehearse: Callable[
     }
     steps = count[unit]()
     if steps == 0 and budget != "steps=0":
-        raise UsageError(f"budget is {budget!r}, which is less than one training step of {batch_size} images")
+        raise UsageError(
+            f"budget is {budget!r}, which is less than one training step of {batch_size} images"
+        )
     return steps
 
 

@@ -11,7 +11,7 @@ from harness.diffusion.denoiser import Guided
 from harness.diffusion.randomness import keyed_initialisation
 from harness.files import read_tensors
 from harness.methods import Method
-from harness.metrics.evaluator import Sampler, sample_set
+from harness.metrics.sampling import Sampler, sample_set
 from harness.runs.identity import samples_key
 from harness.runs.log import Report, silent
 from harness.runs.resolve import Resolved, reference_of
@@ -43,11 +43,19 @@ def sampler_of(method: Method, grad: bool = False) -> Sampler:
     return sampler if grad else torch.no_grad()(sampler)
 
 
-def samples_of(resolved: Resolved, sampler: Sampler, noise_set: int, device: torch.device, report: Report = silent) -> Tensor:
+def samples_of(
+    resolved: Resolved,
+    sampler: Sampler,
+    noise_set: int,
+    device: torch.device,
+    report: Report = silent,
+) -> Tensor:
     """A run's samples of a noise set, [N, C, H, W]; those of a training-free run are cached."""
 
     def compute() -> Tensor:
-        return sample_set(sampler, resolved.task, noise_set, device, report(f"sampling, noise set {noise_set}"))
+        return sample_set(
+            sampler, resolved.task, noise_set, device, report(f"sampling, noise set {noise_set}")
+        )
 
     if resolved.settings.total_steps:
         return compute()
@@ -61,7 +69,13 @@ class Reference:
         teacher: the task's teacher, if it is loaded already.
     """
 
-    def __init__(self, task: Task, device: torch.device, report: Report = silent, teacher: Guided | None = None):
+    def __init__(
+        self,
+        task: Task,
+        device: torch.device,
+        report: Report = silent,
+        teacher: Guided | None = None,
+    ):
         self.resolved, self.device, self.report = reference_of(task), device, report
         self.sampler = sampler_of(build(self.resolved, teacher or task.teacher(device), device))
 

@@ -57,7 +57,11 @@ class RunConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _steps_of_the_method(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "num_steps" not in values and values.get("method") in METHODS.names():
+        if (
+            isinstance(values, dict)
+            and "num_steps" not in values
+            and values.get("method") in METHODS.names()
+        ):
             return {**values, "num_steps": METHODS[values["method"]].default_num_steps}
         return values
 
@@ -75,7 +79,8 @@ def explain(error: ValidationError, where: str, known: list[str]) -> UsageError:
         return unknown("option", name, known, where)
     if first["type"] == "missing":
         return UsageError(f"{where}: {name} is missing")
-    return UsageError(f"{where}: {name} is {first['input']!r}, but {first['msg'].replace('Input should', 'it should')}")
+    problem = first["msg"].replace("Input should", "it should")
+    return UsageError(f"{where}: {name} is {first['input']!r}, but {problem}")
 
 
 def parse_config(values: dict[str, Any]) -> RunConfig:

@@ -1,4 +1,4 @@
-"""The cost of sampling, counted without weights: any method on any network size, on the meta device."""
+"""The cost of sampling without weights: any method and any network size, on the meta device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Denoiser, Guided
@@ -49,11 +52,11 @@ class SamplingCost:
     """Multiply-adds of one sample.
 
     Attributes:
-        macs: of the whole sampler.
-        plain_macs: of as many passes of the plain network as the sampler takes: what step distillation costs.
+        macs: MACs of the whole sampler.
+        plain_macs: MACs of as many passes of the plain network, which step distillation takes.
         by_kind: `macs` by kind of layer.
         nfe: network passes.
-        parameters: of the sampled network.
+        parameters: number of parameters of the sampled network.
     """
 
     macs: int
@@ -68,7 +71,9 @@ class SamplingCost:
         return self.macs / self.plain_macs - 1
 
 
-def paper_problem(network: str, image_size: int, latent: bool, num_classes: int, num_steps: int) -> PaperProblem:
+def paper_problem(
+    network: str, image_size: int, latent: bool, num_classes: int, num_steps: int
+) -> PaperProblem:
     """The problem of a network such as "DiT-XL/2" at an image size in pixels.
 
     Args:
@@ -79,12 +84,25 @@ def paper_problem(network: str, image_size: int, latent: bool, num_classes: int,
     try:
         options = size_options(network)
     except KeyError:
-        raise unknown("network", network, [f"{size}/{patch}" for size in SIZES for patch in (2, 4, 8)]) from None
-    side, channels = (image_size // LATENT_FACTOR, LATENT_CHANNELS) if latent else (image_size, PIXEL_CHANNELS)
+        raise unknown(
+            "network", network, [f"{size}/{patch}" for size in SIZES for patch in (2, 4, 8)]
+        ) from None
+    side, channels = (
+        (image_size // LATENT_FACTOR, LATENT_CHANNELS) if latent else (image_size, PIXEL_CHANNELS)
+    )
     unit = options["patch_size"] * (LATENT_FACTOR if latent else 1)
     if image_size % unit or image_size < unit:
-        raise UsageError(f"image_size is {image_size}, but must be a multiple of {unit} for {network}{' on latents' if latent else ''}")
-    whole = {**options, "image_size": side, "in_channels": channels, "num_classes": num_classes, "learn_sigma": True}
+        where = f"{network} on latents" if latent else network
+        raise UsageError(
+            f"image_size is {image_size}, but must be a multiple of {unit} for {where}"
+        )
+    whole = {
+        **options,
+        "image_size": side,
+        "in_channels": channels,
+        "num_classes": num_classes,
+        "learn_sigma": True,
+    }
     return PaperProblem((channels, side, side), num_classes, whole, VPSchedule(), num_steps)
 
 
@@ -95,9 +113,12 @@ def without_weights() -> Iterator[None]:
     def weight(module: nn.Module, name: str, value: nn.Parameter) -> nn.Parameter:
         return nn.Parameter(value.detach().to("meta"), value.requires_grad)
 
+    # The return value of a registration hook replaces the registered value.
     hooks = (
-        register_module_parameter_registration_hook(weight),  # type: ignore[arg-type]  # what a hook returns takes the value's place
-        register_module_buffer_registration_hook(lambda module, name, value: value if value is None else value.to("meta")),
+        register_module_parameter_registration_hook(weight),  # type: ignore[arg-type]
+        register_module_buffer_registration_hook(
+            lambda module, name, value: value if value is None else value.to("meta")
+        ),
     )
     try:
         yield
@@ -106,10 +127,13 @@ def without_weights() -> Iterator[None]:
             hook.remove()
 
 
-def sampling_cost_on_meta(method: str, config: MethodConfig, problem: PaperProblem, num_steps: int) -> SamplingCost:
+def sampling_cost_on_meta(
+    method: str, config: MethodConfig, problem: PaperProblem, num_steps: int
+) -> SamplingCost:
     """Counts a method's sampler as it runs, for one sample without guidance."""
     METHODS[method].check(config, problem, num_steps)
-    x, cond = torch.empty(1, *problem.shape, device="meta"), Condition(torch.empty(1, dtype=torch.long, device="meta"))
+    x = torch.empty(1, *problem.shape, device="meta")
+    cond = Condition(torch.empty(1, dtype=torch.long, device="meta"))
     with without_weights():
         network = DiT(**problem.network_options)
         teacher = Guided(Denoiser(network, problem.schedule), 1.0, problem.null)
@@ -118,6 +142,8 @@ def sampling_cost_on_meta(method: str, config: MethodConfig, problem: PaperProbl
     with torch.no_grad():
         plain = count_macs(lambda: network(x, torch.empty(1, device="meta"), cond))
     with torch.no_grad(), count_passes(sampled) as passes:
-        by_kind = macs_by_kind(lambda: sample(built.solver, built.student, x, built.levels, cond, lambda name: x))
+        by_kind = macs_by_kind(
+            lambda: sample(built.solver, built.student, x, built.levels, cond, lambda name: x)
+        )
     macs = sum(by_kind.values())
     return SamplingCost(macs, plain * passes.total, by_kind, passes.total, parameters(sampled))

@@ -1,4 +1,4 @@
-"""What is measured of a student once it is trained: cost, latency, exposure bias, and its flags."""
+"""Measurements of a trained student: cost, latency and exposure bias; and its flags."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from harness.diffusion.denoiser import Guided
 from harness.diffusion.schedules import few_step_levels
 from harness.files import write_aside, write_tensors
 from harness.methods import Method
-from harness.metrics.evaluator import Sampler, sample_grid
 from harness.metrics.exposure import exposure_bias
 from harness.metrics.latency import interleaved_latency
+from harness.metrics.sampling import Sampler, sample_grid
 from harness.networks.passes import count_passes
 from harness.records import Exposure, LatencyEntry, TrainingBill
 from harness.runs.resolve import Resolved
@@ -28,8 +28,14 @@ EMA_WEIGHT_FLAG = 0.01
 """Share of the initial weights in the evaluated average above which a record is flagged."""
 
 
-def training_bill(resolved: Resolved, trainer: Trainer | None, method: Method, teacher: Guided, device: torch.device) -> TrainingBill:
-    """What a run's student cost, with what it inherits of the run that it started from."""
+def training_bill(
+    resolved: Resolved,
+    trainer: Trainer | None,
+    method: Method,
+    teacher: Guided,
+    device: torch.device,
+) -> TrainingBill:
+    """The bill of a run's student, including the inherited bill of the run it started from."""
     bill, parent = trainer.bill if trainer else Bill(), resolved.parent
     before = parent.bill if parent else None
     evaluations, trajectory_flops = 0, 0.0
@@ -40,7 +46,8 @@ def training_bill(resolved: Resolved, trainer: Trainer | None, method: Method, t
         steps=trainer.step if trainer else 0,
         images=bill.images,
         flops=bill.flops,
-        trajectory_flops=max(trajectory_flops, before.trajectory_flops if before else 0.0),  # one store serves both
+        # One store of trajectories serves both runs.
+        trajectory_flops=max(trajectory_flops, before.trajectory_flops if before else 0.0),
         teacher_evaluations=evaluations + bill.teacher_evaluations,
         seconds=bill.seconds,
         peak_memory_bytes=bill.peak_memory_bytes,
@@ -61,8 +68,10 @@ def trajectory_bill(teacher: Guided, task: Task, device: torch.device) -> tuple[
     return passes.total * task.recipe.count // 2, flops * task.recipe.count / 2
 
 
-def measure_exposure(resolved: Resolved, method: Method, teacher: Guided, device: torch.device) -> Exposure | None:
-    """Exposure bias on the first batch of evaluation noise, whose teacher trajectories are made now.
+def measure_exposure(
+    resolved: Resolved, method: Method, teacher: Guided, device: torch.device
+) -> Exposure | None:
+    """Exposure bias on the first batch of evaluation noise, on fresh teacher trajectories.
 
     None for one step, for a sampler that draws noise, and for levels that trajectories do not have.
     """
@@ -72,14 +81,21 @@ def measure_exposure(resolved: Resolved, method: Method, teacher: Guided, device
         return None
     x_T, cond = task.evaluation_inputs(0)
     count = task.spec.evaluation.batch_size
-    x_T, cond, solver = x_T[:count].to(device), cond[:count].to(device), SOLVERS[task.recipe.solver]()
+    x_T, cond = x_T[:count].to(device), cond[:count].to(device)
+    solver = SOLVERS[task.recipe.solver]()
     with torch.no_grad():
         path = trace(solver, teacher, x_T, few_step_levels(task.trajectory_steps), cond)
-        errors = exposure_bias(method.solver, method.student, method.teacher_points(path), method.levels, cond)
-    return Exposure(on_teachers_history=errors[0], on_own_history=errors[1], drift=errors[2], n=len(x_T))
+        errors = exposure_bias(
+            method.solver, method.student, method.teacher_points(path), method.levels, cond
+        )
+    return Exposure(
+        on_teachers_history=errors[0], on_own_history=errors[1], drift=errors[2], n=len(x_T)
+    )
 
 
-def measure_latency(task: Task, sampler: Sampler, reference: Sampler, device: torch.device) -> LatencyEntry:
+def measure_latency(
+    task: Task, sampler: Sampler, reference: Sampler, device: torch.device
+) -> LatencyEntry:
     """Seconds of a batch, measured in turn with the reference's on the same inputs."""
     warmup, repeats = 2, 9
     x_T, cond = task.evaluation_inputs(0)
@@ -102,22 +118,36 @@ def measure_latency(task: Task, sampler: Sampler, reference: Sampler, device: to
 
 
 def flags_of(resolved: Resolved, method: Method, bill: TrainingBill | None) -> list[str]:
-    """What a reader of the record must know, a sentence each."""
+    """The caveats of a record, one sentence each."""
     flags = []
     if bill and bill.steps and bill.ema_initial_weight > EMA_WEIGHT_FLAG:
-        flags.append(f"the evaluated average still holds {bill.ema_initial_weight:.1%} of the initial weights")
-    if resolved.settings.precision == "bf16" and resolved.task.prediction_type == "eps" and resolved.settings.total_steps:
-        flags.append("bf16 losses on a network that predicts eps: at the noisiest level x_0 carries 157 times its rounding")
+        flags.append(
+            "the evaluated average still holds "
+            f"{bill.ema_initial_weight:.1%} of the initial weights"
+        )
+    if (
+        resolved.settings.precision == "bf16"
+        and resolved.task.prediction_type == "eps"
+        and resolved.settings.total_steps
+    ):
+        flags.append(
+            "bf16 losses on a network that predicts eps: "
+            "at the noisiest level x_0 carries 157 times its rounding"
+        )
     if method.players and not bill:
         flags.append("untrained: the student as it starts")
     return flags
 
 
-def write_results(folder: Path, method: Method, samples: Tensor, reference: Tensor, run_id: str) -> None:
+def write_results(
+    folder: Path, method: Method, samples: Tensor, reference: Tensor, run_id: str
+) -> None:
     """Writes the grid (student above teacher, same noise) and the student's weights."""
     picture = Image.fromarray(sample_grid([samples, reference]).numpy())
     write_aside(folder / "samples.png", lambda aside: picture.save(aside, "png"))
     if method.players:
         average = method.student_player.ema
         assert average is not None
-        write_tensors(folder / "student.safetensors", average.module.state_dict(), {"run_id": run_id})
+        write_tensors(
+            folder / "student.safetensors", average.module.state_dict(), {"run_id": run_id}
+        )

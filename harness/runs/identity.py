@@ -1,7 +1,7 @@
 """Every name, key and hash of a run, in one file.
 
-`run_id` names a run's folder: a hash of all that determines the run, but for the code.
-`run_key` names the run by its settings alone, so that it stays when a method gains options.
+`run_id` names a run's folder: a hash of everything that determines the run except the code.
+`run_key` names the run by its settings alone, so it does not change when a method gains options.
 `row_key` is the same without the seed: the runs of one row of a table.
 The others name what runs share (a student, cached samples) or what a checkpoint belongs to.
 """
@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from harness.runs.resolve import Resolved
 
 EVALUATION = ("noise_sets", "extra_features")
-"""What of a run's identity says how the student is judged, not what it is."""
-PLAIN_SETTINGS = {"precision": "fp32", "compile": False, "micro_batch_size": None, "init_from": None}
+"""Fields of a run's identity that decide how the student is evaluated, not how it is made."""
+PLAIN_SETTINGS = {
+    "precision": "fp32",
+    "compile": False,
+    "micro_batch_size": None,
+    "init_from": None,
+}
 """Settings that a table names only where they differ."""
 
 
@@ -40,13 +45,14 @@ def run_settings(resolved: Resolved) -> dict[str, Any]:
         "precision": s.precision,
         "compile": s.compile,
         "noise_sets": resolved.noise_sets,
-        "init_from": parent and {"run_id": parent.run_id, "setting": parent.setting, "sha256": parent.sha256},
+        "init_from": parent
+        and {"run_id": parent.run_id, "setting": parent.setting, "sha256": parent.sha256},
         "extra_features": ", ".join(features),
     }
 
 
 def run_identity(resolved: Resolved) -> dict[str, Any]:
-    """Everything that determines a run, but for the code: what its id is the hash of."""
+    """Everything that determines a run except the code; the run's id is the hash of it."""
     spec = resolved.task.spec
     return {
         "task": spec.name,
@@ -65,16 +71,25 @@ def run_id(resolved: Resolved) -> str:
 
 
 def student_key(resolved: Resolved) -> str:
-    """The name of a run's student, whatever number of steps it is evaluated at and however it is judged."""
+    """The name of a run's student, which does not depend on how the student is evaluated."""
     whole = run_identity(resolved)
-    student = {name: value for name, value in whole.items() if name not in ("num_steps", *EVALUATION)}
+    student = {
+        name: value for name, value in whole.items() if name not in ("num_steps", *EVALUATION)
+    }
     return f"student-{resolved.method}-{digest(student)[:10]}"
 
 
 def samples_key(resolved: Resolved, noise_set: int, device: torch.device) -> dict[str, Any]:
     """What determines the samples of a training-free run, the code that makes them included."""
-    whole = {name: value for name, value in run_identity(resolved).items() if name not in EVALUATION}
-    return {**whole, "set": noise_set, "device": device.type, "code": code_digest("methods", "metrics")}
+    whole = {
+        name: value for name, value in run_identity(resolved).items() if name not in EVALUATION
+    }
+    return {
+        **whole,
+        "set": noise_set,
+        "device": device.type,
+        "code": code_digest("methods", "metrics"),
+    }
 
 
 def checkpoint_key(resolved: Resolved, code: str) -> str:
@@ -86,22 +101,29 @@ def run_key(resolved: Resolved) -> str:
     """A run by its settings alone, as `key_of_record` gives it for the run's record."""
     spec, settings = resolved.task.spec, settings_of(run_settings(resolved))
     options = resolved.config.model_dump(mode="json")
-    return digest([spec.name, spec.version, resolved.method, options, settings, resolved.settings.seed])
+    return digest(
+        [spec.name, spec.version, resolved.method, options, settings, resolved.settings.seed]
+    )
 
 
 def key_of_record(record: Record) -> str:
     """A record's run by its settings alone, whatever version of the code made it."""
     seed, settings = record.config["seed"], settings_of(record.config)
-    return digest([record.task, record.task_version, record.method, all_options(record), settings, seed])
+    return digest(
+        [record.task, record.task_version, record.method, all_options(record), settings, seed]
+    )
 
 
 def row_key(record: Record) -> str:
-    """A record's task, method and settings without the seed: the row of a table that it belongs to."""
+    """The key of a record's row in a table: task, method and settings without the seed."""
     return digest([record.task, record.method, all_options(record), settings_of(record.config)])
 
 
 def setting_name(record: Record) -> str:
-    """A short name of a record's method and settings without the seed, for runs that start from it."""
+    """A short name of a record's method and settings without the seed.
+
+    Runs that start from the record's student carry this name.
+    """
     setting = digest([record.method, all_options(record), settings_of(record.config)])[:8]
     return f"{record.method}-{record.config['num_steps']}-{setting}"
 
@@ -111,12 +133,17 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
 
     A run that this one starts from counts by its setting, so that seeds of a chain make one row.
     """
-    whole = {name: value for name, value in config.items() if name not in ("seed", "extra_features")}
+    whole = {
+        name: value for name, value in config.items() if name not in ("seed", "extra_features")
+    }
     return {**whole, "init_from": whole["init_from"] and whole["init_from"]["setting"]}
 
 
 def all_options(record: Record) -> dict[str, Any]:
-    """A record's options in canonical form; those that its version did not have are at their defaults."""
+    """A record's options in canonical form.
+
+    Options that did not exist when the record was made have their defaults.
+    """
     if record.method not in METHODS.names():
         return record.options
     cls = METHODS[record.method]

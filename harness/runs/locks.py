@@ -42,7 +42,9 @@ def held(results: Path, *names: str, wait: bool = False) -> Iterator[None]:
             except Timeout as error:
                 raise Busy(f"another process works on {name}; ask again when it is done") from error
             except OSError as error:
-                raise UsageError(f"cannot write {path.parent}: {error.strerror}; give another --results") from error
+                raise UsageError(
+                    f"cannot write {path.parent}: {error.strerror}; give another --results"
+                ) from error
         yield
 
 

@@ -1,4 +1,4 @@
-"""The log of a run, from which `harness status` reads how far the run is."""
+"""The log of a run; `harness status` reads the run's progress from it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def logged(path: Path, what: str) -> Iterator[Callable[[str], None]]:
             file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
             file.flush()
 
-        log(f"{what} starts: code {code_digest()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+        log(
+            f"{what} starts: code {code_digest()}, torch {torch.__version__}, "
+            f"{torch.get_num_threads()} threads"
+        )
         try:
             yield log
         except (Busy, Interrupted, KeyboardInterrupt) as error:
@@ -53,7 +56,13 @@ def logged(path: Path, what: str) -> Iterator[Callable[[str], None]]:
 
 
 def logging_report(report: Report, log: Callable[[str], None], every: float = 20.0) -> Report:
-    """A report that also logs when a stage starts, how far it is every `every` seconds, and its end."""
+    """A report that also logs each stage: its start, its progress and its end.
+
+    Args:
+        report: the report to extend.
+        log: appends a line to the log.
+        every: seconds between two lines of progress.
+    """
 
     def stage(name: str) -> Progress:
         show = report(name)

@@ -11,7 +11,7 @@ import torch
 
 from harness.data.trajectories import store_folder
 from harness.methods import METHODS
-from harness.metrics.evaluator import Sampler, sampling_cost
+from harness.metrics.sampling import Sampler, sampling_cost
 from harness.runs.build import Reference, build, sampler_of
 from harness.runs.identity import run_settings
 from harness.runs.resolve import Resolved, reference_of
@@ -46,27 +46,35 @@ class Preview:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def preview(resolved: Resolved, results: Path, device: torch.device, reuse: bool = False) -> Preview:
+def preview(
+    resolved: Resolved, results: Path, device: torch.device, reuse: bool = False
+) -> Preview:
     """Looks up and times; writes nothing.
 
     Args:
         reuse: whether a record that other code made counts as finished.
     """
     task, steps = resolved.task, resolved.settings.total_steps
-    beside = replace(reference_of(task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features)
+    beside = replace(
+        reference_of(task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features
+    )
     run, teacher = Run(resolved, results, device), task.teacher(device)
     reference = Reference(task, device, teacher=teacher)
     method = build(resolved, teacher, device)
     sampler = sampler_of(method)
     nfe, macs = sampling_cost(sampler, method.sampled_network, task, device)
     finished = run.finished_record(reuse) is not None
-    state = "finished" if finished else "interrupted" if (run.folder / "checkpoint").exists() else "new"
+    state = (
+        "finished" if finished else "interrupted" if (run.folder / "checkpoint").exists() else "new"
+    )
     cached = {"reference record": Run(beside, results, device).finished_record(reuse) is not None}
     seconds: dict[str, float] = {}
     n = task.spec.evaluation.samples
     if not finished:
         samples_of = {"reference samples": n * resolved.noise_sets}
-        cached["reference samples"] = all(reference.has_samples(k) for k in range(resolved.noise_sets))
+        cached["reference samples"] = all(
+            reference.has_samples(k) for k in range(resolved.noise_sets)
+        )
         if steps and "trajectory" in METHODS[resolved.method].sources:
             samples_of["trajectories"] = task.recipe.count
             cached["trajectories"] = (store_folder(task.recipe) / "manifest.json").exists()
@@ -77,12 +85,30 @@ def preview(resolved: Resolved, results: Path, device: torch.device, reuse: bool
         if steps and (sibling := run.sibling()):
             cached[f"student of {sibling.run_id}"] = True
         elif steps:
-            trainer = rehearsal(resolved.method, resolved.config, task, resolved.num_steps, resolved.settings, device)
+            trainer = rehearsal(
+                resolved.method,
+                resolved.config,
+                task,
+                resolved.num_steps,
+                resolved.settings,
+                device,
+            )
             seconds["training"] = seconds_a_step(trainer) * steps
-            seconds["milestones"] = len(MILESTONES) * one * (task.spec.evaluation.milestone_samples or n)
+            seconds["milestones"] = (
+                len(MILESTONES) * one * (task.spec.evaluation.milestone_samples or n)
+            )
         seconds["samples"] = one * n * resolved.noise_sets
-    return Preview(resolved.run_id, state, resolved.method, resolved.config.model_dump(mode="json"), run_settings(resolved), nfe, macs,
-                   cached, seconds)  # fmt: skip
+    return Preview(
+        resolved.run_id,
+        state,
+        resolved.method,
+        resolved.config.model_dump(mode="json"),
+        run_settings(resolved),
+        nfe,
+        macs,
+        cached,
+        seconds,
+    )
 
 
 def estimate(missing: Sequence[Resolved], results: Path, device: torch.device) -> dict[str, float]:
@@ -92,7 +118,9 @@ def estimate(missing: Sequence[Resolved], results: Path, device: torch.device) -
     """
     alike: dict[str, list[Resolved]] = {}
     for resolved in missing:
-        alike.setdefault(replace(resolved, settings=replace(resolved.settings, seed=0)).run_id, []).append(resolved)
+        alike.setdefault(
+            replace(resolved, settings=replace(resolved.settings, seed=0)).run_id, []
+        ).append(resolved)
     total: dict[str, float] = {}
     for group in alike.values():
         for part, seconds in preview(group[0], results, device).seconds.items():
@@ -110,7 +138,9 @@ def timed(sampler: Sampler, task: Task, device: torch.device) -> float:
 
     def call(count: int) -> Callable[[], object]:
         part = slice(0, count)
-        return lambda: sampler(x_T[part].to(device), cond[part].to(device), lambda name: x_T[part].to(device))
+        return lambda: sampler(
+            x_T[part].to(device), cond[part].to(device), lambda name: x_T[part].to(device)
+        )
 
     call(2)()
     return shortest(call(size), device, 2) / size

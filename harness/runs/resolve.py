@@ -30,9 +30,9 @@ class Parent:
     """The finished run that another one starts from.
 
     Attributes:
-        weights, sha256: the file of its student.
+        weights, sha256: the file of the student's weights and its SHA-256.
         setting: a name of its method and settings without the seed.
-        bill: what it cost, if it was trained.
+        bill: the cost of its training, if it was trained.
     """
 
     run_id: str
@@ -84,16 +84,23 @@ class Resolved:
 
     def with_seed(self, seed: int) -> Resolved:
         """The same run with another seed; a method that trains nothing has none."""
-        return replace(self, settings=replace(self.settings, seed=seed)) if self.cls.sources else self
+        return (
+            replace(self, settings=replace(self.settings, seed=seed)) if self.cls.sources else self
+        )
 
 
-def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("results"), device: torch.device = CPU) -> Resolved:
+def resolve(
+    config: RunConfig,
+    task: Task | None = None,
+    results: Path = Path("results"),
+    device: torch.device = CPU,
+) -> Resolved:
     """Checks a config and settles every number in it.
 
     Args:
-        task: takes the place of the config's task, which is loaded by its name otherwise.
-        results: where a run that `init_from` names lies.
-        device: where a budget in seconds is measured.
+        task: replaces the config's task; without it that task is loaded by name.
+        results: the results folder with the run that `init_from` names.
+        device: the device on which a budget in seconds is measured.
 
     Raises:
         UsageError: for unknown names and for values that do not fit, in one sentence.
@@ -106,7 +113,9 @@ def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("r
     noise_sets = evaluated_noise_sets(config.budget, config.noise_sets, task)
     if not cls.sources:
         _check_training_free(config, task)
-        return Resolved(task, method, options, UNTRAINED, config.num_steps, noise_sets, None, features)
+        return Resolved(
+            task, method, options, UNTRAINED, config.num_steps, noise_sets, None, features
+        )
     settings = train_settings(config, options, task)
 
     def rehearse(total_steps: int) -> Trainer:
@@ -115,7 +124,11 @@ def resolve(config: RunConfig, task: Task | None = None, results: Path = Path("r
         return rehearsal(method, options, task, config.num_steps, trained, device)
 
     total_steps = training_steps(config.budget, task, settings.batch_size, rehearse)
-    parent = find_parent(config.init_from, results, task, METHODS[method].output(options, task)) if config.init_from else None
+    parent = (
+        find_parent(config.init_from, results, task, METHODS[method].output(options, task))
+        if config.init_from
+        else None
+    )
     settings = replace(settings, total_steps=total_steps)
     return Resolved(task, method, options, settings, config.num_steps, noise_sets, parent, features)
 
@@ -128,26 +141,44 @@ def options_on(task: Task, config: RunConfig) -> MethodConfig:
     tuned = task.spec.defaults.get(config.method, {})
     parse_options(config.method, tuned, f"task {task.spec.name}, defaults of {config.method}")
     if METHODS[config.method].needs_labels and task.conditions.table is not None:
-        raise UsageError(f"{config.method} needs class labels, but task {task.spec.name} is conditioned on text")
+        raise UsageError(
+            f"{config.method} needs class labels, but task {task.spec.name} is conditioned on text"
+        )
     return parse_options(config.method, {**tuned, **config.options})
 
 
 def train_settings(config: RunConfig, options: MethodConfig, task: Task) -> TrainSettings:
-    """How the run is trained, with no steps yet. Raises UsageError for settings that contradict each other."""
+    """The settings of a run's training, with the number of steps still open.
+
+    Raises UsageError for settings that contradict each other.
+    """
     size = config.batch_size or task.spec.batch_size
     micro = None if config.micro_batch_size == size else config.micro_batch_size
     if size % (micro or size):
-        raise UsageError(f"micro_batch_size is {micro}, but must divide batch_size, which is {size}")
+        raise UsageError(
+            f"micro_batch_size is {micro}, but must divide batch_size, which is {size}"
+        )
     for name, number in (("batch_size", size), ("micro_batch_size", micro or size)):
         if number % options.sample_group:
-            raise UsageError(f"{name} is {number}, but {config.method} treats {options.sample_group} samples together: give a multiple")
+            raise UsageError(
+                f"{name} is {number}, "
+                f"but {config.method} treats {options.sample_group} samples together: "
+                "give a multiple"
+            )
     if options.whole_batch and micro is not None:
-        raise UsageError(f"micro_batch_size is {micro}, but these options of {config.method} need the whole batch at once: leave it out")
+        raise UsageError(
+            f"micro_batch_size is {micro}, "
+            f"but these options of {config.method} need the whole batch at once: leave it out"
+        )
     if options.reads_activations and config.compile:
-        raise UsageError(f"compile is given, but these options of {config.method} look inside the network that is trained: leave it out")
+        raise UsageError(
+            f"compile is given, but these options of {config.method} "
+            "look inside the network that is trained: leave it out"
+        )
     if config.compile and config.budget.startswith("seconds="):
         raise UsageError(
-            f"budget is {config.budget!r}, but seconds are measured without compile: give another budget, or leave compile out"
+            f"budget is {config.budget!r}, but seconds are measured without compile: "
+            "give another budget, or leave compile out"
         )
     return TrainSettings(
         total_steps=0,
@@ -162,7 +193,7 @@ def train_settings(config: RunConfig, options: MethodConfig, task: Task) -> Trai
 
 
 def _check_training_free(config: RunConfig, task: Task) -> None:
-    """Raises UsageError for what a method without training cannot have."""
+    """Raises UsageError for settings that a method without training cannot have."""
     if config.init_from is not None:
         raise UsageError(f"init_from is given, but {config.method} trains nothing: leave it out")
     if config.budget not in task.spec.budgets:
@@ -170,15 +201,25 @@ def _check_training_free(config: RunConfig, task: Task) -> None:
 
 
 def extra_features(config: RunConfig) -> tuple[ExtraFeatures, ...]:
-    """The further feature networks of a config. Raises UsageError for an unknown name or a missing file."""
+    """The extra feature networks of a config.
+
+    Raises UsageError for an unknown name or a missing file.
+    """
     found = []
     for wanted in config.extra_features:
         name, equals, file = wanted.partition("=")
         if name not in EXTRACTORS:
             raise unknown("feature network", name, EXTRACTORS, "extra_features")
         if equals and not Path(file).is_file():
-            raise UsageError(f"extra_features: there is no file of weights {file!r}; give {name}=FILE, or {name} alone to download it")
-        found.append(ExtraFeatures(name, Path(file), file_hash(Path(file))) if equals else ExtraFeatures(name, None))
+            raise UsageError(
+                f"extra_features: there is no file of weights {file!r}; "
+                f"give {name}=FILE, or {name} alone to download it"
+            )
+        found.append(
+            ExtraFeatures(name, Path(file), file_hash(Path(file)))
+            if equals
+            else ExtraFeatures(name, None)
+        )
     return tuple(found)
 
 
@@ -186,28 +227,43 @@ def find_parent(run_id: str, results: Path, task: Task, output: str) -> Parent:
     """The finished run to start from.
 
     Args:
-        output: what the new student's network predicts.
+        output: the kind of prediction of the new student's network.
 
     Raises UsageError if there is no such run, if it belongs to another task, or if its network
     predicts something else than `output`.
     """
     folder = results / "runs" / run_id
     if not (folder / "record.json").is_file() or not (folder / "student.safetensors").is_file():
-        raise UsageError(f"init_from is {run_id!r}, but {folder} holds no finished run with a student")
+        raise UsageError(
+            f"init_from is {run_id!r}, but {folder} holds no finished run with a student"
+        )
     record = read_record(folder / "record.json")
     if record.status != "finished" or record.cost is None or record.task != task.spec.name:
         raise UsageError(
-            f"init_from is {run_id!r}, which is a {record.status} run of {record.task}: give a finished one of {task.spec.name}"
+            f"init_from is {run_id!r}, which is a {record.status} run of {record.task}: "
+            f"give a finished one of {task.spec.name}"
         )
-    theirs = METHODS[record.method].output(parse_options(record.method, record.options, f"init_from {run_id}"), task)
+    theirs = METHODS[record.method].output(
+        parse_options(record.method, record.options, f"init_from {run_id}"), task
+    )
     if theirs != output:
-        raise UsageError(f"init_from is {run_id!r}, whose network gives {theirs}, but this one gives {output}: start from the same kind")
+        raise UsageError(
+            f"init_from is {run_id!r}, whose network gives {theirs}, "
+            f"but this one gives {output}: start from the same kind"
+        )
     weights = folder / "student.safetensors"
-    return Parent(run_id, weights, file_hash(weights), identity.setting_name(record), record.cost.training)
+    return Parent(
+        run_id, weights, file_hash(weights), identity.setting_name(record), record.cost.training
+    )
 
 
 def reference_of(task: Task) -> Resolved:
     """The run beside which every row of a task is shown."""
     wanted = task.spec.reference
-    config = RunConfig(task=task.spec.name, method=wanted.method, num_steps=wanted.num_steps, options=wanted.options)
+    config = RunConfig(
+        task=task.spec.name,
+        method=wanted.method,
+        num_steps=wanted.num_steps,
+        options=wanted.options,
+    )
     return resolve(config, task)

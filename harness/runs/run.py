@@ -17,12 +17,27 @@ from harness.errors import HarnessError, RunFailed
 from harness.files import read_tensors
 from harness.methods import Method
 from harness.metrics.compute import parameters
-from harness.metrics.evaluator import Evaluator, Sampler, sample_set, sampling_cost
+from harness.metrics.evaluator import Evaluator
 from harness.metrics.extractors import EXTRACTORS
+from harness.metrics.sampling import Sampler, sample_set, sampling_cost
 from harness.provenance import capture_environment
-from harness.records import Cost, Environment, Milestone, Record, TrainingBill, read_record, write_record
+from harness.records import (
+    Cost,
+    Environment,
+    Milestone,
+    Record,
+    TrainingBill,
+    write_record,
+)
 from harness.runs.build import Reference, build, sampler_of, samples_of
-from harness.runs.evaluation import flags_of, measure_exposure, measure_latency, training_bill, write_results
+from harness.runs.evaluation import (
+    flags_of,
+    measure_exposure,
+    measure_latency,
+    training_bill,
+    write_results,
+)
+from harness.runs.finished import finished_record, run_folder, sibling_of
 from harness.runs.identity import checkpoint_key, run_settings, student_key
 from harness.runs.locks import held
 from harness.runs.log import Report, logged, logging_report, silent
@@ -31,7 +46,10 @@ from harness.training.compiling import check_compiler
 from harness.training.trainer import Trainer
 
 Judge = Callable[[float, dict[str, float]], None]
-"""Called at the milestones with the part of the budget and the quality there; it may raise RunFailed."""
+"""A callback at the milestones: it gets the part of the budget and the metrics there.
+
+It may raise RunFailed to stop the run.
+"""
 
 
 @dataclass
@@ -47,51 +65,46 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        return self.results / "runs" / self.resolved.run_id
+        return run_folder(self.resolved, self.results)
 
     @property
     def locks(self) -> list[str]:
-        """The names locked while this run is made: its own, and its student's if several numbers of steps share it."""
-        return [self.resolved.run_id, *([student_key(self.resolved)] if self.resolved.shares_student else [])]
+        """The names that are locked while this run is made.
+
+        They are the run's own name and, if several numbers of steps share it, its student's name.
+        """
+        return [
+            self.resolved.run_id,
+            *([student_key(self.resolved)] if self.resolved.shares_student else []),
+        ]
 
     def finished_record(self, any_code: bool = False) -> Record | None:
-        """The run's record if it finished on this kind of device, made by the same code (or by any)."""
-        path = self.folder / "record.json"
-        if not path.exists():
-            return None
-        record = read_record(path)
-        here = capture_environment(self.device)
-        same = record.environment.device == here.device and (any_code or record.environment.code == here.code)
-        return record if record.status == "finished" and same else None
+        """The run's finished record; see `harness.runs.finished.finished_record`."""
+        return finished_record(self.resolved, self.results, self.device, any_code)
 
     def sibling(self) -> Record | None:
-        """A finished run that trained this very student to evaluate it at another number of steps."""
-        r = self.resolved
-        if not r.shares_student:
-            return None
-        for path in sorted(self.folder.parent.glob(f"{r.method}-*/student.safetensors")):
-            config = read_record(path.parent / "record.json").config if (path.parent / "record.json").exists() else {}
-            counts = {name: config.get(name, 0) for name in ("num_steps", "noise_sets")}
-            there = replace(self, resolved=replace(r, **counts))
-            if there.folder == path.parent != self.folder:  # equal in all else: the name is the hash of everything
-                record = there.finished_record()
-                if record is not None and not record.trained_in:
-                    return record
-        return None
+        """The finished run of the same student; see `harness.runs.finished.sibling_of`."""
+        return sibling_of(self.resolved, self.results, self.device)
 
     def execute(self, reuse: bool = False, wait: bool = False) -> Record:
-        """The run's record: the finished one, or trained (resuming an interrupted run) and evaluated now.
+        """Returns the run's record: the finished one, or a new one after training and evaluation.
+
+        An interrupted run resumes. A run that fails writes a record with the reason.
 
         Args:
-            reuse: take a finished record that other code made.
-            wait: wait for another process that makes this run; otherwise that raises Busy.
+            reuse: whether a finished record of other code counts.
+            wait: whether to wait for another process that makes this run.
 
-        A run that fails writes a record with its reason, then raises RunFailed.
+        Raises:
+            Busy: if another process makes this run and `wait` is false.
+            RunFailed: if the run fails.
+            UsageError, Interrupted.
         """
         if (record := self.finished_record(reuse)) is not None:
             return record
         with held(self.results, *self.locks, wait=wait):
-            if (record := self.finished_record(reuse)) is not None:  # made while this process waited
+            # Another process may have finished the run while this one waited.
+            if (record := self.finished_record(reuse)) is not None:
                 return record
             self.folder.mkdir(parents=True, exist_ok=True)
             with logged(self.folder / "run.log", f"run {self.resolved.run_id}") as log:
@@ -105,8 +118,12 @@ class Run:
             record = self._train_and_evaluate()
         except Exception as error:
             if isinstance(error, HarnessError) and not isinstance(error, RunFailed):
-                raise  # what was asked for is wrong, or it was interrupted
-            reason = str(error) if isinstance(error, (RunFailed, ValueError)) else f"{type(error).__name__}: {error}"
+                raise  # a wrong request or an interruption is no failure of the run
+            reason = (
+                str(error)
+                if isinstance(error, (RunFailed, ValueError))
+                else f"{type(error).__name__}: {error}"
+            )
             write_record(self.folder / "record.json", self._record(status="failed", reason=reason))
             raise RunFailed(f"run {self.resolved.run_id} failed: {reason}") from error
         write_record(self.folder / "record.json", record)
@@ -130,12 +147,18 @@ class Run:
         sibling = self.sibling()
         if sibling:
             self.report(f"student of {sibling.run_id}, trained before")(1, 1)
-            method.start_from(read_tensors(self.folder.parent / sibling.run_id / "student.safetensors"))
+            method.start_from(
+                read_tensors(self.folder.parent / sibling.run_id / "student.safetensors")
+            )
         trainer = self._trainer(method, teacher) if r.settings.total_steps and not sibling else None
         if trainer:
             self._train(trainer, sampler, evaluator)
-        samples = {k: samples_of(r, sampler, k, self.device, self.report) for k in range(r.noise_sets)}
-        bill = training_bill(r, trainer, method, teacher, self.device) if trainer or r.parent else None
+        samples = {
+            k: samples_of(r, sampler, k, self.device, self.report) for k in range(r.noise_sets)
+        }
+        bill = (
+            training_bill(r, trainer, method, teacher, self.device) if trainer or r.parent else None
+        )
         shared: dict[str, Any] = {}
         if sibling:
             bill = sibling.cost.training if sibling.cost else bill
@@ -144,18 +167,28 @@ class Run:
         return self._record(status="finished", **{**measured, **shared})
 
     def _trainer(self, method: Method, teacher: Guided) -> Trainer:
-        """The run's trainer, with what the method learns from."""
+        """The run's trainer, with the sources that the method learns from."""
         task, sources = self.resolved.task, dict[str, Any]()
         if "data" in method.sources:
             sources["data"] = task.split.train
         if "trajectory" in method.sources:
             progress = self.report("trajectories")
-            sources["trajectory"] = open_store(task.recipe, teacher, self.device, progress=progress, conditions=task.conditions)
+            sources["trajectory"] = open_store(
+                task.recipe, teacher, self.device, progress=progress, conditions=task.conditions
+            )
         key = checkpoint_key(self.resolved, self.environment.code)
-        return Trainer(method, sources, self.resolved.settings, self.folder, self.device, teacher.denoiser.network, key)
+        return Trainer(
+            method,
+            sources,
+            self.resolved.settings,
+            self.folder,
+            self.device,
+            teacher.denoiser.network,
+            key,
+        )
 
     def _train(self, trainer: Trainer, sampler: Sampler, evaluator: Evaluator) -> None:
-        """Trains to the end, with looks at quality on the way, which the judge may end."""
+        """Trains to the end and measures quality at the milestones, where the judge may stop it."""
         progress, task = self.report("training"), self.resolved.task
 
         def measure() -> dict[str, float]:
@@ -177,11 +210,13 @@ class Run:
         evaluator: Evaluator,
         reference: Reference,
     ) -> dict[str, Any]:
-        """The fields of a finished record that are measured; writes the grid, the weights and the curves."""
+        """The measured fields of a finished record; writes the grid, the weights and the curves."""
         r, task, sampler = self.resolved, self.resolved.task, sampler_of(method)
         measuring = self.report("metrics")
         deterministic = not method.solver.stochastic or r.num_steps == 1
-        metrics = evaluator.evaluate(samples, sampler_of(method, grad=True) if deterministic else None)
+        metrics = evaluator.evaluate(
+            samples, sampler_of(method, grad=True) if deterministic else None
+        )
         count = task.spec.evaluation.milestone_samples
         if trainer:
             trainer.note_quality(evaluator.quality(samples[0][:count]))
@@ -194,15 +229,25 @@ class Run:
         write_results(self.folder, method, samples[0], reference.samples(0), r.run_id)
         curve = trainer.curve[0] if trainer else {}
         return {
-            "levels": [round(float(time), 4) for time in task.schedule.network_time(method.levels[:-1])],
+            "levels": [
+                round(float(time), 4) for time in task.schedule.network_time(method.levels[:-1])
+            ],
             "metrics": metrics,
             "exposure": measure_exposure(r, method, teacher, self.device),
-            "cost": Cost(parameters=parameters(method.sampled_network), nfe=nfe, macs_per_sample=macs, latency=latency, training=bill),
+            "cost": Cost(
+                parameters=parameters(method.sampled_network),
+                nfe=nfe,
+                macs_per_sample=macs,
+                latency=latency,
+                training=bill,
+            ),
             "flags": flags_of(r, method, bill),
             "target": method.target,
             "init": method.init if task.network_teacher else "random",
             "first_losses": {name: value for name, value in curve.items() if name != "step"},
-            "milestones": [Milestone(**point, n=count) for point in trainer.milestones] if trainer else [],
+            "milestones": [Milestone(**point, n=count) for point in trainer.milestones]
+            if trainer
+            else [],
         }
 
     def _record(self, **more: Any) -> Record:
@@ -222,16 +267,26 @@ class Run:
         return Record(**{**fields, **more})
 
 
-def run(resolved: Resolved, results: Path, device: torch.device, report: Report = silent, reuse: bool = False) -> tuple[Record, Record]:
+def run(
+    resolved: Resolved,
+    results: Path,
+    device: torch.device,
+    report: Report = silent,
+    reuse: bool = False,
+) -> tuple[Record, Record]:
     """The record of a resolved config and that of its task's reference, both computed where needed.
 
     Args:
         results: the results folder; runs go to `results/runs/`.
-        reuse: take a finished record that other code made.
+        reuse: whether finished records of other code count.
 
     Raises:
-        UsageError, RunFailed, Interrupted.
+        UsageError, RunFailed, Busy, Interrupted.
     """
-    beside = replace(reference_of(resolved.task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features)
+    beside = replace(
+        reference_of(resolved.task),
+        noise_sets=resolved.noise_sets,
+        extra_features=resolved.extra_features,
+    )
     reference = Run(beside, results, device, report).execute(reuse, wait=True)  # many runs share it
     return Run(resolved, results, device, report).execute(reuse), reference

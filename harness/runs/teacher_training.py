@@ -17,9 +17,10 @@ from harness.errors import CheckFailed, UsageError
 from harness.files import digest, file_hash, write_tensors, write_text
 from harness.methods import METHODS, Method
 from harness.methods.parts.classification import Classification
-from harness.metrics.evaluator import Evaluator, sample_set
+from harness.metrics.evaluator import Evaluator
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid, label_agreement
+from harness.metrics.sampling import sample_set
 from harness.provenance import code_digest
 from harness.runs.build import Reference
 from harness.runs.log import Report, silent
@@ -40,13 +41,15 @@ class Made:
     card: dict[str, Any]
 
 
-def train_networks(task: Task, folder: Path, device: torch.device, report: Report = silent) -> list[Made]:
+def train_networks(
+    task: Task, folder: Path, device: torch.device, report: Report = silent
+) -> list[Made]:
     """Trains the feature network, then the teacher; scans guidance; writes weights and cards.
 
-    It resumes where it was interrupted. What the task borrows of another is not trained.
+    An interrupted call resumes. Networks that the task borrows from another are not trained.
 
     Returns:
-        The files that were made.
+        The written files.
     """
     made = []
     for part in _own(task):
@@ -74,20 +77,43 @@ def _own(task: Task) -> list[Part]:
 
 
 def _quality(part: Part, task: Task, device: torch.device, report: Report) -> dict[str, Any]:
-    return features_quality(task, device) if part == "features" else teacher_quality(task, device, report)
+    return (
+        features_quality(task, device)
+        if part == "features"
+        else teacher_quality(task, device, report)
+    )
 
 
-def _train(name: str, cls: type[Method], weights: Weights, task: Task, folder: Path, device: torch.device,
-           report: Report) -> nn.Module:  # fmt: skip
+def _train(
+    name: str,
+    cls: type[Method],
+    weights: Weights,
+    task: Task,
+    folder: Path,
+    device: torch.device,
+    report: Report,
+) -> nn.Module:
     """The averaged network of a method that learns from real images."""
     training = weights.training
     with keyed_initialisation(training.seed, name):
-        method = cls(cls.Config(**training.options), None, task, task.trajectory_steps, training.steps)
+        method = cls(
+            cls.Config(**training.options), None, task, task.trajectory_steps, training.steps
+        )
     method.to(device)
-    settings = TrainSettings(training.steps, training.batch_size, training.seed, precision=training.precision, compile=training.compile)
-    spec = task.spec.model_dump(mode="json", include={"data", "network", "schedule", "prediction_type"})
+    settings = TrainSettings(
+        training.steps,
+        training.batch_size,
+        training.seed,
+        precision=training.precision,
+        compile=training.compile,
+    )
+    spec = task.spec.model_dump(
+        mode="json", include={"data", "network", "schedule", "prediction_type"}
+    )
     identity = digest([name, spec, training.model_dump(mode="json"), code_digest()])
-    Trainer(method, {"data": task.split.train}, settings, folder, device, identity=identity).train(progress=report(name))
+    Trainer(method, {"data": task.split.train}, settings, folder, device, identity=identity).train(
+        progress=report(name)
+    )
     (player,) = method.players.values()
     assert player.ema is not None
     return player.ema.module
@@ -106,7 +132,11 @@ def _finish(path: Path, weights: Weights, task: Task, quality: dict[str, Any]) -
         "sha256": sha256,
         "format": "fp16 safetensors of the averaged weights",
         "training": weights.training.model_dump(mode="json"),
-        "data": {**task.spec.data.model_dump(mode="json"), "images": len(task.split.train), "held_out": len(task.split.held_out)},
+        "data": {
+            **task.spec.data.model_dump(mode="json"),
+            "images": len(task.split.train),
+            "held_out": len(task.split.held_out),
+        },
         "quality": quality,
     }
     write_text(path.with_suffix(".yaml"), yaml.safe_dump(card, sort_keys=False))
@@ -114,7 +144,10 @@ def _finish(path: Path, weights: Weights, task: Task, quality: dict[str, Any]) -
 
 
 def features_quality(task: Task, device: torch.device) -> dict[str, float]:
-    """Accuracy on both splits, and FID of real images: held-out ones, and two halves of the training set."""
+    """Accuracy on both splits, and FID of real images.
+
+    The FIDs compare held-out with training images, and the two halves of the training set.
+    """
     classifier = task.classifier(device)
     train, held_out = task.split.train, task.split.held_out
     features, logits = classify(classifier, train.images)
@@ -149,7 +182,8 @@ def verify(task: Task, device: torch.device, report: Report = silent) -> list[st
         A line for each number compared.
 
     Raises:
-        CheckFailed: if one is off by more than 2 %, or the task does not use the scale with the best FID.
+        CheckFailed: if a number is off by more than 2 %, or if the task does not use the guidance
+            scale with the best FID.
     """
     lines = []
     for part in _own(task):
@@ -160,31 +194,46 @@ def verify(task: Task, device: torch.device, report: Report = silent) -> list[st
         except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"card {path} is missing or states no quality: {error}") from error
         if missing := stated_numbers.keys() - found.keys():
-            raise CheckFailed(f"card {path} states {', '.join(sorted(missing))}, which is not measured")
+            raise CheckFailed(
+                f"card {path} states {', '.join(sorted(missing))}, which is not measured"
+            )
         for name, stated in stated_numbers.items():
             close = math.isclose(found[name], stated, rel_tol=0.02, abs_tol=2e-3)
-            lines.append(f"{Path(weights.file).stem}: {name} is {found[name]}, its card says {stated}{'' if close else ': not the same'}")
+            lines.append(
+                f"{Path(weights.file).stem}: {name} is {found[name]}, its card says {stated}"
+                f"{'' if close else ': not the same'}"
+            )
             if not close:
                 raise CheckFailed(lines[-1])
-        if measured.get("best_guidance_scale", task.spec.guidance.scale) != task.spec.guidance.scale:
-            raise CheckFailed(f"the best guidance scale is {measured['best_guidance_scale']}, the task uses {task.spec.guidance.scale}")
+        used = task.spec.guidance.scale
+        if (best := measured.get("best_guidance_scale", used)) != used:
+            raise CheckFailed(f"the best guidance scale is {best}, the task uses {used}")
     return lines
 
 
-def search(task: Task, solver: str, num_steps: int, count: int, device: torch.device) -> LevelSearch:
-    """Searches the best levels for few steps of a solver, on `count` trajectories of their own noise.
+def search(
+    task: Task, solver: str, num_steps: int, count: int, device: torch.device
+) -> LevelSearch:
+    """Searches the best levels for few steps of a solver.
 
-    Raises UsageError for an unknown solver, one that draws noise, or more steps than the task's trajectories have.
+    The search uses `count` trajectories from noise that nothing else uses.
+
+    Raises UsageError for an unknown solver, for one that draws noise, or for more steps than the
+    task's trajectories have.
     """
     chosen = SOLVERS[solver]()
     if chosen.stochastic:
-        raise UsageError(f"solver {solver} draws noise, so that no path has an end to meet: give another")
+        raise UsageError(
+            f"solver {solver} draws noise, so that no path has an end to meet: give another"
+        )
     if not 1 <= num_steps <= task.trajectory_steps:
         raise UsageError(
-            f"num_steps is {num_steps}, but levels are chosen among {task.trajectory_steps}: give 1 to {task.trajectory_steps}"
+            f"num_steps is {num_steps}, but levels are chosen among {task.trajectory_steps}: "
+            f"give 1 to {task.trajectory_steps}"
         )
     index, teacher = torch.arange(count), task.teacher(device)
-    x_T, cond = Keyed("levels", 0).normal("x_T", index, task.shape).to(device), task.conditions.balanced(index).to(device)
+    x_T = Keyed("levels", 0).normal("x_T", index, task.shape).to(device)
+    cond = task.conditions.balanced(index).to(device)
     with torch.no_grad():
         path = trace(chosen, teacher, x_T, few_step_levels(task.trajectory_steps), cond)
     return search_levels(chosen, teacher, path, num_steps)
@@ -194,5 +243,9 @@ def _numbers(tree: dict[Any, Any], prefix: str = "") -> dict[str, float]:
     """A nested dictionary's numbers by dotted name."""
     flat: dict[str, float] = {}
     for key, value in tree.items():
-        flat |= _numbers(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": float(value)}
+        flat |= (
+            _numbers(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": float(value)}
+        )
     return flat

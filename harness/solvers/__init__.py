@@ -9,6 +9,18 @@ from harness.solvers.heun import Heun
 from harness.solvers.unipc import UniPC
 
 __all__ = [
-    "DDIM", "SOLVERS", "DPMSolver2M", "DPMSolver3M", "Euler", "FeatureReuse", "Heun", "Noise", "Solver", "Trajectory", "UniPC",
-    "ddim_step", "sample", "trace",
-]  # fmt: skip
+    "DDIM",
+    "SOLVERS",
+    "DPMSolver2M",
+    "DPMSolver3M",
+    "Euler",
+    "FeatureReuse",
+    "Heun",
+    "Noise",
+    "Solver",
+    "Trajectory",
+    "UniPC",
+    "ddim_step",
+    "sample",
+    "trace",
+]

@@ -40,7 +40,9 @@ class Trajectory:
         return self.predictions.shape[1]
 
     def to(self, device: torch.device | str) -> Trajectory:
-        return Trajectory(self.states.to(device), self.predictions.to(device), self.levels, self.cond.to(device))
+        return Trajectory(
+            self.states.to(device), self.predictions.to(device), self.levels, self.cond.to(device)
+        )
 
 
 class Solver(ABC):
@@ -69,7 +71,14 @@ class Solver(ABC):
 SOLVERS: Registry[type[Solver]] = registry_of("solver")
 
 
-def sample(solver: Solver, model: Any, x_T: Tensor, levels: Tensor, cond: Condition, noise: Noise | None = None) -> Tensor:
+def sample(
+    solver: Solver,
+    model: Any,
+    x_T: Tensor,
+    levels: Tensor,
+    cond: Condition,
+    noise: Noise | None = None,
+) -> Tensor:
     """Samples of a model under a solver. The caller sets the gradient mode.
 
     Args:
@@ -86,7 +95,14 @@ def sample(solver: Solver, model: Any, x_T: Tensor, levels: Tensor, cond: Condit
     return x
 
 
-def trace(solver: Solver, model: Any, x_T: Tensor, levels: Tensor, cond: Condition, noise: Noise | None = None) -> Trajectory:
+def trace(
+    solver: Solver,
+    model: Any,
+    x_T: Tensor,
+    levels: Tensor,
+    cond: Condition,
+    noise: Noise | None = None,
+) -> Trajectory:
     """The whole path that `sample` takes, with the same arguments."""
     path = list(_steps(solver, model, x_T, levels, cond, noise))
     states, predictions = [x_T, *(x for x, _ in path)], [x_0 for _, x_0 in path]

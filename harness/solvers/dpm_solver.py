@@ -44,24 +44,47 @@ class DPMSolver2M(Solver):
 
     order: ClassVar = 2
 
-    def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: Previous | None,
-             noise: Noise | None) -> tuple[Tensor, Tensor, Previous]:  # fmt: skip
+    def step(
+        self,
+        model: Model,
+        x_t: Tensor,
+        t: Tensor,
+        s: Tensor,
+        cond: Condition,
+        state: Previous | None,
+        noise: Noise | None,
+    ) -> tuple[Tensor, Tensor, Previous]:
         x_0 = model(x_t, t, cond).x_0
         h = half_log_snr(s, model.schedule) - half_log_snr(t, model.schedule)
         (_, sigma_t), (alpha_s, sigma_s) = (model.schedule.alpha_sigma(level) for level in (t, s))
-        x_s = expand_to(sigma_s / sigma_t, x_t) * x_t - expand_to(alpha_s * torch.expm1(-h), x_t) * x_0
+        x_s = (
+            expand_to(sigma_s / sigma_t, x_t) * x_t
+            - expand_to(alpha_s * torch.expm1(-h), x_t) * x_0
+        )
         now = Previous(x_0, h, state if self.order > 2 else None)
         if state is None or not bool(torch.isfinite(h) & torch.isfinite(state.h)):
             return x_s, x_0, now
         older = state.before
         if older is None or not bool(torch.isfinite(older.h)):
-            return x_s - expand_to(alpha_s * torch.expm1(-h) * h / state.h / 2, x_t) * (x_0 - state.x_0), x_0, now
+            return (
+                x_s
+                - expand_to(alpha_s * torch.expm1(-h) * h / state.h / 2, x_t) * (x_0 - state.x_0),
+                x_0,
+                now,
+            )
         r, r_older = state.h / h, older.h / h
-        near, far = (x_0 - state.x_0) / expand_to(r, x_0), (state.x_0 - older.x_0) / expand_to(r_older, x_0)
+        near, far = (
+            (x_0 - state.x_0) / expand_to(r, x_0),
+            (state.x_0 - older.x_0) / expand_to(r_older, x_0),
+        )
         first = near + expand_to(r / (r + r_older), x_0) * (near - far)
         second = (near - far) / expand_to(r + r_older, x_0)
         x_s = x_s + expand_to(alpha_s * (torch.expm1(-h) / h + 1), x_t) * first
-        return x_s - expand_to(alpha_s * (2 * (torch.expm1(-h) + h) / h**2 - 1), x_t) * second, x_0, now
+        return (
+            x_s - expand_to(alpha_s * (2 * (torch.expm1(-h) + h) / h**2 - 1), x_t) * second,
+            x_0,
+            now,
+        )
 
 
 @SOLVERS.register("dpm-solver++3m")

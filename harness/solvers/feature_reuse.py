@@ -74,10 +74,20 @@ class FeatureReuse(Solver):
     def init(self, model: Guided, x_T: Tensor, cond: Condition) -> ReuseState:
         return ReuseState(self.solver.init(model, x_T, cond))
 
-    def step(self, model: Guided, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: ReuseState,
-             noise: Noise | None) -> tuple[Tensor, Tensor, ReuseState]:  # fmt: skip
+    def step(
+        self,
+        model: Guided,
+        x_t: Tensor,
+        t: Tensor,
+        s: Tensor,
+        cond: Condition,
+        state: ReuseState,
+        noise: Noise | None,
+    ) -> tuple[Tensor, Tensor, ReuseState]:
         dit = model.denoiser.network
         assert isinstance(dit, DiT)
         network = ReusingDiT(dit, self.lowest, state.added if state.steps % self.every else None)
-        x_s, x_0, inner = self.solver.step(model.with_network(network), x_t, t, s, cond, state.inner, noise)
+        x_s, x_0, inner = self.solver.step(
+            model.with_network(network), x_t, t, s, cond, state.inner, noise
+        )
         return x_s, x_0, ReuseState(inner, network.added, state.steps + 1)

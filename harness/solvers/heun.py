@@ -26,7 +26,9 @@ class Heun(Solver):
              noise: Noise | None) -> tuple[Tensor, Tensor, None]:  # fmt: skip
         first = model(x_t, t, cond)
         x_s = ddim_step(first, s, model.schedule)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = (model.schedule.alpha_sigma(level) for level in (t, s))
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+            model.schedule.alpha_sigma(level) for level in (t, s)
+        )
         plain = (sigma_s == 0) | (alpha_t == 0)
         if bool(plain.all()):
             return x_s, first.x_0, None

@@ -45,7 +45,9 @@ def search_levels(solver: Solver, model: Any, path: Trajectory, num_steps: int) 
     """
     count = path.steps
     if num_steps > count:
-        raise ValueError(f"num_steps is {num_steps}, but the grid has only {count} steps to choose from")
+        raise ValueError(
+            f"num_steps is {num_steps}, but the grid has only {count} steps to choose from"
+        )
     known: dict[tuple[int, ...], float] = {}
 
     def mse(places: tuple[int, ...]) -> float:
@@ -58,7 +60,9 @@ def search_levels(solver: Solver, model: Any, path: Trajectory, num_steps: int) 
     while True:
         before = best
         for i in range(1, num_steps):
-            options = [(*best[:i], place, *best[i + 1 :]) for place in range(best[i - 1] + 1, best[i + 1])]
+            options = [
+                (*best[:i], place, *best[i + 1 :]) for place in range(best[i - 1] + 1, best[i + 1])
+            ]
             best = min(options, key=mse)
         if best == before:
             return LevelSearch(path.levels[list(best)], mse(best), mse(start), len(known))

@@ -38,8 +38,16 @@ class UniPC(Solver):
     A step with infinite lambda at one end is of first order and is not corrected.
     """
 
-    def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: LastStep | None,
-             noise: Noise | None) -> tuple[Tensor, Tensor, LastStep]:  # fmt: skip
+    def step(
+        self,
+        model: Model,
+        x_t: Tensor,
+        t: Tensor,
+        s: Tensor,
+        cond: Condition,
+        state: LastStep | None,
+        noise: Noise | None,
+    ) -> tuple[Tensor, Tensor, LastStep]:
         x_0 = model(x_t, t, cond).x_0
         if state is not None:
             x_t = unipc_step(model, state.x, state.t, t, state.x_0, state.before, x_0, x_t)
@@ -48,8 +56,16 @@ class UniPC(Solver):
         return x_s, x_0, LastStep(x_t, t, x_0, before)
 
 
-def unipc_step(model: Model, x: Tensor, t: Tensor, s: Tensor, x_0: Tensor, before: tuple[Tensor, Tensor] | None, after: Tensor | None,
-          predicted: Tensor | None) -> Tensor:  # fmt: skip
+def unipc_step(
+    model: Model,
+    x: Tensor,
+    t: Tensor,
+    s: Tensor,
+    x_0: Tensor,
+    before: tuple[Tensor, Tensor] | None,
+    after: Tensor | None,
+    predicted: Tensor | None,
+) -> Tensor:
     """One step from x at t to s.
 
     Args:
@@ -73,5 +89,12 @@ def unipc_step(model: Model, x: Tensor, t: Tensor, s: Tensor, x_0: Tensor, befor
         return base - scale * 0.5 * slope
     phi = torch.expm1(-h) / -h - 1
     b = torch.stack([phi / torch.expm1(-h), 2 * (phi / -h - 0.5) / torch.expm1(-h)])
-    weights = torch.linalg.solve(torch.stack([torch.ones(2, dtype=b.dtype, device=b.device), torch.stack([r, torch.ones_like(r)])]), b)
-    return base - scale * (expand_to(weights[0], x) * slope + expand_to(weights[1], x) * (after - x_0))
+    weights = torch.linalg.solve(
+        torch.stack(
+            [torch.ones(2, dtype=b.dtype, device=b.device), torch.stack([r, torch.ones_like(r)])]
+        ),
+        b,
+    )
+    return base - scale * (
+        expand_to(weights[0], x) * slope + expand_to(weights[1], x) * (after - x_0)
+    )

@@ -52,8 +52,13 @@ class Pruning(BaseModel):
             with file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps([place, quality[self.objective]]) + "\n")
             values = milestones(file).values()
-            if place in self.medians and not any(self.sign * (value - self.medians[place]) <= 0 for value in values):
-                raise RunFailed(f"{PRUNED}after {part:.3g} of the budget its {self.objective} was worse than the median of other trials")
+            if place in self.medians and not any(
+                self.sign * (value - self.medians[place]) <= 0 for value in values
+            ):
+                raise RunFailed(
+                    f"{PRUNED}after {part:.3g} of the budget its {self.objective} "
+                    "was worse than the median of other trials"
+                )
 
         return judge
 
@@ -94,27 +99,46 @@ class Order(BaseModel):
         Raises as `Run.execute`, and UsageError if the code is not the driver's.
         """
         if self.code != code_digest():
-            raise UsageError("the code was changed since the sweep began, or differs between machines: start the sweep again")
-        run = Run(resolve(self.config, results=self.results, device=device), self.results, device, report)
+            raise UsageError(
+                "the code was changed since the sweep began, or differs between machines: "
+                "start the sweep again"
+            )
+        run = Run(
+            resolve(self.config, results=self.results, device=device), self.results, device, report
+        )
         if self.pruning is not None:
             run.judge = self.pruning.judge(run.folder / MILESTONES_FILE)
         return run.execute(self.reuse, wait=True)
 
 
-def job_of(config: RunConfig, resolved: Resolved, results: Path, device: torch.device, reuse: bool = False, name: str = "",
-           pruning: Pruning | None = None) -> Job:  # fmt: skip
+def job_of(
+    config: RunConfig,
+    resolved: Resolved,
+    results: Path,
+    device: torch.device,
+    reuse: bool = False,
+    name: str = "",
+    pruning: Pruning | None = None,
+) -> Job:
     """The child process that makes a run."""
     settled: dict[str, object] = {"noise_sets": resolved.noise_sets}
     if resolved.settings.total_steps:
         settled["budget"] = f"steps={resolved.settings.total_steps}"
-    order = Order(config=config.model_copy(update=settled), results=results.resolve(), device=device.type, code=code_digest(),
-                  reuse=reuse, name=name, pruning=pruning)  # fmt: skip
+    order = Order(
+        config=config.model_copy(update=settled),
+        results=results.resolve(),
+        device=device.type,
+        code=code_digest(),
+        reuse=reuse,
+        name=name,
+        pruning=pruning,
+    )
     plugins = [word for path in PLUGIN_SOURCES for word in ("--plugin", str(path))]
     return Job(("_job", order.model_dump_json(), *plugins))
 
 
 def stop_with_driver() -> None:
-    """Sends this process SIGTERM when its stdin closes, as it does when whoever started it ends."""
+    """Sends this process SIGTERM when its stdin closes, which happens when its driver ends."""
 
     def watch() -> None:
         while os.read(0, 1024):

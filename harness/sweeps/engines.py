@@ -47,14 +47,18 @@ class Job:
 
     words: tuple[str, ...]
     cwd: str = field(default_factory=os.getcwd)
-    environment: Mapping[str, str] = field(default_factory=lambda: {k: v for k, v in os.environ.items() if k.startswith("HARNESS_")})
+    environment: Mapping[str, str] = field(
+        default_factory=lambda: {k: v for k, v in os.environ.items() if k.startswith("HARNESS_")}
+    )
 
 
 class Died(Exception):
     """A job ended without an answer."""
 
 
-def run_child(job: Job, share: Mapping[str, str] | None = None, stopping: threading.Event | None = None) -> int:
+def run_child(
+    job: Job, share: Mapping[str, str] | None = None, stopping: threading.Event | None = None
+) -> int:
     """Runs a job in a child of this process and returns its exit code, negative for a signal.
 
     Args:
@@ -118,7 +122,9 @@ class Slurm(Engine):
         try:
             import submitit
         except ImportError as error:
-            raise UsageError("--engine slurm needs submitit: install distillation-harness[slurm]") from error
+            raise UsageError(
+                "--engine slurm needs submitit: install distillation-harness[slurm]"
+            ) from error
         given = {"cluster": "slurm", "timeout_min": 24 * 60, **parameters}
         self.errors = (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError)
         self.jobs: set[Any] = set()
@@ -165,7 +171,9 @@ class Ray(Engine):
         try:
             ray.init(address="auto", log_to_driver=True)
         except (ConnectionError, RuntimeError) as error:
-            raise UsageError("no Ray cluster answers: start one by `ray start --head`, or name it in RAY_ADDRESS") from error
+            raise UsageError(
+                "no Ray cluster answers: start one by `ray start --head`, or name it in RAY_ADDRESS"
+            ) from error
         self.ray, self.tasks = ray, set[Any]()
         self.function = ray.remote(run_child).options(**{"max_retries": 0, **options})
 
@@ -188,9 +196,13 @@ def shares_of(device: torch.device, workers: int) -> list[dict[str, str]]:
     """Variables for each of K children of this machine: its part of the threads, and a GPU."""
     import torch
 
-    shares = [{"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // workers))} for _ in range(workers)]
+    shares = [
+        {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // workers))} for _ in range(workers)
+    ]
     if device.type == "cuda":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
+            map(str, range(torch.cuda.device_count()))
+        )
         cards = visible.split(",")
         cards = cards if device.index is None else [cards[device.index]]
         for share, card in zip(shares, itertools.cycle(cards), strict=False):
@@ -220,7 +232,12 @@ class Driver(Generic[T]):
         self.handler = signal.signal(signal.SIGTERM, self._terminate)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             if error is not None:
                 self.stopped = True
@@ -248,7 +265,7 @@ class Driver(Generic[T]):
         Returns:
             Its item, and why it died, or "" if it left a record.
 
-        Raises UsageError if it found that what was asked for is wrong.
+        Raises UsageError if the job refused its run.
         """
         ended, _ = wait(self.flying, return_when=FIRST_COMPLETED)
         future = next(future for future in self.flying if future in ended)
@@ -264,7 +281,9 @@ class Driver(Generic[T]):
                 reason = str(died)
             else:
                 if code in REFUSED:
-                    raise UsageError("a run was refused; its message is above, or in the logs of its job")
+                    raise UsageError(
+                        "a run was refused; its message is above, or in the logs of its job"
+                    )
                 if code in ANSWERS:
                     return ""
                 reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -1,12 +1,13 @@
 """Searches by Optuna: the driver asks for trials and tells their values, children make the runs.
 
 Trial 0 has the method's defaults, as far as they lie in the space. A trial's runs have run ids like
-any others, so trials with equal options share them, and interrupted ones resume. The studies lie in
-`harness.db` in the results folder, an SQLite file that `optuna-dashboard` reads.
+any others. So trials with equal options share runs, and interrupted runs resume.
 
 Optuna's samplers ignore failed trials and keep proposing their neighbourhood. So a trial whose run
-fails gets a bad value, with the reason as its attribute. Trials are judged on the evaluation noise,
-and the best of many looks better than it is: report a winner from seeds that no trial has used.
+fails gets a bad value, with the reason as its attribute.
+
+Trials are judged on the evaluation noise, so the best of many looks better than it is. Report a
+winner from seeds that no trial has used.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from harness.runs.locks import held
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.run import Run
 from harness.sweeps.child import MILESTONES_FILE, PRUNED, Pruning, job_of, milestones
+from harness.sweeps.database import ANSWERED, open_study
 from harness.sweeps.engines import Driver
 from harness.sweeps.study import StudyPlan, objective
 from harness.sweeps.sweep import record_of
@@ -38,7 +40,6 @@ UNSEEN = 1e20
 """The bad value of a trial that fails before any has finished."""
 PRUNED_AFTER = 4
 """Finished trials of a study before runs are pruned."""
-ANSWERED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass
@@ -104,15 +105,20 @@ class Searcher:
         return self.study.get_trials(deepcopy=False, states=states or None)
 
     def _finished(self) -> list[FrozenTrial]:
-        return [trial for trial in self._trials(TrialState.COMPLETE) if "reason" not in trial.user_attrs]
+        return [
+            trial for trial in self._trials(TrialState.COMPLETE) if "reason" not in trial.user_attrs
+        ]
 
     def _refuse_other_code(self) -> None:
         others = {trial.user_attrs.get("code") for trial in self._trials()} - {self.code, None}
         if others and not self.reuse:
-            raise UsageError(f"study {self.plan.name} was begun by other code: --reuse goes on with it, another --results begins anew")
+            raise UsageError(
+                f"study {self.plan.name} was begun by other code: --reuse goes on with it, "
+                "another --results begins anew"
+            )
 
     def _take_up(self) -> None:
-        """Begins trials again that a dead driver left; one without all its values is given up."""
+        """Restarts the trials that a dead driver left; gives up those without all their values."""
         for trial in self._trials(TrialState.RUNNING):
             if set(trial.params) != set(self.plan.spec.space):
                 self.study.tell(trial.number, state=TrialState.FAIL)
@@ -136,7 +142,10 @@ class Searcher:
         return self._trials()[trial.number]
 
     def _runs_of(self, params: dict[str, Any]) -> list[tuple[RunConfig, Resolved]]:
-        return [(config, resolve(config, results=self.results, device=self.device)) for config in self.plan.runs_of(params)]
+        return [
+            (config, resolve(config, results=self.results, device=self.device))
+            for config in self.plan.runs_of(params)
+        ]
 
     def _milestones_file(self, resolved: Resolved) -> Path:
         return Run(resolved, self.results, self.device).folder / MILESTONES_FILE
@@ -151,13 +160,21 @@ class Searcher:
         self._go_on(trial)
 
     def _go_on(self, trial: Trial) -> None:
-        """Starts the next run of a trial that is not there yet, or tells the trial's values."""
+        """Starts the next missing run of a trial, or tells the trial's values if none is left."""
         while trial.waiting:
             config, resolved = trial.waiting[0]
-            if (record := Run(resolved, self.results, self.device).finished_record(self.reuse)) is None:
-                self.say(f"{trial.label}, {resolved.run_id} seed {config.seed}: {_shown(trial.params)}")
+            run = Run(resolved, self.results, self.device)
+            record = run.finished_record(self.reuse)
+            if record is None:
+                self.say(
+                    f"{trial.label}, {resolved.run_id} seed {config.seed}: {_shown(trial.params)}"
+                )
                 name = trial.label if self.driver.workers > 1 else ""
-                self.driver.start(trial, job_of(config, resolved, self.results, self.device, self.reuse, name, self._pruning()))
+                pruning = self._pruning()
+                self.driver.start(
+                    trial,
+                    job_of(config, resolved, self.results, self.device, self.reuse, name, pruning),
+                )
                 return
             trial.records.append(record)
             trial.waiting.pop(0)
@@ -180,7 +197,9 @@ class Searcher:
     def _tell(self, trial: Trial) -> None:
         """Tells the means over a trial's runs."""
         objectives, records = self.plan.spec.objectives, trial.records
-        values = [sum(objective(record, name) for record in records) / len(records) for name in objectives]
+        values = [
+            sum(objective(record, name) for record in records) / len(records) for name in objectives
+        ]
         if not np.isfinite(values).all():
             self._tell_failure(trial, f"{', '.join(objectives)}: {values}: not finite")
             return
@@ -188,7 +207,11 @@ class Searcher:
         cost = records[0].cost
         if self.plan.spec.prune and cost is not None and cost.training is not None:
             (name,), steps = objectives, cost.training.steps
-            self._report(trial, {round(1000 * point.step / steps): point.quality[name] for point in records[0].milestones})
+            curve = {
+                round(1000 * point.step / steps): point.quality[name]
+                for point in records[0].milestones
+            }
+            self._report(trial, curve)
         self.study.tell(trial.number, values)
 
     def _tell_failure(self, trial: Trial, reason: str, died: str = "") -> None:
@@ -200,7 +223,10 @@ class Searcher:
             return
         seen = [found.values for found in self._finished()]
         directions = self.plan.spec.objectives.values()
-        values = [bad_value(direction, [values[place] for values in seen]) for place, direction in enumerate(directions)]
+        values = [
+            bad_value(direction, [values[place] for values in seen])
+            for place, direction in enumerate(directions)
+        ]
         self.study.tell(trial.number, values)
 
     def _handle(self, trial: Trial) -> optuna.trial.Trial:
@@ -212,13 +238,20 @@ class Searcher:
                 self._handle(trial).report(value, step=place)
 
     def _pruning(self) -> Pruning | None:
-        """For a run that starts now: the median of the finished trials at each milestone."""
+        """The pruning of a run that starts now: medians of the finished trials by milestone."""
         if not self.plan.spec.prune:
             return None
         ((name, direction),) = self.plan.spec.objectives.items()
         curves = [trial.intermediate_values for trial in self._finished()]
-        points = {place: [curve[place] for curve in curves if place in curve] for place in {place for curve in curves for place in curve}}
-        medians = {place: float(np.median(values)) for place, values in points.items() if len(curves) >= PRUNED_AFTER}
+        points = {
+            place: [curve[place] for curve in curves if place in curve]
+            for place in {place for curve in curves for place in curve}
+        }
+        medians = {
+            place: float(np.median(values))
+            for place, values in points.items()
+            if len(curves) >= PRUNED_AFTER
+        }
         return Pruning(objective=name, sign=1 if direction == "minimize" else -1, medians=medians)
 
 
@@ -232,42 +265,9 @@ def bad_value(direction: str, seen: Sequence[float]) -> float:
     return sign * (worst + (9 * abs(worst) or UNSEEN))
 
 
-def open_study(plan: StudyPlan, results: Path) -> optuna.Study:
-    """The study of a plan, made if it is new. Raises UsageError if the file cannot be read."""
-    directions = list(plan.spec.objectives.values())
-    return optuna.create_study(storage=_database(results), study_name=plan.name, directions=directions, load_if_exists=True)
-
-
-def known_study(plan: StudyPlan, results: Path) -> optuna.Study | None:
-    """The study of a plan, or None. Raises UsageError if the file cannot be read."""
-    if not (results / "harness.db").exists() or plan.name not in optuna.get_all_study_names(_database(results)):
-        return None
-    return open_study(plan, results)
-
-
-def _database(results: Path) -> optuna.storages.RDBStorage:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        return optuna.storages.RDBStorage(f"sqlite:///{results.resolve() / 'harness.db'}")
-    except Exception as error:  # of SQLAlchemy's many kinds
-        raise UsageError(f"cannot read the studies in {results / 'harness.db'} ({type(error).__name__}): move the file away") from error
-
-
 def _shown(params: dict[str, Any]) -> str:
-    texts = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in params.items()}
+    texts = {
+        name: f"{value:.4g}" if isinstance(value, float) else str(value)
+        for name, value in params.items()
+    }
     return ", ".join(f"{name.removeprefix('options.')} {text}" for name, text in texts.items())
-
-
-def lines_of(plan: StudyPlan, study: optuna.Study) -> list[dict[str, Any]]:
-    """A row for each trial: number, state, values of the space, objectives, whether it is best."""
-    trials = study.get_trials(deepcopy=False)
-    finished = [trial for trial in trials if trial.state == TrialState.COMPLETE and "reason" not in trial.user_attrs]
-    best = {trial.number for trial in study.best_trials} if finished else set()
-    lines = []
-    for trial in trials:
-        values = dict(zip(plan.spec.objectives, trial.values or [], strict=False))
-        state = "failed" if "reason" in trial.user_attrs else trial.state.name.lower()
-        reason = {"reason": trial.user_attrs["reason"]} if "reason" in trial.user_attrs else {}
-        lines.append({"study": plan.name, "trial": trial.number, "state": state, **trial.params, **values, **reason,
-                      "answered": trial.state in ANSWERED, "best": trial.number in best and not reason})  # fmt: skip
-    return lines

@@ -19,7 +19,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -33,9 +38,11 @@ from harness.runs.resolve import resolve
 from harness.sweeps.sweep import expand
 
 COSTS: dict[str, Callable[[Any], float]] = {
-    "latency": lambda cost: cost.latency.ratio, "macs": lambda cost: cost.macs_per_sample, "nfe": lambda cost: cost.nfe,
+    "latency": lambda cost: cost.latency.ratio,
+    "macs": lambda cost: cost.macs_per_sample,
+    "nfe": lambda cost: cost.nfe,
     "training_flops": lambda cost: cost.training.whole_flops if cost.training else 0.0,
-}  # fmt: skip
+}
 """Objectives that come from a record's cost."""
 MOST_TRIED = 32
 """At most so many whole numbers of a range are checked before the first run."""
@@ -70,12 +77,19 @@ class SearchSpec(BaseModel):
     prune: bool = False
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        return {name: CategoricalDistribution(of) if isinstance(of, list) else of.distribution() for name, of in self.space.items()}
+        return {
+            name: CategoricalDistribution(of) if isinstance(of, list) else of.distribution()
+            for name, of in self.space.items()
+        }
 
     def sampler_of(self, number: int) -> BaseSampler:
         """The sampler of a trial, seeded by its number: a search proposes the same after a stop."""
         seed = self.seed + number
-        return RandomSampler(seed) if self.sampler == "random" else TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
+        return (
+            RandomSampler(seed)
+            if self.sampler == "random"
+            else TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -93,10 +107,20 @@ class StudyPlan:
 
     def runs_of(self, params: dict[str, Any]) -> list[RunConfig]:
         """The runs of a trial with these values. Raises UsageError for values that do not fit."""
-        options = {name.removeprefix("options."): value for name, value in params.items() if name.startswith("options.")}
+        options = {
+            name.removeprefix("options."): value
+            for name, value in params.items()
+            if name.startswith("options.")
+        }
         fields = {name: value for name, value in params.items() if not name.startswith("options.")}
         return [
-            parse_config({**config.model_dump(exclude_unset=True), **fields, "options": {**config.options, **options}})
+            parse_config(
+                {
+                    **config.model_dump(exclude_unset=True),
+                    **fields,
+                    "options": {**config.options, **options},
+                }
+            )
             for config in self.configs
         ]
 
@@ -115,7 +139,9 @@ class StudyPlan:
         return inside
 
 
-def study_plans(content: dict[str, Any], where: str, results: Path, device: torch.device) -> list[StudyPlan]:
+def study_plans(
+    content: dict[str, Any], where: str, results: Path, device: torch.device
+) -> list[StudyPlan]:
     """The studies of a sweep file that has `search`, their spaces checked before anything runs.
 
     Args:
@@ -136,7 +162,9 @@ def study_plans(content: dict[str, Any], where: str, results: Path, device: torc
             groups.setdefault(config.model_dump_json(exclude={"seed"}), []).append(config)
         for common, configs in groups.items():
             key = digest([common, spec.model_dump(mode="json", exclude={"trials"})])[:10]
-            plan = StudyPlan(f"{configs[0].method}-{configs[0].num_steps}-{key}", tuple(configs), spec)
+            plan = StudyPlan(
+                f"{configs[0].method}-{configs[0].num_steps}-{key}", tuple(configs), spec
+            )
             _check(plan, where, results, device)
             plans.append(plan)
     return plans
@@ -169,9 +197,15 @@ def _check(plan: StudyPlan, where: str, results: Path, device: torch.device) -> 
         if name not in known:
             raise unknown("objective", name, sorted(known))
     if spec.prune and len(plan.configs) > 1:
-        raise UsageError(f"{where}: search: prune needs trials of one run, but a trial has {len(plan.configs)} seeds: give one")
+        raise UsageError(
+            f"{where}: search: prune needs trials of one run, "
+            f"but a trial has {len(plan.configs)} seeds: give one"
+        )
     if spec.prune and (len(spec.objectives) > 1 or not spec.objectives.keys() <= set(curve)):
-        raise UsageError(f"{where}: search: prune needs a single objective, which must be one of: {', '.join(curve)}")
+        raise UsageError(
+            f"{where}: search: prune needs a single objective, which must be one of: "
+            f"{', '.join(curve)}"
+        )
 
 
 def _corners(spec: SearchSpec) -> list[dict[str, Any]]:
@@ -185,7 +219,11 @@ def _corners(spec: SearchSpec) -> list[dict[str, Any]]:
         else:
             values[name] = [of.low, of.high]
     low, high = ({name: found[place] for name, found in values.items()} for place in (0, -1))
-    return [low, high, *({**low, name: value} for name, found in values.items() for value in found[1:])]
+    return [
+        low,
+        high,
+        *({**low, name: value} for name, found in values.items() for value in found[1:]),
+    ]
 
 
 def objective(record: Record, name: str) -> float:

@@ -82,7 +82,11 @@ def expand(content: dict[str, Any], where: str) -> list[RunConfig]:
         raise explain(error, where, list(SweepFile.model_fields)) from error
     found: dict[str, RunConfig] = {}
     for cell in file.cells:
-        own = {**cell.model_extra, "options": cell.options} if cell.model_extra is not None else {"options": cell.options}
+        own = (
+            {**cell.model_extra, "options": cell.options}
+            if cell.model_extra is not None
+            else {"options": cell.options}
+        )
         if cell.space:
             raise UsageError(f"{where}: a cell has a space, but the file has no search")
         if "seed" in {*file.base, *file.axes, *own, *cell.axes}:
@@ -99,12 +103,18 @@ def expand(content: dict[str, Any], where: str) -> list[RunConfig]:
 def _merged(base: dict[str, Any], cell: dict[str, Any], point: dict[str, Any]) -> RunConfig:
     """One run's config: options are merged; any other field comes from the most specific place."""
     options = {**base.get("options", {}), **cell["options"]}
-    options |= {name.removeprefix("options."): value for name, value in point.items() if name.startswith("options.")}
+    options |= {
+        name.removeprefix("options."): value
+        for name, value in point.items()
+        if name.startswith("options.")
+    }
     fields = {name: value for name, value in point.items() if not name.startswith("options.")}
     return parse_config({**base, **cell, **fields, "options": options})
 
 
-def plan(configs: Sequence[RunConfig], results: Path, device: torch.device, reuse: bool = False) -> list[Cell]:
+def plan(
+    configs: Sequence[RunConfig], results: Path, device: torch.device, reuse: bool = False
+) -> list[Cell]:
     """Resolves every run and looks its record up; equal runs become one cell.
 
     Args:
@@ -114,7 +124,10 @@ def plan(configs: Sequence[RunConfig], results: Path, device: torch.device, reus
     """
     code = capture_environment(device).code
     found = [record for record in published_records(results) if record.status == "finished"]
-    published = {key_of_record(record): record for record in sorted(found, key=lambda record: record.environment.code == code)}
+    published = {
+        key_of_record(record): record
+        for record in sorted(found, key=lambda record: record.environment.code == code)
+    }
     cells: dict[str, Cell] = {}
     settled: dict[str, Resolved] = {}  # what seeds share: a budget in FLOPs takes seconds to count
     task_of = cache(load_task)  # with its data, once
@@ -133,8 +146,14 @@ def plan(configs: Sequence[RunConfig], results: Path, device: torch.device, reus
     return list(cells.values())
 
 
-def run_sweep(cells: Sequence[Cell], results: Path, device: torch.device, driver: Driver[Cell], reuse: bool = False,
-              say: Callable[[str], None] = print) -> list[Record]:  # fmt: skip
+def run_sweep(
+    cells: Sequence[Cell],
+    results: Path,
+    device: torch.device,
+    driver: Driver[Cell],
+    reuse: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[Record]:
     """Makes the runs that are missing, as many at once as the driver takes.
 
     A run that another process makes comes last, and is then waited for. A run that fails is a
@@ -150,34 +169,53 @@ def run_sweep(cells: Sequence[Cell], results: Path, device: torch.device, driver
     Raises UsageError for what only shows inside a run, such as weights that do not fit.
     """
     records = {cell.resolved.run_id: cell.record for cell in cells if cell.record is not None}
-    names = {cell.resolved.run_id: f"{number}/{len(cells)} {cell.resolved.run_id}" for number, cell in enumerate(cells, 1)}
+    names = {
+        cell.resolved.run_id: f"{number}/{len(cells)} {cell.resolved.run_id}"
+        for number, cell in enumerate(cells, 1)
+    }
     waiting = [cell for cell in cells if cell.record is None]
     with driver:
         while waiting or driver.flying:
-            if waiting and not driver.full and (cell := _next_free(waiting, driver, results, device)) is not None:
+            if (
+                waiting
+                and not driver.full
+                and (cell := _next_free(waiting, driver, results, device)) is not None
+            ):
                 waiting.remove(cell)
                 name = names[cell.resolved.run_id]
                 say(f"{name} seed {cell.resolved.settings.seed}: starts")
                 shown = name if driver.workers > 1 else ""
-                driver.start(cell, job_of(cell.config, cell.resolved, results, device, reuse, shown))
+                driver.start(
+                    cell, job_of(cell.config, cell.resolved, results, device, reuse, shown)
+                )
                 continue
             cell, died = driver.next()
             record = record_of(Run(cell.resolved, results, device), died)
             records[cell.resolved.run_id] = record
-            say(f"{names[cell.resolved.run_id]}: {record.status}{f': {record.reason}' if record.reason else ''}")
+            say(
+                f"{names[cell.resolved.run_id]}: {record.status}"
+                f"{f': {record.reason}' if record.reason else ''}"
+            )
     return [records[cell.resolved.run_id] for cell in cells]
 
 
-def _next_free(waiting: Sequence[Cell], driver: Driver[Cell], results: Path, device: torch.device) -> Cell | None:
+def _next_free(
+    waiting: Sequence[Cell], driver: Driver[Cell], results: Path, device: torch.device
+) -> Cell | None:
     """The first cell whose run and student nothing in flight and no other process works on.
 
     Without one: None while something is in flight, then the first cell, whose job waits for the
     other process.
     """
-    runs = {cell.resolved.run_id: Run(cell.resolved, results, device) for cell in [*waiting, *driver.flying.values()]}
+    runs = {
+        cell.resolved.run_id: Run(cell.resolved, results, device)
+        for cell in [*waiting, *driver.flying.values()]
+    }
     taken = {name for cell in driver.flying.values() for name in runs[cell.resolved.run_id].locks}
     for cell in waiting:
-        if not any(name in taken or is_held(results, name) for name in runs[cell.resolved.run_id].locks):
+        if not any(
+            name in taken or is_held(results, name) for name in runs[cell.resolved.run_id].locks
+        ):
             return cell
     return None if driver.flying else waiting[0]
 

@@ -38,12 +38,19 @@ def load_task(name: str) -> Task:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The content of a task's file; with `like`, over that of the other task without its tuned defaults."""
+    """The content of a task's file.
+
+    With `like`, fields that are missing come from the other task, except its tuned defaults.
+    """
     content = read_yaml(path)
-    return {**_read(task.FOLDER / f"{content['like']}.yaml"), "defaults": {}, **content} if "like" in content else content
+    return (
+        {**_read(task.FOLDER / f"{content['like']}.yaml"), "defaults": {}, **content}
+        if "like" in content
+        else content
+    )
 
 
 def borrows(found: Task, part: Part) -> bool:
-    """Whether a task's network is that of the task which it is like."""
-    like = found.spec.like
-    return like is not None and getattr(load_task(like).spec, part) == getattr(found.spec, part)
+    """Whether a task's network is that of the task that its field `like` names."""
+    other = found.spec.like
+    return other is not None and getattr(load_task(other).spec, part) == getattr(found.spec, part)

@@ -1,4 +1,4 @@
-"""A task whose truth is known: a Gaussian mixture in the place of images and of a trained teacher."""
+"""A task with a known distribution: a Gaussian mixture replaces images and the trained teacher."""
 
 from __future__ import annotations
 
@@ -27,18 +27,23 @@ class MixtureTask(Task):
         super().__init__(spec, folder)
         assert spec.mixture is not None
         m, size = spec.mixture, math.prod(self.shape)
-        self.mixture = GaussianMixture.drawn(m.seed, self.num_classes, m.components, size, m.spread, m.stds)
+        self.mixture = GaussianMixture.drawn(
+            m.seed, self.num_classes, m.components, size, m.spread, m.stds
+        )
 
     @cached_property
     def split(self) -> Split:
-        """Exact samples, balanced, in the place of real images."""
+        """Exact samples with balanced labels, which replace real images."""
         spec = self.spec.mixture
         assert spec is not None
 
         def samples(first: int, count: int) -> ImageSet:
             index = torch.arange(first, first + count)
             labels = self.conditions.balanced(index).classes
-            return ImageSet(self.mixture.sample(Keyed("data", spec.seed), index, labels).view(-1, *self.shape), labels)
+            return ImageSet(
+                self.mixture.sample(Keyed("data", spec.seed), index, labels).view(-1, *self.shape),
+                labels,
+            )
 
         return Split(samples(0, spec.train), samples(spec.train, spec.held_out))
 
@@ -48,15 +53,21 @@ class MixtureTask(Task):
 
     @cached_property
     def teacher_hash(self) -> str:
-        """SHA-256 of all that the exact denoiser is made of."""
+        """SHA-256 of everything that determines the exact denoiser."""
         numbers = tensors_digest({"means": self.mixture.means, "stds": self.mixture.stds})
         return digest([numbers, self.spec.schedule, self.spec.prediction_type])
 
     @property
     def hashes(self) -> dict[str, str]:
-        return {"teacher": self.teacher_hash, "features": "the samples themselves", "reference": "exact moments and density"}
+        return {
+            "teacher": self.teacher_hash,
+            "features": "the samples themselves",
+            "reference": "exact moments and density",
+        }
 
     def ode_map(self, noise_set: int) -> Tensor:
         """Where the exact ODE leads from the noise of `evaluation_inputs`, float64 [N, C, H, W]."""
         x_T, cond = self.evaluation_inputs(noise_set)
-        return self.mixture.ode_map(x_T.flatten(1), cond.classes, self.schedule).view(-1, *self.shape)
+        return self.mixture.ode_map(x_T.flatten(1), cond.classes, self.schedule).view(
+            -1, *self.shape
+        )

@@ -1,4 +1,4 @@
-"""A task's YAML file, typed: everything that a benchmark fixes but the method."""
+"""A task's YAML file, typed: everything that a benchmark fixes except the method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ Part = Literal["teacher", "features"]
 
 
 class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Training(_Spec):
@@ -57,10 +59,11 @@ class DataSpec(_Spec):
 
 
 class PromptSpec(_Spec):
-    """A text encoder's outputs for the task's prompts; the label of a sample is its prompt's number."""
+    """A text encoder's outputs for the task's prompts; a sample's label is its prompt's number."""
 
     file: str
-    """A safetensors file with `table` [count, length, width] and `null` [1, length, width] (no prompt)."""
+    """A safetensors file with `table` [count, length, width] and `null` [1, length, width], the
+    embedding of no prompt."""
     sha256: str
     """SHA-256 of the file."""
 
@@ -125,11 +128,12 @@ class TaskSpec(_Spec):
     version: int
     """Raised with every change that moves a number."""
     like: str | None = None
-    """A shipped task; fields that this file leaves out are taken from it."""
+    """A shipped task, which supplies the fields that this file leaves out."""
     summary: str
     data: DataSpec
     network: dict[str, int]
-    """Constructor arguments of the teacher's DiT; with prompts `text_width`, without them `num_classes`."""
+    """Constructor arguments of the teacher's DiT, with `text_width` for prompts or `num_classes`
+    for labels."""
     schedule: str
     prediction_type: Literal["eps", "x_0", "v"]
     teacher: Weights | None
@@ -138,7 +142,8 @@ class TaskSpec(_Spec):
     guidance_scan: list[float]
     """Scales that teacher training tries; `guidance.scale` should have the best FID."""
     guidance_scan_samples: int | None = None
-    """First samples of noise set 0 that the scan uses; none is all. Its FID is then not a table's."""
+    """First samples of noise set 0 that the scan uses; none is all. FIDs of fewer samples do not
+    compare with those of tables."""
     features: Weights | None
     """The feature network; none if the exact distribution judges samples."""
     mixture: MixtureSpec | None = None
@@ -147,22 +152,32 @@ class TaskSpec(_Spec):
     evaluation: EvaluationSpec
     reference: Reference
     batch_size: int
-    """Samples a training step of a distillation run."""
+    """Samples per training step of a distillation run."""
     budgets: dict[str, Budget]
     defaults: dict[str, dict[str, Any]] = {}
-    """By method, its default options on this task: what a search found, or what suits the networks."""
+    """Default options on this task, by method: results of a search, or values that suit the
+    networks."""
 
     @model_validator(mode="after")
     def _noise_is_predicted_where_data_is_left(self) -> TaskSpec:
         if self.prediction_type == "eps" and self.schedule in SCHEDULES:
             alpha, _ = SCHEDULES[self.schedule]().alpha_sigma(torch.ones((), dtype=torch.float64))
             if float(alpha) == 0:
-                raise ValueError(f"prediction_type is eps, but under schedule {self.schedule} nothing of x_0 is left at t = 1: give v")
+                raise ValueError(
+                    f"prediction_type is eps, but under schedule {self.schedule} "
+                    "nothing of x_0 is left at t = 1: give v"
+                )
         return self
 
     @model_validator(mode="after")
     def _scan_within_a_noise_set(self) -> TaskSpec:
         least, most = self.evaluation.kid_subset_size, self.evaluation.samples
-        if self.guidance_scan_samples is not None and not least <= self.guidance_scan_samples <= most:
-            raise ValueError(f"guidance_scan_samples is {self.guidance_scan_samples}, but must be {least} (KID's subsets) to {most}")
+        if (
+            self.guidance_scan_samples is not None
+            and not least <= self.guidance_scan_samples <= most
+        ):
+            raise ValueError(
+                f"guidance_scan_samples is {self.guidance_scan_samples}, "
+                f"but must be {least} (KID's subsets) to {most}"
+            )
         return self

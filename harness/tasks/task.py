@@ -1,4 +1,4 @@
-"""A task: the data and networks that its file names, loaded when asked for and checked by hash."""
+"""A task: the data and networks that its file names, loaded on demand and checked by hash."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ FOLDER = Path(str(files("harness.tasks")))
 
 
 class Task:
-    """A task with its data and networks (see `harness.methods.Problem` for what methods use of it).
+    """A task with its data and networks; methods see it as a `harness.methods.Problem`.
 
     Args:
-        folder: where files of weights are looked for first; then among ours.
+        folder: the first place to look for files of weights; the second is the shipped folder.
     """
 
     def __init__(self, spec: TaskSpec, folder: Path | None = None):
@@ -72,7 +72,9 @@ class Task:
         split = load_split(self.spec.data.set, self.spec.data.split_seed)
         if self.spec.prompts is None:
             return split
-        return Split(*(replace(part, conditions=self.conditions) for part in (split.train, split.held_out)))
+        return Split(
+            *(replace(part, conditions=self.conditions) for part in (split.train, split.held_out))
+        )
 
     @cached_property
     def reference_hash(self) -> str:
@@ -81,7 +83,10 @@ class Task:
         return tensors_digest({"images": to_uint8(train.images), "labels": train.labels})
 
     def teacher(self, device: torch.device) -> Guided:
-        """The guided teacher from its shipped weights. Raises UsageError if they are missing or were changed."""
+        """The guided teacher from its shipped weights.
+
+        Raises UsageError if the weights are missing or were changed.
+        """
         with keyed_initialisation(0, "overwritten by what is loaded"):
             network = DiT(**self.network_options)
         network.load_state_dict(self._weights(self.trained("teacher")))
@@ -93,7 +98,10 @@ class Task:
         return Guided(denoiser, self.spec.guidance.scale, self.null, self.spec.guidance.channels)
 
     def classifier(self, device: torch.device) -> Classifier:
-        """The feature network from its shipped weights. Raises UsageError if they are missing or were changed."""
+        """The feature network from its shipped weights.
+
+        Raises UsageError if the weights are missing or were changed.
+        """
         with keyed_initialisation(0, "overwritten by what is loaded"):
             network = Classifier(self.shape, self.num_classes)
         network.load_state_dict(self._weights(self.trained("features")))
@@ -124,34 +132,54 @@ class Task:
     def recipe(self) -> Recipe:
         """The recipe of the task's trajectories."""
         spec, guidance = self.spec.trajectories, self.spec.guidance
-        return Recipe(self.teacher_hash, self.spec.schedule, self.spec.prediction_type, guidance.scale, guidance.channels,
-                      spec.solver, spec.steps, spec.count, spec.seed, self.shape, self.conditions.count,
-                      self.spec.prompts.sha256 if self.spec.prompts else "")  # fmt: skip
+        return Recipe(
+            self.teacher_hash,
+            self.spec.schedule,
+            self.spec.prediction_type,
+            guidance.scale,
+            guidance.channels,
+            spec.solver,
+            spec.steps,
+            spec.count,
+            spec.seed,
+            self.shape,
+            self.conditions.count,
+            self.spec.prompts.sha256 if self.spec.prompts else "",
+        )
 
     def evaluation_inputs(self, noise_set: int) -> tuple[Tensor, Condition]:
-        """The noise [N, C, H, W] and balanced labels [N] on which every run of the task is evaluated.
+        """Noise [N, C, H, W] and balanced conditions [N] that evaluate every run of the task.
 
         Sets are disjoint: set k holds sample numbers k N .. (k + 1) N - 1.
         """
         spec = self.spec.evaluation
         index = torch.arange(noise_set * spec.samples, (noise_set + 1) * spec.samples)
-        return Keyed("evaluate", spec.seed).normal("x_T", index, self.shape), self.conditions.balanced(index)
+        return Keyed("evaluate", spec.seed).normal(
+            "x_T", index, self.shape
+        ), self.conditions.balanced(index)
 
     def ode_map(self, noise_set: int) -> Tensor:
-        """Where the exact ODE leads from a noise set, of a task that knows it: float64 [N, C, H, W]."""
+        """End points of the exact ODE from a noise set's noise, float64 [N, C, H, W].
+
+        Raises NotImplementedError where the task has no exact ODE map.
+        """
         raise NotImplementedError(f"task {self.spec.name} has no exact ODE map")
 
     def evaluation_noise(self, noise_set: int, rows: slice) -> Noise:
-        """The noise of stochastic samplers for rows of `evaluation_inputs`: [B, C, H, W] by name."""
+        """Further noise for stochastic samplers, [B, C, H, W] by name.
+
+        Args:
+            rows: the rows of `evaluation_inputs` that are sampled.
+        """
         spec = self.spec.evaluation
         index = torch.arange(noise_set * spec.samples, (noise_set + 1) * spec.samples)[rows]
         return lambda name: Keyed("evaluate", spec.seed).normal(name, index, self.shape)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that the task fixes.
+        """SHA-256 of everything that the task fixes.
 
-        Its summary, its named budgets and what a run may choose do not count.
+        The summary, the named budgets and the choices of a run are left out.
         """
         free = {"summary", "budgets", "like", "defaults", "guidance_scan_samples"}
         return digest(self.spec.model_dump(mode="json", exclude=free))
@@ -159,5 +187,9 @@ class Task:
     @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of everything on which a run's numbers rest."""
-        found = {"teacher": self.teacher_hash, "features": self.trained("features").sha256, "reference": self.reference_hash}
+        found = {
+            "teacher": self.teacher_hash,
+            "features": self.trained("features").sha256,
+            "reference": self.reference_hash,
+        }
         return found | ({"conditions": self.spec.prompts.sha256} if self.spec.prompts else {})

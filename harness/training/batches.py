@@ -46,26 +46,44 @@ class Batches:
     Raises ValueError if a source that the method needs is missing.
     """
 
-    def __init__(self, method: Method, sources: Mapping[str, Source], settings: TrainSettings, device: torch.device):
+    def __init__(
+        self,
+        method: Method,
+        sources: Mapping[str, Source],
+        settings: TrainSettings,
+        device: torch.device,
+    ):
         missing = method.sources - sources.keys()
         if missing:
-            raise ValueError(f"the method needs the sources {sorted(method.sources)}, but {sorted(missing)} are not given")
+            raise ValueError(
+                f"the method needs the sources {sorted(method.sources)}, "
+                f"but {sorted(missing)} are not given"
+            )
         self.sources = {name: sources[name] for name in method.sources}
-        self.items = {name: Items(name, len(source), settings.seed) for name, source in self.sources.items()}
+        self.items = {
+            name: Items(name, len(source), settings.seed) for name, source in self.sources.items()
+        }
         self.settings, self.device = settings, device
 
     def of_step(self, step: int) -> list[Batch]:
         """The micro-batches of a step, which together are samples step B .. step B + B - 1."""
         size = self.settings.batch_size
         index = torch.arange(step * size, (step + 1) * size)
-        return [self.of_samples(step, part) for part in index.split(self.settings.micro_batch_size or size)]
+        return [
+            self.of_samples(step, part)
+            for part in index.split(self.settings.micro_batch_size or size)
+        ]
 
     def of_samples(self, step: int, index: Tensor) -> Batch:
         """A batch of these sample numbers, on the trainer's device."""
-        drawn = {name: source.batch(self.items[name](index)) for name, source in self.sources.items()}
+        drawn = {
+            name: source.batch(self.items[name](index)) for name, source in self.sources.items()
+        }
         data, trajectory = drawn.get("data"), drawn.get("trajectory")
         if data is not None:
             data = (data[0].to(self.device), data[1].to(self.device))
         if trajectory is not None:
             trajectory = trajectory.to(self.device)
-        return Batch(index.to(self.device), data, trajectory, Keyed("train", self.settings.seed, step))
+        return Batch(
+            index.to(self.device), data, trajectory, Keyed("train", self.settings.seed, step)
+        )

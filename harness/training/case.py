@@ -20,7 +20,7 @@ from harness.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 STEPS, BATCH = 10, 8
-"""Length of a case's training, and samples a step."""
+"""Training steps of a case, and samples per step."""
 
 
 @dataclass
@@ -28,11 +28,11 @@ class Case:
     """A method with options, on a task.
 
     Attributes:
-        name, options: of the method.
+        name, options: name and options of the method.
         task: usually `tiny_task`.
-        folder: where checks may write; the trajectories go to `HARNESS_CACHE`.
-        num_steps: steps of the student.
-        device: where it is built, trained and sampled.
+        folder: a folder for what checks write; the trajectories go to `HARNESS_CACHE`.
+        num_steps: sampling steps of the student.
+        device: the device on which the method is built, trained and sampled.
     """
 
     name: str
@@ -52,7 +52,10 @@ class Case:
 
     @cached_property
     def sources(self) -> dict[str, Any]:
-        return {"data": self.task.split.train, "trajectory": open_store(self.task.recipe, self.task.teacher(self.device), self.device)}
+        return {
+            "data": self.task.split.train,
+            "trajectory": open_store(self.task.recipe, self.task.teacher(self.device), self.device),
+        }
 
     def build(self, teacher: Any = None, num_steps: int | None = None) -> Method:
         with keyed_initialisation(0, self.name):
@@ -62,8 +65,16 @@ class Case:
         method.to(self.device)
         return method
 
-    def trainer(self, method: Method, folder: Path | None = None, seed: int = 0, **settings: Any) -> Trainer:
-        return Trainer(method, self.sources, TrainSettings(STEPS, BATCH, seed, log_every=1, **settings), folder, self.device)
+    def trainer(
+        self, method: Method, folder: Path | None = None, seed: int = 0, **settings: Any
+    ) -> Trainer:
+        return Trainer(
+            method,
+            self.sources,
+            TrainSettings(STEPS, BATCH, seed, log_every=1, **settings),
+            folder,
+            self.device,
+        )
 
     def batch(self, method: Method) -> Batch:
         return self.trainer(method).batches.of_step(0)[0]
@@ -77,20 +88,32 @@ class Case:
 
 
 def weights(method: Method) -> dict[str, Tensor]:
-    """All that is trained and all that is evaluated."""
+    """Copies of all trained and all averaged weights, by name."""
     found: dict[str, Tensor] = {}
     for name, player in method.players.items():
-        found |= {f"{name}.{key}": value.clone() for key, value in player.module.state_dict().items()}
+        found |= {
+            f"{name}.{key}": value.clone() for key, value in player.module.state_dict().items()
+        }
         if player.ema:
-            found |= {f"{name}.ema.{key}": value.clone() for key, value in player.ema.module.state_dict().items()}
+            found |= {
+                f"{name}.ema.{key}": value.clone()
+                for key, value in player.ema.module.state_dict().items()
+            }
     return found
 
 
 def losses(trainer: Trainer) -> list[float]:
     """Every player's losses along the curve."""
-    return [value for point in trainer.curve for key, value in point.items() if key.endswith("loss")]
+    return [
+        value for point in trainer.curve for key, value in point.items() if key.endswith("loss")
+    ]
 
 
 def all_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    """Raises AssertionError if two tensors differ by more than a tolerance, absolute and relative."""
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance, msg=lambda text: f"{what}: {text}")
+    """Raises AssertionError if two tensors differ by more than a tolerance.
+
+    The tolerance is both absolute and relative.
+    """
+    torch.testing.assert_close(
+        found, expected, rtol=tolerance, atol=tolerance, msg=lambda text: f"{what}: {text}"
+    )

@@ -12,10 +12,18 @@ from harness.errors import UsageError
 from harness.files import write_aside
 from harness.methods.base import Method
 
-BROKEN = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError)
-"""What reading or loading a damaged checkpoint may raise."""
+BROKEN = (
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    pickle.UnpicklingError,
+)
+"""Errors that reading or loading a damaged checkpoint may raise."""
 OWN = ("step", "bill", "flops", "curve", "milestones")
-"""What the trainer keeps beside the networks."""
+"""Names of the trainer's own state, beside the networks."""
 
 
 def save_checkpoint(path: Path, method: Method, state: dict[str, Any]) -> None:
@@ -32,7 +40,9 @@ def save_checkpoint(path: Path, method: Method, state: dict[str, Any]) -> None:
     write_aside(path, lambda aside: torch.save(content, aside))
 
 
-def load_checkpoint(path: Path, method: Method, identity: str, device: torch.device) -> dict[str, Any] | None:
+def load_checkpoint(
+    path: Path, method: Method, identity: str, device: torch.device
+) -> dict[str, Any] | None:
     """Loads a checkpoint into a method and returns the trainer's own state.
 
     None if there is no checkpoint, or if it belongs to another run or other code.
@@ -54,4 +64,7 @@ def load_checkpoint(path: Path, method: Method, identity: str, device: torch.dev
         method.load_state_dict(state["method"])
         return {name: state[name] for name in OWN}
     except BROKEN as error:
-        raise UsageError(f"checkpoint {path} cannot be read ({type(error).__name__}); delete its folder to start anew") from error
+        raise UsageError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}); "
+            "delete its folder to start anew"
+        ) from error

@@ -45,10 +45,19 @@ class Blank:
         """states [B, K + 1, C, H, W], predictions [B, K, C, H, W]."""
         steps = self.recipe.steps
         states = Keyed("blank", 0).normal("states", items, (steps + 1, *self.recipe.shape))
-        return Trajectory(states, states[:, 1:], few_step_levels(steps), self.conditions.balanced(items))
+        return Trajectory(
+            states, states[:, 1:], few_step_levels(steps), self.conditions.balanced(items)
+        )
 
 
-def rehearsal(name: str, config: MethodConfig, task: Task, num_steps: int, settings: TrainSettings, device: torch.device) -> Trainer:
+def rehearsal(
+    name: str,
+    config: MethodConfig,
+    task: Task,
+    num_steps: int,
+    settings: TrainSettings,
+    device: torch.device,
+) -> Trainer:
     """A trainer of the method that reads trajectories of noise and writes nothing.
 
     It does not compile, which would take longer than the few steps that are measured.
@@ -57,17 +66,24 @@ def rehearsal(name: str, config: MethodConfig, task: Task, num_steps: int, setti
     with keyed_initialisation(settings.seed, name):
         method = METHODS[name](config, teacher, task, num_steps, settings.total_steps)
     method.to(device)
-    sources: dict[str, Source] = {"data": task.split.train, "trajectory": Blank(task.recipe, task.conditions)}
+    sources: dict[str, Source] = {
+        "data": task.split.train,
+        "trajectory": Blank(task.recipe, task.conditions),
+    }
     return Trainer(method, sources, replace(settings, compile=False), None, device)
 
 
 def total_flops(trainer: Trainer) -> float:
     """Training FLOPs of the whole run."""
     method: Method = trainer.method
-    return sum(trainer.flops_of(list(method.updates(step))) for step in range(trainer.settings.total_steps))
+    return sum(
+        trainer.flops_of(list(method.updates(step))) for step in range(trainer.settings.total_steps)
+    )
 
 
-def shortest(call: Callable[[], object], device: torch.device, times: int, clocks: Sequence[Clock] = CLOCKS) -> float:
+def shortest(
+    call: Callable[[], object], device: torch.device, times: int, clocks: Sequence[Clock] = CLOCKS
+) -> float:
     """Seconds that a call takes on an otherwise idle machine: the shortest of several calls.
 
     Other programs only ever add to the time that passes, but hardly change the processor time. On
@@ -93,7 +109,9 @@ def seconds_a_step(trainer: Trainer, clocks: Sequence[Clock] = CLOCKS) -> float:
         trainer.one_step()
 
     steps = [int(part * trainer.settings.total_steps) for part in PARTS]
-    return sum(shortest(partial(step_at, step), trainer.device, 3, clocks) for step in steps) / len(PARTS)
+    return sum(shortest(partial(step_at, step), trainer.device, 3, clocks) for step in steps) / len(
+        PARTS
+    )
 
 
 def steps_within(flops: float, build: Callable[[int], Trainer]) -> int:

@@ -1,4 +1,4 @@
-"""How a run is trained, whatever the method, and what that cost."""
+"""Settings of a run's training that do not depend on the method, and the bill."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ class TrainSettings:
 
     Attributes:
         total_steps: length of the run.
-        batch_size, micro_batch_size: samples a step, and samples a forward pass (None: all at once).
+        batch_size: samples per step.
+        micro_batch_size: samples per forward pass; None is the whole batch.
         seed: seeds all randomness of the run.
         precision: "bf16" runs the losses under autocast.
-        compile: sends the players' networks through torch.compile where a loss calls them as a whole.
+        compile: compiles the players' networks with torch.compile. Losses that call a network as
+            a whole then use the compiled one.
         checkpoint_seconds: seconds between two checkpoints.
         log_every: steps between two points of the curve.
         sample_group: consecutive samples that a loss treats together.
@@ -39,13 +41,14 @@ class TrainSettings:
 
 @dataclass
 class Bill:
-    """What training cost.
+    """The cost of training.
 
     Attributes:
         images: samples on which losses were computed.
-        flops: training FLOPs (forward and backward, all networks), counted once a loss and multiplied.
+        flops: training FLOPs, forward and backward, of all networks. Each loss is counted once and
+            multiplied.
         seconds: wall time of the steps, without counting FLOPs, compiling and measuring quality.
-        peak_memory_bytes: peak of the process (CPU) or of the device (CUDA).
+        peak_memory_bytes: peak memory of the process (CPU) or of the device (CUDA).
         updates: optimizer steps of each player.
         teacher_evaluations: passes through the teacher inside the losses.
     """

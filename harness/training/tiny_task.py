@@ -1,4 +1,4 @@
-"""A task of small numbers: 8 x 8 digits, a 3-layer teacher and a feature network with random weights."""
+"""A small task: 8 x 8 digits, and a 3-layer teacher and a feature network with random weights."""
 
 from __future__ import annotations
 
@@ -27,20 +27,27 @@ NETWORK: dict[str, Any] = {
 
 
 def tiny_spec(folder: Path) -> dict[str, Any]:
-    """Writes random weights to `folder` and returns the spec of a task that uses them: small numbers everywhere."""
+    """Writes random weights to `folder` and returns the spec of a small task that uses them."""
     network = dict(NETWORK)
     with keyed_initialisation(0, "tiny"):
         teacher, features = DiT(**network), Classifier((1, 8, 8), 10)
-        for name, parameter in teacher.named_parameters():  # a fresh DiT outputs zeros; this one says something
+        # A fresh DiT outputs zeros, so its last layers get random weights.
+        for name, parameter in teacher.named_parameters():
             if "adaLN" in name or "final_layer" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
     files = {"teacher": teacher, "features": features}
     for name, module in files.items():
         write_tensors(folder / f"{name}.safetensors", module.state_dict())
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"quality": {"held_out_accuracy": 0.5}}))
+        (folder / f"{name}.yaml").write_text(
+            yaml.safe_dump({"quality": {"held_out_accuracy": 0.5}})
+        )
     training = {"steps": 4, "batch_size": 8, "seed": 0}
     weights = {
-        name: {"file": f"{folder}/{name}.safetensors", "sha256": file_hash(folder / f"{name}.safetensors"), "training": training}
+        name: {
+            "file": f"{folder}/{name}.safetensors",
+            "sha256": file_hash(folder / f"{name}.safetensors"),
+            "training": training,
+        }
         for name in files
     }
     return {
@@ -55,7 +62,14 @@ def tiny_spec(folder: Path) -> dict[str, Any]:
         "guidance_scan": [1.0, 1.25],
         **weights,
         "trajectories": {"solver": "ddim", "steps": 4, "count": 12, "seed": 0},
-        "evaluation": {"samples": 40, "noise_sets": 2, "seed": 0, "kid_subset_size": 20, "batch_size": 16, "latency_batch": 2},
+        "evaluation": {
+            "samples": 40,
+            "noise_sets": 2,
+            "seed": 0,
+            "kid_subset_size": 20,
+            "batch_size": 16,
+            "latency_batch": 2,
+        },
         "reference": {"method": "teacher", "num_steps": 4, "options": {"solver": "ddim"}},
         "batch_size": 8,
         "budgets": {"quick": {"steps": 3, "noise_sets": 1}, "table": {"steps": 6, "noise_sets": 2}},
@@ -63,6 +77,6 @@ def tiny_spec(folder: Path) -> dict[str, Any]:
 
 
 def tiny_task(folder: Path) -> Task:
-    """The task that the checks use, its weights written to a folder."""
+    """The task that the checks use; its weights are written to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     return Task(TaskSpec.model_validate(tiny_spec(folder)))

@@ -1,25 +1,22 @@
 """The one trainer: it knows the contract of a method (`methods/base.py`) and no method.
 
-All randomness is keyed by step and sample number. So the state of a run is its step, its weights, its
-optimizers and averages, and what the method adds; a resumed run continues bit for bit on the CPU.
+All randomness is keyed by step and sample number. So the state of a run is its step, its weights,
+its optimizers and averages, and the method's own state. A resumed run continues bit for bit on the
+CPU.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from harness.diffusion.counting import count_flops
 from harness.errors import HarnessError, Interrupted, RunFailed, UsageError
 from harness.files import write_aside
 from harness.methods.base import Batch, Loss, Method, Player, Update
@@ -28,36 +25,48 @@ from harness.progress import Progress
 from harness.training.batches import Batches, Source
 from harness.training.checkpoints import load_checkpoint, save_checkpoint
 from harness.training.compiling import compile_players
+from harness.training.flops import loss_flops, loss_key, rehearse, require_grad_of
 from harness.training.interrupts import signals_noted
 from harness.training.settings import Bill, TrainSettings, peak_memory
 
 MILESTONES = (1 / 8, 1 / 4, 1 / 2)
 """Parts of the budget at which quality is measured; the evaluation itself measures the whole."""
 Measure = Callable[[], dict[str, float]]
-"""Measures the quality of the student as it is now, by name of the metric."""
+"""Measures the current student: metrics by name."""
 
 
 class Trainer:
     """Trains the players of a method.
 
     Args:
-        sources: what `Method.sources` names.
-        folder: where `checkpoint/` and `curves.jsonl` go; None keeps nothing.
-        device: where everything runs.
+        sources: the sources that `Method.sources` names.
+        folder: the folder of `checkpoint/` and `curves.jsonl`; None writes nothing.
+        device: the device on which everything runs.
         teacher: the network whose passes are billed as teacher evaluations, if there is one.
-        identity: names the run and its code; a checkpoint of another identity is not resumed.
+        identity: a name of the run and its code; a checkpoint of another identity is ignored.
 
     Raises UsageError if micro-batches do not divide the batch.
     """
 
-    def __init__(self, method: Method, sources: Mapping[str, Source], settings: TrainSettings, folder: Path | None,
-                 device: torch.device, teacher: nn.Module | None = None, identity: str = ""):  # fmt: skip
+    def __init__(
+        self,
+        method: Method,
+        sources: Mapping[str, Source],
+        settings: TrainSettings,
+        folder: Path | None,
+        device: torch.device,
+        teacher: nn.Module | None = None,
+        identity: str = "",
+    ):
         size, micro = settings.batch_size, settings.micro_batch_size or settings.batch_size
         if size % micro:
-            raise UsageError(f"micro_batch_size is {micro}, but must divide batch_size, which is {size}")
+            raise UsageError(
+                f"micro_batch_size is {micro}, but must divide batch_size, which is {size}"
+            )
         self.method, self.settings, self.folder, self.device = method, settings, folder, device
         self.batches = Batches(method, sources, settings, device)
-        self.step, self.bill, self.teacher, self.identity = 0, Bill(), teacher or nn.Identity(), identity
+        self.step, self.bill = 0, Bill()
+        self.teacher, self.identity = teacher or nn.Identity(), identity
         self.curve: list[dict[str, float]] = []
         self.milestones: list[dict[str, Any]] = []
         for player in method.players.values():
@@ -65,12 +74,24 @@ class Trainer:
                 group.setdefault("initial_lr", group["lr"])
         if settings.compile:
             compile_players(method)
-        self._parameters = {name: list(player.module.parameters()) for name, player in method.players.items()}
+        self._parameters = {
+            name: list(player.module.parameters()) for name, player in method.players.items()
+        }
         self.known_flops: dict[str, float] = {}
         self._compiled: set[str] = set()
 
-    def train(self, until: int | None = None, progress: Progress | None = None, measure: Measure | None = None) -> None:
-        """Runs from the last checkpoint to the end, or to step `until`; calls `measure` at the milestones.
+    def train(
+        self,
+        until: int | None = None,
+        progress: Progress | None = None,
+        measure: Measure | None = None,
+    ) -> None:
+        """Trains from the last checkpoint to the end.
+
+        Args:
+            until: the step at which to stop; None is the end of the run.
+            progress: is called at each point of the curve.
+            measure: is called at the milestones.
 
         Raises:
             Interrupted: on SIGINT or SIGTERM, after the current step and a checkpoint.
@@ -97,7 +118,10 @@ class Trainer:
                     self._save(caught)
                     saved = now
                 if caught:
-                    raise Interrupted(f"stopped by signal {caught[0]} at step {self.step}; the same command resumes it")
+                    raise Interrupted(
+                        f"stopped by signal {caught[0]} at step {self.step}; "
+                        "the same command resumes it"
+                    )
 
     def _milestone_steps(self) -> set[int]:
         total = self.settings.total_steps
@@ -117,15 +141,31 @@ class Trainer:
 
     def note_quality(self, quality: dict[str, float]) -> None:
         """Adds a milestone at the current step."""
-        self.milestones.append({"step": self.step, "images": self.bill.images, "flops": self.bill.flops, "quality": quality})
+        self.milestones.append(
+            {
+                "step": self.step,
+                "images": self.bill.images,
+                "flops": self.bill.flops,
+                "quality": quality,
+            }
+        )
 
     def _prepare(self) -> float:
-        """Counts and compiles what the next step uses for the first time; returns the seconds that this took."""
+        """Counts and compiles the losses that the next step uses for the first time.
+
+        Returns:
+            The seconds that this took.
+        """
         before, updates = time.perf_counter(), list(self.method.updates(self.step))
         self.flops_of(updates)
         if self.settings.compile and not self._compiled >= set(map(loss_key, updates)):
             batches = self.batches.of_step(self.step)[:1]
-            self._rehearse(updates, lambda update: self._backward(update.loss, batches))
+            rehearse(
+                self.method,
+                self._parameters,
+                updates,
+                lambda update: self._backward(update.loss, batches),
+            )
             self._compiled |= set(map(loss_key, updates))
         return time.perf_counter() - before
 
@@ -136,7 +176,7 @@ class Trainer:
         self.bill.flops += self.flops_of(updates)
         for update in updates:
             player = self.method.players[update.player]
-            self._require_grad_of(update.player)
+            require_grad_of(self._parameters, update.player)
             with count_passes(self.teacher) as passes:
                 totals = self._backward(update.loss, batches)
             self.bill.teacher_evaluations += passes.total
@@ -152,28 +192,37 @@ class Trainer:
         return means
 
     def _backward(self, loss_of: Loss, batches: list[Batch]) -> dict[str, Tensor]:
-        """Adds the gradients of the mean loss over the micro-batches; returns the means of loss and metrics."""
+        """Adds the gradients of the mean loss over the micro-batches.
+
+        Returns:
+            The means of the loss and of its metrics.
+        """
         totals: dict[str, Tensor] = {}
         for batch in batches:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            with torch.autocast(
+                self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"
+            ):
                 loss, metrics = loss_of(batch)
             (loss / len(batches)).backward()
             for name, value in {"loss": loss.detach(), **metrics}.items():
-                totals[name] = totals.get(name, torch.zeros((), device=self.device)) + value.float() / len(batches)
+                totals[name] = totals.get(
+                    name, torch.zeros((), device=self.device)
+                ) + value.float() / len(batches)
         return totals
 
-    def _require_grad_of(self, name: str) -> None:
-        """Turns `requires_grad` on for one player alone."""
-        for other, parameters in self._parameters.items():
-            for parameter in parameters:
-                parameter.requires_grad_(other == name)
-
     def _apply(self, name: str, player: Player, loss: float) -> None:
-        """Clips, steps and moves the average of a player. Raises RunFailed if something is not finite."""
+        """Clips the gradients of a player, makes its optimizer step and updates its average.
+
+        Raises RunFailed if the loss or the gradient norm is not finite.
+        """
         parameters = self._parameters[name]
-        norm = nn.utils.clip_grad_norm_(parameters, player.clip if player.clip is not None else math.inf)
+        norm = nn.utils.clip_grad_norm_(
+            parameters, player.clip if player.clip is not None else math.inf
+        )
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
-            raise RunFailed(f"{name}: loss {loss}, gradient norm {float(norm)} at step {self.step}: not finite")
+            raise RunFailed(
+                f"{name}: loss {loss}, gradient norm {float(norm)} at step {self.step}: not finite"
+            )
         factor = player.rate((self.step + 1) / self.settings.total_steps)
         for group in player.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -186,35 +235,16 @@ class Trainer:
         """FLOPs of a step with these updates: their losses and backward passes on a whole batch."""
         names = list(map(loss_key, updates))
         if not self.known_flops.keys() >= set(names):
-            self._count_flops(updates)
+            counted = loss_flops(self.method, self._parameters, updates, self.batches, self.step)
+            for name, flops in counted.items():
+                self.known_flops.setdefault(name, flops)
         return sum(self.known_flops[name] for name in names) * self.settings.batch_size
 
-    def _count_flops(self, updates: Sequence[Update]) -> None:
-        """Counts each new loss and its backward on a few samples, in micro-batches like those of a step."""
-        group, size = self.settings.sample_group, self.settings.batch_size
-        few = -(-self.settings.counted_samples // group) * group
-        parts = torch.arange(few).split(self.settings.micro_batch_size or size)
-        batches = [self.batches.of_samples(self.step, part) for part in parts]
-
-        def count(update: Update) -> None:
-            # FLOPs inside a compiled graph are not seen
-            with torch.compiler.set_stance("force_eager") if self.settings.compile else nullcontext():
-                flops = sum(count_flops(partial(lambda batch: update.loss(batch)[0].backward(), batch)) for batch in batches)
-            self.known_flops.setdefault(loss_key(update), flops / few)
-
-        self._rehearse(updates, count)
-
-    def _rehearse(self, updates: Sequence[Update], call: Callable[[Update], object]) -> None:
-        """Calls all updates of a step in order, since one may use the carry of another; then restores the method."""
-        state = copy.deepcopy(self.method.state_dict())
-        for update in updates:
-            self._require_grad_of(update.player)
-            call(update)
-            self.method.players[update.player].optimizer.zero_grad(set_to_none=True)
-        self.method.load_state_dict(state)
-
     def _save(self, caught: Sequence[int]) -> None:
-        """Writes a checkpoint and the curves. Raises Interrupted if that fails after a signal was caught."""
+        """Writes a checkpoint and the curves.
+
+        Raises Interrupted if this fails after a signal was caught.
+        """
         if self.folder is None:
             return
         state = {
@@ -231,15 +261,18 @@ class Trainer:
         except HarnessError as error:
             if not caught:
                 raise
-            raise Interrupted(f"stopped by signal {caught[0]} at step {self.step}, not saved: {error}") from error
+            raise Interrupted(
+                f"stopped by signal {caught[0]} at step {self.step}, not saved: {error}"
+            ) from error
 
     def _resume(self) -> None:
-        """Takes up the last checkpoint of this run, if there is one."""
+        """Loads the last checkpoint of this run, if there is one."""
         if self.folder is None:
             return
         state = load_checkpoint(self._checkpoint, self.method, self.identity, self.device)
         if state is not None:
-            self.step, self.bill, self.known_flops = state["step"], Bill(**state["bill"]), state["flops"]
+            self.step, self.bill = state["step"], Bill(**state["bill"])
+            self.known_flops = state["flops"]
             self.curve, self.milestones = state["curve"], state["milestones"]
 
     @property
@@ -248,7 +281,7 @@ class Trainer:
         return self.folder / "checkpoint" / "state.pt"
 
     def write_curves(self) -> None:
-        """Writes `curves.jsonl`: a line for each logged step, and one with the quality for each milestone."""
+        """Writes `curves.jsonl`: a line for each logged step and for each milestone's quality."""
         if self.folder is None:
             return
         qualities = [{"step": point["step"], **point["quality"]} for point in self.milestones]
@@ -257,13 +290,8 @@ class Trainer:
         write_aside(self.folder / "curves.jsonl", lambda aside: aside.write_text(text))
 
 
-def loss_key(update: Update) -> str:
-    """The name of an update's loss, such as "student/gan"."""
-    return f"{update.player}/{update.phase}"
-
-
 def restart(player: Player) -> None:
-    """Forgets the optimizer's moments and starts the average again from the current weights."""
+    """Clears the optimizer's moments and restarts the average from the current weights."""
     player.optimizer.state.clear()
     if player.ema is not None:
         player.ema.module.load_state_dict(player.module.state_dict())

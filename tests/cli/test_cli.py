@@ -31,7 +31,9 @@ def test_without_arguments_help_is_shown(harness: Harness) -> None:
         assert command in done.out
 
 
-def test_shells_can_complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shells_can_complete(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("_HARNESS_COMPLETE", "bash_source")
     with pytest.raises(SystemExit):
         main([], prog_name="harness")
@@ -63,7 +65,9 @@ def test_help_shows_the_defaults_of_a_task(harness: Harness, tmp_path: Path) -> 
     def help_of(*words: Any) -> str:
         return " ".join(harness("run", *words, "--help").out.split())
 
-    assert "default: 6, on fashion-mnist 3]" in help_of("--method", "ard", "--task", "fashion-mnist")
+    assert "default: 6, on fashion-mnist 3]" in help_of(
+        "--method", "ard", "--task", "fashion-mnist"
+    )
     (tmp_path / "config.yaml").write_text("{method: ard, task: fashion-mnist}")
     assert "default: 6, on fashion-mnist 3]" in help_of("--config", tmp_path / "config.yaml")
     assert "default: 6]" in help_of("--method", "ard")
@@ -79,14 +83,21 @@ def test_help_leaves_no_option_behind(flag: str, tiny: Task, harness: Harness) -
     assert cmd_run.run_command.params == before
 
 
-def test_a_run_prints_its_row_beside_the_references(tiny: Task, harness: Harness, tmp_path: Path) -> None:
+def test_a_run_prints_its_row_beside_the_references(
+    tiny: Task, harness: Harness, tmp_path: Path
+) -> None:
     done = harness(*ARD, "--history-layers", 2, "--results", tmp_path / "results")
     assert done.code == 0
     for part in ("teacher", "ard", "FID", "held-out", "record.json"):
         assert part in done.out
-    assert re.match(r"about \d+ s on 1 threads, metrics not counted: reference samples .*, training .*\n", done.err)
+    assert re.match(
+        r"about \d+ s on 1 threads, metrics not counted: reference samples .*, training .*\n",
+        done.err,
+    )
     assert "training: 3/3" in done.err
-    assert "about" not in harness(*ARD, "--history-layers", 2, "--results", tmp_path / "results").err  # it is there
+    # The run exists already.
+    again = harness(*ARD, "--history-layers", 2, "--results", tmp_path / "results")
+    assert "about" not in again.err
     assert len(list((tmp_path / "results" / "runs").glob("*/record.json"))) == 2
 
 
@@ -105,14 +116,44 @@ def settings(done: Done) -> dict[str, Any]:
     return {**record["config"], **record["options"], "method": record["method"]}
 
 
-def test_values_from_file_flags_and_assignments(tiny: Task, harness: Harness, tmp_path: Path) -> None:
+def test_values_from_file_flags_and_assignments(
+    tiny: Task, harness: Harness, tmp_path: Path
+) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(
-        yaml.safe_dump({"method": "ard", "task": "tiny", "num_steps": 4, "seed": 5, "options": {"history_layers": 1, "lr": 0.5}})
+        yaml.safe_dump(
+            {
+                "method": "ard",
+                "task": "tiny",
+                "num_steps": 4,
+                "seed": 5,
+                "options": {"history_layers": 1, "lr": 0.5},
+            }
+        )
     )
-    args = ["--config", path, "--results", tmp_path / "r", "--json", "--num-steps", 2, "--lr", 0.25, "--set", "budget=steps=1"]
+    args = [
+        "--config",
+        path,
+        "--results",
+        tmp_path / "r",
+        "--json",
+        "--num-steps",
+        2,
+        "--lr",
+        0.25,
+        "--set",
+        "budget=steps=1",
+    ]
     found = settings(harness("run", *args, "--set", "weight-decay=0.1"))
-    expected = {"method": "ard", "num_steps": 2, "seed": 5, "history_layers": 1, "lr": 0.25, "total_steps": 1, "weight_decay": 0.1}
+    expected = {
+        "method": "ard",
+        "num_steps": 2,
+        "seed": 5,
+        "history_layers": 1,
+        "lr": 0.25,
+        "total_steps": 1,
+        "weight_decay": 0.1,
+    }
     assert {key: found[key] for key in expected} == expected
 
 
@@ -121,8 +162,13 @@ def test_the_command_line_and_python_ask_for_the_same_run(results: Path) -> None
     assert (results / "runs" / resolve(config).run_id / "record.json").exists()
 
 
-def test_a_failed_run_exits_with_3(tiny: Task, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.runs.run.sampler_of", lambda method, grad=False: lambda x_T, cond, noise: x_T * float("nan"))
+def test_a_failed_run_exits_with_3(
+    tiny: Task, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "harness.runs.run.sampler_of",
+        lambda method, grad=False: lambda x_T, cond, noise: x_T * float("nan"),
+    )
     done = harness(*ARD, "--history-layers", 2, "--results", tmp_path / "r")
     assert done.code == 3
     assert done.err.splitlines()[-1].endswith("failed: samples of noise set 0 are not finite")
@@ -132,7 +178,9 @@ STOPS = [Interrupted("stopped by signal 15; the same command resumes it"), Keybo
 
 
 @pytest.mark.parametrize("error", STOPS, ids=["signal", "key"])
-def test_an_interrupted_run_exits_with_130(error: BaseException, tiny: Task, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_exits_with_130(
+    error: BaseException, tiny: Task, harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(*args: Any, **kwargs: Any) -> None:
         raise error
 
@@ -145,10 +193,26 @@ def test_an_interrupted_run_exits_with_130(error: BaseException, tiny: Task, har
 
 
 def test_a_dry_run_shows_and_makes_nothing(tiny: Task, tmp_path: Path, harness: Harness) -> None:
-    words = [*ARD, "--history-layers", "2", "--results", tmp_path / "results", "--device", "cpu", "--dry-run"]
+    words = [
+        *ARD,
+        "--history-layers",
+        "2",
+        "--results",
+        tmp_path / "results",
+        "--device",
+        "cpu",
+        "--dry-run",
+    ]
     first = harness(*words)
     assert first.code == 0
-    for part in (": new", "total_steps: 3", "history_layers: 2", "trajectories: to be made", "training", "network passes"):
+    for part in (
+        ": new",
+        "total_steps: 3",
+        "history_layers: 2",
+        "trajectories: to be made",
+        "training",
+        "network passes",
+    ):
         assert part in first.out
     assert not (tmp_path / "results").exists()
     harness(*words[:-1])
@@ -159,7 +223,9 @@ def test_a_dry_run_shows_and_makes_nothing(tiny: Task, tmp_path: Path, harness: 
 
 
 def test_an_interrupt_during_the_imports_is_no_traceback() -> None:
-    started = subprocess.run([sys.executable, "-c", INTERRUPTED, "env"], capture_output=True, text=True)
+    started = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, "env"], capture_output=True, text=True
+    )
     assert (started.returncode, started.stdout) == (130, "")
     assert started.stderr.strip() == "harness: interrupted; the same command resumes a run"
 
@@ -194,7 +260,9 @@ def test_a_report_in_every_form(results: Path, harness: Harness, tmp_path: Path)
     assert (tmp_path / "page.md").read_text().strip() == markdown.out.strip()
 
 
-def test_publishing_writes_a_page_that_can_be_reported_again(results: Path, harness: Harness) -> None:
+def test_publishing_writes_a_page_that_can_be_reported_again(
+    results: Path, harness: Harness
+) -> None:
     done = harness("report", results, "--publish")
     assert done.code == 0
     assert f"wrote {results / 'tiny' / 'README.md'}" in done.err
@@ -209,4 +277,6 @@ def test_mixed_identities_exit_with_4(results: Path, harness: Harness) -> None:
     fid = record.metrics["fid"]
     record.metrics["fid"] = fid.model_copy(update={"identity": {**fid.identity, "task_version": 2}})
     write_record(path, record)
-    assert sentence(harness("report", results), 4).endswith("they differ in task_version; keep them below results folders of their own")
+    assert sentence(harness("report", results), 4).endswith(
+        "they differ in task_version; keep them below results folders of their own"
+    )

@@ -25,7 +25,12 @@ main()
 
 def started(*words: str, **environment: str) -> tuple[str, set[str]]:
     """The output of `harness ...` in its own process, and the heavy libraries that it imported."""
-    done = subprocess.run([sys.executable, "-c", WATCHED, *words], capture_output=True, text=True, env={**os.environ, **environment})
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
     assert "Traceback" not in done.stderr
     output, _, imported = done.stdout.rpartition("imported:")
     return output + done.stderr, set(imported.split())
@@ -70,7 +75,11 @@ def test_an_unknown_method_is_refused_without_torch() -> None:
     ids=lambda value: " ".join(sorted(value)) if isinstance(value, set) else " ".join(value),
 )
 def test_completing_a_word_imports_no_torch(words: list[str], completed: set[str]) -> None:
-    line = {"_HARNESS_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(["harness", *words]), "COMP_CWORD": str(len(words))}
+    line = {
+        "_HARNESS_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(["harness", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
     output, imported = started(**line)
     assert {entry.partition(",")[2] for entry in output.splitlines()} == completed
     assert "torch" not in imported
@@ -83,7 +92,9 @@ def test_a_command_is_found_where_its_file_declares_it(name: str) -> None:
     assert first_line(command.help) == COMMANDS[name].summary
 
 
-@pytest.mark.parametrize("registry", [METHODS, SOLVERS, METRICS], ids=lambda registry: registry.kind)
+@pytest.mark.parametrize(
+    "registry", [METHODS, SOLVERS, METRICS], ids=lambda registry: registry.kind
+)
 def test_declared_names_are_those_that_register(registry: Registry) -> None:
     for name, summary in registry.summaries().items():
         cls = registry[name]

@@ -42,8 +42,14 @@ def test_the_parts_are_the_whole_set_with_its_labels(split: Split) -> None:
     source = load_digits()
     images = torch.cat([split.train.images, split.held_out.images])
     labels = torch.cat([split.train.labels, split.held_out.labels])
-    found = sorted((*image.flatten().tolist(), label) for image, label in zip(images, labels.tolist(), strict=True))
-    expected = sorted((*(image.flatten() / 8 - 1).tolist(), label) for image, label in zip(source.images, source.target, strict=True))
+    found = sorted(
+        (*image.flatten().tolist(), label)
+        for image, label in zip(images, labels.tolist(), strict=True)
+    )
+    expected = sorted(
+        (*(image.flatten() / 8 - 1).tolist(), label)
+        for image, label in zip(source.images, source.target, strict=True)
+    )
     assert found == expected
 
 
@@ -64,7 +70,20 @@ def test_a_batch_pairs_images_with_their_labels(split: Split) -> None:
 
 
 def test_rounding_to_8_bits() -> None:
-    values = torch.tensor([-1, -1 + 0.49 / 127.5, -1 + 0.51 / 127.5, -0.5, 0.5, 1 - 0.51 / 127.5, 1 - 0.49 / 127.5, 1, -7, 7])
+    values = torch.tensor(
+        [
+            -1,
+            -1 + 0.49 / 127.5,
+            -1 + 0.51 / 127.5,
+            -0.5,
+            0.5,
+            1 - 0.51 / 127.5,
+            1 - 0.49 / 127.5,
+            1,
+            -7,
+            7,
+        ]
+    )
     found = to_uint8(values)
     assert found.dtype == torch.uint8
     assert found.tolist() == [0, 0, 1, 64, 191, 254, 255, 255, 0, 255]
@@ -87,13 +106,19 @@ def write_fashion(folder: Path, train: int, held_out: int) -> dict[str, Tensor]:
     for name, count in (("train", train), ("t10k", held_out)):
         images = (torch.arange(count * 784) * 7 % 256).to(torch.uint8).view(count, 28, 28)
         labels = (torch.arange(count) % 10).to(torch.uint8)
-        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">iiii", 2051, count, 28, 28) + bytes(images.flatten().tolist()))
-        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, count) + bytes(labels.tolist()))
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(
+            struct.pack(">iiii", 2051, count, 28, 28) + bytes(images.flatten().tolist())
+        )
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">ii", 2049, count) + bytes(labels.tolist())
+        )
         made[name] = images
     return made
 
 
-def test_fashion_mnist_as_torchvision_lays_it_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fashion_mnist_as_torchvision_lays_it_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = write_fashion(tmp_path / "data", 30, 20)
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "data"))
     split = load_split("fashion-mnist", 0)
@@ -104,7 +129,9 @@ def test_fashion_mnist_as_torchvision_lays_it_out(tmp_path: Path, monkeypatch: p
         assert part.labels.tolist() == [i % 10 for i in range(count)]
 
 
-def test_fashion_mnist_is_unpacked_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fashion_mnist_is_unpacked_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is there packed is unpacked if its MD5 is right, and fetched anew if not."""
     asked: list[str] = []
     write_fashion(tmp_path / "data", 30, 20)
@@ -121,7 +148,10 @@ def test_fashion_mnist_is_unpacked_and_checked(tmp_path: Path, monkeypatch: pyte
         raise URLError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
-    with pytest.raises(UsageError, match=r"neither in .*FashionMNIST/raw nor downloadable .*no network.*; point --data-dir"):
+    with pytest.raises(
+        UsageError,
+        match=r"neither in .*FashionMNIST/raw nor downloadable .*no network.*; point --data-dir",
+    ):
         load_split("fashion-mnist", 0)
     assert "train-images" in asked[0]
     assert not list(raw.glob("*ubyte"))  # what has another MD5 is not used
@@ -138,7 +168,9 @@ def test_broken_data_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "data" / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])  # an unpacking that was cut off
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "data"))
-    with pytest.raises(UsageError, match=r"invalid for input of size.*or delete that folder if it is broken"):
+    with pytest.raises(
+        UsageError, match=r"invalid for input of size.*or delete that folder if it is broken"
+    ):
         load_split("fashion-mnist", 0)
 
 

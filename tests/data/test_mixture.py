@@ -26,14 +26,19 @@ def labels(count: int) -> Tensor:
 
 
 def one_gaussian(mean: list[float], std: float) -> GaussianMixture:
-    return GaussianMixture(torch.tensor([[mean]], dtype=torch.float64), torch.tensor([[std]], dtype=torch.float64))
+    return GaussianMixture(
+        torch.tensor([[mean]], dtype=torch.float64), torch.tensor([[std]], dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("label", [0, 1, 2, NULL])
 def test_the_density_integrates_to_one(label: int) -> None:
     axis = torch.linspace(-5, 5, 401, dtype=torch.float64)
     points = torch.cartesian_prod(axis, axis)
-    total = MIXTURE.log_density(points, torch.full((len(points),), label)).exp().sum() * (axis[1] - axis[0]) ** 2
+    total = (
+        MIXTURE.log_density(points, torch.full((len(points),), label)).exp().sum()
+        * (axis[1] - axis[0]) ** 2
+    )
     assert float(total) == pytest.approx(1, abs=1e-6)
 
 
@@ -49,7 +54,10 @@ def test_samples_have_the_moments() -> None:
 @pytest.mark.parametrize("label", [0, NULL])
 @pytest.mark.parametrize("schedule", [VPSchedule(), FlowSchedule()])
 def test_the_posterior_mean_follows_from_the_density(schedule: Schedule, label: int) -> None:
-    """Tweedie: `E[x_0 | x_t] = (x_t + sigma^2 grad log p(x_t)) / alpha`, the gradient by autograd of the noised density."""
+    """Tweedie: `E[x_0 | x_t] = (x_t + sigma^2 grad log p(x_t)) / alpha`.
+
+    The gradient is autograd's, of the noised density.
+    """
     t = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
     alpha, sigma = schedule.alpha_sigma(t)
     x_t = KEYS.normal("x", torch.arange(3), (2,)).double().requires_grad_(True)
@@ -57,17 +65,24 @@ def test_the_posterior_mean_follows_from_the_density(schedule: Schedule, label: 
     log_p = MIXTURE._log_components(x_t, alpha, sigma, asked).logsumexp(1)
     score = torch.autograd.grad(log_p.sum(), x_t)[0]
     expected = (x_t.detach() + sigma[:, None] ** 2 * score) / alpha[:, None]
-    torch.testing.assert_close(MIXTURE.posterior_mean(x_t.detach(), alpha, sigma, asked), expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        MIXTURE.posterior_mean(x_t.detach(), alpha, sigma, asked), expected, rtol=1e-8, atol=1e-8
+    )
 
 
 def test_the_null_class_is_the_mixture_of_all() -> None:
     x = KEYS.normal("x", torch.arange(5), (2,)).double()
-    each = torch.stack([MIXTURE.log_density(x, torch.full((5,), c)).exp() for c in range(3)]).mean(0)
+    each = torch.stack([MIXTURE.log_density(x, torch.full((5,), c)).exp() for c in range(3)]).mean(
+        0
+    )
     torch.testing.assert_close(MIXTURE.log_density(x, torch.full((5,), NULL)).exp(), each)
 
 
 def test_the_ode_map_of_one_gaussian_is_known() -> None:
-    """x_hat keeps its place in units of the standard deviation: `x_0 = m + s (x_T - alpha m) / sqrt(alpha^2 s^2 + sigma^2)`."""
+    """The ODE keeps x's place in units of the standard deviation.
+
+    So `x_0 = m + s (x_T - alpha m) / sqrt(alpha^2 s^2 + sigma^2)`.
+    """
     mixture, x_T = one_gaussian([0.3, -0.5], 0.2), KEYS.normal("x", torch.arange(50), (2,)).double()
     alpha, sigma = VPSchedule().alpha_sigma(torch.ones((), dtype=torch.float64))
     mean = mixture.means[0, 0]
@@ -85,7 +100,10 @@ def test_the_ode_map_has_converged() -> None:
 def test_kl_of_the_exact_map_is_zero_and_of_a_wrong_one_is_known() -> None:
     mixture, schedule = one_gaussian([0.3, -0.5], 0.2), VPSchedule()
     alpha, sigma = schedule.alpha_sigma(torch.ones((), dtype=torch.float64))
-    mean, scale = mixture.means[0, 0].view(2, 1, 1), float(0.2 / (alpha**2 * 0.04 + sigma**2).sqrt())
+    mean, scale = (
+        mixture.means[0, 0].view(2, 1, 1),
+        float(0.2 / (alpha**2 * 0.04 + sigma**2).sqrt()),
+    )
     x_T = KEYS.normal("x", torch.arange(4000), (2, 1, 1)).double()
     asked = torch.zeros(4000, dtype=torch.long)
 
@@ -102,15 +120,23 @@ def test_kl_of_the_exact_map_is_zero_and_of_a_wrong_one_is_known() -> None:
 def test_kl_of_the_mixtures_ode_map_is_zero() -> None:
     count = 400
     x_T = KEYS.normal("x", torch.arange(count), (2, 1, 1)).double()
-    found = kl_of_map(lambda x: MIXTURE.ode_map(x.flatten(1), labels(count), VPSchedule(), 100), x_T,
-                      lambda x: MIXTURE.log_density(x, labels(count)))  # fmt: skip
+    found = kl_of_map(
+        lambda x: MIXTURE.ode_map(x.flatten(1), labels(count), VPSchedule(), 100),
+        x_T,
+        lambda x: MIXTURE.log_density(x, labels(count)),
+    )
     assert abs(found) < 0.02
 
 
 @pytest.mark.parametrize("schedule", [VPSchedule(), FlowSchedule()])
 def test_the_exact_network_predicts_the_posterior(schedule: Schedule) -> None:
     denoiser = Denoiser(ExactNetwork(MIXTURE, schedule), schedule)
-    x, t = KEYS.normal("x", torch.arange(6), (2, 1, 1)), torch.linspace(0.05, 0.95, 6, dtype=torch.float64)
+    x, t = (
+        KEYS.normal("x", torch.arange(6), (2, 1, 1)),
+        torch.linspace(0.05, 0.95, 6, dtype=torch.float64),
+    )
     alpha, sigma = schedule.alpha_sigma(t)
     expected = MIXTURE.posterior_mean(x.flatten(1), alpha, sigma, labels(6))
-    torch.testing.assert_close(denoiser(x, t, Condition(labels(6))).x_0.flatten(1).double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        denoiser(x, t, Condition(labels(6))).x_0.flatten(1).double(), expected, rtol=1e-4, atol=1e-4
+    )

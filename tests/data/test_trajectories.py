@@ -1,6 +1,7 @@
-"""The trajectory store: right content, built once, resumed, shared by processes, damage and unwritable folders told.
+"""The trajectory store: its content, one build, resumption, sharing by processes, and errors.
 
-Run as a script it opens a store once another process is there too: see `test_two_processes_share_a_build`.
+Run as a script, it opens a store once another process is ready too: see
+`test_two_processes_share_a_build`.
 """
 
 from __future__ import annotations
@@ -28,12 +29,27 @@ from harness.files import tensors_digest
 from harness.solvers import DDIM, trace
 
 CPU = torch.device("cpu")
-RECIPE = Recipe("some teacher", "vp", "eps", 1.5, None, "ddim", steps=4, count=11, seed=3, shape=(2, 4, 4), num_classes=3)
+RECIPE = Recipe(
+    "some teacher",
+    "vp",
+    "eps",
+    1.5,
+    None,
+    "ddim",
+    steps=4,
+    count=11,
+    seed=3,
+    shape=(2, 4, 4),
+    num_classes=3,
+)
 ITEMS = torch.arange(11)
 
 
 class Teacher:
-    """A denoiser whose answer depends on image, time and label; counts the samples it is asked for, may fail after some."""
+    """A denoiser whose answer depends on image, time and label.
+
+    It counts its samples, and raises KeyboardInterrupt after `fails_after` of them.
+    """
 
     schedule = VPSchedule()
 
@@ -44,7 +60,9 @@ class Teacher:
         self.asked += len(x_t)
         if self.asked > self.fails_after:
             raise KeyboardInterrupt
-        return predict(0.9 * x_t.sin() * t + cond.labels.reshape(-1, 1, 1, 1), x_t, t, self.schedule, "eps")
+        return predict(
+            0.9 * x_t.sin() * t + cond.labels.reshape(-1, 1, 1, 1), x_t, t, self.schedule, "eps"
+        )
 
 
 def opened(teacher: Teacher, recipe: Recipe = RECIPE) -> TrajectoryStore:
@@ -55,7 +73,9 @@ def opened(teacher: Teacher, recipe: Recipe = RECIPE) -> TrajectoryStore:
 def content(store: TrajectoryStore) -> str:
     """A digest of all that a store holds."""
     path = store.batch(torch.arange(len(store)))
-    return tensors_digest({"states": path.states, "predictions": path.predictions, "labels": path.cond.labels})
+    return tensors_digest(
+        {"states": path.states, "predictions": path.predictions, "labels": path.cond.labels}
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +112,8 @@ def test_a_tasks_trajectories_come_from_its_guided_teacher(tiny) -> None:
     with torch.no_grad():
         expected = trace(DDIM(), teacher, found.states[:, 0], found.levels, found.cond)
     torch.testing.assert_close(found.states, expected.states, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.predictions, expected.predictions, rtol=1e-4, atol=1e-2)  # x_0 at level 999 amplifies 157 times
+    # At level 999, x_0 amplifies errors 157 times.
+    torch.testing.assert_close(found.predictions, expected.predictions, rtol=1e-4, atol=1e-2)
     assert torch.equal(found.predictions[:, -1], found.states[:, -1])
 
 
@@ -105,7 +126,9 @@ def test_a_store_is_built_once() -> None:
     assert len(again) == 11
 
 
-def test_shards_and_batches_do_not_change_the_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_shards_and_batches_do_not_change_the_content(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     first = content(opened(Teacher()))
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "other"))
     assert content(open_store(RECIPE, Teacher(), CPU, shard_size=100, batch_size=100)) == first
@@ -113,7 +136,15 @@ def test_shards_and_batches_do_not_change_the_content(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     "change",
-    [{"teacher": "other"}, {"guidance_scale": 2.0}, {"guidance_channels": 3}, {"steps": 2}, {"count": 5}, {"seed": 4}, {"num_classes": 2}],
+    [
+        {"teacher": "other"},
+        {"guidance_scale": 2.0},
+        {"guidance_channels": 3},
+        {"steps": 2},
+        {"count": 5},
+        {"seed": 4},
+        {"num_classes": 2},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_another_recipe_is_another_store(change: dict) -> None:
@@ -123,13 +154,22 @@ def test_another_recipe_is_another_store(change: dict) -> None:
     assert other.asked == changed.recipe.count * changed.recipe.steps
 
 
-def test_progress_is_told() -> None:
-    told = []
-    open_store(RECIPE, Teacher(), CPU, shard_size=4, batch_size=3, progress=lambda done, total: told.append((done, total)))
-    assert told == [(3, 11), (4, 11), (7, 11), (8, 11), (11, 11)]
+def test_progress_is_reported() -> None:
+    reported = []
+    open_store(
+        RECIPE,
+        Teacher(),
+        CPU,
+        shard_size=4,
+        batch_size=3,
+        progress=lambda done, total: reported.append((done, total)),
+    )
+    assert reported == [(3, 11), (4, 11), (7, 11), (8, 11), (11, 11)]
 
 
-def test_an_interrupted_build_goes_on_where_it_stopped(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_build_goes_on_where_it_stopped(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = content(opened(Teacher()))
     monkeypatch.setenv("HARNESS_CACHE", str(cache / "second"))
     with pytest.raises(KeyboardInterrupt):
@@ -143,14 +183,21 @@ def test_an_interrupted_build_goes_on_where_it_stopped(cache: Path, monkeypatch:
 
 
 def test_two_processes_share_a_build(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
     command = [sys.executable, __file__, str(tmp_path)]
-    processes = [subprocess.Popen([*command, name], env=environment, stdout=subprocess.PIPE, text=True) for name in "ab"]
-    told = [json.loads(process.communicate(timeout=600)[0]) for process in processes]
+    processes = [
+        subprocess.Popen([*command, name], env=environment, stdout=subprocess.PIPE, text=True)
+        for name in "ab"
+    ]
+    reports = [json.loads(process.communicate(timeout=600)[0]) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert sorted(each["asked"] for each in told) == [0, 11 * 4]  # one computes, the other waits
+    assert sorted(each["asked"] for each in reports) == [0, 11 * 4]  # one computes, the other waits
     second = Teacher()
-    assert {each["content"] for each in told} == {content(opened(second))}
+    assert {each["content"] for each in reports} == {content(opened(second))}
     assert second.asked == 0
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -167,7 +214,9 @@ def test_a_flipped_byte_is_told(place: int) -> None:
     damaged[place] ^= 1
     path.unlink()
     path.write_bytes(damaged)
-    with pytest.raises(UsageError, match=f"{path.name} (was changed since it was written|is missing or broken)"):
+    with pytest.raises(
+        UsageError, match=f"{path.name} (was changed since it was written|is missing or broken)"
+    ):
         opened(Teacher())
 
 
@@ -209,10 +258,14 @@ def test_damaged_samples_are_told(cache: Path) -> None:
         cached_samples({}, lambda: torch.zeros(3))
 
 
-def test_a_cache_that_cannot_be_written_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_a_usage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(UsageError, match=r"cannot write the cache folder .*; set HARNESS_CACHE to another"):
+    with pytest.raises(
+        UsageError, match=r"cannot write the cache folder .*; set HARNESS_CACHE to another"
+    ):
         opened(Teacher())
 
 
@@ -225,12 +278,15 @@ def test_samples_are_computed_once_for_each_key() -> None:
 
     for value in (1.0, 2.0, 1.0):
         assert torch.equal(
-            cached_samples({"value": value, "of": "test"}, lambda value=value: compute(value)), torch.full((2, 1, 4, 4), value)
+            cached_samples({"value": value, "of": "test"}, lambda value=value: compute(value)),
+            torch.full((2, 1, 4, 4), value),
         )
     assert asked == [1.0, 2.0]
 
 
-def test_samples_that_cannot_be_kept_are_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_that_cannot_be_kept_are_a_usage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(UsageError, match="cannot write"):
@@ -238,14 +294,24 @@ def test_samples_that_cannot_be_kept_are_a_usage_error(tmp_path: Path, monkeypat
 
 
 def open_beside_another(meeting: Path, name: str) -> None:
-    """Waits until both processes are at the door, opens the store slowly enough for them to meet, prints what it found."""
+    """Opens the store beside another process, and prints the number of samples and the content.
+
+    Waits until both processes are ready. Building is slow enough for the two to overlap.
+    """
     torch.set_num_threads(1)
     (meeting / f"{name}.ready").touch()
     deadline = time.monotonic() + 500
     while len(list(meeting.glob("*.ready"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.001)
     teacher = Teacher()
-    store = open_store(RECIPE, teacher, CPU, shard_size=4, batch_size=3, progress=lambda done, total: time.sleep(0.02))
+    store = open_store(
+        RECIPE,
+        teacher,
+        CPU,
+        shard_size=4,
+        batch_size=3,
+        progress=lambda done, total: time.sleep(0.02),
+    )
     print(json.dumps({"asked": teacher.asked, "content": content(store)}))
 
 

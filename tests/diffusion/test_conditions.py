@@ -10,8 +10,18 @@ from harness.diffusion.randomness import keyed_initialisation
 from harness.networks.dit import DiT
 from harness.networks.history import HistoryDiT
 
-OPTIONS = {"image_size": 8, "patch_size": 4, "in_channels": 1, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
-WHOLE = Condition(torch.tensor([0, 1, 2]), torch.arange(24.0).view(3, 4, 2), {"s": torch.tensor([0.1, 0.2, 0.3])})
+OPTIONS = {
+    "image_size": 8,
+    "patch_size": 4,
+    "in_channels": 1,
+    "hidden_size": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "num_classes": 3,
+}
+WHOLE = Condition(
+    torch.tensor([0, 1, 2]), torch.arange(24.0).view(3, 4, 2), {"s": torch.tensor([0.1, 0.2, 0.3])}
+)
 
 
 def test_every_part_is_indexed_and_repeated() -> None:
@@ -52,10 +62,10 @@ def test_a_null_of_another_kind_is_refused(cond: Condition) -> None:
 
 
 def test_a_number_told_again_counts() -> None:
-    told = WHOLE.with_scalars(s=torch.zeros(3, dtype=torch.float64), w=torch.ones(3))
-    assert told.scalars["s"].tolist() == [0, 0, 0]
-    assert told.scalars["s"].dtype == torch.float32
-    assert set(told.scalars) == {"s", "w"}
+    extended = WHOLE.with_scalars(s=torch.zeros(3, dtype=torch.float64), w=torch.ones(3))
+    assert extended.scalars["s"].tolist() == [0, 0, 0]
+    assert extended.scalars["s"].dtype == torch.float32
+    assert set(extended.scalars) == {"s", "w"}
     assert set(WHOLE.scalars) == {"s"}
 
 
@@ -71,13 +81,19 @@ def built(cls: type, *args: object, **more: object) -> torch.nn.Module:
 def test_numbers_change_nothing_until_they_are_trained() -> None:
     plain, student = built(DiT), built(DiT, scalars=("s",))
     student.load_teacher(plain.state_dict())
-    x, t, cond = torch.randn(3, 1, 8, 8), torch.full((3,), 500.0), Conditions(3).balanced(torch.arange(3))
+    x, t, cond = (
+        torch.randn(3, 1, 8, 8),
+        torch.full((3,), 500.0),
+        Conditions(3).balanced(torch.arange(3)),
+    )
     with torch.no_grad():
         at = [student(x, t, cond.with_scalars(s=torch.full((3,), value))) for value in (0.0, 700.0)]
         assert torch.equal(at[0], plain(x, t, cond))
         assert torch.equal(at[1], at[0])
         torch.nn.init.normal_(student.scalar_embedders["s"].mlp[2].weight)
-        assert (student(x, t, cond.with_scalars(s=torch.full((3,), 700.0))) - at[0]).abs().max() > 1e-3
+        assert (
+            student(x, t, cond.with_scalars(s=torch.full((3,), 700.0))) - at[0]
+        ).abs().max() > 1e-3
     with pytest.raises(KeyError, match="s"):
         student(x, t, cond)
 
@@ -92,8 +108,15 @@ def test_numbers_learn_from_the_first_step() -> None:
 def test_a_history_student_is_told_too() -> None:
     student = built(HistoryDiT, 2, 1, scalars=("s",))
     torch.nn.init.normal_(student.scalar_embedders["s"].mlp[2].weight)
-    x, t, cond = torch.randn(2, 2, 1, 8, 8), torch.tensor([[999.0, 499.0]]).expand(2, -1), Conditions(3).balanced(torch.arange(2))
+    x, t, cond = (
+        torch.randn(2, 2, 1, 8, 8),
+        torch.tensor([[999.0, 499.0]]).expand(2, -1),
+        Conditions(3).balanced(torch.arange(2)),
+    )
     with torch.no_grad():
-        a, b = (student(x, t, cond.with_scalars(s=torch.tensor(values)))[0] for values in ([1.0, 1.0], [1.0, 90.0]))
+        a, b = (
+            student(x, t, cond.with_scalars(s=torch.tensor(values)))[0]
+            for values in ([1.0, 1.0], [1.0, 90.0])
+        )
     assert torch.equal(a[0], b[0])
     assert (a[1] - b[1]).abs().amax((1, 2, 3)).min() > 1e-4

@@ -12,12 +12,23 @@ from harness.networks.dit import DiT
 
 
 def test_forward_mode_equals_finite_differences_and_costs_two_forwards() -> None:
-    options = {"image_size": 8, "patch_size": 4, "in_channels": 1, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+    options = {
+        "image_size": 8,
+        "patch_size": 4,
+        "in_channels": 1,
+        "hidden_size": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "num_classes": 3,
+    }
     with keyed_initialisation(0, "jvp"):
         network = DiT(**options, scalars=("target",)).double()  # type: ignore[arg-type]
         for parameter in network.parameters():
             nn.init.normal_(parameter, std=0.3)
-    x, slope = (Keyed("test", 0).normal(name, torch.arange(3), (1, 8, 8)).double() for name in ("x", "slope"))
+    x, slope = (
+        Keyed("test", 0).normal(name, torch.arange(3), (1, 8, 8)).double()
+        for name in ("x", "slope")
+    )
     t = torch.tensor([0.3, 0.5, 0.8], dtype=torch.float64)
     labels = Condition(torch.arange(3))
 

@@ -16,7 +16,7 @@ NULL = Conditions(5).null
 
 
 class Network(nn.Module):
-    """Its output depends on image, time and label and has C + 1 channels; it remembers its times."""
+    """A network with C + 1 channels that depend on image, time and label; stores its times."""
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         self.time = t
@@ -33,7 +33,9 @@ def noisy(t: Tensor, schedule: Schedule) -> tuple[Tensor, Prediction]:
     return alpha * x_0 + sigma * eps, Prediction(x_0, eps, v)
 
 
-@pytest.mark.parametrize("t", [torch.tensor(0.5), torch.tensor([0.05, 0.4, 0.8])], ids=["one t", "t a sample"])
+@pytest.mark.parametrize(
+    "t", [torch.tensor(0.5), torch.tensor([0.05, 0.4, 0.8])], ids=["one t", "t a sample"]
+)
 @pytest.mark.parametrize("schedule", [VPSchedule(), FlowSchedule()], ids=["vp", "flow"])
 @pytest.mark.parametrize("kind", ["eps", "x_0", "v"])
 def test_each_output_gives_back_all_three(kind: str, schedule: Schedule, t: Tensor) -> None:
@@ -61,7 +63,9 @@ def test_nothing_blows_up_on_clean_data(kind: str) -> None:
     assert not found.eps.any()
 
 
-@pytest.mark.parametrize("t", [torch.tensor(0.25), torch.tensor([0.25, 0.5, 1.0])], ids=["one t", "t a sample"])
+@pytest.mark.parametrize(
+    "t", [torch.tensor(0.25), torch.tensor([0.25, 0.5, 1.0])], ids=["one t", "t a sample"]
+)
 def test_a_denoiser_tells_the_level_and_drops_extra_channels(t: Tensor) -> None:
     network, (x_t, _) = Network(), noisy(t, VPSchedule())
     found = Denoiser(network, VPSchedule(), "eps")(x_t, t, LABELS)
@@ -99,9 +103,14 @@ def test_guidance_at_scale_one_is_the_condition_in_one_pass(denoiser: Denoiser) 
 def test_guidance_is_the_formula_in_two_passes(denoiser: Denoiser, scale: float, t: Tensor) -> None:
     found, passes = evaluate(Guided(denoiser, scale, NULL), denoiser, t)
     x_t, _ = noisy(t, VPSchedule())
-    with_label, without = denoiser(x_t, t, LABELS).eps, denoiser(x_t, t, Condition(torch.full((3,), 5))).eps
+    with_label, without = (
+        denoiser(x_t, t, LABELS).eps,
+        denoiser(x_t, t, Condition(torch.full((3,), 5))).eps,
+    )
     assert passes == 2
-    torch.testing.assert_close(found.eps, without + scale * (with_label - without), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        found.eps, without + scale * (with_label - without), rtol=1e-10, atol=1e-10
+    )
     alpha, sigma = (c.reshape(-1, 1, 1, 1) for c in VPSchedule().alpha_sigma(t))
     torch.testing.assert_close(alpha * found.x_0 + sigma * found.eps, x_t, rtol=1e-10, atol=1e-10)
 
@@ -131,8 +140,15 @@ def test_guidance_is_the_same_in_the_terms_of_any_network(kind: str) -> None:
             return eps if kind == "eps" else predict(eps, x, t, FlowSchedule(), "eps").v
 
     x_t, _ = noisy(torch.tensor(0.6), FlowSchedule())
-    found = Guided(Denoiser(Saying(), FlowSchedule(), kind), 1.5, NULL)(x_t, torch.tensor(0.6), LABELS)  # type: ignore[arg-type]
-    torch.testing.assert_close(found.eps, torch.sin(x_t) * (6 + 1.5 * (LABELS.classes.reshape(-1, 1, 1, 1) - 5)), rtol=1e-10, atol=1e-10)
+    found = Guided(Denoiser(Saying(), FlowSchedule(), kind), 1.5, NULL)(
+        x_t, torch.tensor(0.6), LABELS
+    )  # type: ignore[arg-type]
+    torch.testing.assert_close(
+        found.eps,
+        torch.sin(x_t) * (6 + 1.5 * (LABELS.classes.reshape(-1, 1, 1, 1) - 5)),
+        rtol=1e-10,
+        atol=1e-10,
+    )
 
 
 def test_a_velocity_network_is_asked_at_pure_noise() -> None:

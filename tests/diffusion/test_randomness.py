@@ -1,4 +1,4 @@
-"""Keyed randomness: known answers, independence of batching, what the numbers depend on, their distribution."""
+"""Keyed randomness: known answers, independence of batching, dependence on keys, distribution."""
 
 from __future__ import annotations
 
@@ -16,14 +16,26 @@ INDEX = torch.arange(10)
 @pytest.mark.parametrize(
     ("counter", "key", "answer"),
     [
-        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+        (
+            "00000000 00000000 00000000 00000000",
+            "00000000 00000000",
+            "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+        ),
+        (
+            "ffffffff ffffffff ffffffff ffffffff",
+            "ffffffff ffffffff",
+            "408f276d 41c83b0e a20bc7c6 6d5451fd",
+        ),
+        (
+            "243f6a88 85a308d3 13198a2e 03707344",
+            "a4093822 299f31d0",
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
     ],
     ids=["zeros", "ones", "pi"],
 )
 def test_philox_gives_the_known_answers(counter: str, key: str, answer: str) -> None:
-    """The vectors of Random123's `kat_vectors`, philox4x32 with ten rounds; two counters at once."""
+    """Random123's `kat_vectors` for philox4x32 with ten rounds; two counters at once."""
     words = [torch.full((2,), int(word, 16)) for word in counter.split()]
     first, second = (int(word, 16) for word in key.split())
     for word, expected in zip(philox(words, (first, second)), answer.split(), strict=True):
@@ -36,12 +48,16 @@ def test_a_batch_in_parts_is_the_batch(shape: tuple[int, ...]) -> None:
     for draw in (keyed.normal, keyed.uniform):
         whole = draw("x", INDEX, shape)
         assert whole.shape == (10, *shape)
-        assert torch.equal(whole, torch.cat([draw("x", INDEX[:3], shape), draw("x", INDEX[3:], shape)]))
+        assert torch.equal(
+            whole, torch.cat([draw("x", INDEX[:3], shape), draw("x", INDEX[3:], shape)])
+        )
 
 
 def test_the_order_of_samples_does_not_matter() -> None:
     keyed = Keyed("test", 0)
-    assert torch.equal(keyed.normal("x", INDEX.flip(0), (4,)), keyed.normal("x", INDEX, (4,)).flip(0))
+    assert torch.equal(
+        keyed.normal("x", INDEX.flip(0), (4,)), keyed.normal("x", INDEX, (4,)).flip(0)
+    )
 
 
 def test_numbers_are_drawn_on_the_device_of_the_indices() -> None:
@@ -53,14 +69,25 @@ def test_numbers_are_drawn_on_the_device_of_the_indices() -> None:
 
 
 def test_numbers_are_the_same_again() -> None:
-    assert torch.equal(Keyed("test", 3, 4).normal("x", INDEX, (5,)), Keyed("test", 3, 4).normal("x", INDEX, (5,)))
+    assert torch.equal(
+        Keyed("test", 3, 4).normal("x", INDEX, (5,)), Keyed("test", 3, 4).normal("x", INDEX, (5,))
+    )
 
 
 @pytest.mark.parametrize(
     ("purpose", "seed", "step", "name"),
-    [("other", 1, 23, "x"), ("test", 2, 23, "x"), ("test", 1, 24, "x"), ("test", 1, 23, "y"), ("test", 12, 3, "x"), ("test", -1, 23, "x")],
+    [
+        ("other", 1, 23, "x"),
+        ("test", 2, 23, "x"),
+        ("test", 1, 24, "x"),
+        ("test", 1, 23, "y"),
+        ("test", 12, 3, "x"),
+        ("test", -1, 23, "x"),
+    ],
 )
-def test_numbers_depend_on_every_part_of_the_key(purpose: str, seed: int, step: int, name: str) -> None:
+def test_numbers_depend_on_every_part_of_the_key(
+    purpose: str, seed: int, step: int, name: str
+) -> None:
     here, there = Keyed("test", 1, 23), Keyed(purpose, seed, step)
     assert not torch.isin(there.uniform(name, INDEX, (8,)), here.uniform("x", INDEX, (8,))).any()
     assert not torch.isin(there.normal(name, INDEX, (8,)), here.normal("x", INDEX, (8,))).any()

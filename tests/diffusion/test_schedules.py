@@ -34,7 +34,9 @@ def test_the_last_level_is_almost_noise() -> None:
 
 def test_variance_is_preserved() -> None:
     alpha, sigma = SCHEDULE.alpha_sigma(torch.linspace(0, 1, 3001, dtype=torch.float64))
-    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(3001, dtype=torch.float64), rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        alpha**2 + sigma**2, torch.ones(3001, dtype=torch.float64), rtol=0, atol=1e-14
+    )
 
 
 def test_signal_to_noise_falls_everywhere() -> None:
@@ -54,7 +56,9 @@ def test_below_the_first_level_sigma_is_a_line_to_zero() -> None:
 
 def test_between_levels_log_snr_is_a_line() -> None:
     at = log_snr(LEVELS)
-    torch.testing.assert_close(log_snr(LEVELS[:-1] + 0.25 / 1000), torch.lerp(at[:-1], at[1:], 0.25), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        log_snr(LEVELS[:-1] + 0.25 / 1000), torch.lerp(at[:-1], at[1:], 0.25), rtol=0, atol=1e-9
+    )
 
 
 def test_flow_is_a_line_from_data_to_noise() -> None:
@@ -75,7 +79,12 @@ def test_any_shape_gives_float64_of_that_shape(schedule: Schedule) -> None:
 @schedules
 def test_derivatives_are_those_of_alpha_and_sigma(schedule: Schedule) -> None:
     t, h = LEVELS[:-1] + 0.5 / 1000, 1e-6  # between levels, where the schedule is smooth
-    differences = [(above - below) / (2 * h) for above, below in zip(schedule.alpha_sigma(t + h), schedule.alpha_sigma(t - h), strict=True)]
+    differences = [
+        (above - below) / (2 * h)
+        for above, below in zip(
+            schedule.alpha_sigma(t + h), schedule.alpha_sigma(t - h), strict=True
+        )
+    ]
     for found, expected in zip(schedule.derivatives(t), differences, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
 
@@ -87,7 +96,9 @@ def test_the_network_is_told_the_level() -> None:
 
 
 def test_few_step_levels_of_four() -> None:
-    assert torch.equal(SCHEDULE.network_time(few_step_levels(4)[:-1]), torch.tensor([999.0, 749.0, 499.0, 249.0]))
+    assert torch.equal(
+        SCHEDULE.network_time(few_step_levels(4)[:-1]), torch.tensor([999.0, 749.0, 499.0, 249.0])
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 24, 1000])

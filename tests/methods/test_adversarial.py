@@ -44,7 +44,9 @@ def batch(tiny: Task) -> Batch:
 def plain_losses(method: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """MSE and GAN as one graph, without the detour over the last layer's output."""
     mse, _ = method.loss(batch)
-    return mse, -method.stage.logits(batch.carry["x_0"], batch.trajectory.cond, batch, "student").mean()
+    return mse, -method.stage.logits(
+        batch.carry["x_0"], batch.trajectory.cond, batch, "student"
+    ).mean()
 
 
 @pytest.mark.parametrize("heads", ["shared", "per_step"])
@@ -62,23 +64,41 @@ def test_the_gradient_is_that_of_mse_plus_lambda_gan(heads: str, tiny: Task, bat
         if gradient is None:
             assert parameter.grad is None or not parameter.grad.any(), name
         else:
-            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=name)
-    of_mse = torch.autograd.grad(plain_losses(method, batch)[0], list(parameters.values()), allow_unused=True)
-    changed = [not torch.allclose(a, b, rtol=1e-2) for a, b in zip(of_mse, expected, strict=True) if a is not None and b is not None]
+            torch.testing.assert_close(
+                parameter.grad,
+                gradient,
+                rtol=1e-3,
+                atol=1e-4 * float(gradient.abs().max()),
+                msg=name,
+            )
+    of_mse = torch.autograd.grad(
+        plain_losses(method, batch)[0], list(parameters.values()), allow_unused=True
+    )
+    changed = [
+        not torch.allclose(a, b, rtol=1e-2)
+        for a, b in zip(of_mse, expected, strict=True)
+        if a is not None and b is not None
+    ]
     assert sum(changed) > len(changed) / 2
 
 
 @pytest.mark.parametrize("heads", ["shared", "per_step"])
-def test_lambda_is_the_ratio_of_the_last_layers_gradients(heads: str, tiny: Task, batch: Batch) -> None:
+def test_lambda_is_the_ratio_of_the_last_layers_gradients(
+    heads: str, tiny: Task, batch: Batch
+) -> None:
     method = student(tiny, heads=heads, gan_weight=10.0, gan_lag=0)
     weight = method.stage.last_layer.weight
     with torch.no_grad():  # so that the ratio stays below its clamp
         for head in method.stage.heads:
             head.project.bias.fill_(1.0)
     mse, gan = plain_losses(method, batch)
-    of_mse, of_gan = (torch.autograd.grad(loss, weight, retain_graph=True)[0].norm() for loss in (mse, gan))
+    of_mse, of_gan = (
+        torch.autograd.grad(loss, weight, retain_graph=True)[0].norm() for loss in (mse, gan)
+    )
     _, metrics = method.stage.student_loss(method.loss, batch)
-    assert float(metrics["gan_weight"]) == pytest.approx(10 * min(float(of_mse / (of_gan + 1e-4)), 1e4), rel=1e-3)
+    assert float(metrics["gan_weight"]) == pytest.approx(
+        10 * min(float(of_mse / (of_gan + 1e-4)), 1e4), rel=1e-3
+    )
 
 
 def test_with_a_lag_lambda_is_that_of_the_step_before(tiny: Task, batch: Batch) -> None:
@@ -105,7 +125,9 @@ def test_a_watched_layers_weight_gradient() -> None:
         loss = layer(x).pow(3).sum()
     assert isinstance(seen, LayerCall)
     found = seen.weight_gradient(torch.autograd.grad(loss, seen.output, retain_graph=True)[0])
-    torch.testing.assert_close(found, torch.autograd.grad(loss, layer.weight)[0], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        found, torch.autograd.grad(loss, layer.weight)[0], rtol=1e-4, atol=1e-3
+    )
 
 
 def test_the_stage_has_its_phases(tiny: Task) -> None:
@@ -130,7 +152,10 @@ def test_hinge(tiny: Task, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_heads_learn_to_tell_real_images_from_the_students(tiny: Task) -> None:
-    sources = {"data": tiny.split.train, "trajectory": open_store(tiny.recipe, tiny.teacher(CPU), CPU)}
+    sources = {
+        "data": tiny.split.train,
+        "trajectory": open_store(tiny.recipe, tiny.teacher(CPU), CPU),
+    }
     method = student(tiny, 120, gan_from=0.0, gan_warmup=0.99, gan_lr=3e-2)
     training = Trainer(method, sources, TrainSettings(120, 16, 0, log_every=1), None, CPU)
     training.train(until=100)
@@ -139,8 +164,18 @@ def test_the_heads_learn_to_tell_real_images_from_the_students(tiny: Task) -> No
 
 
 def test_the_bill_counts_each_phase(tiny: Task) -> None:
-    sources = {"data": tiny.split.train, "trajectory": open_store(tiny.recipe, tiny.teacher(CPU), CPU)}
-    training = Trainer(student(tiny, 8, gan_warmup=0.5), sources, TrainSettings(8, 8, 0), None, CPU, tiny.teacher(CPU))
+    sources = {
+        "data": tiny.split.train,
+        "trajectory": open_store(tiny.recipe, tiny.teacher(CPU), CPU),
+    }
+    training = Trainer(
+        student(tiny, 8, gan_warmup=0.5),
+        sources,
+        TrainSettings(8, 8, 0),
+        None,
+        CPU,
+        tiny.teacher(CPU),
+    )
     flops = [0.0]
     for step in range(1, 9):
         training.train(until=step)
@@ -150,8 +185,11 @@ def test_the_bill_counts_each_phase(tiny: Task) -> None:
 
 
 def test_the_bill_counts_the_discriminators_teacher(tiny: Task) -> None:
-    """A sample goes through the teacher's blocks twice for the heads and once more for the student."""
-    sources = {"data": tiny.split.train, "trajectory": open_store(tiny.recipe, tiny.teacher(CPU), CPU)}
+    """A sample passes the teacher's blocks twice for the heads and once for the student."""
+    sources = {
+        "data": tiny.split.train,
+        "trajectory": open_store(tiny.recipe, tiny.teacher(CPU), CPU),
+    }
     with keyed_initialisation(0, "student"):
         teacher = tiny.teacher(CPU)
         config = METHODS["ard"].Config(history_layers=2, gan_from=0.5, gan_warmup=0.5)
@@ -168,11 +206,23 @@ def test_the_weight_of_the_same_batch_needs_all_of_it(tiny_folder: Any) -> None:
     options = {"history_layers": 2, "gan_from": 0.5, "gan_lag": 0}
     resolve(RunConfig(method="ard", task="tiny", num_steps=2, options=options))
     with pytest.raises(UsageError, match="need the whole batch at once"):
-        resolve(RunConfig(method="ard", task="tiny", num_steps=2, options=options, batch_size=16, micro_batch_size=8))
+        resolve(
+            RunConfig(
+                method="ard",
+                task="tiny",
+                num_steps=2,
+                options=options,
+                batch_size=16,
+                micro_batch_size=8,
+            )
+        )
 
 
 def test_flops_are_counted_on_whole_virtual_batches(tiny: Task) -> None:
-    sources = {"data": tiny.split.train, "trajectory": open_store(tiny.recipe, tiny.teacher(CPU), CPU)}
+    sources = {
+        "data": tiny.split.train,
+        "trajectory": open_store(tiny.recipe, tiny.teacher(CPU), CPU),
+    }
     method = student(tiny, 4, gan_from=0.0, gan_warmup=0.1, gan_virtual_batch=6)
     training = Trainer(method, sources, TrainSettings(4, 12, 0, sample_group=6), None, CPU)
     training.train()
@@ -180,18 +230,33 @@ def test_flops_are_counted_on_whole_virtual_batches(tiny: Task) -> None:
 
 
 def test_without_a_stage_its_options_name_the_same_run(tiny_folder: Any) -> None:
-    ids = {resolve(RunConfig(method="ard", task="tiny", num_steps=2, options={"history_layers": 2, **more})).run_id
-           for more in ({}, {"gan_lr": 0.5}, {"gan_max_time": 0.5, "gan_lag": 0})}  # fmt: skip
+    ids = {
+        resolve(
+            RunConfig(method="ard", task="tiny", num_steps=2, options={"history_layers": 2, **more})
+        ).run_id
+        for more in ({}, {"gan_lr": 0.5}, {"gan_max_time": 0.5, "gan_lag": 0})
+    }
     assert len(ids) == 1
-    with_gan = RunConfig(method="ard", task="tiny", num_steps=2, options={"history_layers": 2, "gan_from": 0.5})
+    with_gan = RunConfig(
+        method="ard", task="tiny", num_steps=2, options={"history_layers": 2, "gan_from": 0.5}
+    )
     assert resolve(with_gan).run_id not in ids
 
 
 @pytest.mark.parametrize(
-    ("sizes", "culprit"), [({"batch_size": 12}, "batch_size is 12"), ({"micro_batch_size": 4}, "micro_batch_size is 4")]
+    ("sizes", "culprit"),
+    [({"batch_size": 12}, "batch_size is 12"), ({"micro_batch_size": 4}, "micro_batch_size is 4")],
 )
-def test_batches_hold_whole_virtual_batches(sizes: dict[str, int], culprit: str, tiny_folder: Any) -> None:
-    config = RunConfig(method="ard", task="tiny", num_steps=2, options={"history_layers": 2, "gan_from": 0.5}, **sizes)
+def test_batches_hold_whole_virtual_batches(
+    sizes: dict[str, int], culprit: str, tiny_folder: Any
+) -> None:
+    config = RunConfig(
+        method="ard",
+        task="tiny",
+        num_steps=2,
+        options={"history_layers": 2, "gan_from": 0.5},
+        **sizes,
+    )
     with pytest.raises(UsageError, match=culprit):
         resolve(config)
 
@@ -202,9 +267,16 @@ def test_the_spectral_norm_becomes_one() -> None:
     for _ in range(300):
         conv.power_iteration()
     norm = (conv.left @ conv.weight.flatten(1) @ conv.right).detach()
-    assert float(norm) == pytest.approx(float(torch.linalg.matrix_norm(conv.weight.detach().flatten(1), 2)), rel=1e-4)
+    assert float(norm) == pytest.approx(
+        float(torch.linalg.matrix_norm(conv.weight.detach().flatten(1), 2)), rel=1e-4
+    )
     x = torch.eye(6).unsqueeze(-1).repeat(1, 1, 5)
-    torch.testing.assert_close(conv(x), nn.functional.conv1d(x, conv.weight / norm, conv.bias, padding=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        conv(x),
+        nn.functional.conv1d(x, conv.weight / norm, conv.bias, padding=1),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_a_loss_does_not_move_the_heads_buffers(tiny: Task, batch: Batch) -> None:
@@ -212,7 +284,9 @@ def test_a_loss_does_not_move_the_heads_buffers(tiny: Task, batch: Batch) -> Non
     before = {name: value.clone() for name, value in method.stage.heads.state_dict().items()}
     method.stage.student_loss(method.loss, batch)
     method.stage.discriminator_loss(batch)
-    assert all(torch.equal(value, before[name]) for name, value in method.stage.heads.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in method.stage.heads.state_dict().items()
+    )
     with torch.no_grad():
         for parameter in method.stage.heads.parameters():
             parameter.add_(torch.linspace(0, 1, parameter.numel()).view_as(parameter))
@@ -224,9 +298,16 @@ def test_a_loss_does_not_move_the_heads_buffers(tiny: Task, batch: Batch) -> Non
 def test_virtual_batches_are_normalised_apart() -> None:
     norm = VirtualBatchNorm(3, 4)
     x = torch.randn(8, 3, 5, generator=torch.Generator().manual_seed(0))
-    expected = torch.cat([nn.functional.batch_norm(part, None, None, training=True) for part in x.split(4)])
+    expected = torch.cat(
+        [nn.functional.batch_norm(part, None, None, training=True) for part in x.split(4)]
+    )
     torch.testing.assert_close(norm(x), expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(norm(x[:2]), nn.functional.batch_norm(x[:2], None, None, training=True), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        norm(x[:2]),
+        nn.functional.batch_norm(x[:2], None, None, training=True),
+        rtol=1e-4,
+        atol=1e-5,
+    )
     with pytest.raises(ValueError, match="6 samples"):
         norm(x[:6])
 
@@ -238,7 +319,9 @@ def test_one_head_a_block() -> None:
     assert logits.shape == (4, 5)
 
 
-def test_ladds_student_asks_for_what_looks_real_and_its_critic_tells_apart(tiny: Task, batch: Batch) -> None:
+def test_ladds_student_asks_for_what_looks_real_and_its_critic_tells_apart(
+    tiny: Task, batch: Batch
+) -> None:
     """With logits that are the mean of an image times a slope."""
     cls = METHODS["ladd"]
     method: Any = cls(cls.Config(gan_virtual_batch=2), tiny.teacher(CPU), tiny, 1, 10)

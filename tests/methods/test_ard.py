@@ -1,4 +1,4 @@
-"""Step distillation and ARD: which point is predicted from which, and what the untrained student is."""
+"""Step distillation and ARD: their inputs and targets, and the untrained student."""
 
 from __future__ import annotations
 
@@ -36,14 +36,22 @@ def store(tiny: Task) -> TrajectoryStore:
     return open_store(tiny.recipe, tiny.teacher(CPU), CPU)
 
 
-def build(task: Task, num_steps: int = 2, teacher: Guided | None = None, **options: Any) -> TrajectoryDistillation:
-    """ARD with so many history layers as are asked for (0 where nothing is said)."""
+def build(
+    task: Task, num_steps: int = 2, teacher: Guided | None = None, **options: Any
+) -> TrajectoryDistillation:
+    """ARD with that many history layers, 0 by default."""
     with keyed_initialisation(0, "ard"):
-        return ARD(ARDConfig(**{"history_layers": 0, **options}), teacher or task.teacher(CPU), task, num_steps, 100)
+        return ARD(
+            ARDConfig(**{"history_layers": 0, **options}),
+            teacher or task.teacher(CPU),
+            task,
+            num_steps,
+            100,
+        )
 
 
 def loud_teacher(task: Task) -> Guided:
-    """A guided teacher in float64 whose random weights are large enough for labels and attention to matter."""
+    """A float64 guided teacher with random weights so large that labels and attention matter."""
     teacher = task.teacher(CPU)
     with keyed_initialisation(2, "loud"):
         for parameter in teacher.parameters():
@@ -52,7 +60,10 @@ def loud_teacher(task: Task) -> Guided:
 
 
 def in_float64(method: TrajectoryDistillation) -> TrajectoryDistillation:
-    """The same method, trained and evaluated in float64, so that equal means equal to rounding on every machine."""
+    """The same method, trained and evaluated in float64.
+
+    Equal then means equal to rounding on every machine.
+    """
     for network in (method.players["student"].module, method.student):
         network.double()
     return method
@@ -65,7 +76,10 @@ def inputs(task: Task) -> tuple[Tensor, Condition]:
 
 
 def scrambled(method: TrajectoryDistillation) -> TrajectoryDistillation:
-    """The same in float64 with random changes of all weights, so that no two heads and no two states are alike."""
+    """The same method in float64 with random changes of all weights.
+
+    No two heads and no two states are then alike.
+    """
     with keyed_initialisation(1, "scramble"):
         for parameter in method.student.parameters():
             parameter.data.add_(0.2 * torch.randn_like(parameter))
@@ -85,12 +99,16 @@ def whole_batch(store: TrajectoryStore) -> Batch:
 
 
 def run_id(method: str, num_steps: int = 2, **options: Any) -> str:
-    return resolve(RunConfig(method=method, task="tiny", num_steps=num_steps, options=options)).run_id
+    return resolve(
+        RunConfig(method=method, task="tiny", num_steps=num_steps, options=options)
+    ).run_id
 
 
 def test_without_history_ard_is_step_distillation(tiny: Task) -> None:
     assert run_id("ard", history_layers=0) == run_id("step-distillation")
-    assert run_id("ard", history_layers=0, heads="shared", lr=0.01) == run_id("step-distillation", heads="shared", lr=0.01)
+    assert run_id("ard", history_layers=0, heads="shared", lr=0.01) == run_id(
+        "step-distillation", heads="shared", lr=0.01
+    )
     assert run_id("ard", history_layers=1) != run_id("step-distillation")
     assert run_id("ard", history_layers=1) != run_id("ard", history_layers=2)
     assert run_id("step-distillation", heads="shared") != run_id("step-distillation")
@@ -104,7 +122,9 @@ def test_equal_masks_are_one_model(tiny: Task) -> None:
     assert run_id("ard", 4, history_layers=2, history_depth=7) == full
     assert run_id("ard", 4, history_layers=2, history_depth=2) != full
     assert run_id("ard", 4, history_layers=2, mask="keep_first") != full
-    assert run_id("ard", 2, history_layers=2, mask="keep_first") == run_id("ard", 2, history_layers=2)
+    assert run_id("ard", 2, history_layers=2, mask="keep_first") == run_id(
+        "ard", 2, history_layers=2
+    )
 
 
 def test_in_one_step_all_variants_are_one_model(tiny: Task) -> None:
@@ -115,11 +135,15 @@ def test_in_one_step_all_variants_are_one_model(tiny: Task) -> None:
         for trajectory in ("states", "predictions", "renoised")
     }
     assert ids == {run_id("step-distillation", 1)}
-    assert {run_id("ard", 1, history_layers=2, mask=mask) for mask in ("causal", "keep_first")} == ids
+    assert {
+        run_id("ard", 1, history_layers=2, mask=mask) for mask in ("causal", "keep_first")
+    } == ids
     assert run_id("step-distillation", 1, trajectory="states", parametrization="teacher") not in ids
 
 
-def test_models_that_share_an_id_in_one_step_train_alike(tiny: Task, store: TrajectoryStore) -> None:
+def test_models_that_share_an_id_in_one_step_train_alike(
+    tiny: Task, store: TrajectoryStore
+) -> None:
     def train(**options: Any) -> Tensor:
         method = build(tiny, 1, **options)
         Trainer(method, {"trajectory": store}, TrainSettings(5, 8, 0), None, CPU).train()
@@ -127,23 +151,50 @@ def test_models_that_share_an_id_in_one_step_train_alike(tiny: Task, store: Traj
         return sample(method.solver, method.student, x_T, method.levels, cond)
 
     first = train(history_layers=0, heads="shared", trajectory="states")
-    torch.testing.assert_close(train(history_layers=2, heads="per_step", trajectory="predictions"), first, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        train(history_layers=2, heads="per_step", trajectory="predictions"),
+        first,
+        rtol=1e-3,
+        atol=1e-3,
+    )
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "options", "said"),
+    ("num_steps", "options", "message"),
     [
-        (2, {"history_layers": 4}, "history_layers is 4, but the teacher has 3 layers: give 0 to 3"),
-        (3, {"history_layers": 1}, "num_steps is 3, but must divide the 4 evaluations .* one of 1, 2, 4"),
-        (2, {"history_layers": 1, "parametrization": "teacher"}, "parametrization 'teacher' .* give trajectory 'states'"),
-        (2, {"history_layers": 1, "mask": "keep_first", "history_depth": 1}, "history_depth is an option of mask 'causal'"),
+        (
+            2,
+            {"history_layers": 4},
+            "history_layers is 4, but the teacher has 3 layers: give 0 to 3",
+        ),
+        (
+            3,
+            {"history_layers": 1},
+            "num_steps is 3, but must divide the 4 evaluations .* one of 1, 2, 4",
+        ),
+        (
+            2,
+            {"history_layers": 1, "parametrization": "teacher"},
+            "parametrization 'teacher' .* give trajectory 'states'",
+        ),
+        (
+            2,
+            {"history_layers": 1, "mask": "keep_first", "history_depth": 1},
+            "history_depth is an option of mask 'causal'",
+        ),
         (2, {"history_layers": -1}, "history_layers is -1"),
         (2, {"history_layers": 1, "history_depth": -1}, "history_depth is -1"),
-        (2, {"history_layers": 1, "heads": "both"}, "heads is 'both', but it should be 'shared' or 'per_step'"),
+        (
+            2,
+            {"history_layers": 1, "heads": "both"},
+            "heads is 'both', but it should be 'shared' or 'per_step'",
+        ),
     ],
 )
-def test_options_that_do_not_suit_the_task(num_steps: int, options: dict[str, Any], said: str, tiny: Task) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
+def test_options_that_do_not_suit_the_task(
+    num_steps: int, options: dict[str, Any], message: str, tiny: Task
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
         run_id("ard", num_steps, **options)
     assert "\n" not in str(caught.value)
 
@@ -153,7 +204,9 @@ def test_history_layers_may_be_all_layers(tiny: Task) -> None:
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
-def test_points_are_what_the_evaluations_have_produced(num_steps: int, tiny: Task, store: TrajectoryStore) -> None:
+def test_points_are_what_the_evaluations_have_produced(
+    num_steps: int, tiny: Task, store: TrajectoryStore
+) -> None:
     path = store.batch(torch.arange(3))
     states = build(tiny, num_steps, trajectory="states").teacher_points(path)
     predictions = build(tiny, num_steps, trajectory="predictions").teacher_points(path)
@@ -161,7 +214,9 @@ def test_points_are_what_the_evaluations_have_produced(num_steps: int, tiny: Tas
     for i in range(num_steps + 1):
         j = 4 * i // num_steps
         assert torch.equal(states[:, i], path.states[:, j])
-        assert torch.equal(predictions[:, i], path.states[:, 0] if i == 0 else path.predictions[:, j - 1])
+        assert torch.equal(
+            predictions[:, i], path.states[:, 0] if i == 0 else path.predictions[:, j - 1]
+        )
 
 
 def test_renoised_points_have_the_noise_mixed_in_again(tiny: Task, store: TrajectoryStore) -> None:
@@ -177,11 +232,21 @@ def test_renoised_points_have_the_noise_mixed_in_again(tiny: Task, store: Trajec
 
 
 def test_times_are_true_levels_or_labels_of_the_step(tiny: Task) -> None:
-    assert build(tiny, 4, trajectory="states").points.times.tolist() == pytest.approx([999, 749, 499, 249], abs=1e-3)
-    assert build(tiny, 4, trajectory="renoised").points.times.tolist() == pytest.approx([999, 749, 499, 249], abs=1e-3)
-    assert build(tiny, 4, trajectory="predictions").points.times.tolist() == pytest.approx([999, 749.25, 499.5, 249.75], abs=1e-3)
-    assert build(tiny, 2, trajectory="predictions").points.times.tolist() == pytest.approx([999, 499.5], abs=1e-3)
-    assert build(tiny, 4, time_embedding="constant").points.times.tolist() == pytest.approx([999] * 4, abs=1e-3)
+    assert build(tiny, 4, trajectory="states").points.times.tolist() == pytest.approx(
+        [999, 749, 499, 249], abs=1e-3
+    )
+    assert build(tiny, 4, trajectory="renoised").points.times.tolist() == pytest.approx(
+        [999, 749, 499, 249], abs=1e-3
+    )
+    assert build(tiny, 4, trajectory="predictions").points.times.tolist() == pytest.approx(
+        [999, 749.25, 499.5, 249.75], abs=1e-3
+    )
+    assert build(tiny, 2, trajectory="predictions").points.times.tolist() == pytest.approx(
+        [999, 499.5], abs=1e-3
+    )
+    assert build(tiny, 4, time_embedding="constant").points.times.tolist() == pytest.approx(
+        [999] * 4, abs=1e-3
+    )
 
 
 def test_states_stand_at_the_levels_of_the_sampler(tiny: Task, store: TrajectoryStore) -> None:
@@ -224,7 +289,10 @@ def test_noise_channels_change_nothing_before_training(tiny: Task) -> None:
     with torch.no_grad():
         plain, wide = (
             sample(method.solver, method.student, x_T, method.levels, cond)
-            for method in (in_float64(build(tiny, 2, teacher, noise_channels=channels)) for channels in (False, True))
+            for method in (
+                in_float64(build(tiny, 2, teacher, noise_channels=channels))
+                for channels in (False, True)
+            )
         )
     close(wide, plain)
 
@@ -240,7 +308,9 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("history_layers", [0, 2, 3])
-@pytest.mark.parametrize("options", VARIANTS, ids=lambda options: "-".join(map(str, options.values())))
+@pytest.mark.parametrize(
+    "options", VARIANTS, ids=lambda options: "-".join(map(str, options.values()))
+)
 def test_a_masked_pass_equals_sampling_steps_on_the_teachers_points(
     options: dict[str, Any], history_layers: int, tiny: Task, store: TrajectoryStore
 ) -> None:
@@ -253,7 +323,9 @@ def test_a_masked_pass_equals_sampling_steps_on_the_teachers_points(
         masked, _ = method.student(seen, method.points.times.expand(len(points), 4), cond)
         state = method.solver.init(method.student, points[:, 0], cond)
         for i, (t, s) in enumerate(zip(method.levels[:-1], method.levels[1:], strict=True)):
-            x_s, x_0, state = method.solver.step(method.student, points[:, i], t, s, cond, state, None)
+            x_s, x_0, state = method.solver.step(
+                method.student, points[:, i], t, s, cond, state, None
+            )
             answer = method.points.answer(masked[:, i], points[:, i], t, s)
             expected = method.points.next_input(answer, points[:, 0], s)
             close(x_s, expected)
@@ -280,7 +352,9 @@ def test_the_loss_is_the_mean_of_the_steps_errors(tiny: Task, store: TrajectoryS
         ({"history_layers": 2, "mask": "keep_first"}, 0, [0, 1, 2, 3]),
     ],
 )
-def test_what_of_the_history_is_seen(options: dict[str, Any], touched: int, changed: list[int], tiny: Task, store: TrajectoryStore) -> None:
+def test_what_of_the_history_is_seen(
+    options: dict[str, Any], touched: int, changed: list[int], tiny: Task, store: TrajectoryStore
+) -> None:
     method = scrambled(build(tiny, 4, **options))
     path = paths(store, 4)
     x, times = method.teacher_points(path)[:, :-1], method.points.times.expand(4, 4)
@@ -291,10 +365,15 @@ def test_what_of_the_history_is_seen(options: dict[str, Any], touched: int, chan
     assert [i for i in range(4) if not torch.equal(before[:, i], after[:, i])] == changed
 
 
-def test_per_step_heads_start_as_the_teachers_and_each_is_trained_by_its_step(tiny: Task, store: TrajectoryStore) -> None:
+def test_per_step_heads_start_as_the_teachers_and_each_is_trained_by_its_step(
+    tiny: Task, store: TrajectoryStore
+) -> None:
     method = build(tiny, 2)
     network = method.players["student"].module
-    assert all(torch.equal(a, b) for a, b in zip(network.head(0).parameters(), network.head(1).parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(network.head(0).parameters(), network.head(1).parameters(), strict=True)
+    )
     assert network.head(0) is not network.head(1)
     Trainer(method, {"trajectory": store}, TrainSettings(3, 8, 0), None, CPU).train()
     assert not torch.equal(network.head(0).linear.weight, network.head(1).linear.weight)
@@ -319,13 +398,27 @@ def test_training_lowers_the_loss(name: str, tiny: Task, store: TrajectoryStore)
 def test_the_defaults_are_the_released_codes() -> None:
     config = ARDConfig()
     assert (config.history_layers, config.mask, config.history_depth) == (6, "causal", None)
-    assert (config.trajectory, config.heads, config.parametrization) == ("predictions", "per_step", "direct")
+    assert (config.trajectory, config.heads, config.parametrization) == (
+        "predictions",
+        "per_step",
+        "direct",
+    )
     assert ARDConfig.model_fields.keys() >= DistillationConfig.model_fields.keys()
 
 
 @pytest.mark.parametrize("trajectory", ["predictions", "states", "renoised"])
-def test_a_share_of_the_batch_sees_its_own_history(trajectory: str, tiny: Task, store: TrajectoryStore) -> None:
-    own = scrambled(build(tiny, history_layers=2, own_history=0.5, trajectory=trajectory, teacher=loud_teacher(tiny)))
+def test_a_share_of_the_batch_sees_its_own_history(
+    trajectory: str, tiny: Task, store: TrajectoryStore
+) -> None:
+    own = scrambled(
+        build(
+            tiny,
+            history_layers=2,
+            own_history=0.5,
+            trajectory=trajectory,
+            teacher=loud_teacher(tiny),
+        )
+    )
     batch = whole_batch(store)
     assert batch.trajectory is not None
     took = batch.uniform("own history") < 0.5

@@ -30,7 +30,10 @@ def method_of(task: Task, num_steps: int = 1, **options: Any) -> Any:
 
 
 class RestOfThePath(nn.Module):
-    """A network whose x_0-prediction is where the teacher's remaining steps on a grid end: the exact consistency map."""
+    """The exact consistency map as a network.
+
+    Its x_0-prediction is the end point of the teacher's remaining steps on a grid.
+    """
 
     def __init__(self, method: Any):
         super().__init__()
@@ -41,8 +44,16 @@ class RestOfThePath(nn.Module):
         for i, level in enumerate(time.double()):
             t = (level + 1) / 1000
             start = int((self.method.grid - t).abs().argmin())
-            end = sample(self.method.teacher_solver, self.method.teacher, x[i : i + 1], self.method.grid[start:], cond[i : i + 1])
-            alpha, sigma = (expand_to(c, x[:1]) for c in self.schedule.alpha_sigma(self.method.grid[start]))
+            end = sample(
+                self.method.teacher_solver,
+                self.method.teacher,
+                x[i : i + 1],
+                self.method.grid[start:],
+                cond[i : i + 1],
+            )
+            alpha, sigma = (
+                expand_to(c, x[:1]) for c in self.schedule.alpha_sigma(self.method.grid[start])
+            )
             out[i] = ((x[i : i + 1] - alpha * end) / sigma.clamp(min=1e-9))[0]
         return out
 
@@ -76,7 +87,10 @@ def test_the_grid_is_the_tasks_or_karras(tiny: Task) -> None:
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_the_time_of_a_noise_level(name: str) -> None:
     schedule = SCHEDULES[name]()
-    t = torch.tensor([0.0002, 0.001, 0.0123, 0.25, 0.5005, 0.999, 1.0 if name == "vp" else 0.9999], dtype=torch.float64)
+    t = torch.tensor(
+        [0.0002, 0.001, 0.0123, 0.25, 0.5005, 0.999, 1.0 if name == "vp" else 0.9999],
+        dtype=torch.float64,
+    )
     alpha, sigma = schedule.alpha_sigma(t)
     torch.testing.assert_close(schedule.time_of(sigma / alpha), t, rtol=1e-9, atol=1e-12)
 
@@ -128,7 +142,9 @@ def test_the_target_follows_the_student(tiny: Task) -> None:
 
 def test_the_target_starts_where_the_student_does(tiny: Task) -> None:
     method, other = method_of(tiny), method_of(tiny)
-    other.start_from({key: value + 1 for key, value in method.target_ema.module.state_dict().items()})
+    other.start_from(
+        {key: value + 1 for key, value in method.target_ema.module.state_dict().items()}
+    )
     for key, value in other.target_ema.module.state_dict().items():
         assert torch.equal(value, method.target_ema.module.state_dict()[key] + 1)
 
@@ -168,7 +184,10 @@ def test_heun_takes_a_time_for_each_sample(tiny: Task) -> None:
     teacher, solver = tiny.teacher(CPU).double(), SOLVERS["heun"]()
     x, cond = (part[:3] for part in tiny.evaluation_inputs(0))
     x = x.double()
-    t, s = torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64), torch.tensor([0.7, 0.2, 0.0], dtype=torch.float64)
+    t, s = (
+        torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64),
+        torch.tensor([0.7, 0.2, 0.0], dtype=torch.float64),
+    )
     together = solver.step(teacher, x, t, s, cond, None, None)[0]
     for i in range(3):
         alone = solver.step(teacher, x[i : i + 1], t[i], s[i], cond[i : i + 1], None, None)[0]
@@ -178,5 +197,9 @@ def test_heun_takes_a_time_for_each_sample(tiny: Task) -> None:
 def test_pseudo_huber(tiny: Task) -> None:
     off, c = torch.zeros(2, 1, 8, 8), 0.00054 * 8
     off[1, 0, 0, :4] = 1.0
-    torch.testing.assert_close(method_of(tiny).config.distance(off), torch.tensor([0.0, (4 + c * c) ** 0.5 - c]))
-    torch.testing.assert_close(method_of(tiny, loss="l2").config.distance(off), torch.tensor([0.0, 1 / 16]))
+    torch.testing.assert_close(
+        method_of(tiny).config.distance(off), torch.tensor([0.0, (4 + c * c) ** 0.5 - c])
+    )
+    torch.testing.assert_close(
+        method_of(tiny, loss="l2").config.distance(off), torch.tensor([0.0, 1 / 16])
+    )

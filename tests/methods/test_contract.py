@@ -21,7 +21,7 @@ from harness.solvers import sample
 from harness.tasks import Task
 from harness.training import contract
 from harness.training.batches import Items
-from harness.training.case import Case
+from harness.training.case import BATCH, STEPS, Case
 from harness.training.contract import Check, checks_of, run_checks
 from harness.training.settings import TrainSettings
 from harness.training.trainer import Trainer
@@ -29,36 +29,84 @@ from harness.training.trainer import Trainer
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS.names()} | {
     "ard": ("ard", {"history_layers": 2}),  # the default suits a deeper teacher
     "ard on its own history": ("ard", {"history_layers": 2, "own_history": 0.5}),
-    "ard for several numbers of steps": ("ard", {"history_layers": 2, "heads": "shared", "step_counts": [1, 2]}),
-    "ard with distribution matching": ("ard", {"history_layers": 2, "dmd_from": 0.0, "dmd_every": 2}),
+    "ard for several numbers of steps": (
+        "ard",
+        {"history_layers": 2, "heads": "shared", "step_counts": [1, 2]},
+    ),
+    "ard with distribution matching": (
+        "ard",
+        {"history_layers": 2, "dmd_from": 0.0, "dmd_every": 2},
+    ),
     "imm": ("imm", {"group": 2, "gap": 3}),
     "ladd": ("ladd", {"gan_virtual_batch": 2}),
     "dmd2": ("dmd2", {"student_every": 2}),
     "scm, data": ("scm", {"source": "data", "prior_weight": "none"}),
     "meanflow, teacher": ("meanflow", {"source": "teacher", "distinct": 0.5}),
     "ict, few levels": ("ict", {"levels_from": 4, "levels_to": 16, "loss": "l2"}),
-    "ard with a GAN stage": ("ard", {"history_layers": 2, "gan_from": 0.0, "gan_warmup": 0.1, "gan_virtual_batch": 2}),
-    "consistency-distillation, karras": ("consistency-distillation", {"grid": "karras", "solver": "heun", "loss": "l2"}),
-    "step-distillation of the teacher": (
-        "step-distillation", {"trajectory": "states", "heads": "shared", "parametrization": "teacher", "noise_channels": True}
+    "ard with a GAN stage": (
+        "ard",
+        {"history_layers": 2, "gan_from": 0.0, "gan_warmup": 0.1, "gan_virtual_batch": 2},
     ),
-}  # fmt: skip
+    "consistency-distillation, karras": (
+        "consistency-distillation",
+        {"grid": "karras", "solver": "heun", "loss": "l2"},
+    ),
+    "step-distillation of the teacher": (
+        "step-distillation",
+        {
+            "trajectory": "states",
+            "heads": "shared",
+            "parametrization": "teacher",
+            "noise_channels": True,
+        },
+    ),
+}
 ALL = [(name, check) for name, (method, _) in CASES.items() for check in checks_of(method)]
 
 
-@pytest.mark.parametrize(("name", "check"), ALL, ids=[f"{name}-{check.__name__}" for name, check in ALL])
+@pytest.mark.parametrize(
+    ("name", "check"), ALL, ids=[f"{name}-{check.__name__}" for name, check in ALL]
+)
 def test_contract(name: str, check: Check, tiny: Task, tmp_path: Path) -> None:
     method, options = CASES[name]
-    check(Case(method, tiny, tmp_path / "case", options, num_steps=1 if method == "knowledge-distillation" else 2))
+    check(
+        Case(
+            method,
+            tiny,
+            tmp_path / "case",
+            options,
+            num_steps=1 if method == "knowledge-distillation" else 2,
+        )
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_on_a_flow_teacher_it_starts_right_and_trains(name: str, tiny: Task, tmp_path: Path) -> None:
-    """The same weights as a teacher that predicts velocity on a linear path: another denoiser, with everything else equal."""
+def test_on_a_flow_teacher_it_starts_right_and_trains(
+    name: str, tiny: Task, tmp_path: Path
+) -> None:
+    """The same weights serve as a velocity-predicting teacher on a linear path.
+
+    That is another denoiser; everything else is equal.
+    """
     method, options = CASES[name]
-    flow = Task(tiny.spec.model_copy(update={"name": "tiny-flow", "schedule": "flow", "prediction_type": "v"}), tiny.folder)
-    case = Case(method, flow, tmp_path / "case", options, num_steps=1 if method == "knowledge-distillation" else 2)
-    for check in (contract.sampling, contract.untrained, *([contract.finite] if case.cls.sources else [])):
+    flow = Task(
+        tiny.spec.model_copy(
+            update={"name": "tiny-flow", "schedule": "flow", "prediction_type": "v"}
+        ),
+        tiny.folder,
+    )
+    case = Case(
+        method,
+        flow,
+        tmp_path / "case",
+        options,
+        num_steps=1 if method == "knowledge-distillation" else 2,
+    )
+    for check in (
+        contract.sampling,
+        contract.untrained,
+        *([contract.finite] if case.cls.sources else []),
+    ):
         check(case)
 
 
@@ -66,21 +114,37 @@ FORWARD_MODE = ("scm", "meanflow")  # which `elsewhere` does not know
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(FORWARD_MODE)])
-def test_elsewhere_it_does_the_same(name: str, tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trained and sampled on another device: no tensor is left behind, and the numbers are those of the CPU."""
-    monkeypatch.setattr(torch, "autocast", lambda *args, **more: nullcontext())  # which does not know that device
+def test_elsewhere_it_does_the_same(
+    name: str, tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training and sampling on another device leave no tensor behind and give the CPU's numbers."""
+    # torch.autocast does not know that device.
+    monkeypatch.setattr(torch, "autocast", lambda *args, **more: nullcontext())
     method, options = CASES[name]
-    case = Case(method, tiny, tmp_path / "case", options, num_steps=1 if method == "knowledge-distillation" else 2)
+    case = Case(
+        method,
+        tiny,
+        tmp_path / "case",
+        options,
+        num_steps=1 if method == "knowledge-distillation" else 2,
+    )
     (x_T, cond), rows = tiny.evaluation_inputs(0), slice(0, 3)
 
     def samples(device: torch.device) -> Tensor:
         built = case.build(tiny.teacher(device))
         built.to(device)
-        for player in built.players.values():  # Adam divides rounding noise by rounding noise where a gradient is 0
+        for player in (
+            built.players.values()
+        ):  # Adam divides rounding noise by rounding noise where a gradient is 0
             player.optimizer = torch.optim.SGD(player.module.parameters(), lr=0.1)
         if built.players:
-            Trainer(built, case.sources, TrainSettings(contract.STEPS, contract.BATCH, 0), None, device).train(until=2)
-        inputs, noise = (x_T[rows].to(device), built.levels, cond[rows].to(device)), tiny.evaluation_noise(0, rows)
+            Trainer(built, case.sources, TrainSettings(STEPS, BATCH, 0), None, device).train(
+                until=2
+            )
+        inputs, noise = (
+            (x_T[rows].to(device), built.levels, cond[rows].to(device)),
+            tiny.evaluation_noise(0, rows),
+        )
         with torch.no_grad():
             found = sample(built.solver, built.student, *inputs, noise)
         assert found.device == device
@@ -132,7 +196,12 @@ def undocumented(patch: Patch) -> None:
 
 
 def other_canonical(patch: Patch) -> None:
-    deeper = classmethod(lambda cls, c, num_steps: ("ard", c.model_copy(update={"history_layers": c.history_layers + 1})))
+    deeper = classmethod(
+        lambda cls, c, num_steps: (
+            "ard",
+            c.model_copy(update={"history_layers": c.history_layers + 1}),
+        )
+    )
     patch.setattr(ARD, "canonical", deeper)
 
 
@@ -141,28 +210,44 @@ FAULTS: dict[Check, Callable[[Patch], None]] = {
     contract.names: undocumented,
     contract.canonical: other_canonical,
     contract.sampling: lambda patch: changed_step(patch, lambda x: x + torch.rand(())),
-    contract.points: lambda patch: patch.setattr(ARD, "teacher_points", lambda self, path: path.states[:, ::2].flip(1)),
+    contract.points: lambda patch: patch.setattr(
+        ARD, "teacher_points", lambda self, path: path.states[:, ::2].flip(1)
+    ),
     contract.neighbours: lambda patch: changed_step(patch, lambda x: x + x.mean()),
     contract.untrained: lambda patch: changed_step(patch, lambda x: 1.01 * x),
     contract.generator: lambda patch: changed_loss(patch, lambda self, loss: loss * torch.rand(())),
-    contract.training_free: lambda patch: patch.setattr(Teacher, "updates", lambda self, step: [Update("student", LOSS)]),
+    contract.training_free: lambda patch: patch.setattr(
+        Teacher, "updates", lambda self, step: [Update("student", LOSS)]
+    ),
     contract.finite: lambda patch: changed_loss(patch, lambda self, loss: loss * float("nan")),
     contract.isolation: lambda patch: changed_loss(patch, leaky),
     contract.averaged: lambda patch: patch.setattr(EMA, "update", lambda self, module: None),
     contract.accumulation: lambda patch: changed_loss(patch, lambda self, loss: loss**2),
     contract.resume: lambda patch: changed_loss(patch, counted),
-    contract.own_state: lambda patch: patch.setattr(ARD, "state_dict", lambda self: {"number": id(self)}),
-    contract.any_step: lambda patch: patch.setattr(ARD, "trained_once", classmethod(lambda cls, config: True)),
-    contract.seeded: lambda patch: patch.setattr(Items, "__call__", lambda self, index: index % self.size),
+    contract.own_state: lambda patch: patch.setattr(
+        ARD, "state_dict", lambda self: {"number": id(self)}
+    ),
+    contract.any_step: lambda patch: patch.setattr(
+        ARD, "trained_once", classmethod(lambda cls, config: True)
+    ),
+    contract.seeded: lambda patch: patch.setattr(
+        Items, "__call__", lambda self, index: index % self.size
+    ),
 }
 
 
 @pytest.mark.parametrize("check", FAULTS, ids=lambda check: check.__name__)
-def test_a_check_finds_its_fault(check: Check, tiny: Task, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_a_check_finds_its_fault(
+    check: Check, tiny: Task, tmp_path: Path, monkeypatch: Patch
+) -> None:
     if check is contract.training_free:
         case = Case("teacher", tiny, tmp_path / "case")
     else:
-        options = {"history_layers": 0, **TEACHERS} if check is contract.untrained else {"history_layers": 2}
+        options = (
+            {"history_layers": 0, **TEACHERS}
+            if check is contract.untrained
+            else {"history_layers": 2}
+        )
         case = Case("ard", tiny, tmp_path / "case", options)
     check(case)
     FAULTS[check](monkeypatch)
@@ -176,7 +261,9 @@ def test_every_check_has_a_fault() -> None:
 
 def test_the_suite_tells_what_is_wrong(tmp_path: Path, tiny: Task, monkeypatch: Patch) -> None:
     changed_loss(monkeypatch, lambda self, loss: loss * float("nan"))
-    outcomes = {outcome.check: outcome for outcome in run_checks("ard", tmp_path, {"history_layers": 2})}
+    outcomes = {
+        outcome.check: outcome for outcome in run_checks("ard", tmp_path, {"history_layers": 2})
+    }
     assert outcomes.keys() == {check.__name__ for check in checks_of("ard")}
     assert outcomes["sampling"].problem == ""
     assert "the loss of student is nan" in outcomes["finite"].problem

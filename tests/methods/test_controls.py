@@ -1,4 +1,7 @@
-"""The controls of step distillation and ARD: masks, re-noised predictions, noise on the channels, a constant time."""
+"""The controls of step distillation and ARD.
+
+They are masks, re-noised predictions, noise on the channels and a constant time.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,13 @@ def trajectory(task: Task) -> Trajectory:
     return path
 
 
-def build(task: Task, name: str, options: dict[str, Any], num_steps: int = 4) -> TrajectoryDistillation:
-    """A method whose student's weights are all changed, so that no two heads and no two channels are alike."""
+def build(
+    task: Task, name: str, options: dict[str, Any], num_steps: int = 4
+) -> TrajectoryDistillation:
+    """A method with random changes of all the student's weights.
+
+    No two heads and no two channels are then alike.
+    """
     cls = METHODS[name]
     with keyed_initialisation(0, "controls"), torch.no_grad():
         method = cls(cls.Config(**options), task.teacher(CPU), task, num_steps, 10)
@@ -46,22 +54,45 @@ def build(task: Task, name: str, options: dict[str, Any], num_steps: int = 4) ->
 @pytest.mark.parametrize(("name", "history"), VARIANTS)
 @pytest.mark.parametrize(
     ("kind", "heads", "time", "noise"),
-    list(itertools.product(("states", "predictions", "renoised"), ("shared", "per_step"), ("per_state", "constant"), (False, True))),
+    list(
+        itertools.product(
+            ("states", "predictions", "renoised"),
+            ("shared", "per_step"),
+            ("per_state", "constant"),
+            (False, True),
+        )
+    ),
 )
 def test_cached_steps_on_the_teachers_points_give_the_masked_passs_answers(
     tiny: Task, name: str, history: dict[str, Any], kind: str, heads: str, time: str, noise: bool
 ) -> None:
-    method = build(tiny, name, {"trajectory": kind, "heads": heads, "time_embedding": time, "noise_channels": noise, **history})
+    method = build(
+        tiny,
+        name,
+        {
+            "trajectory": kind,
+            "heads": heads,
+            "time_embedding": time,
+            "noise_channels": noise,
+            **history,
+        },
+    )
     method.student.double()
     path, points = trajectory(tiny), method.points
-    x, _ = points.inputs_and_targets(replace(path, states=path.states.double(), predictions=path.predictions.double()))
+    x, _ = points.inputs_and_targets(
+        replace(path, states=path.states.double(), predictions=path.predictions.double())
+    )
     with torch.no_grad():
-        output, _ = method.student(points.network_input(x, x[:, 0]), points.times.expand(5, 4), path.cond)
+        output, _ = method.student(
+            points.network_input(x, x[:, 0]), points.times.expand(5, 4), path.cond
+        )
         state = method.solver.init(method.student, x[:, 0], path.cond)
         for i in range(4):
             t, s = method.levels[i], method.levels[i + 1]
             expected = points.next_input(points.answer(output[:, i], x[:, i], t, s), x[:, 0], s)
-            found, _, state = method.solver.step(method.student, x[:, i], t, s, path.cond, state, None)
+            found, _, state = method.solver.step(
+                method.student, x[:, i], t, s, path.cond, state, None
+            )
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -80,7 +111,15 @@ def test_noise_on_the_channels_changes_nothing_at_the_start(tiny: Task) -> None:
     outputs = []
     for noise in (False, True):
         method = cls(cls.Config(noise_channels=noise), tiny.teacher(CPU), tiny, 4, 10)
-        outputs.append(sample(method.solver, method.student.double(), path.states[:, 0].double(), method.levels, path.cond))
+        outputs.append(
+            sample(
+                method.solver,
+                method.student.double(),
+                path.states[:, 0].double(),
+                method.levels,
+                path.cond,
+            )
+        )
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-9, atol=1e-9)
 
 
@@ -88,24 +127,34 @@ def test_noise_on_the_channels_is_seen_by_every_step(tiny: Task) -> None:
     method, path = build(tiny, "step-distillation", {"noise_channels": True}), trajectory(tiny)
     x, _ = method.points.inputs_and_targets(path)
     times = method.points.times.expand(5, 4)
-    seen = [method.student(method.points.network_input(x, noise), times, path.cond)[0] for noise in (x[:, 0], -x[:, 0])]
+    seen = [
+        method.student(method.points.network_input(x, noise), times, path.cond)[0]
+        for noise in (x[:, 0], -x[:, 0])
+    ]
     assert bool(((seen[0] - seen[1]).abs().amax((0, 2, 3, 4)) > 1e-4).all())
 
 
 def test_under_a_constant_time_the_untrained_student_is_nothing_simple(tiny: Task) -> None:
     options = {"trajectory": "states", "heads": "shared", "parametrization": "teacher"}
     assert build(tiny, "step-distillation", options).untrained_sampler() is not None
-    assert build(tiny, "step-distillation", {**options, "time_embedding": "constant"}).untrained_sampler() is None
+    assert (
+        build(
+            tiny, "step-distillation", {**options, "time_embedding": "constant"}
+        ).untrained_sampler()
+        is None
+    )
 
 
 def test_a_constant_time_is_the_noises(tiny: Task) -> None:
     for kind in ("states", "predictions"):
-        times = build(tiny, "ard", {"history_layers": 1, "trajectory": kind, "time_embedding": "constant"}).points.times
+        times = build(
+            tiny, "ard", {"history_layers": 1, "trajectory": kind, "time_embedding": "constant"}
+        ).points.times
         assert times.tolist() == [999.0] * 4
 
 
 def test_a_mask_decides_which_states_are_seen(tiny: Task) -> None:
-    """The gradient of the last answer with respect to each state is zero exactly where the mask says so."""
+    """The last answer's gradient with respect to a state is zero exactly where it is masked."""
     seen = {}
     for name, history in VARIANTS:
         method, path = build(tiny, name, history), trajectory(tiny)
@@ -124,6 +173,8 @@ def test_a_window_of_one_layer_reaches_one_state_back(tiny: Task) -> None:
     method, path = build(tiny, "ard", {"history_layers": 1, "history_depth": 1}), trajectory(tiny)
     x, _ = method.points.inputs_and_targets(path)
     x = x.clone().requires_grad_()
-    method.student(x, method.points.times.expand(5, 4), path.cond)[0][:, 3].square().sum().backward()
+    method.student(x, method.points.times.expand(5, 4), path.cond)[0][
+        :, 3
+    ].square().sum().backward()
     assert x.grad is not None
     assert (x.grad.abs().amax((0, 2, 3, 4)) > 0).tolist() == [False, False, True, True]

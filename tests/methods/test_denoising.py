@@ -39,13 +39,17 @@ def test_the_loss_equals_a_hand_computation(tiny: Task) -> None:
     keys = Keyed("train", 3, 7)
     level = (keys.uniform("t", batch.index) * 1000).long()
     assert int(level.min()) < 100 < 900 < int(level.max())
-    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[level].reshape(-1, 1, 1, 1)
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[
+        level
+    ].reshape(-1, 1, 1, 1)
     eps = keys.normal("eps", batch.index, tiny.shape)
     x_0, cond = batch.data
     noisy = (kept.sqrt() * x_0 + (1 - kept).sqrt() * eps).float()
     cond = Condition(torch.where(keys.uniform("dropout", batch.index) < 0.3, 10, cond.labels))
     with torch.no_grad():
-        expected = (method.players["student"].module(noisy, level.float(), cond) - eps).square().mean()
+        expected = (
+            (method.players["student"].module(noisy, level.float(), cond) - eps).square().mean()
+        )
         loss, metrics = method.loss(batch)
     assert float(loss) == pytest.approx(float(expected), rel=1e-4)
     assert float(metrics["mse"]) == float(loss)
@@ -53,7 +57,7 @@ def test_the_loss_equals_a_hand_computation(tiny: Task) -> None:
 
 
 def test_flow_matching_on_a_flow(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that predicts v on a flow learns eps - x_0, and is told t itself."""
+    """A network that predicts v on a flow learns eps - x_0, and takes t itself as its time."""
     monkeypatch.setattr(tiny, "schedule", FlowSchedule())
     monkeypatch.setattr(tiny, "prediction_type", "v")
     method, batch = build(tiny, label_dropout=0.0), batch_of(tiny, 50)
@@ -62,7 +66,9 @@ def test_flow_matching_on_a_flow(tiny: Task, monkeypatch: pytest.MonkeyPatch) ->
     eps, (x_0, cond) = keys.normal("eps", batch.index, tiny.shape), batch.data
     x_t = (1 - t).float().reshape(-1, 1, 1, 1) * x_0 + t.float().reshape(-1, 1, 1, 1) * eps
     with torch.no_grad():
-        expected = (method.players["student"].module(x_t, t.float(), cond) - (eps - x_0)).square().mean()
+        expected = (
+            (method.players["student"].module(x_t, t.float(), cond) - (eps - x_0)).square().mean()
+        )
         assert float(method.loss(batch)[0]) == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -70,18 +76,24 @@ def test_flow_matching_on_a_flow(tiny: Task, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_share_of_dropped_labels(share: float, tiny: Task) -> None:
     method, batch = build(tiny, label_dropout=share), batch_of(tiny, 2000)
     seen: list[torch.Tensor] = []
-    method.players["student"].module.register_forward_pre_hook(lambda module, args: seen.append(args[2].classes))
+    method.players["student"].module.register_forward_pre_hook(
+        lambda module, args: seen.append(args[2].classes)
+    )
     with torch.no_grad():
         method.loss(batch)
     dropped = seen[0] == 10
-    assert float(dropped.double().mean()) == pytest.approx(share, abs=3 * (share * (1 - share) / 2000) ** 0.5)
+    assert float(dropped.double().mean()) == pytest.approx(
+        share, abs=3 * (share * (1 - share) / 2000) ** 0.5
+    )
     assert torch.equal(seen[0][~dropped], batch.data[1].labels[~dropped])
 
 
 def test_levels_are_uniform_over_dits(tiny: Task) -> None:
     method, batch = build(tiny), batch_of(tiny, 2000)
     seen: list[torch.Tensor] = []
-    method.players["student"].module.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    method.players["student"].module.register_forward_pre_hook(
+        lambda module, args: seen.append(args[1])
+    )
     with torch.no_grad():
         method.loss(batch)
     times = seen[0].double()

@@ -1,14 +1,14 @@
-"""Methods at the map that they should find, on a Gaussian whose denoiser, ODE and jumps are closed formulas.
+"""Methods at their fixed points, on a Gaussian with a closed-form denoiser, ODE and jumps.
 
-A student's prediction is the exact one of its method, distorted by two parameters that are 0. Where the method is exact its loss is 0;
-where it is exact in expectation the mean of the parameters' gradients over many batches lies within 4 standard errors of 0, and at
-another map, of the same kind but wrong, it does not.
+The student predicts its method's exact answer, distorted by two parameters that are 0. If the
+method is exact, its loss is 0. If it is exact in expectation, the parameters' mean gradient over
+many batches lies within 4 standard errors of 0. At a wrong map of the same kind it does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -67,19 +67,27 @@ def end(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction
 def fading(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
     """A consistency function that forgets with time."""
     zero = torch.zeros_like(t)
-    return towards(x, t, MEAN + (1 - 0.5 * wide(t)) * (carried(x, t, zero, schedule) - MEAN) + 0.2 * wide(t), zero, schedule)
+    return towards(
+        x,
+        t,
+        MEAN + (1 - 0.5 * wide(t)) * (carried(x, t, zero, schedule) - MEAN) + 0.2 * wide(t),
+        zero,
+        schedule,
+    )
 
 
 def jump(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
-    """Where the ODE leads at the time that it is told; at the same time, the teacher's prediction."""
+    """Jumps along the ODE to the condition's target time; at s = t, the teacher's prediction."""
     s = schedule.time_from_network(cond.scalars["target"]).clamp(min=0)
     s = torch.minimum(s, t - 1e-5).clamp(min=0)
     return towards(x, t, carried(x, t, s, schedule), s, schedule)
 
 
 def step(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
-    """The same for a step in flow time whose size it is told."""
-    s = time_of_flow(schedule, (flow_time(schedule, t) - cond.scalars["step_size"].double() / 1000).clamp(min=0))
+    """Jumps by the condition's step size in flow time."""
+    s = time_of_flow(
+        schedule, (flow_time(schedule, t) - cond.scalars["step_size"].double() / 1000).clamp(min=0)
+    )
     s = torch.minimum(s, t - 1e-5).clamp(min=0)
     return towards(x, t, carried(x, t, s, schedule), s, schedule)
 
@@ -96,7 +104,8 @@ class Model(nn.Module):
         t = t.double().expand(len(x_t)).clamp(min=1e-4)
         exact = self.formula(x_t, t, cond, self.schedule)
         u, tau = exact.eps - exact.x_0, wide(flow_time(self.schedule, t))
-        off = self.distortion[0] * torch.tanh(u) + self.distortion[1]  # of the velocity: bounded in x_0 and in eps, and x_t stays
+        # Distorts the velocity: bounded in x_0 and eps, with x_t unchanged.
+        off = self.distortion[0] * torch.tanh(u) + self.distortion[1]
         return with_v(exact.x_0 - tau * off, exact.eps + (1 - tau) * off, t, self.schedule)
 
     @property
@@ -112,10 +121,18 @@ class Model(nn.Module):
 
 
 class GaussianTask:
-    """What a method asks of its task."""
+    """The part of a task that methods use."""
 
     shape, num_classes, trajectory_steps = SHAPE, 1, 8
-    network_options = {"image_size": 2, "patch_size": 1, "in_channels": 1, "hidden_size": 8, "depth": 1, "num_heads": 1, "num_classes": 1}  # noqa: RUF012
+    network_options: ClassVar[dict[str, int]] = {
+        "image_size": 2,
+        "patch_size": 1,
+        "in_channels": 1,
+        "hidden_size": 8,
+        "depth": 1,
+        "num_heads": 1,
+        "num_classes": 1,
+    }
     prediction_type, network_teacher, data_std, guidance_scale = "eps", False, STD, 1.0
     null = Conditions(1).null
 
@@ -123,21 +140,34 @@ class GaussianTask:
         self.schedule = SCHEDULES[schedule]()
 
 
-def built(name: str, formula: Exact | None = None, schedule: str = "vp", num_steps: int = 4, **options: Any) -> Any:
+def built(
+    name: str,
+    formula: Exact | None = None,
+    schedule: str = "vp",
+    num_steps: int = 4,
+    **options: Any,
+) -> Any:
     """A method whose student, slow copy and average are the formula."""
     task = GaussianTask(schedule)
     cls = METHODS[name]
     with keyed_initialisation(0, name):
-        method: Any = cls(cls.Config(**options), Model(posterior, task.schedule), task, num_steps, 100)  # type: ignore[arg-type]
+        method: Any = cls(
+            cls.Config(**options), Model(posterior, task.schedule), task, num_steps, 100
+        )  # type: ignore[arg-type]
     if formula is not None:
         method.model = method.target_model = Model(formula, task.schedule)
     return method
 
 
-def batches(count: int = BATCHES, size: int = COUNT, paths: bool = False, schedule: str = "vp") -> Iterator[Batch]:
+def batches(
+    count: int = BATCHES, size: int = COUNT, paths: bool = False, schedule: str = "vp"
+) -> Iterator[Batch]:
     """Batches of exact samples, or of exact pairs of noise and sample."""
     for number in range(count):
-        index, keys = torch.arange(number * size, (number + 1) * size), Keyed("fixed point", 0, number)
+        index, keys = (
+            torch.arange(number * size, (number + 1) * size),
+            Keyed("fixed point", 0, number),
+        )
         cond = Condition(torch.zeros(size, dtype=torch.long))
         x_0 = (MEAN + STD * keys.normal("x_0", index, SHAPE)).double()
         if not paths:
@@ -146,10 +176,17 @@ def batches(count: int = BATCHES, size: int = COUNT, paths: bool = False, schedu
         x_T = keys.normal("x_T", index, SHAPE).double()
         one = torch.ones(size, dtype=torch.float64)
         x_0 = carried(x_T, one, 0 * one, SCHEDULES[schedule]())
-        yield Batch(index, None, Trajectory(torch.stack([x_T, x_0], 1), x_0.unsqueeze(1), few_step_levels(1), cond), keys)
+        yield Batch(
+            index,
+            None,
+            Trajectory(torch.stack([x_T, x_0], 1), x_0.unsqueeze(1), few_step_levels(1), cond),
+            keys,
+        )
 
 
-def largest_z(method: Any, loss: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]], **more: Any) -> float:
+def largest_z(
+    method: Any, loss: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]], **more: Any
+) -> float:
     """How many standard errors the mean gradient of the distortion is from 0, at most."""
     found = []
     for batch in batches(**more):
@@ -162,13 +199,20 @@ def largest_z(method: Any, loss: Callable[[Batch], tuple[Tensor, dict[str, Tenso
 
 # in expectation
 
-IN_EXPECTATION: dict[str, tuple[str, dict[str, Any], Exact, Exact]] = {  # method, options, its map, and a wrong one
+IN_EXPECTATION: dict[
+    str, tuple[str, dict[str, Any], Exact, Exact]
+] = {  # method, options, its map, and a wrong one
     "meanflow": ("meanflow", {"distinct": 0.7}, jump, posterior),
     "meanflow, plain": ("meanflow", {"distinct": 0.7, "power": 0.0}, jump, posterior),
     "shortcut": ("shortcut", {"bootstrap": 0.6}, step, fading),
     "ctm's denoising": ("ctm", {}, jump, end),
     "sct": ("scm", {"source": "data", "ramp": 0.0, "prior_weight": "none"}, end, fading),
-    "sct, weighted": ("scm", {"source": "data", "ramp": 0.0, "prior_weight": "none", "normalisation": 1e3}, end, fading),
+    "sct, weighted": (
+        "scm",
+        {"source": "data", "ramp": 0.0, "prior_weight": "none", "normalisation": 1e3},
+        end,
+        fading,
+    ),
 }
 
 
@@ -188,11 +232,15 @@ def test_at_the_fixed_point_no_mean_gradient_is_left(case: str, schedule: str) -
     assert expected(case, schedule, right=False) > 8
 
 
-def conditional_gain(pairs: Callable[[Tensor], Tensor], schedule: Schedule) -> Callable[[Tensor], Tensor]:
-    """g of `f(x, t) = mean + g(t) (x - alpha mean)` with f(x_t) = E[f(x_s) | x_t], solved from clean data upwards.
+def conditional_gain(
+    pairs: Callable[[Tensor], Tensor], schedule: Schedule
+) -> Callable[[Tensor], Tensor]:
+    """The gain g for which `f(x, t) = mean + g(t) (x - alpha mean)` obeys f(x_t) = E[f(x_s) | x_t].
+
+    The recursion starts at clean data.
 
     Args:
-        pairs: from noise levels sigma / alpha to those that they are compared with; 0 is clean.
+        pairs: maps each noise level sigma / alpha of t to that of s; 0 is clean.
     """
 
     def gain(sigma: Tensor) -> Tensor:
@@ -201,7 +249,9 @@ def conditional_gain(pairs: Callable[[Tensor], Tensor], schedule: Schedule) -> C
         lower = torch.where(sigma > 0, pairs(sigma), 0.0)
         t, s = (torch.where(level > 0, schedule.time_of(level), 0.0) for level in (sigma, lower))
         (a, st), (b, ss) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
-        return torch.where(sigma > 0, gain(lower) * (a * b * STD**2 + st * ss) / (a**2 * STD**2 + st**2), 1.0)
+        return torch.where(
+            sigma > 0, gain(lower) * (a * b * STD**2 + st * ss) / (a**2 * STD**2 + st**2), 1.0
+        )
 
     return gain
 
@@ -233,8 +283,12 @@ def test_consistency_training_finds_conditional_means(name: str, loss: str) -> N
     options |= {"stages": 4} if name == "ect" else {"levels_from": 6, "levels_to": 12}
     method, schedule = built(name, num_steps=1, **options), SCHEDULES["vp"]()
     if name == "ect":
-        at_end = lambda sigma: sigma * (1 - 2.0**-4 * (1 + 8 * torch.sigmoid(-sigma * 0.5 / STD))).clamp(min=0)  # noqa: E731
-        gain = conditional_gain(lambda sigma: torch.where(sigma > 0.02, at_end(sigma), 0.0), schedule)
+
+        def last_pairs(sigma: Tensor) -> Tensor:
+            ratio = 1 - 2.0**-4 * (1 + 8 * torch.sigmoid(-sigma * 0.5 / STD))
+            return torch.where(sigma > 0.02, sigma * ratio.clamp(min=0), 0.0)
+
+        gain = conditional_gain(last_pairs, schedule)
         method.pairs = floored(method.pairs, schedule)
     else:
         gain = conditional_gain(next_below(method.grid(99), schedule), schedule)
@@ -262,13 +316,18 @@ def test_the_derivative_of_a_consistency_function_is_zero() -> None:
     assert method.target == "guided teacher"
     found = [method.loss_at(batch, r=1.0)[1]["tangent"] for batch in batches(2)]
     wrong = built("scm", posterior, ramp=0.0)
-    assert max(map(float, found)) < 1e-6 * min(float(wrong.loss_at(batch, r=1.0)[1]["tangent"]) for batch in batches(2))
+    assert max(map(float, found)) < 1e-6 * min(
+        float(wrong.loss_at(batch, r=1.0)[1]["tangent"]) for batch in batches(2)
+    )
 
 
 def test_meanflow_from_the_teacher_is_exact_at_its_jumps() -> None:
     right, wrong = (
         max(float(method.loss(batch)[1]["mse"]) for batch in batches(2))
-        for method in (built("meanflow", formula, source="teacher", distinct=1.0, power=0.0) for formula in (jump, posterior))
+        for method in (
+            built("meanflow", formula, source="teacher", distinct=1.0, power=0.0)
+            for formula in (jump, posterior)
+        )
     )
     assert right < 1e-4 * wrong
 
@@ -289,7 +348,9 @@ def test_reflow_finds_the_lines_between_the_pairs() -> None:
         for formula in (line, posterior):
             method = built("reflow", formula, num_steps=num_steps)
             (update,) = method.updates(step_number)
-            losses.append(max(float(update.loss(batch)[0].detach()) for batch in batches(2, paths=True)))
+            losses.append(
+                max(float(update.loss(batch)[0].detach()) for batch in batches(2, paths=True))
+            )
         assert losses[0] < 1e-4 * losses[1]
 
 
@@ -301,7 +362,9 @@ def remaining(grid: Tensor) -> Exact:
         for level in t.unique():
             rows = t == level
             start = int((grid - level).abs().argmin())
-            there[rows] = sample(DDIM(), teacher, x[rows].double(), grid[start:], cond[rows]).detach()
+            there[rows] = sample(
+                DDIM(), teacher, x[rows].double(), grid[start:], cond[rows]
+            ).detach()
         return towards(x, t, there, torch.zeros_like(t), schedule)
 
     return formula
@@ -316,7 +379,7 @@ def test_lcm_is_exact_at_the_rest_of_the_grid() -> None:
 
 
 def solver_jump(grid: Tensor) -> Exact:
-    """The jump that takes the teacher's DDIM steps on a grid to the time that it is told."""
+    """The jump that takes the teacher's DDIM steps on a grid to the condition's target time."""
 
     def formula(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
         s = schedule.time_from_network(cond.scalars["target"]).clamp(min=0)
@@ -325,7 +388,9 @@ def solver_jump(grid: Tensor) -> Exact:
         for pair in torch.stack(places, 1).unique(dim=0).tolist():
             rows = (places[0] == pair[0]) & (places[1] == pair[1])
             if pair[0] < pair[1]:
-                there[rows] = sample(DDIM(), teacher, x[rows].double(), grid[pair[0] : pair[1] + 1], cond[rows])
+                there[rows] = sample(
+                    DDIM(), teacher, x[rows].double(), grid[pair[0] : pair[1] + 1], cond[rows]
+                )
         onwards = torch.where(places[0] < places[1], s, (t - 0.01).clamp(min=0))
         return towards(x, t, there, onwards, schedule)
 
@@ -345,10 +410,16 @@ def test_a_progressive_step_is_two_of_the_teachers() -> None:
     fine = few_step_levels(8)
 
     def two(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
-        teacher, there, s = Model(posterior, schedule), torch.empty_like(x, dtype=torch.float64), torch.empty_like(t)
+        teacher, there, s = (
+            Model(posterior, schedule),
+            torch.empty_like(x, dtype=torch.float64),
+            torch.empty_like(t),
+        )
         for level in t.unique():
             rows, start = t == level, int((fine - level).abs().argmin())
-            there[rows] = sample(DDIM(), teacher, x[rows].double(), fine[start : start + 3], cond[rows]).detach()
+            there[rows] = sample(
+                DDIM(), teacher, x[rows].double(), fine[start : start + 3], cond[rows]
+            ).detach()
             s[rows] = fine[start + 2]
         return towards(x, t, there, s, schedule)
 
@@ -363,12 +434,15 @@ def test_distribution_matching_stops_where_the_fake_score_is_the_teacher() -> No
     found = []
     for formula in (posterior, end):
         method.matching.model = Model(formula, method.schedule)
-        found.append(max(float(method.loss_at(batch, place=1)[1]["gradient"]) for batch in batches(2)))
+        found.append(
+            max(float(method.loss_at(batch, place=1)[1]["gradient"]) for batch in batches(2))
+        )
     assert found[0] < 1e-9 * found[1]
 
 
 def test_the_fake_score_finds_the_denoiser_of_the_students_samples() -> None:
-    method = built("dmd2", end, fake_gan=0.0, num_steps=1)  # the exact student: its samples are the data
+    # The student is exact, so its samples are the data.
+    method = built("dmd2", end, fake_gan=0.0, num_steps=1)
     for formula, bound in ((posterior, 4.0), (end, None)):
         method.matching.model = Model(formula, method.schedule)
         found = []
@@ -383,14 +457,16 @@ def test_the_fake_score_finds_the_denoiser_of_the_students_samples() -> None:
 
 def test_moments_agree_where_all_jumps_end_in_the_same_points() -> None:
     def same(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
-        s = torch.minimum(schedule.time_from_network(cond.scalars["target"]).clamp(min=0), t - 1e-6).clamp(min=0)
+        s = torch.minimum(
+            schedule.time_from_network(cond.scalars["target"]).clamp(min=0), t - 1e-6
+        ).clamp(min=0)
         return towards(x, t, torch.full_like(x, MEAN, dtype=torch.float64), s, schedule)
 
     losses = []
     for formula in (same, posterior):
         method = built("imm", formula, gap=2)
         drawn = method.times
-        method.times = lambda batch, drawn=drawn: (*drawn(batch)[:2], drawn(batch)[2] / 4)  # r above s
+        method.times = lambda batch, drawn=drawn: (*drawn(batch)[:2], drawn(batch)[2] / 4)  # r > s
         losses.append(max(float(method.loss(batch)[0].detach()) for batch in batches(2)))
     assert losses[0] < 1e-5 * losses[1]
 
@@ -427,14 +503,16 @@ def test_distribution_matching_moves_samples_back() -> None:
         x = (batch.data[0] + 0.5).requires_grad_()  # type: ignore[index]
         method.generate = lambda *args, x=x: x
         method.loss_at(batch, place=0)[0].backward()
-        assert float(x.grad.mean()) > 5 * float(x.grad.std()) / x.numel() ** 0.5  # descending takes them down
+        # Gradient descent moves the samples down.
+        assert float(x.grad.mean()) > 5 * float(x.grad.std()) / x.numel() ** 0.5
 
 
 def test_a_students_gan_loss_asks_for_what_looks_real_and_a_critics_tells_apart() -> None:
     method = built("dmd2", end, num_steps=1)
     slope = torch.ones((), dtype=torch.float64, requires_grad=True)
     method.matching.fake.logit = lambda x_t, time, cond: slope * x_t.mean((1, 2, 3))
-    method.matching.model = Model(posterior, method.schedule)  # the teacher: no gradient of matching
+    # The fake equals the teacher, so matching has no gradient.
+    method.matching.model = Model(posterior, method.schedule)
     (batch,) = batches(1)
     x = (batch.data[0] - 2).detach().requires_grad_()  # type: ignore[index]
     method.generate = lambda *args: x
@@ -456,7 +534,9 @@ def test_backward_simulation_is_the_samplers_own_path() -> None:
 
     method.generate(recording, cond, batch, 2, "student")
     named = lambda name: batch.normal(f"student {name}", SHAPE)  # noqa: E731
-    path = trace(method.solver, Model(fading, method.schedule), named("x_T"), method.levels, cond, named)
+    path = trace(
+        method.solver, Model(fading, method.schedule), named("x_T"), method.levels, cond, named
+    )
     assert [t for _, t in seen] == method.levels[:3].tolist()
     for i, (x_t, _) in enumerate(seen):
         torch.testing.assert_close(x_t.float(), path.states[:, i].float())
@@ -472,8 +552,13 @@ def test_scms_tangent_points_to_where_the_path_leads(source: str) -> None:
         method.loss_at(batch, r=1.0)[0].backward()
         drift.append(float(method.model.distortion.grad[1]))
     right, wrong = built("scm", end, ramp=0.0), method
-    cond, angle = Condition(torch.zeros(64, dtype=torch.long)), torch.full((64,), 1.2, dtype=torch.float64)
+    cond, angle = (
+        Condition(torch.zeros(64, dtype=torch.long)),
+        torch.full((64,), 1.2, dtype=torch.float64),
+    )
     x = Keyed("test", 0).normal("x", torch.arange(64), SHAPE).double()
-    towards_right = (right.F(right.model, x, angle, cond) - wrong.F(wrong.model, x, angle, cond)).mean()
+    towards_right = (
+        right.F(right.model, x, angle, cond) - wrong.F(wrong.model, x, angle, cond)
+    ).mean()
     moved = -sum(drift) * float(towards_right)  # of the distortion, which raises u and with it F
     assert moved > 0

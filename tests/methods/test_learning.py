@@ -1,4 +1,4 @@
-"""A hundred steps of a small network on the exact mixture move every method's student towards it."""
+"""A hundred steps on the exact mixture move every method's small student towards it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,23 @@ CPU = torch.device("cpu")
 STEPS = 100
 OPTIONS: dict[str, dict[str, Any]] = {
     "ard": {"history_layers": 2},
-    "dmd2": {"student_every": 1, "lr": 1e-3, "fake_lr": 3e-3, "student_gan": 0.0, "fake_gan": 0.0},  # distribution matching alone
+    "dmd2": {
+        "student_every": 1,
+        "lr": 1e-3,
+        "fake_lr": 3e-3,
+        "student_gan": 0.0,
+        "fake_gan": 0.0,
+    },  # distribution matching alone
     "meanflow": {"source": "teacher"},
     "progressive": {"rounds": 1},
     "shortcut": {"bootstrap": 0.75, "finest": 4},  # few sizes of steps, each often
 }
-APART = {"denoising", "teacher", "knowledge-distillation", "ladd"}  # ladd needs a teacher with blocks
+APART = {
+    "denoising",
+    "teacher",
+    "knowledge-distillation",
+    "ladd",  # needs a teacher with blocks
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +46,11 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("cache")))
         whole = load_task("mixture").spec
         trajectories = whole.trajectories.model_copy(update={"count": 2048})
-        task = MixtureTask(whole.model_copy(update={"network": {**whole.network, "depth": 2}, "trajectories": trajectories}))
+        task = MixtureTask(
+            whole.model_copy(
+                update={"network": {**whole.network, "depth": 2}, "trajectories": trajectories}
+            )
+        )
         yield task, open_store(task.recipe, task.teacher(CPU), CPU)
 
 
@@ -56,5 +71,7 @@ def test_a_student_moves_towards_the_mixture(name: str, mixture: Any, tmp_path: 
 
     before = distance()
     sources = {"data": task.split.train, "trajectory": store}
-    Trainer(method, sources, TrainSettings(STEPS, 128, 0, sample_group=config.sample_group), None, CPU).train()
+    Trainer(
+        method, sources, TrainSettings(STEPS, 128, 0, sample_group=config.sample_group), None, CPU
+    ).train()
     assert distance() < 0.75 * before

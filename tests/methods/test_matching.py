@@ -37,7 +37,9 @@ def batch(tiny: Task) -> Batch:
 
 
 def gradients(method: Any, loss: torch.Tensor) -> list[torch.Tensor]:
-    found = torch.autograd.grad(loss, list(method.players["student"].module.parameters()), allow_unused=True)
+    found = torch.autograd.grad(
+        loss, list(method.players["student"].module.parameters()), allow_unused=True
+    )
     return [gradient for gradient in found if gradient is not None]
 
 
@@ -55,7 +57,9 @@ def test_the_stage_has_its_phases(tiny: Task) -> None:
     assert method.student_player.ema.decay == EMA(method.student_player.module, 0.05, found).decay
 
 
-def test_the_loss_is_the_regressions_and_that_of_matching_the_last_state(tiny: Task, batch: Batch) -> None:
+def test_the_loss_is_the_regressions_and_that_of_matching_the_last_state(
+    tiny: Task, batch: Batch
+) -> None:
     method = student(tiny, dmd_weight=3.0)
     with torch.no_grad():
         for parameter in method.stage.matching.fake.parameters():
@@ -63,18 +67,30 @@ def test_the_loss_is_the_regressions_and_that_of_matching_the_last_state(tiny: T
     loss, metrics = method.stage.student_loss(method.loss, batch)
     found = gradients(method, loss)
     own, _ = method.loss(batch)
-    matching, _ = method.stage.matching.student_loss(batch.carry["x_0"], batch.trajectory.cond, batch)
+    matching, _ = method.stage.matching.student_loss(
+        batch.carry["x_0"], batch.trajectory.cond, batch
+    )
     expected = gradients(method, own + 3 * matching)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
     assert float(metrics["mse"]) == pytest.approx(float(own.detach()))
-    assert any(not torch.allclose(a, b, rtol=1e-2) for a, b in zip(found, gradients(method, method.loss(batch)[0]), strict=True))
+    assert any(
+        not torch.allclose(a, b, rtol=1e-2)
+        for a, b in zip(found, gradients(method, method.loss(batch)[0]), strict=True)
+    )
 
 
 @pytest.mark.parametrize(("scale", "sign"), [(1.0, 0), (0.5, -1), (1.5, 1)])
-def test_samples_move_from_the_fakes_denoiser_to_the_teachers(scale: float, sign: int, tiny: Task, batch: Batch) -> None:
-    """With the fake's x_0 a multiple of the teacher's the gradient points from it to the teacher's, and vanishes where they are equal."""
-    matching = Matching(MatchingConfig(student_gan=0, fake_gan=0), tiny.teacher(CPU), tiny, starts_as_teacher=True)
+def test_samples_move_from_the_fakes_denoiser_to_the_teachers(
+    scale: float, sign: int, tiny: Task, batch: Batch
+) -> None:
+    """Gradient descent moves samples from the fake's x_0 towards the teacher's.
+
+    The fake's x_0 is a multiple of the teacher's; where both are equal the gradient vanishes.
+    """
+    matching = Matching(
+        MatchingConfig(student_gan=0, fake_gan=0), tiny.teacher(CPU), tiny, starts_as_teacher=True
+    )
     teacher, cond = matching.teacher, Condition(batch.data[1].labels)
 
     def scaled(x_t: Any, t: Any, cond: Any) -> Any:
@@ -91,16 +107,27 @@ def test_samples_move_from_the_fakes_denoiser_to_the_teachers(scale: float, sign
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_the_fake_score_is_shown_the_students_samples(place: int, tiny: Task, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a step with an update of the student what that one left, in a step without one what the student makes now."""
+def test_the_fake_score_is_shown_the_students_samples(
+    place: int, tiny: Task, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fake score trains on samples of the student.
+
+    In a step that updates the student they are those of this update; otherwise they are fresh.
+    """
     method, seen = student(tiny, dmd_every=2), []
-    monkeypatch.setattr(method.stage.matching, "fake_loss", lambda x, cond, batch: seen.append((x, cond)) or (x.sum(), {}))
+    monkeypatch.setattr(
+        method.stage.matching,
+        "fake_loss",
+        lambda x, cond, batch: seen.append((x, cond)) or (x.sum(), {}),
+    )
     updates = list(method.updates(20 + place))
     for update in updates:
         update.loss(batch)
     method.loss(batch)
     ((x, cond),) = seen
-    assert [update.player for update in updates] == (["student", "fake_score"] if not place else ["fake_score"])
+    assert [update.player for update in updates] == (
+        ["student", "fake_score"] if not place else ["fake_score"]
+    )
     assert not x.requires_grad
     torch.testing.assert_close(x, batch.carry["x_0"].detach())
     assert torch.equal(cond.labels, batch.trajectory.cond.labels)
@@ -108,7 +135,9 @@ def test_the_fake_score_is_shown_the_students_samples(place: int, tiny: Task, ba
 
 
 def test_the_fake_score_is_weighted_as_edm_weighs(tiny: Task, batch: Batch) -> None:
-    matching = Matching(MatchingConfig(student_gan=0, fake_gan=0), tiny.teacher(CPU), tiny, starts_as_teacher=True)
+    matching = Matching(
+        MatchingConfig(student_gan=0, fake_gan=0), tiny.teacher(CPU), tiny, starts_as_teacher=True
+    )
     x, cond = batch.data[0], batch.data[1]
     found, _ = matching.fake_loss(x, cond, batch)
     x_t, t = matching.noised(x, batch, "fake")
@@ -141,8 +170,13 @@ def test_every_number_of_steps_is_finished(counts: list[int], every: int, tiny: 
 
 
 def test_the_fake_score_learns_the_students_samples(tiny: Task, batch: Batch) -> None:
-    sources = {"data": tiny.split.train, "trajectory": open_store(tiny.recipe, tiny.teacher(CPU), CPU)}
-    training = Trainer(student(tiny, 60, dmd_from=0.0), sources, TrainSettings(60, 16, 0, log_every=1), None, CPU)
+    sources = {
+        "data": tiny.split.train,
+        "trajectory": open_store(tiny.recipe, tiny.teacher(CPU), CPU),
+    }
+    training = Trainer(
+        student(tiny, 60, dmd_from=0.0), sources, TrainSettings(60, 16, 0, log_every=1), None, CPU
+    )
     training.train()
     losses = [point["fake_score/denoising"] for point in training.curve]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
@@ -155,10 +189,21 @@ def test_a_stage_needs_a_network() -> None:
 
 def test_a_student_is_finished_in_one_way(tiny_folder: Any) -> None:
     with pytest.raises(UsageError, match="gan_from and dmd_from are two ways"):
-        resolve(RunConfig(method="ard", task="tiny", num_steps=2, options={"history_layers": 2, "dmd_from": 0.5, "gan_from": 0.5}))
+        resolve(
+            RunConfig(
+                method="ard",
+                task="tiny",
+                num_steps=2,
+                options={"history_layers": 2, "dmd_from": 0.5, "gan_from": 0.5},
+            )
+        )
 
 
 def test_without_a_stage_its_options_name_the_same_run(tiny_folder: Any) -> None:
-    ids = {resolve(RunConfig(method="ard", task="tiny", num_steps=2, options={"history_layers": 2, **more})).run_id
-           for more in ({}, {"dmd_every": 2, "dmd_weight": 0.1})}  # fmt: skip
+    ids = {
+        resolve(
+            RunConfig(method="ard", task="tiny", num_steps=2, options={"history_layers": 2, **more})
+        ).run_id
+        for more in ({}, {"dmd_every": 2, "dmd_weight": 0.1})
+    }
     assert len(ids) == 1

@@ -17,25 +17,37 @@ from harness.tasks import Task
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_flow_times_and_back(schedule: str) -> None:
     t = torch.tensor([0.001, 0.3, 0.7, 0.99], dtype=torch.float64)
-    torch.testing.assert_close(time_of_flow(SCHEDULES[schedule](), flow_time(SCHEDULES[schedule](), t)), t, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        time_of_flow(SCHEDULES[schedule](), flow_time(SCHEDULES[schedule](), t)),
+        t,
+        rtol=1e-9,
+        atol=1e-9,
+    )
 
 
 def test_a_share_is_bootstrapped_late_in_a_long_run(tiny: Task) -> None:
-    cls, told = METHODS["shortcut"], []
+    cls, step_sizes = METHODS["shortcut"], []
     method = cls(cls.Config(finest=16), tiny.teacher(torch.device("cpu")), tiny, 2, 10)
-    method.s = lambda model, y, tau, step, cond: (told.append(step), y)[1]  # type: ignore[method-assign]
+    method.s = lambda model, y, tau, step, cond: (step_sizes.append(step), y)[1]  # type: ignore[method-assign]
     items = torch.arange(16)
     for first in (0, 2**28):
-        told.clear()
+        step_sizes.clear()
         method.loss(Batch(items + first, tiny.split.train.batch(items), None, Keyed("train", 0, 0)))
-        assert int((told[-1] > 0).sum()) == 4
+        assert int((step_sizes[-1] > 0).sum()) == 4
 
 
-@pytest.mark.parametrize(("method", "options", "complaint"), [
-    ("ect", {"q": 256.0}, r"q is 256 and stages 8, but q \*\* stages must not exceed 1e\+06"),
-    ("ect", {"stages": 64}, "q is 2 and stages 64"),
-    ("ict", {"levels_from": 20, "levels_to": 10}, "levels_from is 20, but must not exceed levels_to, which is 10"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "options", "complaint"),
+    [
+        ("ect", {"q": 256.0}, r"q is 256 and stages 8, but q \*\* stages must not exceed 1e\+06"),
+        ("ect", {"stages": 64}, "q is 2 and stages 64"),
+        (
+            "ict",
+            {"levels_from": 20, "levels_to": 10},
+            "levels_from is 20, but must not exceed levels_to, which is 10",
+        ),
+    ],
+)
 def test_levels_that_come_too_close(method: str, options: dict, complaint: str, tiny: Task) -> None:
     cls = METHODS[method]
     cls.check(cls.Config(), tiny, 4)

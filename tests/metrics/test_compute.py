@@ -15,12 +15,34 @@ from harness.metrics.compute import count_flops, count_macs, parameters
 from harness.networks.dit import DiT, size_options
 from harness.networks.history import EMPTY, HistoryDiT, causal, keep_first, window
 
-SMALL = {"image_size": 8, "patch_size": 2, "in_channels": 3, "hidden_size": 32, "depth": 4, "num_heads": 4, "num_classes": 5}
-XL = {**size_options("DiT-XL/2"), "image_size": 32, "in_channels": 4, "num_classes": 1000, "learn_sigma": True}
+SMALL = {
+    "image_size": 8,
+    "patch_size": 2,
+    "in_channels": 3,
+    "hidden_size": 32,
+    "depth": 4,
+    "num_heads": 4,
+    "num_classes": 5,
+}
+XL = {
+    **size_options("DiT-XL/2"),
+    "image_size": 32,
+    "in_channels": 4,
+    "num_classes": 1000,
+    "learn_sigma": True,
+}
 
 
-def dit_macs(image_size: int, patch_size: int, in_channels: int, hidden_size: int, depth: int, num_heads: int, num_classes: int,
-             learn_sigma: bool = False) -> int:  # fmt: skip
+def dit_macs(
+    image_size: int,
+    patch_size: int,
+    in_channels: int,
+    hidden_size: int,
+    depth: int,
+    num_heads: int,
+    num_classes: int,
+    learn_sigma: bool = False,
+) -> int:
     """Multiply-adds of one sample through a DiT, from its layers' shapes."""
     tokens, d, pixels = (image_size // patch_size) ** 2, hidden_size, patch_size**2 * in_channels
     embed = tokens * pixels * d + 256 * d + d * d
@@ -40,7 +62,15 @@ def forward_macs(options: dict[str, Any], device: str, batch: int = 1) -> int:
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("changes", [{}, {"learn_sigma": True}, {"image_size": 16, "depth": 2}, {"hidden_size": 64, "patch_size": 4}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"learn_sigma": True},
+        {"image_size": 16, "depth": 2},
+        {"hidden_size": 64, "patch_size": 4},
+    ],
+)
 def test_a_dits_macs_are_those_of_its_layers(changes: dict[str, Any], device: str) -> None:
     options = {**SMALL, **changes}
     assert forward_macs(options, device) == dit_macs(**options)
@@ -53,7 +83,9 @@ def test_dit_xl_2_at_256_pixels_has_the_papers_figure() -> None:
     assert found == dit_macs(**XL)
 
 
-def sampling_macs(history_layers: int, states: int, options: dict[str, Any] = SMALL, device: str = "cpu") -> int:
+def sampling_macs(
+    history_layers: int, states: int, options: dict[str, Any] = SMALL, device: str = "cpu"
+) -> int:
     """Multiply-adds of cached sampling, one sample."""
     with torch.device(device):
         network = HistoryDiT(states, history_layers, causal, **options).to(device)
@@ -92,7 +124,8 @@ def test_attention_is_counted() -> None:
 
 def test_a_backward_pass_is_counted() -> None:
     layer, x = nn.Linear(6, 5), torch.zeros(3, 6)
-    assert count_flops(lambda: layer(x).sum().backward()) == 2 * (2 * 3 * 6 * 5)  # forward, and the weight's gradient
+    expected = 2 * (2 * 3 * 6 * 5)  # the forward pass and the weight's gradient
+    assert count_flops(lambda: layer(x).sum().backward()) == expected
     x.requires_grad_()
     assert count_flops(lambda: layer(x).sum().backward()) == 3 * (2 * 3 * 6 * 5)
 
@@ -123,28 +156,47 @@ class Labelled(nn.Module):
 
 
 def fvcore_macs(module: nn.Module, inputs: tuple[Any, ...], attention: bool = True) -> int:
-    """What fvcore counts, with or without being told of attention."""
+    """MACs that fvcore counts, with attention or without."""
 
     def products(inputs: list[Any], outputs: list[Any]) -> int:
         batch, heads, queries, width = inputs[0].type().sizes()
         return 2 * batch * heads * queries * inputs[1].type().sizes()[2] * width
 
-    analysis = fvcore.FlopCountAnalysis(module, inputs).unsupported_ops_warnings(False).tracer_warnings("none")
+    analysis = (
+        fvcore.FlopCountAnalysis(module, inputs)
+        .unsupported_ops_warnings(False)
+        .tracer_warnings("none")
+    )
     if attention:
         analysis.set_op_handle("aten::scaled_dot_product_attention", products)
-    return sum(macs for name, macs in analysis.by_operator().items() if name != "layer_norm")  # that is no product
+    # layer_norm is no matrix product.
+    return sum(macs for name, macs in analysis.by_operator().items() if name != "layer_norm")
 
 
-MASKS = {"causal": causal, "window 1": window(1), "window 2": window(2), "diagonal": window(0), "keep first": keep_first}
+MASKS = {
+    "causal": causal,
+    "window 1": window(1),
+    "window 2": window(2),
+    "diagonal": window(0),
+    "keep first": keep_first,
+}
 
 
 @pytest.mark.parametrize("history_layers", range(5))
 @pytest.mark.parametrize("per_step_heads", [False, True])
 @pytest.mark.parametrize("mask", MASKS)
-def test_three_counts_agree_for_every_mask_and_depth(mask: str, per_step_heads: bool, history_layers: int) -> None:
-    network = HistoryDiT(4, history_layers, MASKS[mask], per_step_heads, **SMALL).eval().requires_grad_(False)
+def test_three_counts_agree_for_every_mask_and_depth(
+    mask: str, per_step_heads: bool, history_layers: int
+) -> None:
+    network = (
+        HistoryDiT(4, history_layers, MASKS[mask], per_step_heads, **SMALL)
+        .eval()
+        .requires_grad_(False)
+    )
     inputs = (torch.zeros(1, 1, 3, 8, 8), torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
-    formula = 4 * dit_macs(**SMALL) + history_extra_macs(16, 32, history_layers, [len(MASKS[mask](q)) for q in range(4)])
+    formula = 4 * dit_macs(**SMALL) + history_extra_macs(
+        16, 32, history_layers, [len(MASKS[mask](q)) for q in range(4)]
+    )
     assert count_macs(lambda: CachedSampling(network)(*inputs)) == formula
     assert fvcore_macs(CachedSampling(network), inputs) == formula
 
@@ -153,7 +205,10 @@ def test_fvcore_skips_attention_unless_it_is_told() -> None:
     inputs = (torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.zeros(2, dtype=torch.long))
     network = Labelled(DiT(**SMALL).eval())
     assert fvcore_macs(network, inputs) == 2 * dit_macs(**SMALL)
-    assert fvcore_macs(network, inputs, attention=False) == 2 * dit_macs(**SMALL) - 2 * 4 * 2 * 16**2 * 32
+    assert (
+        fvcore_macs(network, inputs, attention=False)
+        == 2 * dit_macs(**SMALL) - 2 * 4 * 2 * 16**2 * 32
+    )
 
 
 def test_parameters_leave_out_position_embeddings() -> None:

@@ -1,4 +1,4 @@
-"""The evaluator: what it says of real images, what a metric's identity holds, what sampling costs."""
+"""The evaluator: scores of real images, the identity of a metric, the cost of sampling."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from harness.diffusion.randomness import Keyed
 from harness.errors import RunFailed
 from harness.methods import METHODS
 from harness.metrics import evaluator as evaluator_module
-from harness.metrics.evaluator import Evaluator, sample_grid, sample_set, sampling_cost
+from harness.metrics.evaluator import Evaluator
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid
 from harness.metrics.manifold import density_coverage, precision_recall
+from harness.metrics.sampling import sample_grid, sample_set, sampling_cost
 from harness.records import Metric
 from harness.runs.config import RunConfig
 from harness.runs.resolve import resolve
@@ -99,7 +100,9 @@ def test_features_of_many_images_are_kept(tiny: Task, monkeypatch: pytest.Monkey
     monkeypatch.setattr(evaluator_module, "FEW", 1000)
     first = Evaluator(tiny, lambda k: noise_images(tiny, 40), CPU).reference
     with monkeypatch.context() as patch:
-        patch.setattr(evaluator_module, "classify", lambda *args: pytest.fail("they are made again"))
+        patch.setattr(
+            evaluator_module, "classify", lambda *args: pytest.fail("they are made again")
+        )
         assert torch.equal(Evaluator(tiny, lambda k: noise_images(tiny, 40), CPU).reference, first)
     other = changed(tiny, data={"split_seed": 1})
     assert not torch.equal(Evaluator(other, lambda k: noise_images(tiny, 40), CPU).reference, first)
@@ -126,11 +129,16 @@ def test_the_floor_beside_many_images_is_kept(tiny: Task, monkeypatch: pytest.Mo
     monkeypatch.setattr(evaluator_module, "FEW", 1000)
     assert evaluator(tiny).floors() == measured
     calls: list[int] = []
-    monkeypatch.setattr(Evaluator, "of_samples", lambda *args: calls.append(0) or {"fid": float(len(calls))})
+    monkeypatch.setattr(
+        Evaluator, "of_samples", lambda *args: calls.append(0) or {"fid": float(len(calls))}
+    )
     assert evaluator(tiny).floors() == measured
     # for each thing that decides it there is one
     other_held_out, other_train = Task(tiny.spec), Task(tiny.spec)
-    fewer = {name: ImageSet(part.images[10:], part.labels[10:]) for name, part in vars(tiny.split).items()}
+    fewer = {
+        name: ImageSet(part.images[10:], part.labels[10:])
+        for name, part in vars(tiny.split).items()
+    }
     other_held_out.__dict__["split"] = replace(tiny.split, held_out=fewer["held_out"])
     other_train.__dict__["split"] = replace(tiny.split, train=fewer["train"])
     some = changed(tiny, evaluation={"neighbours": 100})
@@ -170,12 +178,16 @@ class Oracle(nn.Module):
         return -(features[:, :1] - self.levels).abs()
 
 
-def test_label_agreement_asks_for_the_sets_own_labels(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_agreement_asks_for_the_sets_own_labels(
+    tiny: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tiny, "classifier", lambda device: Oracle())
     images, labels = noise_images(tiny, 40), tiny.evaluation_inputs(0)[1].labels
     images[:, 0, 0, 0] = labels / 5 - 1
     images[:10, 0, 0, 0] = (labels[:10] + 1) % 10 / 5 - 1  # ten wrong ones
-    assert Evaluator(tiny, lambda k: images, CPU).evaluate({0: images})["label_agreement"].mean == 0.75
+    assert (
+        Evaluator(tiny, lambda k: images, CPU).evaluate({0: images})["label_agreement"].mean == 0.75
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -214,7 +226,9 @@ def test_an_identity_holds_n_and_the_metric(tiny: Task) -> None:
 
 
 @pytest.mark.parametrize("network", ["features", "teacher"])
-def test_an_identity_holds_the_networks_weights(network: str, tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_identity_holds_the_networks_weights(
+    network: str, tiny: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = identity_hash(tiny)
     other = changed(tiny, **{network: {"sha256": "0" * 64}})
     monkeypatch.setattr(other, "classifier", lambda device: tiny.classifier(device))
@@ -223,9 +237,16 @@ def test_an_identity_holds_the_networks_weights(network: str, tiny: Task, monkey
 
 @pytest.mark.parametrize(
     ("method", "options", "nfe"),
-    [("teacher", {}, 8), ("step-distillation", {}, 4), ("ard", {"history_layers": 2}, 4), ("denoising", {}, 4)],
+    [
+        ("teacher", {}, 8),
+        ("step-distillation", {}, 4),
+        ("ard", {"history_layers": 2}, 4),
+        ("denoising", {}, 4),
+    ],
 )
-def test_a_guided_step_costs_two_passes_and_a_students_one(method: str, options: dict[str, Any], nfe: int, tiny: Task) -> None:
+def test_a_guided_step_costs_two_passes_and_a_students_one(
+    method: str, options: dict[str, Any], nfe: int, tiny: Task
+) -> None:
     resolved = resolve(RunConfig(method=method, options=options, task="tiny"), tiny)
     built = METHODS[method](resolved.config, tiny.teacher(CPU), tiny, 4, 10)
 
@@ -236,7 +257,14 @@ def test_a_guided_step_costs_two_passes_and_a_students_one(method: str, options:
     assert found == nfe
     tokens, d = 4, 16
     linear = tokens * 12 * d * d + 6 * d * d
-    forward = tokens * 16 * d + 256 * d + d * d + 3 * (linear + 2 * tokens**2 * d) + 2 * d * d + tokens * d * 16
+    forward = (
+        tokens * 16 * d
+        + 256 * d
+        + d * d
+        + 3 * (linear + 2 * tokens**2 * d)
+        + 2 * d * d
+        + tokens * d * 16
+    )
     extra = 2 * tokens**2 * d * 2 * 6 if method == "ard" else 0
     assert macs == nfe * forward + extra
 
@@ -252,6 +280,11 @@ def test_a_grid_shows_rows_of_samples_enlarged() -> None:
 
 
 def test_a_grid_keeps_colours_and_takes_fewer_samples_than_columns() -> None:
-    picture = sample_grid([torch.tensor([-1.0, 0.0, 1.0]).reshape(1, 3, 1, 1).expand(2, 3, 4, 4)], columns=20, scale=2, gap=1)
+    picture = sample_grid(
+        [torch.tensor([-1.0, 0.0, 1.0]).reshape(1, 3, 1, 1).expand(2, 3, 4, 4)],
+        columns=20,
+        scale=2,
+        gap=1,
+    )
     assert picture.shape == (10, 20, 3)
     assert picture[5, 5].tolist() == [0, 128, 255]

@@ -12,7 +12,8 @@ from harness.solvers import Solver
 
 COND = Condition(torch.zeros(3, dtype=torch.long))
 LEVELS = torch.tensor([1.0, 0.6, 0.3, 0.0], dtype=torch.float64)
-POINTS = torch.arange(4.0).reshape(1, 4, 1, 1, 1).expand(3, 4, 1, 2, 2)  # the teacher adds 1 at each step
+POINTS = torch.arange(4.0).reshape(1, 4, 1, 1, 1).expand(3, 4, 1, 2, 2)
+"""The teacher's states: each step adds 1."""
 
 
 class Adds(Solver):
@@ -24,7 +25,16 @@ class Adds(Solver):
     def init(self, model: None, x_T: Tensor, cond: Condition) -> Tensor:
         return torch.zeros_like(x_T)
 
-    def step(self, model: None, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: Tensor, noise: None) -> tuple:
+    def step(
+        self,
+        model: None,
+        x_t: Tensor,
+        t: Tensor,
+        s: Tensor,
+        cond: Condition,
+        state: Tensor,
+        noise: None,
+    ) -> tuple:
         x_s = x_t + self.size + self.gain * state
         return x_s, x_s, state + x_t
 
@@ -42,5 +52,6 @@ def test_errors_add_up_on_the_own_history_alone() -> None:
 
 def test_the_history_is_carried_in_both() -> None:
     taught, own, _ = exposure_bias(Adds(1.0, gain=0.1), None, POINTS, LEVELS, COND)
-    assert taught == pytest.approx([0.0, 0.0, 0.1])  # the teacher's states before the last step: 0 and 1
+    # The teacher's states before the last step are 0 and 1.
+    assert taught == pytest.approx([0.0, 0.0, 0.1])
     assert own[0] == taught[0]

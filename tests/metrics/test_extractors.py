@@ -34,7 +34,10 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     path = tmp_path_factory.mktemp("weights") / "inception.pth"
     with pytest.MonkeyPatch.context() as patch, keyed_initialisation(0, "inception"):
-        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: {})
+        patch.setattr(
+            "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url",
+            lambda *a, **k: {},
+        )
         patch.setattr(Network, "load_state_dict", lambda self, state: None)
         torch.save(Network("inception-v3-compat", ["2048"]).state_dict(), path)
     return path
@@ -63,23 +66,41 @@ def test_inception_is_torch_fidelitys(inception_file: Path) -> None:
 
 
 def test_clean_inception_sees_clean_fids_images(inception_file: Path) -> None:
-    """At 299 pixels nothing is resized, so both protocols agree; below they differ, and the network sees what clean-fid makes."""
+    """Both protocols agree at 299 pixels, where nothing is resized.
+
+    Below 299 they differ, and the network sees the images that clean-fid makes.
+    """
     plain, clean = Inception(inception_file, CPU), CleanInception(inception_file, CPU)
     large = Keyed("test", 0).uniform("large", torch.arange(1), (1, 299, 299)).float() * 2 - 1
     torch.testing.assert_close(clean(large), plain(large), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(clean(IMAGES), plain(IMAGES), rtol=1e-2)
     seen: list[Tensor] = []
-    clean.network.get_submodule("Conv2d_1a_3x3.conv").register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    clean.network.get_submodule("Conv2d_1a_3x3.conv").register_forward_pre_hook(
+        lambda module, args: seen.append(args[0])
+    )
     clean(IMAGES[:1])
-    rounded = ((IMAGES[0] + 1) * 127.5).round().to(torch.uint8).repeat(3, 1, 1).permute(1, 2, 0).numpy()
+    rounded = (
+        ((IMAGES[0] + 1) * 127.5).round().to(torch.uint8).repeat(3, 1, 1).permute(1, 2, 0).numpy()
+    )
     resized = cleanfid.build_resizer("clean")(rounded)
     np.testing.assert_allclose(seen[0][0].permute(1, 2, 0).numpy() * 128 + 128, resized, atol=1e-3)
 
 
-def test_the_two_libraries_frechet_distances_agree_on_equal_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One Frechet function serves both protocols; newer SciPy's matrix root has no `disp`, which clean-fid asks for."""
+def test_the_two_libraries_frechet_distances_agree_on_equal_features(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One Frechet function serves both protocols.
+
+    clean-fid passes `disp` to SciPy's matrix root, where newer versions have no such argument.
+    """
     root = linalg.sqrtm
-    monkeypatch.setattr(cleanfid, "linalg", SimpleNamespace(sqrtm=lambda matrix, disp=True: root(matrix) if disp else (root(matrix), 0.0)))
+    monkeypatch.setattr(
+        cleanfid,
+        "linalg",
+        SimpleNamespace(
+            sqrtm=lambda matrix, disp=True: root(matrix) if disp else (root(matrix), 0.0)
+        ),
+    )
     a, b = (Keyed("test", 0).normal(name, torch.arange(400), (16,)).double() for name in ("a", "b"))
     b = 1.3 * b + 0.2
     moments = [(x.mean(0).numpy(), np.cov(x.numpy(), rowvar=False)) for x in (a, b)]
@@ -109,7 +130,9 @@ class Boom:
         return print, ("executed",)
 
 
-def test_a_file_that_would_execute_something_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_would_execute_something_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save({"a": Boom()}, tmp_path / "boom.pth")
     for name in EXTRACTORS:
         with pytest.raises(UsageError, match="cannot be read safely"):
@@ -129,14 +152,19 @@ def test_without_a_network_a_file_is_asked_for(name: str, monkeypatch: pytest.Mo
 
 def test_they_stand_beside_the_tasks_own(tiny: Task, dinov2_file: Path) -> None:
     extractor = DINOv2(dinov2_file, CPU)
-    extractor.network = nn.Sequential(nn.AvgPool2d(56), nn.Flatten())  # quick: what it computes is another test's subject
+    # A quick network, since another test covers the features.
+    extractor.network = nn.Sequential(nn.AvgPool2d(56), nn.Flatten())
     split = tiny.split
-    small = type(split)(type(split.train)(split.train.images[:24], split.train.labels[:24]),
-                        type(split.held_out)(split.held_out.images[:24], split.held_out.labels[:24]))  # fmt: skip
+    small = type(split)(
+        type(split.train)(split.train.images[:24], split.train.labels[:24]),
+        type(split.held_out)(split.held_out.images[:24], split.held_out.labels[:24]),
+    )
     tiny.__dict__["split"] = small
     images = small.train.images[:20].repeat(2, 1, 1, 1)
     metrics = Evaluator(tiny, lambda k: images, CPU, [extractor]).evaluate({0: images})
-    assert metrics["fd_dinov2"].mean == pytest.approx(fid(extractor(images), extractor(small.train.images)))
+    assert metrics["fd_dinov2"].mean == pytest.approx(
+        fid(extractor(images), extractor(small.train.images))
+    )
     assert metrics["fd_dinov2"].identity["features"] == extractor.sha256
     assert metrics["fid"].identity["features"] == tiny.hashes["features"]
     assert metrics["fd_dinov2_floor"].n == 24
@@ -148,14 +176,22 @@ def test_their_weights_are_in_the_run_id(tiny: Task, dinov2_file: Path) -> None:
 
     other = dinov2_file.with_name("other.pth")
     other.write_bytes(dinov2_file.read_bytes() + b"x")
-    assert len({asked(), *(asked(extra_features=f"dinov2={file}") for file in (dinov2_file, other))}) == 3
-    assert parse_config({"method": "teacher", "extra_features": "inception,dinov2=a.pth"}).extra_features == ["inception", "dinov2=a.pth"]
+    assert (
+        len({asked(), *(asked(extra_features=f"dinov2={file}") for file in (dinov2_file, other))})
+        == 3
+    )
+    assert parse_config(
+        {"method": "teacher", "extra_features": "inception,dinov2=a.pth"}
+    ).extra_features == ["inception", "dinov2=a.pth"]
 
 
-@pytest.mark.parametrize(("said", "complaint"), [("dino", "did you mean dinov2"), ("dinov2=nowhere.pth", "there is no file of weights")])
-def test_what_is_refused_before_anything_runs(said: str, complaint: str) -> None:
+@pytest.mark.parametrize(
+    ("features", "complaint"),
+    [("dino", "did you mean dinov2"), ("dinov2=nowhere.pth", "there is no file of weights")],
+)
+def test_what_is_refused_before_anything_runs(features: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
-        resolve(RunConfig(method="teacher", extra_features=[said]))
+        resolve(RunConfig(method="teacher", extra_features=[features]))
 
 
 def test_samples_that_are_no_images_have_none(dinov2_file: Path) -> None:

@@ -115,15 +115,29 @@ def test_our_pipeline_equals_torch_fidelitys() -> None:
             return False
 
     register_feature_extractor("ours-test-fidelity", Ours)
-    first, second = normal("first", 90, 1, 8, 8).clamp(-1, 1), (normal("second", 70, 1, 8, 8) * 0.5).clamp(-1, 1)
+    first, second = (
+        normal("first", 90, 1, 8, 8).clamp(-1, 1),
+        (normal("second", 70, 1, 8, 8) * 0.5).clamp(-1, 1),
+    )
     theirs = calculate_metrics(
-        input1=Bare(to_uint8(first)), input2=Bare(to_uint8(second)), feature_extractor="ours-test-fidelity",
-        fid=True, kid=True, kid_subsets=20, kid_subset_size=30, batch_size=32, cuda=False, cache=False, verbose=False,
+        input1=Bare(to_uint8(first)),
+        input2=Bare(to_uint8(second)),
+        feature_extractor="ours-test-fidelity",
+        fid=True,
+        kid=True,
+        kid_subsets=20,
+        kid_subset_size=30,
+        batch_size=32,
+        cuda=False,
+        cache=False,
+        verbose=False,
         save_cpu_ram=True,
-    )  # fmt: skip
+    )
     mine, reference = (classify(network, images, batch_size=40)[0] for images in (first, second))
     assert fid(mine, reference) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
-    assert kid(mine, reference, 30, subsets=20) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
+    assert kid(mine, reference, 30, subsets=20) == pytest.approx(
+        theirs["kernel_inception_distance_mean"], rel=1e-3
+    )
     assert fid(mine, reference) > 1e-6
 
 
@@ -134,7 +148,9 @@ def test_classify_rounds_to_8_bits_and_does_not_depend_on_the_batch() -> None:
     whole, logits = classify(network, images)
     assert whole.shape == (20, 64)
     assert whole.dtype == torch.float64
-    torch.testing.assert_close(classify(network, images, batch_size=7)[0], whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        classify(network, images, batch_size=7)[0], whole, rtol=1e-4, atol=1e-5
+    )
     rounded = ((images + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
     with torch.no_grad():
         torch.testing.assert_close(network.features(rounded).double(), whole, rtol=1e-4, atol=1e-5)

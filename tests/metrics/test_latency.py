@@ -1,4 +1,4 @@
-"""The latency protocol on a clock that is told what time it is."""
+"""The latency protocol on a fake clock."""
 
 from __future__ import annotations
 
@@ -34,7 +34,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_runs_and_reference_take_turns_after_the_warm_up(clock: Clock) -> None:
-    interleaved_latency(clock.worker("run", [1.0]), clock.worker("reference", [2.0]), torch.device("cpu"), warmup=2, repeats=3)
+    interleaved_latency(
+        clock.worker("run", [1.0]),
+        clock.worker("reference", [2.0]),
+        torch.device("cpu"),
+        warmup=2,
+        repeats=3,
+    )
     assert clock.calls == ["run", "reference"] * 5
 
 
@@ -42,4 +48,5 @@ def test_medians_of_the_timed_repeats(clock: Clock) -> None:
     run = clock.worker("run", [100.0, 1.0, 2.0, 9.0])  # the first is the warm-up
     reference = clock.worker("reference", [100.0, 1.0, 4.0, 3.0])
     found = interleaved_latency(run, reference, torch.device("cpu"), warmup=1, repeats=3)
-    assert found == Latency(seconds=2.0, reference_seconds=3.0, ratio=1.0)  # the ratios are 1, 1/2 and 3
+    # The ratios of the pairs are 1, 1/2 and 3.
+    assert found == Latency(seconds=2.0, reference_seconds=3.0, ratio=1.0)

@@ -1,4 +1,7 @@
-"""Nearest-neighbour metrics, inception-style score, diversity and memorisation on sets whose answers are known."""
+"""Metrics on sets whose answers are known.
+
+They are the nearest-neighbour metrics, the inception-style score, diversity and memorisation.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +44,18 @@ def test_a_set_against_itself_is_perfect() -> None:
 def test_parts_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """The published definitions on whole matrices of distances."""
     generated, real = normal(70, 0), normal(50, 1)
-    between, own = torch.cdist(generated, real), {k: torch.cdist(real, real).kthvalue(k + 1, dim=1).values for k in (3, 5)}
+    between, own = (
+        torch.cdist(generated, real),
+        {k: torch.cdist(real, real).kthvalue(k + 1, dim=1).values for k in (3, 5)},
+    )
     around = torch.cdist(generated, generated).kthvalue(4, dim=1).values
     for at_once in (7, 1000):
         monkeypatch.setattr(manifold, "AT_ONCE", at_once)
         precision, recall = (between <= own[3]).any(1), (between <= around.unsqueeze(1)).any(0)
-        assert precision_recall(generated, real) == (float(precision.double().mean()), float(recall.double().mean()))
+        assert precision_recall(generated, real) == (
+            float(precision.double().mean()),
+            float(recall.double().mean()),
+        )
         inside = between <= own[5]
         expected = (float(inside.double().sum(1).mean() / 5), float(inside.any(0).double().mean()))
         assert density_coverage(generated, real) == pytest.approx(expected, rel=1e-12)
@@ -82,7 +91,8 @@ def test_inception_style_score_from_one_to_the_number_of_classes() -> None:
 
 def test_class_diversity_is_a_ratio_of_spreads() -> None:
     real, labels = normal(200, 0), torch.arange(200) % 2
-    shifted = real + labels.unsqueeze(1) * 100  # classes far apart: the distance between them does not count
+    # The classes are far apart; the distance between them must not count.
+    shifted = real + labels.unsqueeze(1) * 100
     assert class_diversity(0.5 * shifted, labels, shifted, labels) == pytest.approx(0.5)
     assert class_diversity(torch.zeros_like(real), labels, real, labels) == 0.0
 
@@ -104,7 +114,12 @@ def test_the_nearest_two_of_many_are_exact() -> None:
     training[2] = training[0] - 3e-4
     samples = torch.cat([normal(700, 1, 64).float(), training[:1] + 1e-6])
     found = nearest_two(samples, training)
-    exact = (samples.double().unsqueeze(1) - training.double()).norm(dim=2).topk(2, largest=False).values
+    exact = (
+        (samples.double().unsqueeze(1) - training.double())
+        .norm(dim=2)
+        .topk(2, largest=False)
+        .values
+    )
     assert torch.allclose(found, exact, rtol=1e-12, atol=0)
     images = samples.reshape(-1, 1, 8, 8)
     share = (exact[:, 0] < exact[:, 1] / 3).double().mean()

@@ -12,14 +12,23 @@ from torch import Tensor
 
 from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import keyed_initialisation
-from harness.networks.dit import DiT, attend_within, sincos_position_embedding, size_options
+from harness.networks.dit import DiT, size_options
+from harness.networks.layers import attend_within, sincos_position_embedding
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-TINY = {"image_size": 8, "patch_size": 4, "in_channels": 1, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+TINY = {
+    "image_size": 8,
+    "patch_size": 4,
+    "in_channels": 1,
+    "hidden_size": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "num_classes": 3,
+}
 
 
 def official_keys(depth: int) -> set[str]:
-    """State-dict keys of the official DiT of a depth, after those of the golden one, whose depth is 2."""
+    """State-dict keys of the official DiT at a depth, derived from the golden DiT of depth 2."""
     with safe_open(GOLDEN / "dit.safetensors", "pt") as file:
         golden = {key.removeprefix("dit.") for key in file.keys() if key.startswith("dit.")}  # noqa: SIM118
     block = {key.removeprefix("blocks.0.") for key in golden if key.startswith("blocks.0.")}
@@ -29,15 +38,23 @@ def official_keys(depth: int) -> set[str]:
 
 def test_xl_has_the_published_number_of_parameters_and_the_official_keys() -> None:
     with torch.device("meta"):
-        network = DiT(32, in_channels=4, num_classes=1000, learn_sigma=True, **size_options("DiT-XL/2"))
+        network = DiT(
+            32, in_channels=4, num_classes=1000, learn_sigma=True, **size_options("DiT-XL/2")
+        )
     parameters = sum(parameter.numel() for parameter in network.parameters())
     assert parameters == 674_834_720
-    assert parameters + network.pos_embed.numel() == 675_129_632  # the published 675.13 M count the fixed positions, too
+    # The published 675.13 M include the fixed positions.
+    assert parameters + network.pos_embed.numel() == 675_129_632
     assert set(network.state_dict()) == official_keys(28)
 
 
 def test_sizes_are_those_of_the_paper() -> None:
-    assert size_options("DiT-S/8") == {"depth": 12, "hidden_size": 384, "num_heads": 6, "patch_size": 8}
+    assert size_options("DiT-S/8") == {
+        "depth": 12,
+        "hidden_size": 384,
+        "num_heads": 6,
+        "patch_size": 8,
+    }
     for name in ("DiT-XXL/2", "DiT-S/3", "DiT-S"):
         with pytest.raises(KeyError):
             size_options(name)
@@ -45,7 +62,12 @@ def test_sizes_are_those_of_the_paper() -> None:
 
 def forward(network: DiT, batch: int = 3) -> Tensor:
     """The network's output for some random images."""
-    x = torch.randn(batch, 1, *(p * g for p, g in zip((4, 4), network.grid, strict=True)), generator=torch.Generator().manual_seed(0))
+    x = torch.randn(
+        batch,
+        1,
+        *(p * g for p, g in zip((4, 4), network.grid, strict=True)),
+        generator=torch.Generator().manual_seed(0),
+    )
     return network(x, torch.tensor([0.0, 10.0, 999.0]), Condition(torch.tensor([0, 1, 3])))
 
 
@@ -78,7 +100,8 @@ def test_learned_variance_doubles_the_channels_of_a_rectangular_image() -> None:
 def test_output_tokens_go_back_to_their_patches() -> None:
     network = DiT(**{**TINY, "image_size": (8, 12), "in_channels": 2})
     image = torch.arange(2.0 * 3 * 2 * 8 * 12).reshape(2, 3, 2, 8, 12)
-    patches = image.reshape(2, 3, 2, 2, 4, 3, 4).permute(0, 1, 3, 5, 4, 6, 2)  # rows, columns, p, p, channels
+    # The last five dimensions become rows, columns, p, p, channels.
+    patches = image.reshape(2, 3, 2, 2, 4, 3, 4).permute(0, 1, 3, 5, 4, 6, 2)
     assert torch.equal(network.image(patches.reshape(2, 3, 6, 32)), image)
 
 
@@ -89,6 +112,10 @@ def test_positions_of_a_rectangle_are_those_of_the_square_around_it() -> None:
 
 
 def test_attend_within_is_attention_of_each_leading_index() -> None:
-    q, k, v = torch.randn(3, 2, 4, 5, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = torch.stack([F.scaled_dot_product_attention(*each) for each in zip(q, k, v, strict=True)])
+    q, k, v = torch.randn(
+        3, 2, 4, 5, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    expected = torch.stack(
+        [F.scaled_dot_product_attention(*each) for each in zip(q, k, v, strict=True)]
+    )
     torch.testing.assert_close(attend_within(q, k, v), expected, rtol=1e-10, atol=1e-10)

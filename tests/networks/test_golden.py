@@ -1,6 +1,7 @@
-"""Parity with the authors' code: outputs of the official DiT, ARD and SiT on random weights (see `tests/golden`).
+"""Parity with the authors' code: outputs of the official DiT, ARD and SiT on random weights.
 
-The golden numbers are float64, and so are the networks here: float32 outputs differ between CPUs by 1e-5 and more.
+`tests/golden` describes the numbers. They are float64, and so are the networks here: float32
+outputs differ between CPUs by 1e-5 and more.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from harness.diffusion.randomness import Keyed
 from harness.diffusion.schedules import FlowSchedule, VPSchedule
 from harness.methods.ard import ARD, ARDConfig
 from harness.methods.base import Batch
-from harness.networks.dit import DiT, sincos_position_embedding
+from harness.networks.dit import DiT
 from harness.networks.history import EMPTY, HistoryDiT
+from harness.networks.layers import sincos_position_embedding
 from harness.solvers import DDIM, Euler, Trajectory, sample, trace
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -44,13 +46,20 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
 
 def part(golden: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with a prefix, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in golden.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in golden.items()
+        if name.startswith(prefix)
+    }
 
 
 def numbers(name: str) -> dict[str, Tensor]:
     """The tensors of a file of golden numbers, all but the labels in float64."""
     tensors = load_file(FOLDER / f"{name}.safetensors")
-    return {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+    return {
+        key: tensor.double() if tensor.is_floating_point() else tensor
+        for key, tensor in tensors.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +123,15 @@ def student(ard: dict[str, Tensor], layers: int) -> HistoryDiT:
 
 @pytest.mark.parametrize(("name", "side"), [("dit", 8), ("ard", 16)])
 def test_fixed_positions(request: pytest.FixtureRequest, name: str, side: int) -> None:
-    """Loading a state dict overwrites them, so the other tests do not see what a fresh network has. They are float32."""
-    close(sincos_position_embedding(48, (side, side)), request.getfixturevalue(name)[f"{name}.pos_embed"], 1e-6)
+    """A fresh network has the official fixed positions, in float32.
+
+    Loading a state dict overwrites them, so the other tests do not see them.
+    """
+    close(
+        sincos_position_embedding(48, (side, side)),
+        request.getfixturevalue(name)[f"{name}.pos_embed"],
+        1e-6,
+    )
 
 
 def test_dit_forward(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
@@ -133,7 +149,9 @@ def test_dit_forward_in_float32(dit: dict[str, Tensor]) -> None:
 
 def test_dit_guided_forward(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
     level_500 = torch.tensor(501 / 1000, dtype=torch.float64)
-    found = Guided(denoiser, 1.5, Conditions(10).null, channels=3)(dit["io.z"], level_500, Condition(dit["io.labels"]))
+    found = Guided(denoiser, 1.5, Conditions(10).null, channels=3)(
+        dit["io.z"], level_500, Condition(dit["io.labels"])
+    )
     close(found.eps, dit["io.cfg_out_t500_w1.5"][:, :4])
 
 
@@ -160,7 +178,9 @@ def test_sit_forward(sit: dict[str, Tensor], flow: Denoiser) -> None:
 
 def test_sit_guided_forward(sit: dict[str, Tensor], flow: Denoiser) -> None:
     t = torch.tensor(1 - 0.35, dtype=torch.float64)
-    found = Guided(flow, 1.5, Conditions(10).null, channels=3)(sit["io.z"], t, Condition(sit["io.labels"]))
+    found = Guided(flow, 1.5, Conditions(10).null, channels=3)(
+        sit["io.z"], t, Condition(sit["io.labels"])
+    )
     close(-found.v, sit["io.cfg_out_t0.35_w1.5"])
 
 
@@ -189,10 +209,16 @@ def test_ard_predictions_losses_and_gradients(ard: dict[str, Tensor], layers: in
 @pytest.mark.parametrize("layers", LAYERS)
 def test_ard_each_sampling_step_on_a_cache(ard: dict[str, Tensor], layers: int) -> None:
     """From their state to their next one, so that an error shows in the step where it is made."""
-    network, sample, cache = student(ard, layers).requires_grad_(False), ard[f"out.N{layers}.sample"], EMPTY
+    network, sample, cache = (
+        student(ard, layers).requires_grad_(False),
+        ard[f"out.N{layers}.sample"],
+        EMPTY,
+    )
     states = torch.cat([ard["io.states"][:, :1], sample], 1)
     for step, time in enumerate(ard["io.times"]):
-        output, cache = network(states[:, step : step + 1], time.expand(2, 1), Condition(ard["io.labels"]), cache)
+        output, cache = network(
+            states[:, step : step + 1], time.expand(2, 1), Condition(ard["io.labels"]), cache
+        )
         close(output[:, 0, :4], sample[:, step])
 
 
@@ -216,13 +242,18 @@ class Problem:
 
 @pytest.mark.parametrize("layers", LAYERS)
 def test_the_method_itself_has_their_loss_and_samples(ard: dict[str, Tensor], layers: int) -> None:
-    teacher = Guided(Denoiser(DiT(**Problem.network_options), VPSchedule()), 1.5, Conditions(10).null).double()
+    teacher = Guided(
+        Denoiser(DiT(**Problem.network_options), VPSchedule()), 1.5, Conditions(10).null
+    ).double()
     method = ARD(ARDConfig(history_layers=layers), teacher, Problem(), 4, 1)
     for network in (method.players["student"].module, method.student):
         network.double().load_state_dict(part(ard, "ard."))
     states, cond = ard["io.states"], Condition(ard["io.labels"])
     trajectory = Trajectory(
-        torch.full_like(states, torch.nan).index_copy(1, torch.tensor([0]), states[:, :1]), states[:, 1:], method.levels, cond
+        torch.full_like(states, torch.nan).index_copy(1, torch.tensor([0]), states[:, :1]),
+        states[:, 1:],
+        method.levels,
+        cond,
     )
     loss, _ = method.loss(Batch(torch.arange(2), None, trajectory, Keyed("test", 0)))
     close(loss, ard[f"out.N{layers}.loss"].mean())

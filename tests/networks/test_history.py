@@ -1,4 +1,6 @@
-"""The history DiT: a masked pass equals cached steps, masks are exact, nothing later is seen, adaLN once a state.
+"""The history DiT: masked passes, cached steps, exact masks and the cost of adaLN.
+
+A masked pass equals cached steps, no state sees a later one, and adaLN runs once per state.
 
 Networks are float64 here, so that "equal" means equal to rounding on every machine.
 """
@@ -18,7 +20,16 @@ from torch import Tensor
 from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import keyed_initialisation
 from harness.networks.dit import DiT, Trunk
-from harness.networks.history import EMPTY, Cache, HistoryDiT, Visible, attend_blocks, causal, keep_first, window
+from harness.networks.history import (
+    EMPTY,
+    Cache,
+    HistoryDiT,
+    Visible,
+    attend_blocks,
+    causal,
+    keep_first,
+    window,
+)
 
 T = TypeVar("T", bound=Trunk)
 
@@ -29,19 +40,39 @@ def diagonal(query: int) -> tuple[int, ...]:
 
 
 def gap(query: int) -> tuple[int, ...]:
-    """No paper's: itself, the one two before and the noise, so that the visible blocks have holes."""
+    """A mask from no paper: the state itself, the one two before it, and the noise.
+
+    It leaves holes between the visible blocks.
+    """
     return tuple(sorted({0, max(query - 2, 0), query}))
 
 
-MASKS: dict[str, Visible] = {"causal": causal, "window": window(1), "keep_first": keep_first, "diagonal": diagonal, "gap": gap}
-OPTIONS = {"image_size": 8, "patch_size": 4, "in_channels": 1, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+MASKS: dict[str, Visible] = {
+    "causal": causal,
+    "window": window(1),
+    "keep_first": keep_first,
+    "diagonal": diagonal,
+    "gap": gap,
+}
+OPTIONS = {
+    "image_size": 8,
+    "patch_size": 4,
+    "in_channels": 1,
+    "hidden_size": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "num_classes": 3,
+}
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 examples = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 masks = pytest.mark.parametrize("visible", MASKS.values(), ids=MASKS)
 
 
 def randomised(network: T) -> T:
-    """The same network in float64 with random weights where a fresh one has zeros, different in every head."""
+    """The same network in float64, with random weights where a fresh one has zeros.
+
+    They differ between heads.
+    """
     with keyed_initialisation(1, "speaking"):
         for name, parameter in network.named_parameters():
             if "adaLN" in name or name.startswith("final_layer"):
@@ -56,14 +87,20 @@ def history(states: int, layers: int, **options: Any) -> HistoryDiT:
 
 
 def inputs(network: HistoryDiT, states: int) -> tuple[Tensor, Tensor, Condition]:
-    """Random states [2, S, C, H, W] with their times [2, S], other ones in each sample, and labels."""
+    """Random states [2, S, C, H, W], labels, and times [2, S] that differ between samples."""
     random = torch.Generator().manual_seed(states)
     size = [g * network.patch_size for g in network.grid]
     x = torch.randn(2, states, network.in_channels, *size, generator=random, dtype=torch.float64)
-    return x, torch.linspace(999, 250, 2 * states, dtype=torch.float64).reshape(2, states), Condition(torch.tensor([0, 3]))
+    return (
+        x,
+        torch.linspace(999, 250, 2 * states, dtype=torch.float64).reshape(2, states),
+        Condition(torch.tensor([0, 3])),
+    )
 
 
-def in_parts(network: HistoryDiT, x: Tensor, t: Tensor, cond: Condition, cuts: list[int]) -> tuple[Tensor, Cache]:
+def in_parts(
+    network: HistoryDiT, x: Tensor, t: Tensor, cond: Condition, cuts: list[int]
+) -> tuple[Tensor, Cache]:
     """Outputs of states that go through in consecutive calls, `cuts` states each."""
     cache, outputs = EMPTY, []
     for part, time in zip(x.split(cuts, 1), t.split(cuts, 1), strict=True):
@@ -128,17 +165,26 @@ def test_a_callers_cache_is_left_as_it_is() -> None:
     again, _ = network(x[:, 1:2], t[:, 1:2], cond, cache)
     assert cache.states == 1
     assert torch.equal(first, again)
-    assert all(torch.equal(a, b) for a, b in zip(before, (tensor for pair in cache.keys_values for tensor in pair), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            before, (tensor for pair in cache.keys_values for tensor in pair), strict=True
+        )
+    )
 
 
 def test_a_cache_holds_the_lowest_layers_alone() -> None:
     network = history(3, 1, depth=3)
     x, t, cond = inputs(network, 3)
     _, cache = network(x, t, cond)
-    assert [[tuple(tensor.shape) for tensor in pair] for pair in cache.keys_values] == [[(2, 3, 2, 4, 8)] * 2]
+    assert [[tuple(tensor.shape) for tensor in pair] for pair in cache.keys_values] == [
+        [(2, 3, 2, 4, 8)] * 2
+    ]
 
 
-@pytest.mark.parametrize(("layers", "visible"), [(0, causal), (2, diagonal)], ids=["no layers", "diagonal mask"])
+@pytest.mark.parametrize(
+    ("layers", "visible"), [(0, causal), (2, diagonal)], ids=["no layers", "diagonal mask"]
+)
 def test_without_history_each_state_goes_through_a_plain_dit(layers: int, visible: Visible) -> None:
     network, plain = history(4, layers, visible=visible), DiT(**OPTIONS).double()
     plain.load_state_dict(network.state_dict())
@@ -190,13 +236,18 @@ def test_later_states_never_reach_earlier_outputs(visible: Visible) -> None:
 def test_attention_equals_a_dense_mask(visible: Visible, first: int) -> None:
     states, tokens = 4, 3
     random = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(3, 2, states, 2, tokens, 8, generator=random, dtype=torch.float64)  # [batch, state, heads, token, width]
+    # q, k and v are each [batch, state, heads, token, width].
+    q, k, v = torch.randn(3, 2, states, 2, tokens, 8, generator=random, dtype=torch.float64)
     blocks = torch.zeros(states, states, dtype=torch.bool)
     for query in range(states):
         blocks[query, list(visible(query))] = True
     dense = blocks.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
     q_all, k_all, v_all = (x.transpose(1, 2).flatten(2, 3) for x in (q, k, v))
-    expected = F.scaled_dot_product_attention(q_all, k_all, v_all, attn_mask=dense).unflatten(2, (states, tokens)).transpose(1, 2)
+    expected = (
+        F.scaled_dot_product_attention(q_all, k_all, v_all, attn_mask=dense)
+        .unflatten(2, (states, tokens))
+        .transpose(1, 2)
+    )
     close(attend_blocks(q[:, first:], k, v, first, visible), expected[:, first:])
 
 
@@ -206,7 +257,9 @@ def test_modulation_is_computed_once_a_state() -> None:
     seen: dict[str, tuple[int, ...]] = {}
     for name, module in network.named_modules():
         if name.endswith("adaLN_modulation"):
-            module.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: tuple(args[0].shape)}))
+            module.register_forward_pre_hook(
+                lambda _, args, name=name: seen.update({name: tuple(args[0].shape)})
+            )
     network(x, t, cond)
     blocks = {f"blocks.{i}.adaLN_modulation": (2, 3, 16) for i in range(2)}
     heads = {f"final_layer{i}.adaLN_modulation": (2, 16) for i in ("", 2, 3)}

@@ -17,7 +17,14 @@ from harness.cli.main import main
 from harness.errors import CheckFailed, UsageError
 from harness.provenance import code_digest
 from harness.records import Metric, Record, published_records, read_record, write_record
-from harness.report.baseline import Baseline, Entry, baseline_of, configs_of, read_baseline, write_baseline
+from harness.report.baseline import (
+    Baseline,
+    Entry,
+    baseline_of,
+    configs_of,
+    read_baseline,
+    write_baseline,
+)
 from harness.report.check import FAILS, compare, compare_quality, refuse_nothing
 from harness.report.rows import load_records
 from harness.runs.config import parse_config
@@ -30,13 +37,19 @@ ROOT = Path(__file__).parents[2]
 
 
 def record(seed: int = 0, fid: float = 5.0, **changes: Any) -> Record:
-    made = plain(seed=seed, **changes).model_copy(update={"task": "digits", "run_id": f"ard-{seed}", "first_losses": {"loss": 1.5}})
+    made = plain(seed=seed, **changes).model_copy(
+        update={"task": "digits", "run_id": f"ard-{seed}", "first_losses": {"loss": 1.5}}
+    )
     metric = Metric(values={0: fid}, n=40, direction="lower", identity={"metric": "fid"})
     return made.model_copy(update={"metrics": {"fid": metric}})
 
 
 def states(baseline: Baseline, *records: Record) -> set[tuple[str, str]]:
-    return {(finding.what, finding.state) for finding in compare(baseline, records) if finding.state != "same"}
+    return {
+        (finding.what, finding.state)
+        for finding in compare(baseline, records)
+        if finding.state != "same"
+    }
 
 
 BASE = baseline_of([record(seed, fid) for seed, fid in enumerate((4.8, 5.0, 5.2))], "made here")
@@ -46,7 +59,14 @@ HERE = [record(seed, fid) for seed, fid in enumerate((4.8, 5.0, 5.2))]
 def test_equal_records_are_the_same() -> None:
     findings = compare(BASE, HERE)
     assert {finding.state for finding in findings} == {"same"}
-    assert {finding.what for finding in findings} >= {"parameters", "MACs", "NFE", "identity of fid", "first loss", "fid, 3 seeds"}
+    assert {finding.what for finding in findings} >= {
+        "parameters",
+        "MACs",
+        "NFE",
+        "identity of fid",
+        "first loss",
+        "fid, 3 seeds",
+    }
 
 
 def changed(part: str, **changes: Any) -> Record:
@@ -55,19 +75,31 @@ def changed(part: str, **changes: Any) -> Record:
     assert cost is not None
     assert cost.latency is not None
     inner = {"cost": cost, "latency": cost.latency}[part].model_copy(update=changes)
-    return HERE[0].model_copy(update={"cost": inner if part == "cost" else cost.model_copy(update={"latency": inner})})
+    return HERE[0].model_copy(
+        update={"cost": inner if part == "cost" else cost.model_copy(update={"latency": inner})}
+    )
 
 
-@pytest.mark.parametrize(("other", "found"), [
-    (changed("cost", parameters=2_500_001), ("parameters", "regressed")),
-    (changed("cost", macs_per_sample=2_999_999), ("MACs", "regressed")),
-    (changed("cost", nfe=5.0), ("NFE", "regressed")),
-    (changed("latency", ratio=0.4), ("latency / reference", "slower")),
-    (changed("latency", ratio=0.1), ("latency / reference", "faster")),
-    (HERE[0].model_copy(update={"hashes": {"teacher": "other"}}), ("hash of teacher", "not comparable")),
-    (HERE[0].model_copy(update={"first_losses": {"loss": 1.503}}), ("first loss", "regressed")),
-    (HERE[0].model_copy(update={"first_losses": {"student/loss": 1.5}}), ("first loss", "missing")),
-], ids=lambda value: value[0] if isinstance(value, tuple) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [
+        (changed("cost", parameters=2_500_001), ("parameters", "regressed")),
+        (changed("cost", macs_per_sample=2_999_999), ("MACs", "regressed")),
+        (changed("cost", nfe=5.0), ("NFE", "regressed")),
+        (changed("latency", ratio=0.4), ("latency / reference", "slower")),
+        (changed("latency", ratio=0.1), ("latency / reference", "faster")),
+        (
+            HERE[0].model_copy(update={"hashes": {"teacher": "other"}}),
+            ("hash of teacher", "not comparable"),
+        ),
+        (HERE[0].model_copy(update={"first_losses": {"loss": 1.503}}), ("first loss", "regressed")),
+        (
+            HERE[0].model_copy(update={"first_losses": {"student/loss": 1.5}}),
+            ("first loss", "missing"),
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
 def test_a_difference_is_found(other: Record, found: tuple[str, str]) -> None:
     assert states(BASE, other, *HERE[1:]) == {found}
 
@@ -85,7 +117,11 @@ def test_what_cannot_be_made_again_is_no_part_of_a_baseline(tmp_path: Path) -> N
     samples = HERE[0].model_copy(update={"run_id": "theirs", "method": "theirs", "cost": None})
     samples = samples.model_copy(update={"flags": ["not trained here; bill as stated: nothing"]})
     student = HERE[0].model_copy(
-        update={"run_id": "student", "flags": samples.flags, "config": {**HERE[0].config, "init_from": {"setting": "theirs"}}}
+        update={
+            "run_id": "student",
+            "flags": samples.flags,
+            "config": {**HERE[0].config, "init_from": {"setting": "theirs"}},
+        }
     )
     own = HERE[0].model_copy(update={"run_id": "own", "task": "my-own"})
     absent = HERE[0].model_copy(update={"run_id": "absent", "method": "a plug-in's"})
@@ -97,7 +133,10 @@ def test_what_cannot_be_made_again_is_no_part_of_a_baseline(tmp_path: Path) -> N
         write_record(tmp_path / "runs" / made.run_id / "record.json", made)
     words = ["check", "--baseline", str(tmp_path / "base.json"), "--records", str(tmp_path)]
     done = CliRunner().invoke(main, [*words, "--update"])
-    assert (done.exit_code, f"wrote {tmp_path / 'base.json'} without theirs" in done.output) == (0, True), done.output
+    assert (done.exit_code, f"wrote {tmp_path / 'base.json'} without theirs" in done.output) == (
+        0,
+        True,
+    ), done.output
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -115,8 +154,13 @@ def test_runs_without_first_losses_are_counted(tmp_path: Path) -> None:
     write_baseline(tmp_path / "base.json", baseline_of([*bare, HERE[2]], "made here"))
     for made in HERE:
         write_record(tmp_path / "runs" / made.run_id / "record.json", made)
-    done = CliRunner().invoke(main, ["check", "--baseline", str(tmp_path / "base.json"), "--records", str(tmp_path)])
-    assert (done.exit_code, "2 of 3 runs of the baseline hold no first losses" in done.output) == (0, True), done.output
+    done = CliRunner().invoke(
+        main, ["check", "--baseline", str(tmp_path / "base.json"), "--records", str(tmp_path)]
+    )
+    assert (done.exit_code, "2 of 3 runs of the baseline hold no first losses" in done.output) == (
+        0,
+        True,
+    ), done.output
 
 
 def test_a_baseline_that_is_not_text_is_refused(tmp_path: Path) -> None:
@@ -126,8 +170,12 @@ def test_a_baseline_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_metric_is_not_compared() -> None:
-    other = Metric(values={0: 50.0}, n=40, direction="lower", identity={"metric": "fid", "library": "another"})
-    assert states(BASE, HERE[0].model_copy(update={"metrics": {"fid": other}}), *HERE[1:]) == {("identity of fid", "not comparable")}
+    other = Metric(
+        values={0: 50.0}, n=40, direction="lower", identity={"metric": "fid", "library": "another"}
+    )
+    assert states(BASE, HERE[0].model_copy(update={"metrics": {"fid": other}}), *HERE[1:]) == {
+        ("identity of fid", "not comparable")
+    }
 
 
 def test_runs_that_are_not_there_and_runs_that_are_new() -> None:
@@ -142,7 +190,9 @@ def test_runs_that_are_not_there_and_runs_that_are_new() -> None:
     refuse_nothing(compare(BASE, HERE[1:]))
 
 
-@pytest.mark.parametrize(("factor", "expected"), [(1.02, "same"), (1.3, "regressed"), (0.98, "same"), (0.7, "improved")])
+@pytest.mark.parametrize(
+    ("factor", "expected"), [(1.02, "same"), (1.3, "regressed"), (0.98, "same"), (0.7, "improved")]
+)
 def test_quality_is_one_sided(factor: float, expected: str) -> None:
     here = [record(seed, fid * factor) for seed, fid in enumerate((4.8, 5.0, 5.2))]
     (finding,) = [finding for finding in compare(BASE, here) if finding.what == "fid, 3 seeds"]
@@ -163,12 +213,20 @@ def test_where_more_is_better_less_is_a_regression() -> None:
 def test_the_rate_of_false_alarms_and_what_is_found(seeds: int) -> None:
     """Other seeds of an equal method rarely fail; a mean four deviations worse mostly does."""
     drawn, alarms, found, trials = random.Random(seeds), 0, 0, 120
-    others = baseline_of([record(seed, num_steps=n) for n in range(2, 7) for seed in range(max(seeds, 2))], "made here")
+    others = baseline_of(
+        [record(seed, num_steps=n) for n in range(2, 7) for seed in range(max(seeds, 2))],
+        "made here",
+    )
     mine = baseline_of([record(seed, num_steps=1) for seed in range(seeds)], "made here")
 
     def with_new_numbers(runs: dict[str, Entry], mean: float) -> dict[str, Entry]:
         values = {key: math.exp(drawn.gauss(mean, 0.1)) for key in runs}
-        return {key: run.model_copy(update={"quality": run.quality.model_copy(update={"value": values[key]})}) for key, run in runs.items()}
+        return {
+            key: run.model_copy(
+                update={"quality": run.quality.model_copy(update={"value": values[key]})}
+            )
+            for key, run in runs.items()
+        }
 
     for _ in range(trials):  # six rows of the same spread, which is pooled
         runs = with_new_numbers({**others.runs, **mine.runs}, 1)
@@ -194,15 +252,24 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_committed_records_match_the_committed_baseline() -> None:
-    findings = compare(read_baseline(ROOT / "baselines" / "digits.json"), load_records(ROOT / "results" / "digits"))
+    findings = compare(
+        read_baseline(ROOT / "baselines" / "digits.json"), load_records(ROOT / "results" / "digits")
+    )
     assert len(findings) > 100
     assert [finding for finding in findings if finding.state in FAILS | {"new"}] == []
 
 
-@pytest.mark.parametrize("folder", [path.parent for path in sorted((ROOT / "results").glob("*/records.jsonl"))], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "folder",
+    [path.parent for path in sorted((ROOT / "results").glob("*/records.jsonl"))],
+    ids=lambda path: path.name,
+)
 def test_a_baselines_configs_make_the_same_runs(folder: Path) -> None:
     """One record of each row, with untrained students and samplers without training."""
-    task, rows = load_task(folder.name), {row_key(found): found for found in published_records(folder)}
+    task, rows = (
+        load_task(folder.name),
+        {row_key(found): found for found in published_records(folder)},
+    )
     for found in rows.values():
         baseline = baseline_of([found], "made here")
         assert next(iter(baseline.runs.values())).config
@@ -244,7 +311,9 @@ def test_the_command(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert check(*results)[0] == 0
     code, output = check("--run", "--results", tmp_path / "anew")
     assert code == 0, output
-    assert (tmp_path / "anew" / "runs" / resolve(parse_config(config)).run_id / "record.json").is_file()
+    assert (
+        tmp_path / "anew" / "runs" / resolve(parse_config(config)).run_id / "record.json"
+    ).is_file()
 
     path = tmp_path / "results" / "runs" / resolve(parse_config(config)).run_id / "record.json"
     good = read_record(path)
@@ -272,5 +341,9 @@ def test_the_command(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_the_small_sweep_and_its_baseline_are_the_same_runs() -> None:
     baseline = read_baseline(ROOT / "baselines" / "smoke.json")
     asked = expand(yaml.safe_load((ROOT / "ablations" / "smoke.yaml").read_text()), "smoke.yaml")
-    assert {resolve(config).key for config in asked} == set(baseline.runs) == {resolve(config).key for config in configs_of(baseline)}
+    assert (
+        {resolve(config).key for config in asked}
+        == set(baseline.runs)
+        == {resolve(config).key for config in configs_of(baseline)}
+    )
     assert all(entry.losses or not entry.trains for entry in baseline.runs.values())

@@ -20,30 +20,51 @@ from harness.runs.identity import all_options, run_settings
 from harness.runs.resolve import resolve
 
 ROOT = Path(__file__).parent.parent.parent
-RATIO = {"quantity": "degradation_ratio", "first": {"task": "digits", "method": "step-distillation", "budget": "table"},
-         "second": {"task": "digits", "method": "ard", "budget": "table"}}  # fmt: skip
+RATIO = {
+    "quantity": "degradation_ratio",
+    "first": {"task": "digits", "method": "step-distillation", "budget": "table"},
+    "second": {"task": "digits", "method": "ard", "budget": "table"},
+}
 
 
 def claim(**changes: Any) -> Claim:
     return Claim.model_validate(
-        {"says": "s", "source": "p", "protocol": "q", "published": 5.0, "here": RATIO, "holds": {"above": 1}, **changes}
+        {
+            "says": "s",
+            "source": "p",
+            "protocol": "q",
+            "published": 5.0,
+            "here": RATIO,
+            "holds": {"above": 1},
+            **changes,
+        }
     )
 
 
-@pytest.mark.parametrize(("holds", "mean", "half_width", "expected"), [
-    ({"above": 1}, 6.0, 0.3, "reproduced in direction"), ({"above": 1}, 0.5, 0.3, "not reproduced"),
-    ({"above": 1}, 1.2, 0.3, "not shown"), ({"above": 1}, 6.0, math.nan, "not shown"),
-    ({"below": 0}, -1.0, 0.5, "reproduced in direction"), ({"below": 0}, 1.0, 0.5, "not reproduced"),
-    ({"below": 0}, -0.3, 0.5, "not shown"), ({"within": 0.1}, 5.1, 0.2, "reproduced"),
-    ({"within": 0.1}, 6.1, 0.2, "not reproduced"), ({"within": 0.1}, 5.4, 0.2, "not shown"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("holds", "mean", "half_width", "expected"),
+    [
+        ({"above": 1}, 6.0, 0.3, "reproduced in direction"),
+        ({"above": 1}, 0.5, 0.3, "not reproduced"),
+        ({"above": 1}, 1.2, 0.3, "not shown"),
+        ({"above": 1}, 6.0, math.nan, "not shown"),
+        ({"below": 0}, -1.0, 0.5, "reproduced in direction"),
+        ({"below": 0}, 1.0, 0.5, "not reproduced"),
+        ({"below": 0}, -0.3, 0.5, "not shown"),
+        ({"within": 0.1}, 5.1, 0.2, "reproduced"),
+        ({"within": 0.1}, 6.1, 0.2, "not reproduced"),
+        ({"within": 0.1}, 5.4, 0.2, "not shown"),
+    ],
+)
 def test_verdicts(holds: dict[str, float], mean: float, half_width: float, expected: str) -> None:
     assert verdict(claim(holds=holds), Interval(mean, half_width)) == expected
 
 
 def finished(method: str, fid: float, seed: int, **more: Any) -> Record:
     """A finished record with the settings of a config."""
-    resolved = resolve(parse_config({"task": "digits", "method": method, "budget": "table", "seed": seed, **more}))
+    resolved = resolve(
+        parse_config({"task": "digits", "method": method, "budget": "table", "seed": seed, **more})
+    )
     made = record(method, seed=seed, fid=fid).model_copy(
         update={
             "task": "digits",
@@ -54,7 +75,9 @@ def finished(method: str, fid: float, seed: int, **more: Any) -> Record:
     )
     metrics = {
         "fid": metric("fid", {0: fid, 1: fid + 1}),
-        "distance_to_teacher": metric("distance_to_teacher", {0: 0.0 if method == "teacher" else 0.3}),
+        "distance_to_teacher": metric(
+            "distance_to_teacher", {0: 0.0 if method == "teacher" else 0.3}
+        ),
     }
     assert all_options(made) == made.options
     return made.model_copy(update={"metrics": metrics})
@@ -91,7 +114,14 @@ def test_one_seed_measured_twice_is_one_seed() -> None:
 
 
 def test_every_seed_counts() -> None:
-    records = [TEACHER, *(finished(method, fid, seed) for method, fid in (("step-distillation", 12.0), ("ard", 4.0)) for seed in (3, 17))]
+    records = [
+        TEACHER,
+        *(
+            finished(method, fid, seed)
+            for method, fid in (("step-distillation", 12.0), ("ard", 4.0))
+            for seed in (3, 17)
+        ),
+    ]
     found = measured(claim(), records)
     assert found is not None
     assert found[1] == "digits, 4 steps, 2 seeds"
@@ -111,7 +141,12 @@ def test_a_difference_from_a_run_without_training_is_over_its_noise_sets() -> No
 
 def test_the_papers_cost_is_counted() -> None:
     (line,) = claims_table(
-        [c for c in read_claims(ROOT / "baselines" / "claims.yaml") if c.here and c.here["quantity"] == "macs_ratio"], []
+        [
+            c
+            for c in read_claims(ROOT / "baselines" / "claims.yaml")
+            if c.here and c.here["quantity"] == "macs_ratio"
+        ],
+        [],
     ).to_dict("records")
     assert line["verdict"] == "reproduced"
     assert line["here"] == "1.011"
@@ -119,7 +154,10 @@ def test_the_papers_cost_is_counted() -> None:
 
 def test_what_is_not_there_is_not_run() -> None:
     lines = claims_table([claim(here=None, needs="a GPU"), claim()], []).to_dict("records")
-    assert [line["verdict"] for line in lines] == ["not run: a GPU", "not run: its runs are not finished"]
+    assert [line["verdict"] for line in lines] == [
+        "not run: a GPU",
+        "not run: its runs are not finished",
+    ]
 
 
 def test_our_claims_say_where_they_are_from() -> None:
@@ -136,4 +174,7 @@ def test_a_broken_file_is_refused(tmp_path: Path) -> None:
         read_claims(tmp_path / "c.yaml")
     wrong = {**RATIO, "quantity": "ratio"}
     with pytest.raises(UsageError, match="quantity is 'ratio'"):
-        measured(claim(here=wrong), [TEACHER, finished("step-distillation", 12.0, 0), finished("ard", 4.0, 0)])
+        measured(
+            claim(here=wrong),
+            [TEACHER, finished("step-distillation", 12.0, 0), finished("ard", 4.0, 0)],
+        )

@@ -41,7 +41,9 @@ def words(page: Path) -> list[str]:
 def alike(one: str | None, other: str | None) -> bool:
     """Equal, or two numbers that differ by rounding: libraries and machines may."""
     try:
-        return one == other or math.isclose(float(one or ""), float(other or ""), rel_tol=0.02, abs_tol=0.02)
+        return one == other or math.isclose(
+            float(one or ""), float(other or ""), rel_tol=0.02, abs_tol=0.02
+        )
     except ValueError:
         return False
 
@@ -52,7 +54,11 @@ def test_a_page_is_made_of_its_records(page: Path, published: Path) -> None:
     assert [pair for pair in pairs if not alike(*pair)] == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("**/records.jsonl")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    sorted((ROOT / "results").glob("**/records.jsonl")),
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_publishing_again_keeps_the_bytes_of_records(path: Path, published: Path) -> None:
     for file in (path, path.with_name("shared.json")):
         assert (published / file.relative_to(ROOT / "results")).read_bytes() == file.read_bytes()
@@ -65,10 +71,20 @@ def cells(line: str) -> list[str]:
 
 def test_the_readmes_numbers_stand_in_one_row_of_a_page() -> None:
     """Its rows have names of their own, so their training and numbers with intervals count."""
-    made = [set(cells(line)) for page in PAGES for line in page.read_text().splitlines() if line.startswith("|")]
-    table = re.search(r"## What comes out\n\n(?:[^|#].*\n|\n)*((?:\|.*\n)+)", (ROOT / "README.md").read_text())
+    made = [
+        set(cells(line))
+        for page in PAGES
+        for line in page.read_text().splitlines()
+        if line.startswith("|")
+    ]
+    table = re.search(
+        r"## What comes out\n\n(?:[^|#].*\n|\n)*((?:\|.*\n)+)", (ROOT / "README.md").read_text()
+    )
     assert table, "the README has no results table"
-    rows = [{cell for cell in cells(line) if "±" in cell or "×" in cell} for line in table[1].splitlines()[2:]]
+    rows = [
+        {cell for cell in cells(line) if "±" in cell or "×" in cell}
+        for line in table[1].splitlines()[2:]
+    ]
     assert len(rows) >= 7
     assert all(len(row) >= 3 for row in rows)
     assert [row for row in rows if not any(row <= cells for cells in made)] == []
@@ -77,7 +93,11 @@ def test_the_readmes_numbers_stand_in_one_row_of_a_page() -> None:
 def test_records_were_made_by_committed_code() -> None:
     """A record of a changed checkout counts if an unchanged one has the same code."""
     environments = [record.environment for folder in FOLDERS for record in load_records(folder)]
-    committed = {(environment.commit, environment.code) for environment in environments if environment.dirty is False}
+    committed = {
+        (environment.commit, environment.code)
+        for environment in environments
+        if environment.dirty is False
+    }
     for environment in environments:
         assert environment.commit
         assert (environment.commit, environment.code) in committed

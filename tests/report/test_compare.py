@@ -13,17 +13,15 @@ from scipy import stats
 from written import METHODS, field, record, trained
 
 from harness.records import Milestone, Record
+from harness.report.agreement import agreement_table, known_as, rank_correlation
 from harness.report.compare import (
     ABOVE,
     against_best_table,
-    agreement_table,
     at_images,
     by_setting,
     equal_compute,
     equal_compute_table,
     equal_images_table,
-    known_as,
-    rank_correlation,
     trained_once,
 )
 from harness.report.markdown import page
@@ -55,25 +53,44 @@ def by_passes(records: Sequence[Record]) -> list[Line]:
 
 def agreement_of(**records: Sequence[Record]) -> pd.DataFrame:
     """By name of a task, with _ for -."""
-    return agreement_table({task.replace("_", "-"): report(found).equal for task, found in records.items()})
+    return agreement_table(
+        {task.replace("_", "-"): report(found).equal for task, found in records.items()}
+    )
 
 
 def test_rows_of_another_budget_are_left_out() -> None:
-    others = [trained("dmd2", 1.0, flops=3e12), trained("ctm", 1.0, flops=6.4e12), record("teacher", steps=0)]
+    others = [
+        trained("dmd2", 1.0, flops=3e12),
+        trained("ctm", 1.0, flops=6.4e12),
+        record("teacher", steps=0),
+    ]
     rows = equal_compute(rows_of([*field(flops=6.04e12), *others]))
     assert sorted(row.records[0].method for row in rows) == sorted(METHODS)
 
 
 def test_a_budget_that_a_few_long_steps_do_not_use_up_is_the_same_budget() -> None:
     """6.10e12 and 6.04e12 would round to two numbers of two digits."""
-    records = [*field(flops=6.10e12), trained("dmd2", 1.0, flops=6.04e12), trained("ctm", 1.0, flops=5.96e12)]
-    assert sorted(row.records[0].method for row in equal_compute(rows_of(records))) == sorted([*METHODS, "dmd2"])
+    records = [
+        *field(flops=6.10e12),
+        trained("dmd2", 1.0, flops=6.04e12),
+        trained("ctm", 1.0, flops=5.96e12),
+    ]
+    assert sorted(row.records[0].method for row in equal_compute(rows_of(records))) == sorted(
+        [*METHODS, "dmd2"]
+    )
 
 
 def test_the_table_has_a_column_for_each_number_of_steps_and_the_bill_for_all() -> None:
     one = [trained(method, 9.2 - number, num_steps=1) for number, method in enumerate(METHODS)]
     table = equal_compute_of([*field(), *one]).set_index("method")
-    assert list(table.index) == ["ect", "imm", "ict", "shortcut", "lcm", "reflow"]  # by the best of both columns
+    assert list(table.index) == [
+        "ect",
+        "imm",
+        "ict",
+        "shortcut",
+        "lcm",
+        "reflow",
+    ]  # sorted by the best of both columns
     assert table.loc["ect", "FID ↓, 4 steps"] == "2.50"
     assert table.loc["ect", "FID ↓, 1 step"] == "9.70"
     bills = table["training TFLOPs for all its columns"]
@@ -84,16 +101,40 @@ def test_the_table_has_a_column_for_each_number_of_steps_and_the_bill_for_all() 
 
 def test_failed_seeds_and_methods_are_seen() -> None:
     def failed(method: str, seed: int) -> Record:
-        return trained(method, 9.0, seed=seed).model_copy(update={"status": "failed", "reason": "nan", "metrics": {}, "cost": None})
+        return trained(method, 9.0, seed=seed).model_copy(
+            update={"status": "failed", "reason": "nan", "metrics": {}, "cost": None}
+        )
 
     some = [made for made in field() if made.method != "ict"]
-    text = page(reports_of([*some, *(failed("ict", seed) for seed in (0, 1)), *(failed("ect", seed) for seed in (1, 2))]))
+    text = page(
+        reports_of(
+            [
+                *some,
+                *(failed("ict", seed) for seed in (0, 1)),
+                *(failed("ect", seed) for seed in (1, 2)),
+            ]
+        )
+    )
     table = equal_compute_of([*some, failed("ect", 1), failed("ect", 2)]).set_index("method")
-    assert table["seeds"].to_dict() == {"ect": "1 of 3", "imm": "1", "lcm": "1", "reflow": "1", "shortcut": "1"}
+    assert table["seeds"].to_dict() == {
+        "ect": "1 of 3",
+        "imm": "1",
+        "lcm": "1",
+        "reflow": "1",
+        "shortcut": "1",
+    }
     assert "Failed, and in no comparison: ict, 4 steps (nan)" in text
-    beside = [trained(method, 3.0 + number, seed=seed) for number, method in enumerate(METHODS) for seed in (0, 1)]
-    assert "ect (1 of 3 seeds failed)" in set(against_best_of([*beside, failed("ect", 2)])["method"])
-    assert "ect (1 of 3 seeds failed)" in set(equal_images_of([*beside, failed("ect", 2)])["method"])
+    beside = [
+        trained(method, 3.0 + number, seed=seed)
+        for number, method in enumerate(METHODS)
+        for seed in (0, 1)
+    ]
+    assert "ect (1 of 3 seeds failed)" in set(
+        against_best_of([*beside, failed("ect", 2)])["method"]
+    )
+    assert "ect (1 of 3 seeds failed)" in set(
+        equal_images_of([*beside, failed("ect", 2)])["method"]
+    )
 
 
 def test_settings_with_one_label_have_a_line_each() -> None:
@@ -105,22 +146,43 @@ def test_settings_with_one_label_have_a_line_each() -> None:
     table = equal_compute_table(equal_compute(rows), "fid").set_index("method")
     assert len(table) == len(METHODS) + 2
     several = "lcm (100 × 64, 2 noise sets)"
-    assert (table.loc[several, "FID ↓, 4 steps"], table.loc[several, "FID ↓, 1 step"]) == ("5.50", "8.50")
+    assert (table.loc[several, "FID ↓, 4 steps"], table.loc[several, "FID ↓, 1 step"]) == (
+        "5.50",
+        "8.50",
+    )
     assert table.loc["lcm (200 × 32, 2 noise sets)", "FID ↓, 4 steps"] == "1.50"
     assert table.loc["ect (101 × 64, 2 noise sets)", "FID ↓, 4 steps"] == "2.00"
-    assert [(line.label, line.y) for line in passes_lines(rows, equal_compute(rows), "fid")] == [(several, [8.5, 5.5])]
+    assert [(line.label, line.y) for line in passes_lines(rows, equal_compute(rows), "fid")] == [
+        (several, [8.5, 5.5])
+    ]
 
 
 def test_students_for_all_numbers_of_steps_are_apart_by_their_training() -> None:
     """LCM is trained once: 101 steps serve both numbers of steps, and 100 steps serve one."""
-    rows = rows_of([*field(), trained("lcm", 8.0, num_steps=1, steps=101), trained("lcm", 4.0, steps=101)])
+    rows = rows_of(
+        [*field(), trained("lcm", 8.0, num_steps=1, steps=101), trained("lcm", 4.0, steps=101)]
+    )
     long, short = "lcm (101 × 64, 2 noise sets)", "lcm (100 × 64, 2 noise sets)"
-    assert {label: len(found) for label, found in by_setting(rows).items() if label.startswith("lcm")} == {short: 1, long: 2}
+    assert {
+        label: len(found) for label, found in by_setting(rows).items() if label.startswith("lcm")
+    } == {short: 1, long: 2}
     table = equal_compute_table(equal_compute(rows), "fid").set_index("method")
     assert (table.loc[long, "FID ↓, 4 steps"], table.loc[long, "FID ↓, 1 step"]) == ("4.50", "8.50")
-    assert table.loc[long, "training TFLOPs for all its columns"] == table.loc[short, "training TFLOPs for all its columns"] == "7.02"
-    assert [(line.label, line.y) for line in passes_lines(rows, equal_compute(rows), "fid")] == [(long, [8.5, 4.5])]
-    each = rows_of([*field(), trained("reflow", 8.0, num_steps=1, steps=101), trained("reflow", 9.0, steps=101)])
+    assert (
+        table.loc[long, "training TFLOPs for all its columns"]
+        == table.loc[short, "training TFLOPs for all its columns"]
+        == "7.02"
+    )
+    assert [(line.label, line.y) for line in passes_lines(rows, equal_compute(rows), "fid")] == [
+        (long, [8.5, 4.5])
+    ]
+    each = rows_of(
+        [
+            *field(),
+            trained("reflow", 8.0, num_steps=1, steps=101),
+            trained("reflow", 9.0, steps=101),
+        ]
+    )
     names = [label for label in by_setting(each) if label.startswith("reflow")]
     assert names == ["reflow (101 × 64, 100 × 64, 2 noise sets)", "reflow (101 × 64, 2 noise sets)"]
 
@@ -128,13 +190,19 @@ def test_students_for_all_numbers_of_steps_are_apart_by_their_training() -> None
 def test_the_teachers_line_holds_all_its_steps() -> None:
     """Whatever the noise sets are; the record with most of them counts."""
     free = [record("teacher", steps=0, num_steps=n) for n in (4, 24)]
-    more = free[0].model_copy(update={"run_id": "more", "config": {**free[0].config, "noise_sets": 3}})
+    more = free[0].model_copy(
+        update={"run_id": "more", "config": {**free[0].config, "noise_sets": 3}}
+    )
     lines = {line.label: line.x for line in by_passes([*field(), free[1], more])}
     assert lines["teacher"] == [4, 24]
     found = by_setting(rows_of([*free, more]))
-    assert {name: [(row.num_steps, row.records[0].config["noise_sets"]) for row in rows] for name, rows in found.items()} == {
-        "teacher (3 noise sets, 2 noise sets)": [(4, 3), (24, 2)], "teacher (2 noise sets)": [(4, 2)],
-    }  # fmt: skip
+    assert {
+        name: [(row.num_steps, row.records[0].config["noise_sets"]) for row in rows]
+        for name, rows in found.items()
+    } == {
+        "teacher (3 noise sets, 2 noise sets)": [(4, 3), (24, 2)],
+        "teacher (2 noise sets)": [(4, 2)],
+    }
 
 
 def test_options_of_another_version_are_no_error() -> None:
@@ -161,15 +229,26 @@ def test_rows_are_beside_the_best_of_their_number_of_steps() -> None:
     alone_in_its_column = steady(0.0, ["ctm"], num_steps=8)
     records = [*steady(0.05), *steady(0.05, num_steps=1), *other_budget, *alone_in_its_column]
     lines = against_best_of(records).to_dict("records")
-    assert [(line["steps"], line["method"]) for line in lines] == [(steps, method) for steps in "14" for method in METHODS]
-    assert [line[ABOVE] for line in lines] == ["the best", *(f"{n}.00 ± {n * 0.05 * 4.303 / 3**0.5:.2f}" for n in range(1, 6))] * 2
+    assert [(line["steps"], line["method"]) for line in lines] == [
+        (steps, method) for steps in "14" for method in METHODS
+    ]
+    assert [line[ABOVE] for line in lines] == [
+        "the best",
+        *(f"{n}.00 ± {n * 0.05 * 4.303 / 3**0.5:.2f}" for n in range(1, 6)),
+    ] * 2
     assert [line["not the best (95 %)"] for line in lines] == ["", *["shown"] * 5] * 2
-    assert {(line["training"], line["seeds"]) for line in lines if line["seeds"]} == {("100 × 64", "3")}
+    assert {(line["training"], line["seeds"]) for line in lines if line["seeds"]} == {
+        ("100 × 64", "3")
+    }
 
 
 def test_which_is_best_is_by_all_seeds() -> None:
     wobble = (-2.0, 1.0, 4.0)  # by seed 0 alone the order is turned round
-    records = [trained(method, 20.0 + n * wobble[seed], seed=seed) for n, method in enumerate(METHODS) for seed in range(3)]
+    records = [
+        trained(method, 20.0 + n * wobble[seed], seed=seed)
+        for n, method in enumerate(METHODS)
+        for seed in range(3)
+    ]
     lines = against_best_of(records).to_dict("records")
     assert [line["method"] for line in lines] == list(METHODS)
     assert lines[1][ABOVE].startswith("1.00 ± ")
@@ -177,18 +256,27 @@ def test_which_is_best_is_by_all_seeds() -> None:
 
 
 @pytest.mark.parametrize(("spread", "p"), [(0.16, 0.0084), (0.18, 0.0106)])
-def test_a_row_has_as_many_chances_to_look_worse_as_there_are_others(spread: float, p: float) -> None:
+def test_a_row_has_as_many_chances_to_look_worse_as_there_are_others(
+    spread: float, p: float
+) -> None:
     two, rest = steady(spread, METHODS[:2]), field()  # of one seed: they say nothing here
     (_, alone) = against_best_of([*two, *rest[2:]]).to_dict("records")
-    assert (alone["method"], float(alone["p, corrected"])) == (METHODS[1], pytest.approx(p, rel=0.05))
+    assert (alone["method"], float(alone["p, corrected"])) == (
+        METHODS[1],
+        pytest.approx(p, rel=0.05),
+    )
     assert alone["not the best (95 %)"] == "shown"
     (_, *among) = against_best_of(steady(spread)).to_dict("records")
     assert [float(line["p, corrected"]) for line in among] == [pytest.approx(5 * p, rel=0.05)] * 5
-    assert {line["not the best (95 %)"] for line in among} == {"shown" if 5 * p < 0.05 else "not shown"}
+    assert {line["not the best (95 %)"] for line in among} == {
+        "shown" if 5 * p < 0.05 else "not shown"
+    }
 
 
 def test_a_row_that_is_better_where_both_have_seeds_is_not_shown_to_be_worse() -> None:
-    long = [trained("ctm", fid, seed=seed) for seed, fid in enumerate((6.0, 6.1, 6.05, 1.0, 1.0, 1.0))]
+    long = [
+        trained("ctm", fid, seed=seed) for seed, fid in enumerate((6.0, 6.1, 6.05, 1.0, 1.0, 1.0))
+    ]
     short = [trained("dmd2", fid, seed=seed) for seed, fid in enumerate((5.0, 5.12, 5.04))]
     (_, line) = against_best_of([*field(), *long, *short]).to_dict("records")
     assert (line["method"], line["not the best (95 %)"]) == ("dmd2", "not shown")
@@ -199,18 +287,27 @@ def test_rows_need_two_finished_seeds_in_common() -> None:
     assert against_best_of(field()).empty
     apart = [trained("ctm", 99.0, seed=seed) for seed in (2, 3)]
     once = trained("dmd2", 99.0)
-    failed = trained("dmd2", 99.0, seed=1).model_copy(update={"status": "failed", "reason": "loss nan", "metrics": {}, "cost": None})
+    failed = trained("dmd2", 99.0, seed=1).model_copy(
+        update={"status": "failed", "reason": "loss nan", "metrics": {}, "cost": None}
+    )
     table = against_best_of([*steady(0.05), *apart, once, failed]).set_index("method")
     assert table.loc["ctm", ABOVE] == "fewer than two seeds in common"
     assert not any("dmd2" in method for method in table.index)
-    assert float(table.loc[METHODS[1], "p, corrected"]) == pytest.approx(6 * 0.00083, rel=0.02)  # among six others
+    # Corrected for a comparison with six others.
+    assert float(table.loc[METHODS[1], "p, corrected"]) == pytest.approx(6 * 0.00083, rel=0.02)
 
 
 def test_the_headline_is_the_task_s() -> None:
     records = [
-        made.model_copy(update={"metrics": {"frechet_distance": made.metrics["fid"].model_copy(update={"identity": {}})}})
+        made.model_copy(
+            update={
+                "metrics": {
+                    "frechet_distance": made.metrics["fid"].model_copy(update={"identity": {}})
+                }
+            }
+        )
         for made in steady(0.0)
-    ]  # fmt: skip
+    ]
     assert against_best_of(records).iloc[1][ABOVE] == "1.0000 ± 0.0000"
 
 
@@ -220,7 +317,9 @@ def test_pages_have_the_table_where_there_are_seeds() -> None:
 
 
 def test_between_two_points_a_curve_is_a_power() -> None:
-    points = [Milestone(step=1, images=n, flops=1.0, quality={"fid": 640 / n}) for n in (100, 200, 800)]
+    points = [
+        Milestone(step=1, images=n, flops=1.0, quality={"fid": 640 / n}) for n in (100, 200, 800)
+    ]
     assert at_images(points, "fid", 200) == pytest.approx(3.2)
     assert at_images(points, "fid", 400) == pytest.approx(1.6)
     assert at_images(points, "fid", 141) == pytest.approx(640 / 141)
@@ -242,11 +341,18 @@ def test_equal_images_are_those_of_the_shortest_run() -> None:
 
 
 def test_what_has_no_curve_at_its_steps_is_named() -> None:
-    shared = [trained("dmd2", 1.0, num_steps=steps).model_copy(update={"milestones": [], "trained_in": "dmd2-1"}) for steps in (2, 4)]
+    shared = [
+        trained("dmd2", 1.0, num_steps=steps).model_copy(
+            update={"milestones": [], "trained_in": "dmd2-1"}
+        )
+        for steps in (2, 4)
+    ]
     long = trained("ctm", 1.0, steps=2000)
     table = equal_images_of([*field(), *shared, long]).set_index("method")
     column = "FID ↓ after 6,400 images"
-    assert table.loc["dmd2", column] == "not measured: its curve was taken at another number of steps"
+    assert (
+        table.loc["dmd2", column] == "not measured: its curve was taken at another number of steps"
+    )
     assert table.loc["dmd2", "steps"] == "2, 4"
     assert table.loc["ctm", column] == "not measured: its curve begins later"
 
@@ -267,16 +373,28 @@ def test_tasks_agree_or_not() -> None:
     for other, expected in ((same, "1.00"), (turned, "-1.00")):
         table = agreement_of(one=field(fids), two=field(other, flops=4e11))
         (line,) = table.to_dict("records")
-        assert (line["tasks"], line["steps"], line["methods"], line["rank correlation"]) == ("one and two", "4", "6", expected)
+        assert (line["tasks"], line["steps"], line["methods"], line["rank correlation"]) == (
+            "one and two",
+            "4",
+            "6",
+            expected,
+        )
     assert len(agreement_of(one=field(), two=field()[:4])) == 0
 
 
 def test_a_rank_correlation_of_few_is_judged_by_all_orders() -> None:
-    assert rank_correlation([1, 2, 3, 4, 5], [2.0, 3.0, 5.0, 7.0, 9.0]) == pytest.approx((1.0, 2 / math.factorial(5)))
-    assert rank_correlation([1, 2, 3, 4, 5], [9.0, 7.0, 5.0, 3.0, 2.0]) == pytest.approx((-1.0, 2 / math.factorial(5)))
+    assert rank_correlation([1, 2, 3, 4, 5], [2.0, 3.0, 5.0, 7.0, 9.0]) == pytest.approx(
+        (1.0, 2 / math.factorial(5))
+    )
+    assert rank_correlation([1, 2, 3, 4, 5], [9.0, 7.0, 5.0, 3.0, 2.0]) == pytest.approx(
+        (-1.0, 2 / math.factorial(5))
+    )
     first, second = [1, 2, 3, 4, 5, 6], [2, 1, 4, 3, 6, 5]
     correlation, p = rank_correlation(first, second)
-    as_good = sum(sum(a * b for a, b in zip(first, order, strict=True)) >= 88 for order in permutations(second))
+    as_good = sum(
+        sum(a * b for a, b in zip(first, order, strict=True)) >= 88
+        for order in permutations(second)
+    )
     assert (correlation, p) == pytest.approx((1 - 6 * 6 / 210, 2 * as_good / 720))
 
 
@@ -294,7 +412,9 @@ def test_a_rank_correlation_of_many_is_judged_by_random_orders() -> None:
 def test_of_rows_that_are_known_by_one_name_the_plainest_counts(layers: int) -> None:
     """ARD's default is the worst on both tasks; other layers on one would be the best."""
     fids = {method: 2.0 + number for number, method in enumerate(METHODS)} | {"ard": 50.0}
-    other = trained("ard", 0.1).model_copy(update={"run_id": "other", "options": {"history_layers": layers}})
+    other = trained("ard", 0.1).model_copy(
+        update={"run_id": "other", "options": {"history_layers": layers}}
+    )
     for found in ([*field(fids), other], [other, *field(fids)]):
         (line,) = agreement_of(one=found, two=field(fids)).to_dict("records")
         assert line["rank correlation"] == "1.00"
@@ -304,9 +424,13 @@ def test_the_plainest_is_what_the_task_runs() -> None:
     """The task's own number of layers, not the method's."""
     fids = {method: 2.0 + number for number, method in enumerate(METHODS)} | {"ard": 0.1}
     (layers,) = load_task("fashion-mnist").spec.defaults["ard"].values()
-    own = trained("ard", 50.0).model_copy(update={"run_id": "own", "options": {"history_layers": layers}})
+    own = trained("ard", 50.0).model_copy(
+        update={"run_id": "own", "options": {"history_layers": layers}}
+    )
     for found in ([*field(fids), own], [own, *field(fids)]):
-        (line,) = agreement_of(fashion_mnist=found, two=field({**fids, "ard": 50.0})).to_dict("records")
+        (line,) = agreement_of(fashion_mnist=found, two=field({**fids, "ard": 50.0})).to_dict(
+            "records"
+        )
         assert line["rank correlation"] == "1.00"
 
 
@@ -332,7 +456,9 @@ def test_what_was_tuned_on_a_task_does_not_hide_a_method_from_another() -> None:
 
 
 def test_columns_with_other_numbers_of_seeds_say_so() -> None:
-    more = [trained("imm", 3.0, num_steps=steps, seed=seed) for steps, seed in ((1, 0), (4, 1), (4, 2))]
+    more = [
+        trained("imm", 3.0, num_steps=steps, seed=seed) for steps, seed in ((1, 0), (4, 1), (4, 2))
+    ]
     others = [made for made in field() if made.method != "imm"]
     table = equal_compute_of([*others, *more]).set_index("method")
     assert table.loc["imm", "seeds"] == "1, 2"

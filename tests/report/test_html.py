@@ -27,18 +27,34 @@ from harness.report.tables import results_table
 from harness.report.task_report import TaskReport
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-browser = pytest.mark.skipif(BROWSER is None and not os.environ.get("HARNESS_NEEDS_CHROMIUM"), reason="needs chromium")
+browser = pytest.mark.skipif(
+    BROWSER is None and not os.environ.get("HARNESS_NEEDS_CHROMIUM"), reason="needs chromium"
+)
 
 
 def sweep() -> list[Record]:
     """A field at equal FLOPs, an ablation of history layers, a teacher and a failure."""
     layers = []
     for n in (1, 3, 9):
-        exposure = Exposure(on_teachers_history=[0.1, 0.2, 0.3, 0.4], on_own_history=[0.1, 0.3, 0.5, 0.4 + 0.1 * n], n=8)
+        exposure = Exposure(
+            on_teachers_history=[0.1, 0.2, 0.3, 0.4],
+            on_own_history=[0.1, 0.3, 0.5, 0.4 + 0.1 * n],
+            n=8,
+        )
         for seed in (0, 1):
             made = trained("ard", 30.0 / n + seed, flops=9e11, seed=seed)
-            layers.append(made.model_copy(update={"options": {"history_layers": n}, "run_id": f"ard-{n}-{seed}", "exposure": exposure}))
-    failure = record("ard", seed=3, steps=7).model_copy(update={"status": "failed", "reason": "the loss is <not> finite", "metrics": {}})
+            layers.append(
+                made.model_copy(
+                    update={
+                        "options": {"history_layers": n},
+                        "run_id": f"ard-{n}-{seed}",
+                        "exposure": exposure,
+                    }
+                )
+            )
+    failure = record("ard", seed=3, steps=7).model_copy(
+        update={"status": "failed", "reason": "the loss is <not> finite", "metrics": {}}
+    )
     again = [trained(method, 4.5 + n, seed=1) for n, method in enumerate(("ect", "imm"))]
     return [*field(), *again, *layers, record("teacher", steps=0, fid=1.0), failure]
 
@@ -49,13 +65,24 @@ def opened(page: Path, script: str = "") -> str:
     changed = page.with_suffix(".test.html")
     changed.write_text(text)
     assert BROWSER, "HARNESS_NEEDS_CHROMIUM is set, but there is no chromium"
-    words = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom", changed.as_uri()]
+    words = [
+        BROWSER,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--virtual-time-budget=3000",
+        "--dump-dom",
+        changed.as_uri(),
+    ]
     return subprocess.run(words, capture_output=True, text=True, timeout=600, check=True).stdout
 
 
 def asked(page: Path, expression: str) -> Any:
     """The value of a JavaScript expression in the page."""
-    script = 'const answer = document.createElement("pre"); answer.id = "answer"; document.body.append(answer);'
+    script = (
+        'const answer = document.createElement("pre"); '
+        'answer.id = "answer"; document.body.append(answer);'
+    )
     dom = opened(page, f"{script} answer.textContent = JSON.stringify({expression});")
     found = re.search(r'<pre id="answer">(.*?)</pre>', dom, re.DOTALL)
     assert found, "the page's script failed"
@@ -105,12 +132,13 @@ def test_markdown_and_html_have_the_same_sections(page: Path) -> None:
 @browser
 def test_headings_sort(page: Path) -> None:
     sorting = """(() => {
-      const table = document.querySelector("table[data-filter^=filter-tiny]"), heads = [...table.tHead.rows[0].cells];
+      const table = document.querySelector("table[data-filter^=filter-tiny]");
+      const heads = [...table.tHead.rows[0].cells];
       const column = heads.findIndex(head => head.textContent.startsWith("FID"));
-      const read = () => [...table.tBodies[0].rows].map(row => row.cells[column].textContent);
-      heads[column].click(); const up = read();
-      heads[column].click(); const down = read();
-      heads[0].click(); const names = [...table.tBodies[0].rows].map(row => row.cells[0].textContent);
+      const read = i => [...table.tBodies[0].rows].map(row => row.cells[i].textContent);
+      heads[column].click(); const up = read(column);
+      heads[column].click(); const down = read(column);
+      heads[0].click(); const names = read(0);
       return {up, down, names};
     })()"""
     found = asked(page, sorting)
@@ -125,9 +153,11 @@ def test_headings_sort(page: Path) -> None:
 @browser
 def test_the_box_filters(page: Path) -> None:
     filtering = """(() => {
-      const box = document.querySelector("input[id^=filter-tiny]"), table = document.querySelector("table[data-filter^=filter-tiny]");
+      const box = document.querySelector("input[id^=filter-tiny]");
+      const table = document.querySelector("table[data-filter^=filter-tiny]");
       box.value = "ARD layers"; box.dispatchEvent(new Event("input"));
-      const shown = [...table.tBodies[0].rows].filter(row => row.offsetParent !== null).map(row => row.cells[0].textContent);
+      const visible = [...table.tBodies[0].rows].filter(row => row.offsetParent !== null);
+      const shown = visible.map(row => row.cells[0].textContent);
       return {shown, count: box.nextElementSibling.textContent, all: table.tBodies[0].rows.length};
     })()"""
     found = asked(page, filtering)
@@ -142,16 +172,22 @@ def test_it_is_readable_at_a_width(width: int, page: Path) -> None:
     """Only tables reach beyond the window, and every plot can be read."""
     frame = page.with_name("frame.html")
     inner = html.escape(page.read_text(), quote=True)
-    frame.write_text(f'<!doctype html><html><body><iframe id="f" width="{width}" height="4000" srcdoc="{inner}"></iframe></body></html>')
+    frame.write_text(
+        f'<!doctype html><html><body><iframe id="f" width="{width}" height="4000" '
+        f'srcdoc="{inner}"></iframe></body></html>'
+    )
     measuring = """(() => {
       const inside = document.getElementById("f").contentDocument;
-      const plots = [...inside.querySelectorAll("figure svg, figure img")].map(plot => plot.getBoundingClientRect());
-      const letters = [...inside.querySelectorAll("figure svg text")].map(text => text.getBoundingClientRect().height).filter(h => h > 0);
+      const boxes = selector => [...inside.querySelectorAll(selector)].map(
+        element => element.getBoundingClientRect());
+      const plots = boxes("figure svg, figure img");
+      const letters = boxes("figure svg text").map(box => box.height).filter(h => h > 0);
       return {wide: inside.documentElement.scrollWidth, least: Math.min(...letters),
               plots: plots.map(r => [r.left, r.right, r.width, r.height])};
     })()"""
     waiting = f"""document.getElementById("f").addEventListener("load", () => {{
-      const answer = document.createElement("pre"); answer.id = "answer"; answer.textContent = JSON.stringify({measuring});
+      const answer = document.createElement("pre");
+      answer.id = "answer"; answer.textContent = JSON.stringify({measuring});
       document.body.append(answer); }});"""
     found = re.search(r'<pre id="answer">(.*?)</pre>', opened(frame, waiting), re.DOTALL)
     assert found, "the frame was not loaded"
@@ -172,7 +208,12 @@ def test_an_ablation_is_three_values_of_one_number() -> None:
     assert panel.lines[0].x == [1, 3, 9]
     assert panel.lines[0].y == pytest.approx([31.0, 11.0, 30 / 9 + 1])
     assert panel.title == "ard, 4 steps, trained 100 × 64"
-    assert ablations([row for row in report.finished if "layers 9" not in row.label], report.equal, "fid") == []
+    assert (
+        ablations(
+            [row for row in report.finished if "layers 9" not in row.label], report.equal, "fid"
+        )
+        == []
+    )
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
@@ -182,15 +223,21 @@ def test_the_front_holds_what_nothing_beats() -> None:
 
 @pytest.mark.parametrize("count", [1, 1_000])
 def test_a_page_of_one_record_or_of_many(count: int, tmp_path: Path) -> None:
-    made = [trained("ard", 5.0 + i % 97).model_copy(update={"options": {"lr": 1e-4 * (1 + i), "gan_lr": 1e-3}, "run_id": f"ard-{i}"})
-            for i in range(count)]  # fmt: skip
+    made = [
+        trained("ard", 5.0 + i % 97).model_copy(
+            update={"options": {"lr": 1e-4 * (1 + i), "gan_lr": 1e-3}, "run_id": f"ard-{i}"}
+        )
+        for i in range(count)
+    ]
     text = html_page(made, tmp_path)
     assert text.count("<tr>") > count
     assert text.count("<svg") < 10
 
 
 def test_latex_is_escaped() -> None:
-    text = latex_table(results_table(rows_of(field()[:2]))[["method", "FID ↓"]], "Results on a_task.")
+    text = latex_table(
+        results_table(rows_of(field()[:2]))[["method", "FID ↓"]], "Results on a_task."
+    )
     assert r"FID $\downarrow$" in text
     assert text.count(r"\\") == 3
     assert r"\caption{Results on a\_task.}" in text

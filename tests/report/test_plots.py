@@ -24,10 +24,18 @@ def ablations_of(records: list[Record]) -> list[Panel]:
 
 def test_quality_by_passes_is_of_equal_budgets_and_of_the_teacher() -> None:
     in_one = [trained(method, 9.0, num_steps=1, seed=seed) for method in METHODS for seed in (0, 1)]
-    teachers = [record("teacher", steps=0, num_steps=steps, fid=20.0 - steps) for steps in (8, 4, 2)]
+    teachers = [
+        record("teacher", steps=0, num_steps=steps, fid=20.0 - steps) for steps in (8, 4, 2)
+    ]
     less = [trained("ctm", 1.0, flops=3e12, num_steps=steps) for steps in (1, 4)]
-    alone, untrained = trained("dmd2", 1.0), record("imm", steps=0, num_steps=2).model_copy(update={"options": {}})
-    lines = {line.label: line for line in by_passes([*field(), *in_one, *teachers, *less, alone, untrained])}
+    alone, untrained = (
+        trained("dmd2", 1.0),
+        record("imm", steps=0, num_steps=2).model_copy(update={"options": {}}),
+    )
+    lines = {
+        line.label: line
+        for line in by_passes([*field(), *in_one, *teachers, *less, alone, untrained])
+    }
     assert lines.keys() == {*METHODS, "teacher"}
     assert lines["imm"].x == [1, 4]
     assert lines["imm"].y == [9.5, 3.5]
@@ -38,14 +46,30 @@ def test_quality_by_passes_is_of_equal_budgets_and_of_the_teacher() -> None:
 
 
 def test_what_is_shown_by_passes_is_no_ablation_of_the_number_of_steps() -> None:
-    equal, less = ([trained("ctm", 1.0, flops=flops, num_steps=steps) for steps in (1, 2, 4)] for flops in (6.02e12, 3e12))
+    equal, less = (
+        [trained("ctm", 1.0, flops=flops, num_steps=steps) for steps in (1, 2, 4)]
+        for flops in (6.02e12, 3e12)
+    )
     assert ablations_of([*field(), *equal]) == []
     (panel,) = ablations_of([*field(), *less])
-    assert (panel.title, panel.x_label, panel.lines[0].x) == ("ctm, trained 100 × 64", "num_steps", [1, 2, 4])
+    assert (panel.title, panel.x_label, panel.lines[0].x) == (
+        "ctm, trained 100 × 64",
+        "num_steps",
+        [1, 2, 4],
+    )
 
 
 def test_exposure_is_shown_from_few_steps_to_many() -> None:
-    exposure = Exposure(on_teachers_history=[0.0, 0.1], on_own_history=[0.0, 0.3], drift=[0.0, 0.2], n=8)
-    found = exposure_lines(rows_of([record(num_steps=steps, steps=1000 - 100 * steps, exposure=exposure) for steps in (8, 2, 4)]))
+    exposure = Exposure(
+        on_teachers_history=[0.0, 0.1], on_own_history=[0.0, 0.3], drift=[0.0, 0.2], n=8
+    )
+    found = exposure_lines(
+        rows_of(
+            [
+                record(num_steps=steps, steps=1000 - 100 * steps, exposure=exposure)
+                for steps in (8, 2, 4)
+            ]
+        )
+    )
     assert sorted(found) == [2, 4, 8]
     assert found[2][0].y[1] == 0.3 - 0.1

@@ -9,9 +9,18 @@ import pytest
 from scipy import stats
 
 from harness.records import Environment, Metric, Record
-from harness.report.statistics import Interval, degradation_ratio, holm, metric_interval, paired_difference, t_interval
+from harness.report.statistics import (
+    Interval,
+    degradation_ratio,
+    holm,
+    metric_interval,
+    paired_difference,
+    t_interval,
+)
 
-ENVIRONMENT = Environment(commit=None, dirty=None, code="c", python="3", packages={}, device="cpu", cpu="cpu", threads=1)
+ENVIRONMENT = Environment(
+    commit=None, dirty=None, code="c", python="3", packages={}, device="cpu", cpu="cpu", threads=1
+)
 
 
 def record(seed: int, values: dict[int, float], total_steps: int = 100) -> Record:
@@ -32,8 +41,12 @@ def test_an_interval_of_known_values() -> None:
 def test_an_interval_is_scipys() -> None:
     values = [3.1, 2.7, 4.4, 3.9, 2.2]
     found = t_interval(values)
-    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
-    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
+    low, high = stats.t.interval(
+        0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values)
+    )
+    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx(
+        (low, high)
+    )
 
 
 def test_one_value_allows_no_interval() -> None:
@@ -45,7 +58,9 @@ def test_one_value_allows_no_interval() -> None:
 
 
 def test_one_record_gives_an_interval_over_noise_sets() -> None:
-    assert metric_interval([record(0, {0: 1.0, 1: 2.0, 2: 3.0}, total_steps=0)], "fid") == t_interval([1.0, 2.0, 3.0])
+    assert metric_interval(
+        [record(0, {0: 1.0, 1: 2.0, 2: 3.0}, total_steps=0)], "fid"
+    ) == t_interval([1.0, 2.0, 3.0])
 
 
 def test_one_training_seed_gives_no_interval() -> None:
@@ -62,8 +77,16 @@ def test_several_records_give_an_interval_over_seeds() -> None:
 
 def test_a_difference_is_paired_within_seed_and_noise_set() -> None:
     """Seeds and noise sets far apart, and a constant difference of about 1 in each pair."""
-    first = [record(0, {0: 11.0, 1: 101.0}), record(1, {0: 1001.2, 1: 5001.2}), record(2, {0: 0.9, 1: 70.9})]
-    second = [record(2, {0: 0.0, 1: 70.0}), record(0, {0: 10.0, 1: 100.0}), record(1, {0: 1000.0, 1: 5000.0})]
+    first = [
+        record(0, {0: 11.0, 1: 101.0}),
+        record(1, {0: 1001.2, 1: 5001.2}),
+        record(2, {0: 0.9, 1: 70.9}),
+    ]
+    second = [
+        record(2, {0: 0.0, 1: 70.0}),
+        record(0, {0: 10.0, 1: 100.0}),
+        record(1, {0: 1000.0, 1: 5000.0}),
+    ]
     found = paired_difference(first, second, "fid")
     assert found is not None
     assert found.seeds == 3
@@ -86,7 +109,14 @@ def test_only_seeds_and_noise_sets_that_both_have_count() -> None:
 
 def test_one_pair_is_no_difference() -> None:
     assert paired_difference([record(0, {0: 1.0})], [record(0, {0: 2.0})], "fid") is None
-    assert paired_difference([record(0, {0: 1.0}), record(1, {0: 1.0})], [record(0, {0: 2.0}), record(2, {0: 2.0})], "fid") is None
+    assert (
+        paired_difference(
+            [record(0, {0: 1.0}), record(1, {0: 1.0})],
+            [record(0, {0: 2.0}), record(2, {0: 2.0})],
+            "fid",
+        )
+        is None
+    )
 
 
 def test_equal_rows_do_not_differ() -> None:
@@ -109,8 +139,12 @@ def test_how_much_worse_than_the_reference() -> None:
 
 def test_no_ratio_for_what_is_better_than_the_reference() -> None:
     reference = record(0, {0: 2.0}, total_steps=0)
-    assert degradation_ratio([record(0, {0: 10.0})], [record(0, {0: 1.5})], reference, "fid") is None
-    assert degradation_ratio([record(0, {0: 10.0})], [record(1, {0: 3.0})], reference, "fid") is None
+    assert (
+        degradation_ratio([record(0, {0: 10.0})], [record(0, {0: 1.5})], reference, "fid") is None
+    )
+    assert (
+        degradation_ratio([record(0, {0: 10.0})], [record(1, {0: 3.0})], reference, "fid") is None
+    )
 
 
 def test_holm_on_a_textbook_example() -> None:

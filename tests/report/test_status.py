@@ -1,4 +1,7 @@
-"""The state of a results folder: runs under way by their locks and logs, failures, the best so far."""
+"""The state of a results folder: active runs, failures and the best results so far.
+
+Locks and logs show which runs are active.
+"""
 
 from __future__ import annotations
 
@@ -31,25 +34,43 @@ def log(results: Path, run_id: str, *lines: tuple[int, str]) -> AbstractContextM
 
 
 TRAINING = (
-    (0, "run ard-4 starts: code c, torch 2, 1 threads"), (1, "trajectories starts"), (5, "trajectories is done: 4096"),
-    (10, "training starts"), (30, "training: 100/1000"), (50, "training: 200/1000"),
-)  # fmt: skip
+    (0, "run ard-4 starts: code c, torch 2, 1 threads"),
+    (1, "trajectories starts"),
+    (5, "trajectories is done: 4096"),
+    (10, "training starts"),
+    (30, "training: 100/1000"),
+    (50, "training: 200/1000"),
+)
 
 
 def test_a_run_under_way_says_how_far_it_is(tmp_path: Path) -> None:
     with log(tmp_path, "ard-4", *TRAINING):
         (one,) = working(tmp_path, now=START + timedelta(seconds=57))
-    assert (one.run_id, one.stage, one.done, one.total, one.silent_for) == ("ard-4", "training", 200, 1000, 7)
+    assert (one.run_id, one.stage, one.done, one.total, one.silent_for) == (
+        "ard-4",
+        "training",
+        200,
+        1000,
+        7,
+    )
     assert one.seconds_left == pytest.approx(800 * 20 / 100)
     assert working(tmp_path) == []  # its lock is free
 
 
-@pytest.mark.parametrize(("lines", "stage", "left"), [
-    (TRAINING[:1], "", None), (TRAINING[:2], "trajectories", None), (TRAINING[:4], "training", None),
-    (TRAINING[:5], "training", 900 * 20 / 100), ((*TRAINING, (60, "sampling, noise set 0 starts")), "sampling, noise set 0", None),
-    ((), "", None),
-])  # fmt: skip
-def test_stages(lines: tuple[tuple[int, str], ...], stage: str, left: float | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lines", "stage", "left"),
+    [
+        (TRAINING[:1], "", None),
+        (TRAINING[:2], "trajectories", None),
+        (TRAINING[:4], "training", None),
+        (TRAINING[:5], "training", 900 * 20 / 100),
+        ((*TRAINING, (60, "sampling, noise set 0 starts")), "sampling, noise set 0", None),
+        ((), "", None),
+    ],
+)
+def test_stages(
+    lines: tuple[tuple[int, str], ...], stage: str, left: float | None, tmp_path: Path
+) -> None:
     with log(tmp_path, "ard-4", *lines):
         (one,) = working(tmp_path, now=START + timedelta(seconds=100))
     assert (one.stage, one.seconds_left) == (stage, left)
@@ -70,18 +91,31 @@ def test_a_resumed_stage_is_paced_from_where_it_went_on(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path, tiny: Any) -> None:
     for fid, run_id in ((5.0, "ard-a"), (4.0, "ard-b")):
-        made = record(fid=fid).model_copy(update={"run_id": run_id, "options": {"history_layers": int(fid)}})
+        made = record(fid=fid).model_copy(
+            update={"run_id": run_id, "options": {"history_layers": int(fid)}}
+        )
         write_record(tmp_path / "runs" / run_id / "record.json", made)
     for name in ("ard-c", "ard-d"):  # what failed keeps its checkpoint, but is not interrupted
         (tmp_path / "runs" / name / "checkpoint").mkdir(parents=True)
-    bad = record().model_copy(update={"run_id": "ard-c", "status": "failed", "reason": "not finite", "metrics": {}})
+    bad = record().model_copy(
+        update={"run_id": "ard-c", "status": "failed", "reason": "not finite", "metrics": {}}
+    )
     write_record(tmp_path / "runs" / "ard-c" / "record.json", bad)
     with log(tmp_path, "ard-4", *TRAINING):
         text = CliRunner().invoke(main, ["status", str(tmp_path)], env={"COLUMNS": "200"}).output
         found = json.loads(CliRunner().invoke(main, ["status", str(tmp_path), "--json"]).output)
-    for part in ("training", "200/1000", "ard, history_layers 4, trained 100 × 64: FID 4.50", "not finite", "interrupted"):
+    for part in (
+        "training",
+        "200/1000",
+        "ard, history_layers 4, trained 100 × 64: FID 4.50",
+        "not finite",
+        "interrupted",
+    ):
         assert part in text, part
-    assert found["tasks"]["tiny"] == {"finished": 2, "best": {"4": "ard, history_layers 4, trained 100 × 64: FID 4.50"}}
+    assert found["tasks"]["tiny"] == {
+        "finished": 2,
+        "best": {"4": "ard, history_layers 4, trained 100 × 64: FID 4.50"},
+    }
     assert found["interrupted"] == ["ard-d"]
     assert found["failed"] == {"ard-c": "not finite"}
     with pytest.raises(UsageError, match="there are no runs below"):

@@ -29,7 +29,9 @@ BETTER = "better (Holm, 95 %)"
 
 
 def failed(method: str = "ard", seed: int = 0, reason: str = "loss nan at step 3") -> Record:
-    return record(method, seed, run_id=f"failed-{seed}", status="failed", reason=reason, metrics={}, cost=None)
+    return record(
+        method, seed, run_id=f"failed-{seed}", status="failed", reason=reason, metrics={}, cost=None
+    )
 
 
 def teacher(**changes: Any) -> Record:
@@ -49,23 +51,45 @@ def differences_of(records: list[Record]) -> pd.DataFrame:
 
 
 def test_seeds_of_one_setting_share_a_row() -> None:
-    rows = rows_of([record(seed=2), record("step-distillation"), record(seed=0), record(seed=1), record(num_steps=2)])
+    rows = rows_of(
+        [
+            record(seed=2),
+            record("step-distillation"),
+            record(seed=0),
+            record(seed=1),
+            record(num_steps=2),
+        ]
+    )
     assert [(row.label, row.num_steps, len(row.records)) for row in rows] == [
-        ("ard, history_layers 6", 2, 1), ("ard, history_layers 6", 4, 3), ("step-distillation", 4, 1),
-    ]  # fmt: skip
+        ("ard, history_layers 6", 2, 1),
+        ("ard, history_layers 6", 4, 3),
+        ("step-distillation", 4, 1),
+    ]
     assert [r.config["seed"] for r in rows[1].records] == [0, 1, 2]
 
 
 def test_settings_are_kept_apart() -> None:
     settings = {"precision": "bf16", "compile": True, "batch_size": 8, "noise_sets": 1}
-    apart = [record(), record(steps=200), record(options={"history_layers": 2}), record(num_steps=2)]
+    apart = [
+        record(),
+        record(steps=200),
+        record(options={"history_layers": 2}),
+        record(num_steps=2),
+    ]
     apart += [record(config={**record().config, key: value}) for key, value in settings.items()]
     assert len(rows_of(apart)) == len(apart)
 
 
 def test_training_free_rows_come_first() -> None:
-    rows = rows_of([record(steps=200), record(), teacher(), record("teacher", steps=0, num_steps=4)])
-    assert [(row.num_steps, row.training) for row in rows] == [(24, (0, 0)), (4, (0, 0)), (4, (100, 64)), (4, (200, 64))]
+    rows = rows_of(
+        [record(steps=200), record(), teacher(), record("teacher", steps=0, num_steps=4)]
+    )
+    assert [(row.num_steps, row.training) for row in rows] == [
+        (24, (0, 0)),
+        (4, (0, 0)),
+        (4, (100, 64)),
+        (4, (200, 64)),
+    ]
 
 
 def test_a_label_names_the_options_that_matter() -> None:
@@ -74,8 +98,14 @@ def test_a_label_names_the_options_that_matter() -> None:
 
     defaults = {**METHODS["ard"].Config().model_dump(), "history_layers": 6}
     assert label(options=defaults) == "ard, history_layers 6"
-    assert label(options={"history_layers": 2, "lr": 0.07, "heads": "shared"}) == "ard, history_layers 2, lr 0.07, heads shared"
-    assert label(config={**record().config, "precision": "bf16"}) == "ard, history_layers 6, precision bf16"
+    assert (
+        label(options={"history_layers": 2, "lr": 0.07, "heads": "shared"})
+        == "ard, history_layers 2, lr 0.07, heads shared"
+    )
+    assert (
+        label(config={**record().config, "precision": "bf16"})
+        == "ard, history_layers 6, precision bf16"
+    )
     assert label(method="somebody's", options={"knob": 3}) == "somebody's, knob 3"
 
 
@@ -87,7 +117,10 @@ def test_mixed_identities_are_refused_by_name() -> None:
     with pytest.raises(NotComparable) as caught:
         rows_of([record(), other])
     text = str(caught.value)
-    assert text.endswith("are not comparable: they differ in features, version; keep them below results folders of their own")
+    assert text.endswith(
+        "are not comparable: they differ in features, version; "
+        "keep them below results folders of their own"
+    )
     assert record().run_id in text
     assert other.run_id in text
     assert NotComparable.exit_code == 4
@@ -111,7 +144,11 @@ def test_tasks_have_sections_of_their_own() -> None:
 def test_the_cells_of_a_row() -> None:
     line = line_of([record(seed=0, fid=4.0), record(seed=1, fid=6.0)])
     assert line["method"] == "ard, history_layers 6"
-    assert (line["steps"], line["training"], line["seeds × noise sets"]) == ("4", "100 × 64", "2 × 2")
+    assert (line["steps"], line["training"], line["seeds × noise sets"]) == (
+        "4",
+        "100 × 64",
+        "2 × 2",
+    )
     assert line["FID ↓"] == "5.50 ± 12.71"  # means 4.5 and 6.5; t of 1 degree of freedom is 12.706
     assert (line["NFE"], line["MMACs / sample"], line["parameters"]) == ("4", "3.0", "2.500 M")
     assert line["latency / teacher"] == "0.250"
@@ -127,7 +164,10 @@ def test_a_row_without_training_has_an_interval_over_noise_sets() -> None:
 
 def test_an_untrained_student_and_a_method_without_training_differ() -> None:
     rows = rows_of([teacher(), record("step-distillation", steps=0)])
-    assert {row.label: line_of(list(row.records))["training"] for row in rows} == {"teacher": "none", "step-distillation": "untrained"}
+    assert {row.label: line_of(list(row.records))["training"] for row in rows} == {
+        "teacher": "none",
+        "step-distillation": "untrained",
+    }
 
 
 def test_the_floor_is_a_table_apart_with_its_own_number_of_samples() -> None:
@@ -163,11 +203,20 @@ def test_a_page_of_failures_alone() -> None:
 
 def test_a_row_that_failed_whole_is_named_below_the_tables() -> None:
     text = TaskReport.of([failed(), record("step-distillation")]).notes
-    assert "Failed, and in no comparison: ard, history_layers 6, 4 steps (loss nan at step 3)." in text
+    assert (
+        "Failed, and in no comparison: ard, history_layers 6, 4 steps (loss nan at step 3)." in text
+    )
 
 
 def test_failures_have_no_differences() -> None:
-    rows = rows_of([failed("ard", 0), failed("ard", 1), record("step-distillation", 0), record("step-distillation", 1)])
+    rows = rows_of(
+        [
+            failed("ard", 0),
+            failed("ard", 1),
+            record("step-distillation", 0),
+            record("step-distillation", 1),
+        ]
+    )
     assert differences_table(rows, "fid", None).empty
 
 
@@ -186,7 +235,10 @@ def test_of_one_seed_measured_twice_the_present_codes_record_counts(order: int) 
     old = record(run_id="old", fid=3.0)
     old.metrics["fd_dinov2"] = metric("fd_dinov2", {0: 3.0, 1: 3.0})
     here = ENVIRONMENT.model_copy(update={"code": code_digest()})
-    for new in (record(run_id="new", environment=here), failed().model_copy(update={"run_id": "new", "environment": here})):
+    for new in (
+        record(run_id="new", environment=here),
+        failed().model_copy(update={"run_id": "new", "environment": here}),
+    ):
         (row,) = rows_of([old, new][::order])
         assert [made.run_id for made in row.records] == ["new"]
 
@@ -205,14 +257,23 @@ def difference(first: list[Record], second: list[Record]) -> dict[str, str]:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_lower_fid_is_better_whichever_row_comes_first(sign: int) -> None:
-    line = difference(seeds("ard", [10.0, 20.0, 30.0]), seeds("step-distillation", [10 + sign * 2.0, 20 + sign * 2.1, 30 + sign * 1.9]))
-    assert (line["first"], line["second"], line["seeds"]) == ("ard, history_layers 6", "step-distillation", "3")
+    line = difference(
+        seeds("ard", [10.0, 20.0, 30.0]),
+        seeds("step-distillation", [10 + sign * 2.0, 20 + sign * 2.1, 30 + sign * 1.9]),
+    )
+    assert (line["first"], line["second"], line["seeds"]) == (
+        "ard, history_layers 6",
+        "step-distillation",
+        "3",
+    )
     assert float(line[FIRST].split(" ± ")[0]) == pytest.approx(-sign * 2)
     assert line[BETTER] == ("ard, history_layers 6" if sign == 1 else "step-distillation")
 
 
 def test_an_uncertain_difference_is_not_named() -> None:
-    line = difference(seeds("ard", [10.0, 20.0, 30.0]), seeds("step-distillation", [12.0, 19.0, 31.0]))
+    line = difference(
+        seeds("ard", [10.0, 20.0, 30.0]), seeds("step-distillation", [12.0, 19.0, 31.0])
+    )
     assert line[BETTER] == "not shown"
 
 
@@ -232,29 +293,43 @@ def test_a_difference_that_holm_does_not_reject_is_not_named() -> None:
 def test_rows_of_another_budget_do_not_change_what_is_shown() -> None:
     first, second = seeds("ard", [10.0, 10.0, 10.0]), seeds("step-distillation", [11.0, 11.5, 12.2])
     elsewhere = [
-        made for changes in ({"steps": 200}, {"num_steps": 2})
-        for made in (*seeds("ard", [5.0, 9.0, 7.0], **changes), *seeds("denoising", [7.0, 7.0, 8.0], **changes))
-    ]  # fmt: skip
+        made
+        for changes in ({"steps": 200}, {"num_steps": 2})
+        for made in (
+            *seeds("ard", [5.0, 9.0, 7.0], **changes),
+            *seeds("denoising", [7.0, 7.0, 8.0], **changes),
+        )
+    ]
     lines = differences_of([*first, *second, *elsewhere]).to_dict("records")
     shown = {(line["steps"], line["training"]): line[BETTER] for line in lines}
-    assert shown == {("4", "100 × 64"): "ard, history_layers 6", ("4", "200 × 64"): "not shown", ("2", "100 × 64"): "not shown"}
+    assert shown == {
+        ("4", "100 × 64"): "ard, history_layers 6",
+        ("4", "200 × 64"): "not shown",
+        ("2", "100 × 64"): "not shown",
+    }
 
 
 def crowd(count: int) -> list[Record]:
     """So many settings of two seeds; with more blocks of history FID falls, and varies more."""
     return [
-        made for n in range(1, count + 1)
-        for made in seeds("ard", [90.0 - n, 90.0 - n + 0.001 * (count - n)], options={"history_layers": n})
-    ]  # fmt: skip
+        made
+        for n in range(1, count + 1)
+        for made in seeds(
+            "ard", [90.0 - n, 90.0 - n + 0.001 * (count - n)], options={"history_layers": n}
+        )
+    ]
 
 
 def test_in_a_crowd_each_is_beside_the_best_and_all_pairs_are_in_holms_family() -> None:
     lines = differences_of(crowd(31)).to_dict("records")
     assert len(lines) == 30
-    assert {line["second"] for line in lines} | {line["first"] for line in lines} >= {f"ard, history_layers {n}" for n in range(1, 32)}
+    assert {line["second"] for line in lines} | {line["first"] for line in lines} >= {
+        f"ard, history_layers {n}" for n in range(1, 32)
+    }
     assert all("ard, history_layers 31" in (line["first"], line["second"]) for line in lines)
     p = sorted(float(line["p"]) for line in lines)
-    assert 0.05 / (31 * 30 / 2) < p[0] < 0.05 / 30  # which would be shown, were the others not counted
+    # A correction for these 30 pairs alone would make this p significant.
+    assert 0.05 / (31 * 30 / 2) < p[0] < 0.05 / 30
     assert {line[BETTER] for line in lines} == {"not shown"}
 
 
@@ -266,7 +341,10 @@ def test_one_lucky_seed_hides_no_differences() -> None:
 def test_a_ratio_is_over_the_reference_with_most_noise_sets() -> None:
     def reference(sets: dict[int, float], **changes: Any) -> Record:
         made = teacher(config={**teacher().config, "noise_sets": len(sets)}, **changes)
-        own = {"fid": metric("fid", sets), "distance_to_teacher": metric("distance_to_teacher", dict.fromkeys(sets, 0.0))}
+        own = {
+            "fid": metric("fid", sets),
+            "distance_to_teacher": metric("distance_to_teacher", dict.fromkeys(sets, 0.0)),
+        }
         return made.model_copy(update={"metrics": {**made.metrics, **own}})
 
     one, two = reference({0: 4.0}, run_id="one"), reference({0: 4.0, 1: 6.0}, run_id="two")
@@ -274,7 +352,9 @@ def test_a_ratio_is_over_the_reference_with_most_noise_sets() -> None:
     ratios = {tuple(differences_of([*pair, *free])["over the teacher's, first / second"])
               for free in ([one, two], [two, one], [two])}  # fmt: skip
     assert len(ratios) == 1
-    assert float(next(iter(ratios))[0].split(" ± ")[0]) == pytest.approx((5.5 / 15.5 + 7.5 / 19.5) / 2, abs=1e-3)
+    assert float(next(iter(ratios))[0].split(" ± ")[0]) == pytest.approx(
+        (5.5 / 15.5 + 7.5 / 19.5) / 2, abs=1e-3
+    )
     assert list(differences_of([*pair, one])["over the teacher's, first / second"]) == [""]
 
 
@@ -290,7 +370,12 @@ def test_what_a_task_gives_a_method_says_nothing_to_another() -> None:
 
 def test_only_rows_of_equal_steps_and_training_are_compared() -> None:
     pair = [1.0, 2.0]
-    records = [*seeds("ard", pair), *seeds("ard", pair, num_steps=2), *seeds("step-distillation", pair, steps=200), teacher()]
+    records = [
+        *seeds("ard", pair),
+        *seeds("ard", pair, num_steps=2),
+        *seeds("step-distillation", pair, steps=200),
+        teacher(),
+    ]
     assert differences_of(records).empty
 
 
@@ -307,7 +392,10 @@ def test_equal_rows_show_no_difference() -> None:
 
 
 def test_the_exposure_table_shows_the_gap_of_trained_rows() -> None:
-    exposures = [Exposure(on_teachers_history=[0.1, 0.2], on_own_history=[0.1, own], n=16) for own in (0.3, 0.5)]
+    exposures = [
+        Exposure(on_teachers_history=[0.1, 0.2], on_own_history=[0.1, own], n=16)
+        for own in (0.3, 0.5)
+    ]
     records = [record(seed=seed, exposure=exposure) for seed, exposure in enumerate(exposures)]
     (line,) = exposure_table(rows_of([*records, teacher(exposure=exposures[0])])).to_dict("records")
     assert line["method"] == "ard, history_layers 6"
@@ -318,15 +406,27 @@ def test_the_exposure_table_shows_the_gap_of_trained_rows() -> None:
 
 def test_notes_say_what_a_reader_must_know() -> None:
     dirty = ENVIRONMENT.model_copy(update={"dirty": True, "device": "H200"})
-    rows = rows_of([record(flags=["short average"]), record("denoising", target="data", environment=dirty), teacher()])
+    rows = rows_of(
+        [
+            record(flags=["short average"]),
+            record("denoising", target="data", environment=dirty),
+            teacher(),
+        ]
+    )
     text = "\n".join(notes(rows, "fid"))
     for part in (
-        "N = 40", "held-out real images have",
-        "they share trajectories and evaluation noise", "95 % t interval",
+        "N = 40",
+        "held-out real images have",
+        "they share trajectories and evaluation noise",
+        "95 % t interval",
         "Latency: batch 16, float32, cpu with 2 threads, 2 warm-ups, median of 9",
-        "trajectory FLOPs of the whole store", "The target is not the guided teacher in denoising: data", "ard-4-100-0: short average.",
-        "Made on cpu (a cpu), Python 3.11, torch 2.15.0, commit 0123456789, code c.", "Made on H200 (a cpu)", "with uncommitted changes",
-    ):  # fmt: skip
+        "trajectory FLOPs of the whole store",
+        "The target is not the guided teacher in denoising: data",
+        "ard-4-100-0: short average.",
+        "Made on cpu (a cpu), Python 3.11, torch 2.15.0, commit 0123456789, code c.",
+        "Made on H200 (a cpu)",
+        "with uncommitted changes",
+    ):
         assert part in text
 
 
@@ -371,7 +471,11 @@ def test_publishing_copies_records_and_grids_and_writes_a_page(tmp_path: Path) -
 
 def test_a_page_shows_the_grid_of_each_methods_best_row(tmp_path: Path) -> None:
     """The best methods first; grids that another row has overtaken are deleted."""
-    for one in (record(fid=5.0), record(fid=3.0, options={"history_layers": 2}, run_id="best"), record("lcm", fid=1.0)):
+    for one in (
+        record(fid=5.0),
+        record(fid=3.0, options={"history_layers": 2}, run_id="best"),
+        record("lcm", fid=1.0),
+    ):
         write_record(tmp_path / "runs" / one.run_id / "record.json", one)
         (tmp_path / "runs" / one.run_id / "samples.png").write_bytes(b"a picture")
     (tmp_path / "tiny" / "samples").mkdir(parents=True)
@@ -379,7 +483,9 @@ def test_a_page_shows_the_grid_of_each_methods_best_row(tmp_path: Path) -> None:
     page, _ = publish(load_records(tmp_path), tmp_path)
     shown = [f"{record('lcm').run_id}.png", "best.png"]
     assert sorted(path.name for path in (tmp_path / "tiny" / "samples").iterdir()) == sorted(shown)
-    assert [line for line in page.read_text().splitlines() if "samples/" in line] == [f"![samples](samples/{name})" for name in shown]
+    assert [line for line in page.read_text().splitlines() if "samples/" in line] == [
+        f"![samples](samples/{name})" for name in shown
+    ]
 
 
 def test_publishing_published_records_alone_changes_nothing(tmp_path: Path) -> None:
@@ -396,7 +502,9 @@ def test_publishing_published_records_alone_changes_nothing(tmp_path: Path) -> N
 
 def test_a_page_begins_with_what_was_found_and_shows_ablations(tmp_path: Path) -> None:
     for layers in (1, 3, 6):
-        one = record(run_id=f"ard-{layers}").model_copy(update={"options": {"history_layers": layers}})
+        one = record(run_id=f"ard-{layers}").model_copy(
+            update={"options": {"history_layers": layers}}
+        )
         write_record(tmp_path / "runs" / one.run_id / "record.json", one)
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "findings.md").write_text("Three layers are best.\n")
@@ -412,7 +520,9 @@ def test_a_page_begins_with_what_was_found_and_shows_ablations(tmp_path: Path) -
 
 def test_a_long_number_is_shortened_in_a_label() -> None:
     def shown(lr: float) -> str:
-        return rows_of([record().model_copy(update={"options": {"lr": lr, "history_layers": 6}})])[0].label
+        return rows_of([record().model_copy(update={"options": {"lr": lr, "history_layers": 6}})])[
+            0
+        ].label
 
     assert shown(0.00027796258518939394).endswith("lr 0.000278")
     assert shown(0.00054).endswith("lr 0.00054")

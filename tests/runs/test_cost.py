@@ -12,7 +12,9 @@ from harness.networks.history import causal, keep_first, window
 from harness.runs.cost import SamplingCost, paper_problem, sampling_cost_on_meta
 
 
-def cost(method: str, network: str = "DiT-XL/2", size: int = 256, num_steps: int = 4, **options: object) -> SamplingCost:
+def cost(
+    method: str, network: str = "DiT-XL/2", size: int = 256, num_steps: int = 4, **options: object
+) -> SamplingCost:
     problem = paper_problem(network, size, True, 1000, num_steps)
     return sampling_cost_on_meta(method, METHODS[method].Config(**options), problem, num_steps)
 
@@ -24,7 +26,9 @@ def test_the_papers_figures() -> None:
     assert (six.macs - base.macs) / 1e9 == pytest.approx(5.44, abs=0.005)
     assert six.extra == pytest.approx(0.0115, abs=5e-5)
     assert all_layers.extra == pytest.approx(0.0535, abs=5e-5)
-    blocks = sum(base.by_kind[kind] for kind in ("attention projections", "attention products", "MLP"))
+    blocks = sum(
+        base.by_kind[kind] for kind in ("attention projections", "attention products", "MLP")
+    )
     assert blocks / 1e9 == pytest.approx(473.5, abs=0.05)
     assert base.nfe == 4
 
@@ -38,7 +42,9 @@ def test_the_papers_figures() -> None:
         (12, {"mask": "keep_first"}, keep_first),
     ],
 )
-def test_every_mask_and_depth_equals_the_closed_formula(layers: int, options: dict, visible: object) -> None:
+def test_every_mask_and_depth_equals_the_closed_formula(
+    layers: int, options: dict, visible: object
+) -> None:
     found = cost("ard", "DiT-S/8", 64, history_layers=layers, **options)
     seen = [len(visible(q)) for q in range(4)]  # type: ignore[operator]
     tokens, width = (64 // 8 // 8) ** 2, 384
@@ -65,11 +71,15 @@ def test_any_method_is_counted_without_weights(method: str) -> None:
     found = sampling_cost_on_meta(method, cls.Config(**options), problem, steps)
     assert found.nfe == steps
     assert found.parameters > 3e7
-    assert 0 <= found.extra < 0.1  # of 16 tokens the embedding of a further number is a part that can be seen
+    # With only 16 tokens, embedding one more number costs a visible share.
+    assert 0 <= found.extra < 0.1
     assert torch.nn.Linear(1, 1).weight.device.type == "cpu"
 
 
-@pytest.mark.parametrize(("network", "size", "said"), [("DiT-XM/2", 256, "did you mean"), ("DiT-S/2", 250, "must be a multiple of 16")])
-def test_sizes_that_do_not_exist(network: str, size: int, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+@pytest.mark.parametrize(
+    ("network", "size", "message"),
+    [("DiT-XM/2", 256, "did you mean"), ("DiT-S/2", 250, "must be a multiple of 16")],
+)
+def test_sizes_that_do_not_exist(network: str, size: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         paper_problem(network, size, True, 1000, 4)

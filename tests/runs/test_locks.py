@@ -50,7 +50,9 @@ def test_who_waits_gets_it_next(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "holds\n"
         assert is_held(tmp_path, "run")
@@ -62,5 +64,8 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=r"cannot write .*give another --results"), held(tmp_path / "file", "run"):
+    with (
+        pytest.raises(UsageError, match=r"cannot write .*give another --results"),
+        held(tmp_path / "file", "run"),
+    ):
         pass

@@ -19,7 +19,7 @@ from harness import provenance
 from harness.errors import Interrupted, RunFailed, UsageError
 from harness.files import read_tensors
 from harness.methods import METHODS
-from harness.metrics.evaluator import sample_set
+from harness.metrics.sampling import sample_set
 from harness.networks.passes import count_passes
 from harness.records import Record, read_record
 from harness.runs import run
@@ -42,7 +42,12 @@ def files(folder: Path) -> set[str]:
 def test_a_run_leaves_its_record_curve_grid_and_student(tiny: Task, tmp_path: Path) -> None:
     one = new_run(tmp_path)
     record = one.execute()
-    assert files(one.folder) >= {"record.json", "curves.jsonl", "samples.png", "student.safetensors"}
+    assert files(one.folder) >= {
+        "record.json",
+        "curves.jsonl",
+        "samples.png",
+        "student.safetensors",
+    }
     assert not (one.folder / "checkpoint").exists()
     assert not [name for name in files(tmp_path) if name.endswith(".tmp")]
     assert read_record(one.folder / "record.json") == record
@@ -54,14 +59,23 @@ def test_a_run_leaves_its_record_curve_grid_and_student(tiny: Task, tmp_path: Pa
     assert weights.keys() == build(one.resolved, tiny.teacher(CPU), CPU).student.state_dict().keys()
 
 
-def test_the_log_tells_what_happened(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_tells_what_happened(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = new_run(tmp_path)
     one.execute()
     text = (one.folder / "run.log").read_text()
-    for part in ("starts: code", "trajectories is done: 12", "training is done: 3", f"run {one.resolved.run_id} is finished"):
+    for part in (
+        "starts: code",
+        "trajectories is done: 12",
+        "training is done: 3",
+        f"run {one.resolved.run_id} is finished",
+    ):
         assert part in text
     broken = new_run(tmp_path, seed=1)
-    monkeypatch.setattr(run, "sampler_of", lambda method, grad=False: lambda x_T, cond, noise: x_T * float("nan"))
+    monkeypatch.setattr(
+        run, "sampler_of", lambda method, grad=False: lambda x_T, cond, noise: x_T * float("nan")
+    )
     with pytest.raises(RunFailed):
         broken.execute()
     assert "Traceback" in (broken.folder / "run.log").read_text()
@@ -81,8 +95,8 @@ def test_a_task_has_defaults_of_its_own(tiny_folder: Path) -> None:
     file.write_text(yaml.safe_dump(spec | {"defaults": {"ard": {"lr": 0.25, "history_layers": 2}}}))
     tuned = resolve(config())
     assert (tuned.config.lr, tuned.config.history_layers) == (0.25, ARD["history_layers"])  # type: ignore[attr-defined]
-    said = resolve(config(options={**ARD, "lr": plain.config.lr}))
-    assert said.run_id == plain.run_id  # a run is known by what it does, whoever said it
+    explicit = resolve(config(options={**ARD, "lr": plain.config.lr}))
+    assert explicit.run_id == plain.run_id  # the id depends on values, not on who set them
     file.write_text(yaml.safe_dump(spec | {"defaults": {"ard": {"learning": 1}}}))
     with pytest.raises(UsageError, match="unknown option 'learning' in task tiny, defaults of ard"):
         resolve(config())
@@ -93,7 +107,9 @@ def test_quality_along_the_budget(tiny: Task, tmp_path: Path) -> None:
     record = one.execute()
     assert [point.step for point in record.milestones] == [2, 4, 8, 16]
     assert [point.images for point in record.milestones] == [16, 32, 64, 128]
-    assert record.milestones[-1].flops == record.cost.training.flops == 2 * record.milestones[-2].flops
+    assert (
+        record.milestones[-1].flops == record.cost.training.flops == 2 * record.milestones[-2].flops
+    )
     assert record.milestones[-1].quality["fid"] == record.metrics["fid"].values[0]
     assert len({point.quality["fid"] for point in record.milestones}) == 4
     short = new_run(tmp_path, budget="steps=1").execute()
@@ -105,16 +121,23 @@ def test_milestones_may_see_the_first_samples_alone(tiny: Task, tmp_path: Path) 
     asked = config(seed=3, budget="steps=8")
     evaluation = tiny.spec.evaluation.model_copy(update={"milestone_samples": 25})
     part = Task(tiny.spec.model_copy(update={"evaluation": evaluation}), tiny.folder)
-    whole, some = (Run(resolve(asked, task), tmp_path / str(n), CPU).execute() for n, task in enumerate((tiny, part)))
+    whole, some = (
+        Run(resolve(asked, task), tmp_path / str(n), CPU).execute()
+        for n, task in enumerate((tiny, part))
+    )
     assert [point.n for point in whole.milestones + some.milestones] == [None] * 4 + [25] * 4
     assert some.metrics["fid"].values == whole.metrics["fid"].values
     assert whole.milestones[-1].quality["fid"] == whole.metrics["fid"].values[0]
     x_T = tiny.evaluation_inputs(0)[0]
     assert sample_set(lambda x, cond, noise: x, part, 0, CPU, count=25).equal(x_T[:25])
-    assert all(a.quality != b.quality for a, b in zip(whole.milestones, some.milestones, strict=True))
+    assert all(
+        a.quality != b.quality for a, b in zip(whole.milestones, some.milestones, strict=True)
+    )
 
 
-def test_milestones_survive_an_interruption(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_milestones_survive_an_interruption(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     straight = new_run(tmp_path / "a", budget="steps=8").execute()
     step = Trainer.one_step
 
@@ -146,10 +169,14 @@ def test_an_evaluation_that_is_cut_off_is_taken_up_without_training_again(
     monkeypatch.setattr(Trainer, "one_step", lambda self: pytest.fail("trained again"))
     resumed = new_run(tmp_path / "b").execute()
     assert resumed.milestones == straight.milestones
-    assert {name: metric.values for name, metric in resumed.metrics.items()} == {n: m.values for n, m in straight.metrics.items()}
+    assert {name: metric.values for name, metric in resumed.metrics.items()} == {
+        n: m.values for n, m in straight.metrics.items()
+    }
 
 
-def test_a_signal_in_the_middle_of_accumulation_waits_for_the_step(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_in_the_middle_of_accumulation_waits_for_the_step(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def asked(folder: str) -> Run:
         return new_run(tmp_path / folder, budget="steps=6", micro_batch_size=2)
 
@@ -158,7 +185,9 @@ def test_a_signal_in_the_middle_of_accumulation_waits_for_the_step(tiny: Task, t
 
     def interrupted(self: Any, batch: Any) -> Any:
         calls.append(batch)
-        if len(calls) == 11:  # the second of four micro-batches of a step; some calls only count FLOPs
+        if (
+            len(calls) == 11
+        ):  # the second of four micro-batches of a step; some calls only count FLOPs
             os.kill(os.getpid(), signal.SIGTERM)
         return loss(self, batch)
 
@@ -168,7 +197,9 @@ def test_a_signal_in_the_middle_of_accumulation_waits_for_the_step(tiny: Task, t
             asked("b").execute()
     assert len(calls) % 4 == 0  # one step's calls to count, whole steps after it
     resumed = asked("b").execute()
-    assert {name: metric.values for name, metric in resumed.metrics.items()} == {n: m.values for n, m in straight.metrics.items()}
+    assert {name: metric.values for name, metric in resumed.metrics.items()} == {
+        n: m.values for n, m in straight.metrics.items()
+    }
     assert (tmp_path / "b" / "runs" / resumed.run_id / "curves.jsonl").read_bytes() == (
         tmp_path / "a" / "runs" / straight.run_id / "curves.jsonl"
     ).read_bytes()
@@ -176,13 +207,28 @@ def test_a_signal_in_the_middle_of_accumulation_waits_for_the_step(tiny: Task, t
 
 def test_the_untrained_student_is_a_row(tiny: Task, tmp_path: Path) -> None:
     options = {"trajectory": "states", "parametrization": "teacher", "heads": "shared"}
-    record = new_run(tmp_path, method="step-distillation", options=options, num_steps=4, budget="steps=0").execute()
-    assert (record.status, record.config["total_steps"], record.cost.training, record.milestones) == ("finished", 0, None, [])
+    record = new_run(
+        tmp_path, method="step-distillation", options=options, num_steps=4, budget="steps=0"
+    ).execute()
+    assert (
+        record.status,
+        record.config["total_steps"],
+        record.cost.training,
+        record.milestones,
+    ) == ("finished", 0, None, [])
     assert any("untrained" in flag for flag in record.flags)
     unguided = Task(tiny.spec.model_copy(update={"guidance": Guidance(scale=1.0)}))
-    teacher = Run(resolve(config(method="teacher", options={}, num_steps=4), unguided), tmp_path / "teacher", CPU).execute()
-    assert record.metrics["label_agreement"].values[0] == teacher.metrics["label_agreement"].values[0]
-    assert record.metrics["fid"].values[0] == pytest.approx(teacher.metrics["fid"].values[0], rel=1e-3)
+    teacher = Run(
+        resolve(config(method="teacher", options={}, num_steps=4), unguided),
+        tmp_path / "teacher",
+        CPU,
+    ).execute()
+    assert (
+        record.metrics["label_agreement"].values[0] == teacher.metrics["label_agreement"].values[0]
+    )
+    assert record.metrics["fid"].values[0] == pytest.approx(
+        teacher.metrics["fid"].values[0], rel=1e-3
+    )
 
 
 def test_a_run_starts_from_another_ones_student(tiny: Task, tmp_path: Path) -> None:
@@ -193,15 +239,28 @@ def test_a_run_starts_from_another_ones_student(tiny: Task, tmp_path: Path) -> N
     untouched = second.execute()
     assert untouched.run_id != record.run_id
     assert untouched.metrics["fid"].values == record.metrics["fid"].values
-    third = Run(resolve(config(budget="steps=2", init_from=record.run_id), results=tmp_path), tmp_path, CPU).execute()
-    assert third.cost.training.inherited_flops == untouched.cost.training.inherited_flops == record.cost.training.flops
+    third = Run(
+        resolve(config(budget="steps=2", init_from=record.run_id), results=tmp_path), tmp_path, CPU
+    ).execute()
+    assert (
+        third.cost.training.inherited_flops
+        == untouched.cost.training.inherited_flops
+        == record.cost.training.flops
+    )
     assert (untouched.cost.training.flops, untouched.cost.training.inherited_images) == (0, 32)
     assert not any("untrained" in flag for flag in untouched.flags)
-    grandchild = Run(resolve(config(budget="steps=1", init_from=third.run_id), results=tmp_path), tmp_path, CPU).execute()
-    assert grandchild.cost.training.inherited_flops == record.cost.training.flops + third.cost.training.flops
+    grandchild = Run(
+        resolve(config(budget="steps=1", init_from=third.run_id), results=tmp_path), tmp_path, CPU
+    ).execute()
+    assert (
+        grandchild.cost.training.inherited_flops
+        == record.cost.training.flops + third.cost.training.flops
+    )
     assert third.config["init_from"]["run_id"] == record.run_id
     other_seed = new_run(tmp_path, budget="steps=4", seed=1).execute()
-    fourth = resolve(config(budget="steps=2", seed=1, init_from=other_seed.run_id), results=tmp_path)
+    fourth = resolve(
+        config(budget="steps=2", seed=1, init_from=other_seed.run_id), results=tmp_path
+    )
     assert run_settings(fourth)["init_from"]["setting"] == third.config["init_from"]["setting"]
 
 
@@ -209,7 +268,9 @@ def test_a_run_starts_from_another_ones_student(tiny: Task, tmp_path: Path) -> N
     ({"init_from": "nothing-4-0"}, "holds no finished run"),
     ({"init_from": "parent", "method": "teacher", "options": {}, "num_steps": 4}, "trains nothing"),
 ])  # fmt: skip
-def test_what_cannot_be_started_from(changes: dict, complaint: str, tiny: Task, tmp_path: Path) -> None:
+def test_what_cannot_be_started_from(
+    changes: dict, complaint: str, tiny: Task, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=complaint):
         resolve(config(**changes), results=tmp_path)
 
@@ -217,32 +278,67 @@ def test_what_cannot_be_started_from(changes: dict, complaint: str, tiny: Task, 
 def test_a_student_of_another_shape_is_refused(tiny: Task, tmp_path: Path) -> None:
     parent = new_run(tmp_path, budget="steps=1", options={**ARD, "heads": "shared"}).execute()
     with pytest.raises(UsageError, match="another network"):
-        Run(resolve(config(budget="steps=2", init_from=parent.run_id), results=tmp_path), tmp_path, CPU).execute()
+        Run(
+            resolve(config(budget="steps=2", init_from=parent.run_id), results=tmp_path),
+            tmp_path,
+            CPU,
+        ).execute()
 
 
-@pytest.mark.parametrize(("method", "parents", "childs"), [
-    ("step-distillation", {"trajectory": "states", "heads": "shared"}, {"parametrization": "teacher"}),
-    ("step-distillation", {"trajectory": "states"}, {"trajectory": "predictions"}),
-    ("ect", {"init": "random"}, {"init": "teacher"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "parents", "childs"),
+    [
+        (
+            "step-distillation",
+            {"trajectory": "states", "heads": "shared"},
+            {"parametrization": "teacher"},
+        ),
+        ("step-distillation", {"trajectory": "states"}, {"trajectory": "predictions"}),
+        ("ect", {"init": "random"}, {"init": "teacher"}),
+    ],
+)
 def test_a_student_whose_output_means_something_else_is_refused(
     method: str, parents: dict, childs: dict, tiny: Task, tmp_path: Path
 ) -> None:
     """Its weights would fit."""
     parent = new_run(tmp_path, method=method, budget="steps=1", options=parents).execute()
     with pytest.raises(UsageError, match=r"whose network gives .*, but this one gives"):
-        resolve(config(method=method, budget="steps=2", options={**parents, **childs}, init_from=parent.run_id), results=tmp_path)
-    assert resolve(config(method=method, budget="steps=2", options=parents, init_from=parent.run_id), results=tmp_path).parent
+        resolve(
+            config(
+                method=method,
+                budget="steps=2",
+                options={**parents, **childs},
+                init_from=parent.run_id,
+            ),
+            results=tmp_path,
+        )
+    assert resolve(
+        config(method=method, budget="steps=2", options=parents, init_from=parent.run_id),
+        results=tmp_path,
+    ).parent
 
 
 def test_what_a_record_says(tiny: Task, tmp_path: Path) -> None:
     record = new_run(tmp_path).execute()
-    assert (record.status, record.method, record.task, record.task_version) == ("finished", "ard", "tiny", 1)
+    assert (record.status, record.method, record.task, record.task_version) == (
+        "finished",
+        "ard",
+        "tiny",
+        1,
+    )
     assert record.options["history_layers"] == 2
     assert record.config == {
-        "num_steps": 2, "seed": 0, "total_steps": 3, "batch_size": 8, "micro_batch_size": None, "precision": "fp32", "compile": False,
-        "noise_sets": 1, "init_from": None, "extra_features": "",
-    }  # fmt: skip
+        "num_steps": 2,
+        "seed": 0,
+        "total_steps": 3,
+        "batch_size": 8,
+        "micro_batch_size": None,
+        "precision": "fp32",
+        "compile": False,
+        "noise_sets": 1,
+        "init_from": None,
+        "extra_features": "",
+    }
     assert record.levels == pytest.approx([999, 499], abs=1e-3)
     assert record.hashes == tiny.hashes
     assert record.target == "guided teacher"
@@ -270,14 +366,19 @@ def test_run_returns_the_references_record_beside_it(tiny: Task, tmp_path: Path)
 
 
 def test_a_teacher_that_asks_for_nothing_new_is_the_reference(tiny: Task, tmp_path: Path) -> None:
-    record, reference = run.run(resolve(config(method="teacher", options={}, num_steps=4)), tmp_path, CPU)
+    record, reference = run.run(
+        resolve(config(method="teacher", options={}, num_steps=4)), tmp_path, CPU
+    )
     assert record.run_id == reference.run_id
 
 
 def test_two_runs_of_one_config_give_the_same_numbers(tiny: Task, tmp_path: Path) -> None:
     first, second = (new_run(tmp_path / name).execute() for name in "ab")
     assert first.metrics == second.metrics
-    assert new_run(tmp_path / "c", seed=1).execute().metrics["fid"].values != first.metrics["fid"].values
+    assert (
+        new_run(tmp_path / "c", seed=1).execute().metrics["fid"].values
+        != first.metrics["fid"].values
+    )
 
 
 def test_a_short_average_of_the_weights_is_flagged(tiny: Task, tmp_path: Path) -> None:
@@ -289,7 +390,9 @@ def test_a_short_average_of_the_weights_is_flagged(tiny: Task, tmp_path: Path) -
 # failures
 
 
-def test_a_failed_run_writes_its_reason(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_writes_its_reason(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def diverge(*args: Any, **kwargs: Any) -> None:
         raise RunFailed("student: loss nan at step 2: not finite")
 
@@ -303,11 +406,18 @@ def test_a_failed_run_writes_its_reason(tiny: Task, tmp_path: Path, monkeypatch:
     assert new_run(tmp_path).execute().status == "finished"
 
 
-def test_samples_that_are_not_finite_fail_the_run(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "sampler_of", lambda method, grad=False: lambda x_T, cond, noise: x_T * float("nan"))
+def test_samples_that_are_not_finite_fail_the_run(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        run, "sampler_of", lambda method, grad=False: lambda x_T, cond, noise: x_T * float("nan")
+    )
     with pytest.raises(RunFailed, match="samples of noise set 0 are not finite"):
         new_run(tmp_path).execute()
-    assert read_record(new_run(tmp_path).folder / "record.json").reason == "samples of noise set 0 are not finite"
+    assert (
+        read_record(new_run(tmp_path).folder / "record.json").reason
+        == "samples of noise set 0 are not finite"
+    )
 
 
 def test_a_wrong_option_leaves_nothing_behind(tiny: Task, tmp_path: Path) -> None:
@@ -322,19 +432,24 @@ def test_a_wrong_option_leaves_nothing_behind(tiny: Task, tmp_path: Path) -> Non
 def test_the_bill_of_training(tiny: Task, tmp_path: Path) -> None:
     bill = new_run(tmp_path, budget="steps=5").execute().cost.training
     assert (bill.steps, bill.images) == (5, 40)
-    assert bill.teacher_evaluations == 12 * 4 * 2  # trajectories, evaluations each, two passes under guidance
+    # 12 trajectories of 4 evaluations, each two passes under guidance.
+    assert bill.teacher_evaluations == 12 * 4 * 2
     assert bill.ema_initial_weight == pytest.approx(0.5**20)
     half = new_run(tmp_path, budget="steps=10").execute().cost.training
     assert half.flops == 2 * bill.flops > 0
 
 
-def test_trajectories_are_billed_by_the_passes_that_made_them(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trajectories_are_billed_by_the_passes_that_made_them(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     passes = []
     teacher_of = Task.teacher
 
     def watched(self: Task, device: torch.device) -> Any:
         teacher = teacher_of(self, device)
-        teacher.denoiser.network.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
+        teacher.denoiser.network.register_forward_pre_hook(
+            lambda module, args: passes.append(len(args[0]))
+        )
         return teacher
 
     monkeypatch.setattr(Task, "teacher", watched)
@@ -356,8 +471,15 @@ def test_trajectories_are_billed_by_the_passes_that_made_them(tiny: Task, tmp_pa
 
 
 def test_without_guidance_an_evaluation_is_one_pass(tiny: Task, tmp_path: Path) -> None:
-    plain = Task(tiny.spec.model_copy(update={"guidance": tiny.spec.guidance.model_copy(update={"scale": 1.0})}))
-    assert Run(resolve(config(), plain), tmp_path, CPU).execute().cost.training.teacher_evaluations == 12 * 4
+    plain = Task(
+        tiny.spec.model_copy(
+            update={"guidance": tiny.spec.guidance.model_copy(update={"scale": 1.0})}
+        )
+    )
+    assert (
+        Run(resolve(config(), plain), tmp_path, CPU).execute().cost.training.teacher_evaluations
+        == 12 * 4
+    )
 
 
 # the reference and its cache
@@ -376,7 +498,11 @@ def test_the_references_samples_are_made_once(tiny: Task, tmp_path: Path) -> Non
 
 def test_cached_samples_know_the_guidance_they_were_made_under(tiny: Task, tmp_path: Path) -> None:
     def samples(scale: float) -> torch.Tensor:
-        task = Task(tiny.spec.model_copy(update={"guidance": tiny.spec.guidance.model_copy(update={"scale": scale})}))
+        task = Task(
+            tiny.spec.model_copy(
+                update={"guidance": tiny.spec.guidance.model_copy(update={"scale": scale})}
+            )
+        )
         return Reference(task, CPU).samples(0)
 
     assert not torch.equal(samples(1.25), samples(4.0))
@@ -401,8 +527,12 @@ def test_bf16_and_micro_batches_run_through(tiny: Task, tmp_path: Path) -> None:
     assert record.config["precision"] == "bf16"
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])])
-def test_a_compiled_run_has_the_same_numbers(backend: str, tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "backend", ["eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])]
+)
+def test_a_compiled_run_has_the_same_numbers(
+    backend: str, tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With keys and values of earlier states, and the number of passes."""
     if backend == "eager":
         run_graphs_eagerly(monkeypatch)
@@ -412,13 +542,23 @@ def test_a_compiled_run_has_the_same_numbers(backend: str, tiny: Task, tmp_path:
     assert compiled.first_losses == pytest.approx(eager.first_losses, rel=1e-3)
     assert compiled.metrics["fid"].mean == pytest.approx(eager.metrics["fid"].mean, rel=1e-3)
     assert compiled.cost.training.flops == eager.cost.training.flops
-    assert (compiled.cost.nfe, compiled.cost.macs_per_sample) == (eager.cost.nfe, eager.cost.macs_per_sample)
+    assert (compiled.cost.nfe, compiled.cost.macs_per_sample) == (
+        eager.cost.nfe,
+        eager.cost.macs_per_sample,
+    )
 
 
 def test_every_record_and_student_can_be_read_back(tiny: Task, tmp_path: Path) -> None:
-    for method, options in (("ard", ARD), ("step-distillation", {}), ("teacher", {}), ("denoising", {})):
+    for method, options in (
+        ("ard", ARD),
+        ("step-distillation", {}),
+        ("teacher", {}),
+        ("denoising", {}),
+    ):
         one = new_run(tmp_path, method=method, options=options)
         assert isinstance(one.execute(), Record)
         assert read_record(one.folder / "record.json").status == "finished"
         if method != "teacher":
-            build(one.resolved, tiny.teacher(CPU), CPU).start_from(read_tensors(one.folder / "student.safetensors"))
+            build(one.resolved, tiny.teacher(CPU), CPU).start_from(
+                read_tensors(one.folder / "student.safetensors")
+            )

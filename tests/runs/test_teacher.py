@@ -54,23 +54,36 @@ def test_training_writes_weights_and_cards_that_belong_together(tiny: Task, tmp_
     assert network["best_guidance_scale"] in (1.0, 1.25)
 
 
-def test_a_network_is_trained_as_its_task_says(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_is_trained_as_its_task_says(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[TrainSettings] = []
 
     class Noting(Trainer):
-        def __init__(self, method: Any, sources: Any, settings: TrainSettings, *args: Any, **more: Any):
+        def __init__(
+            self, method: Any, sources: Any, settings: TrainSettings, *args: Any, **more: Any
+        ):
             asked.append(settings)
-            super().__init__(method, sources, dataclasses.replace(settings, compile=False), *args, **more)
+            super().__init__(
+                method, sources, dataclasses.replace(settings, compile=False), *args, **more
+            )
 
     monkeypatch.setattr(teacher, "Trainer", Noting)
     training = Training(steps=2, batch_size=4, seed=3, precision="bf16", compile=True)
-    spec = tiny.spec.model_copy(update={"teacher": tiny.spec.teacher.model_copy(update={"training": training}), "guidance_scan": [1.0]})
+    spec = tiny.spec.model_copy(
+        update={
+            "teacher": tiny.spec.teacher.model_copy(update={"training": training}),
+            "guidance_scan": [1.0],
+        }
+    )
     train_networks(Task(spec), tmp_path / "made", CPU)
     plain, wanted = TrainSettings(4, 8, 0), TrainSettings(2, 4, 3, precision="bf16", compile=True)
     assert asked == [plain, wanted]
 
 
-def test_the_best_scale_is_that_of_the_lowest_fid(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_scale_is_that_of_the_lowest_fid(
+    tiny: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class ByScale:
         """Finds the FID to be the distance of the scale from 1.5."""
 
@@ -81,12 +94,20 @@ def test_the_best_scale_is_that_of_the_lowest_fid(tiny: Task, monkeypatch: pytes
             return dict.fromkeys(("fid", "kid", "label_agreement"), self.fid)
 
     monkeypatch.setattr(teacher, "Evaluator", ByScale)
-    quality = teacher.teacher_quality(Task(tiny.spec.model_copy(update={"guidance_scan": [1.0, 1.5, 4.0]})), CPU)
+    quality = teacher.teacher_quality(
+        Task(tiny.spec.model_copy(update={"guidance_scan": [1.0, 1.5, 4.0]})), CPU
+    )
     assert quality["best_guidance_scale"] == 1.5
-    assert {scale: numbers["fid"] for scale, numbers in quality["guidance_scan"].items()} == {1.0: 0.5, 1.5: 0.0, 4.0: 2.5}
+    assert {scale: numbers["fid"] for scale, numbers in quality["guidance_scan"].items()} == {
+        1.0: 0.5,
+        1.5: 0.0,
+        4.0: 2.5,
+    }
 
 
-def test_a_scan_may_see_the_first_samples_alone(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_may_see_the_first_samples_alone(
+    tiny: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[torch.Tensor] = []
     whole = teacher.sample_set
 
@@ -105,21 +126,29 @@ def test_a_scan_may_see_the_first_samples_alone(tiny: Task, monkeypatch: pytest.
 
 @pytest.mark.parametrize("count", [5, 41])
 def test_a_scan_stays_within_a_noise_set(tiny: Task, count: int) -> None:
-    with pytest.raises(ValidationError, match=f"guidance_scan_samples is {count}, but must be 20 .* to 40"):
-        TaskSpec.model_validate({**tiny.spec.model_dump(exclude_none=True), "guidance_scan_samples": count})
+    with pytest.raises(
+        ValidationError, match=f"guidance_scan_samples is {count}, but must be 20 .* to 40"
+    ):
+        TaskSpec.model_validate(
+            {**tiny.spec.model_dump(exclude_none=True), "guidance_scan_samples": count}
+        )
 
 
 def test_a_schedule_that_ends_in_pure_noise_needs_another_prediction_than_eps(tiny: Task) -> None:
-    said = {**tiny.spec.model_dump(exclude_none=True), "schedule": "flow"}
-    assert TaskSpec.model_validate({**said, "prediction_type": "v"})
+    spec = {**tiny.spec.model_dump(exclude_none=True), "schedule": "flow"}
+    assert TaskSpec.model_validate({**spec, "prediction_type": "v"})
     with pytest.raises(ValidationError, match="nothing of x_0 is left at t = 1: give v"):
-        TaskSpec.model_validate({**said, "prediction_type": "eps"})
+        TaskSpec.model_validate({**spec, "prediction_type": "eps"})
 
 
 def test_what_was_trained_is_what_its_card_says(tiny: Task, tmp_path: Path) -> None:
-    made = dict(zip(("features", "teacher"), train_networks(tiny, tmp_path / "made", CPU), strict=True))
+    made = dict(
+        zip(("features", "teacher"), train_networks(tiny, tmp_path / "made", CPU), strict=True)
+    )
     weights = {
-        name: getattr(tiny.spec, name).model_copy(update={"file": str(one.path.resolve()), "sha256": one.sha256})
+        name: getattr(tiny.spec, name).model_copy(
+            update={"file": str(one.path.resolve()), "sha256": one.sha256}
+        )
         for name, one in made.items()
     }
     task = Task(tiny.spec.model_copy(update=weights))
@@ -130,7 +159,9 @@ def test_what_was_trained_is_what_its_card_says(tiny: Task, tmp_path: Path) -> N
 def test_training_again_takes_what_is_trained(tiny: Task, tmp_path: Path) -> None:
     first = train_networks(tiny, tmp_path / "made", CPU)
     stages: list[str] = []
-    again = train_networks(tiny, tmp_path / "made", CPU, lambda stage: lambda done, total: stages.append(stage))
+    again = train_networks(
+        tiny, tmp_path / "made", CPU, lambda stage: lambda done, total: stages.append(stage)
+    )
     assert [one.sha256 for one in again] == [one.sha256 for one in first]
     assert not {"classification", "denoising"} & set(stages)
 
@@ -162,7 +193,9 @@ def test_a_changed_card_is_found(which: str, carded: Task) -> None:
 
 def test_a_scale_that_is_not_the_best_is_found(carded: Task) -> None:
     spec = carded.spec
-    other = Task(spec.model_copy(update={"guidance": spec.guidance.model_copy(update={"scale": 1.5})}))
+    other = Task(
+        spec.model_copy(update={"guidance": spec.guidance.model_copy(update={"scale": 1.5})})
+    )
     with pytest.raises(CheckFailed, match=r"the best guidance scale is 1\.25, the task uses 1\.5"):
         verify(other, CPU)
 
@@ -174,7 +207,9 @@ def test_changed_weights_are_refused_by_their_sha256(which: str, carded: Task) -
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=rf"SHA-256 {file_hash(path)}, but {expected} was expected") as caught:
+    with pytest.raises(
+        UsageError, match=rf"SHA-256 {file_hash(path)}, but {expected} was expected"
+    ) as caught:
         verify(carded, CPU)
     assert "\n" not in str(caught.value)
 
@@ -197,19 +232,37 @@ def borrowing(tiny: Task, monkeypatch: pytest.MonkeyPatch, **own: Any) -> Task:
     return Task(tiny.spec.model_copy(update={"like": "tiny", **own}), tiny.folder)
 
 
-def test_borrowed_networks_are_neither_trained_nor_verified(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_borrowed_networks_are_neither_trained_nor_verified(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = tiny.spec.teacher.model_copy(update={"file": "own.safetensors"})
-    task = borrowing(tiny, monkeypatch, teacher=weights, schedule="flow", prediction_type="v", guidance_scan=[1.0])
+    task = borrowing(
+        tiny,
+        monkeypatch,
+        teacher=weights,
+        schedule="flow",
+        prediction_type="v",
+        guidance_scan=[1.0],
+    )
     (made,) = train_networks(task, tmp_path / "made", CPU)
     assert made.path.name == "own.safetensors"
     assert not (tmp_path / "made" / "features").exists()
 
-    task = borrowing(tiny, monkeypatch, teacher=weights.model_copy(update={"file": str(made.path), "sha256": made.sha256}),
-                     schedule="flow", prediction_type="v", guidance_scan=[1.0], guidance=Guidance(scale=1.0))  # fmt: skip
+    task = borrowing(
+        tiny,
+        monkeypatch,
+        teacher=weights.model_copy(update={"file": str(made.path), "sha256": made.sha256}),
+        schedule="flow",
+        prediction_type="v",
+        guidance_scan=[1.0],
+        guidance=Guidance(scale=1.0),
+    )
     assert all(line.startswith("own: ") for line in verify(task, CPU))
 
 
-def test_a_task_without_networks_of_its_own_is_refused(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_without_networks_of_its_own_is_refused(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = borrowing(tiny, monkeypatch)
     for asked in (lambda: train_networks(task, tmp_path, CPU), lambda: verify(task, CPU)):
         with pytest.raises(UsageError, match="networks of tiny: name that one"):

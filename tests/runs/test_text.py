@@ -1,4 +1,4 @@
-"""A task that is conditioned on text: prompts in the place of labels, in training, guidance and evaluation."""
+"""A text-conditioned task: prompts replace labels in training, guidance and evaluation."""
 
 from __future__ import annotations
 
@@ -30,20 +30,31 @@ WIDTH = 6
 
 
 def spec(folder: Path, prompts: int = 0) -> dict[str, Any]:
-    """The tiny task with ten prompts of three tokens in the place of its labels; `prompts` are their seed."""
+    """The tiny task with ten prompts of three tokens for labels; `prompts` is their seed."""
     content = tiny_spec(folder)
-    content["network"] = {name: value for name, value in content["network"].items() if name != "num_classes"} | {"text_width": WIDTH}
+    content["network"] = {
+        name: value for name, value in content["network"].items() if name != "num_classes"
+    } | {"text_width": WIDTH}
     with keyed_initialisation(0, "text"):
         network = DiT(**content["network"])
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     write_tensors(folder / "text-teacher.safetensors", network.state_dict(), {})
-    content["teacher"] |= {"file": str(folder / "text-teacher.safetensors"), "sha256": file_hash(folder / "text-teacher.safetensors")}
+    content["teacher"] |= {
+        "file": str(folder / "text-teacher.safetensors"),
+        "sha256": file_hash(folder / "text-teacher.safetensors"),
+    }
     drawn = Keyed("prompts", prompts).normal("table", torch.arange(11), (3, WIDTH))
-    save_file({"table": drawn[:10].contiguous(), "null": drawn[10:].contiguous()}, folder / "prompts.safetensors")
+    save_file(
+        {"table": drawn[:10].contiguous(), "null": drawn[10:].contiguous()},
+        folder / "prompts.safetensors",
+    )
     return content | {
         "name": "text",
-        "prompts": {"file": str(folder / "prompts.safetensors"), "sha256": file_hash(folder / "prompts.safetensors")},
+        "prompts": {
+            "file": str(folder / "prompts.safetensors"),
+            "sha256": file_hash(folder / "prompts.safetensors"),
+        },
     }
 
 
@@ -59,13 +70,26 @@ def written(folder: Path, prompts: int = 0) -> Task:
     return load_task(str(folder / "text.yaml"))
 
 
-@pytest.mark.parametrize(("method", "options"), [
-    ("step-distillation", {}), ("ard", {"history_layers": 2, "gan_from": 0.0, "gan_warmup": 0.1, "gan_virtual_batch": 2}),
-    ("consistency-distillation", {}), ("meanflow", {}), ("dmd2", {}), ("teacher", {"reuse_every": 2, "reuse_below": 1}),
-])  # fmt: skip
-def test_methods_run_on_text_without_knowing(method: str, options: dict[str, Any], text: Task, tmp_path: Path) -> None:
-    config = RunConfig(method=method, options=options, task=str(tmp_path / "one" / "text.yaml"), num_steps=2)
-    record, reference = run(resolve(config, results=tmp_path / "results"), tmp_path / "results", CPU)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("step-distillation", {}),
+        ("ard", {"history_layers": 2, "gan_from": 0.0, "gan_warmup": 0.1, "gan_virtual_batch": 2}),
+        ("consistency-distillation", {}),
+        ("meanflow", {}),
+        ("dmd2", {}),
+        ("teacher", {"reuse_every": 2, "reuse_below": 1}),
+    ],
+)
+def test_methods_run_on_text_without_knowing(
+    method: str, options: dict[str, Any], text: Task, tmp_path: Path
+) -> None:
+    config = RunConfig(
+        method=method, options=options, task=str(tmp_path / "one" / "text.yaml"), num_steps=2
+    )
+    record, reference = run(
+        resolve(config, results=tmp_path / "results"), tmp_path / "results", CPU
+    )
     assert (record.status, reference.status) == ("finished", "finished")
     assert {"fid", "kid", "recall"} <= record.metrics.keys()
     assert not [name for name in record.metrics if "label" in name or name == "diversity"]
@@ -78,33 +102,59 @@ def test_prompts_and_guidance_change_the_teachers_samples(text: Task) -> None:
     teacher, t = text.teacher(CPU).double(), torch.tensor(1.0)
     with torch.no_grad():
         plain, guided, other = (
-            model(x_T[:2], t, c).eps for model, c in ((teacher.denoiser, cond[:2]), (teacher, cond[:2]), (teacher.denoiser, cond[2:4]))
+            model(x_T[:2], t, c).eps
+            for model, c in (
+                (teacher.denoiser, cond[:2]),
+                (teacher, cond[:2]),
+                (teacher.denoiser, cond[2:4]),
+            )
         )
-        null = teacher.denoiser(x_T[:2], t, replace(text.null, text=text.null.text.double()).repeat(2)).eps
+        null = teacher.denoiser(
+            x_T[:2], t, replace(text.null, text=text.null.text.double()).repeat(2)
+        ).eps
     torch.testing.assert_close(guided, null + 1.25 * (plain - null), rtol=1e-9, atol=1e-9)
     assert (plain - other).abs().max() > 1e-2
     assert (plain - null).abs().max() > 1e-2
 
 
-def test_other_prompts_are_other_trajectories_and_another_identity(text: Task, tmp_path: Path) -> None:
+def test_other_prompts_are_other_trajectories_and_another_identity(
+    text: Task, tmp_path: Path
+) -> None:
     other = written(tmp_path / "two", prompts=1)
     assert text.hashes["teacher"] == other.hashes["teacher"]
     assert store_folder(text.recipe) != store_folder(other.recipe)
     ids = [
-        resolve(RunConfig(method="step-distillation", task=str(tmp_path / part / "text.yaml"), num_steps=2)).run_id
+        resolve(
+            RunConfig(
+                method="step-distillation", task=str(tmp_path / part / "text.yaml"), num_steps=2
+            )
+        ).run_id
         for part in ("one", "two")
     ]
     assert ids[0] != ids[1]
 
 
 def test_a_method_that_needs_labels_says_so(text: Task, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="imm needs class labels, but task text is conditioned on text"):
+    with pytest.raises(
+        UsageError, match="imm needs class labels, but task text is conditioned on text"
+    ):
         resolve(RunConfig(method="imm", task=str(tmp_path / "one" / "text.yaml")))
 
 
 def test_text_starts_without_effect_on_tokens_and_serves_every_state() -> None:
-    """Cross-attention is zero before training; a history network attends from all its states to one text."""
-    options = {"image_size": 8, "patch_size": 4, "in_channels": 1, "hidden_size": 16, "depth": 2, "num_heads": 2, "text_width": WIDTH}
+    """Cross-attention is zero before training.
+
+    A history network attends from all its states to one text.
+    """
+    options = {
+        "image_size": 8,
+        "patch_size": 4,
+        "in_channels": 1,
+        "hidden_size": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "text_width": WIDTH,
+    }
     with keyed_initialisation(0, "text"):
         history = HistoryDiT(2, 1, **options)
     assert not any(bool(p.any()) for name, p in history.named_parameters() if ".cross.proj" in name)
@@ -114,7 +164,10 @@ def test_text_starts_without_effect_on_tokens_and_serves_every_state() -> None:
     history, plain = history.double(), DiT(**options).double()  # type: ignore[arg-type]
     plain.load_state_dict(history.state_dict())
     keys = Keyed("test", 0)
-    x, words = (keys.normal(name, torch.arange(3), shape).double() for name, shape in (("x", (2, 1, 8, 8)), ("text", (5, WIDTH))))
+    x, words = (
+        keys.normal(name, torch.arange(3), shape).double()
+        for name, shape in (("x", (2, 1, 8, 8)), ("text", (5, WIDTH)))
+    )
     t = torch.tensor([[999.0, 499.0]]).expand(3, -1)
     cond = Condition(text=words)
     with torch.no_grad():

@@ -19,7 +19,10 @@ MEAN, DEVIATION = 0.7, 0.4  # of the data
 
 
 class Gaussian:
-    """The exact denoiser of data N(mu, s^2): `E[x_0 | x_t] = mu + alpha s^2 (x_t - alpha mu) / (alpha^2 s^2 + sigma^2)`, in float64."""
+    """The exact denoiser of data N(mu, s^2), in float64.
+
+    `E[x_0 | x_t] = mu + alpha s^2 (x_t - alpha mu) / (alpha^2 s^2 + sigma^2)`.
+    """
 
     schedule = SCHEDULE
 
@@ -47,7 +50,9 @@ def noise() -> Tensor:
     return torch.randn(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("start", "end"), [(0.9, 0.1), (1.0, 0.0)], ids=["inside", "noise to data"])
+@pytest.mark.parametrize(
+    ("start", "end"), [(0.9, 0.1), (1.0, 0.0)], ids=["inside", "noise to data"]
+)
 def test_ddim_is_of_first_order(start: float, end: float) -> None:
     steps, errors = [25, 50, 100, 200], []
     for n in steps:
@@ -72,14 +77,22 @@ def test_ddim_is_exact_where_the_data_are_one_point() -> None:
 
 
 def test_a_step_follows_the_equation() -> None:
-    prediction = Prediction(torch.full((2, 1, 4, 4), 2.0), torch.full((2, 1, 4, 4), 3.0), torch.zeros(2, 1, 4, 4))
+    prediction = Prediction(
+        torch.full((2, 1, 4, 4), 2.0), torch.full((2, 1, 4, 4), 3.0), torch.zeros(2, 1, 4, 4)
+    )
     for s in (torch.tensor(0.5), torch.tensor([0.3, 0.6])):
         alpha, sigma = SCHEDULE.alpha_sigma(s)
         expected = (2 * alpha + 3 * sigma).float().reshape(-1, 1, 1, 1).expand(2, 1, 4, 4)
         torch.testing.assert_close(ddim_step(prediction, s, SCHEDULE), expected)
 
 
-@pytest.mark.parametrize(("t", "s"), [(torch.tensor(1.0), torch.tensor(0.75)), (torch.tensor([0.9, 0.25]), torch.tensor([0.5, 0.0]))])
+@pytest.mark.parametrize(
+    ("t", "s"),
+    [
+        (torch.tensor(1.0), torch.tensor(0.75)),
+        (torch.tensor([0.9, 0.25]), torch.tensor([0.5, 0.0])),
+    ],
+)
 def test_the_implied_x_0_of_a_step_is_the_one_it_used(t: Tensor, s: Tensor) -> None:
     x_t = noise().float()
     prediction = predict(x_t.sin(), x_t, t, SCHEDULE, "v")

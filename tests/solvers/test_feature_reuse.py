@@ -37,7 +37,10 @@ def measured(task: Task, num_steps: int = 4, **options: Any) -> tuple[Tensor, fl
 
 @pytest.mark.parametrize("solver", ["ddim", "heun", "dpm-solver++2m", "unipc"])
 def test_reuse_keeps_the_passes_and_saves_work(solver: str, tiny: Task) -> None:
-    plain, reused = measured(tiny, solver=solver), measured(tiny, solver=solver, reuse_every=2, reuse_below=1)
+    plain, reused = (
+        measured(tiny, solver=solver),
+        measured(tiny, solver=solver, reuse_every=2, reuse_below=1),
+    )
     assert plain[1] == reused[1]
     assert reused[2] < 0.8 * plain[2]
     assert float((plain[0] - reused[0]).abs().max()) > 1e-4
@@ -48,19 +51,27 @@ def test_every_step_full_is_the_solver_alone(tiny: Task) -> None:
     teacher, (x_T, cond) = tiny.teacher(CPU), tiny.evaluation_inputs(0)
     levels = METHODS["teacher"](METHODS["teacher"].Config(), teacher, tiny, 4, 0).levels
     with torch.no_grad():
-        both = [sample(s, teacher, x_T[:3], levels, cond[:3]) for s in (SOLVERS["ddim"](), FeatureReuse(SOLVERS["ddim"](), 1, 1))]
+        both = [
+            sample(s, teacher, x_T[:3], levels, cond[:3])
+            for s in (SOLVERS["ddim"](), FeatureReuse(SOLVERS["ddim"](), 1, 1))
+        ]
     assert torch.equal(both[0], both[1])
 
 
 def test_a_step_that_reuses_adds_what_the_last_full_one_added(tiny: Task) -> None:
-    """By hand: the lowest block of this step, and the difference of the upper ones of the step before."""
+    """By hand: this step's lowest block plus what the upper blocks added in the step before."""
     teacher, (x_T, cond) = tiny.teacher(CPU).at(1.0), tiny.evaluation_inputs(0)
     x_T, cond, network = x_T[:3], cond[:3], teacher.denoiser.network
-    solver, t = FeatureReuse(SOLVERS["ddim"](), 3, 1), torch.tensor([1.0, 0.6, 0.3, 0.0], dtype=torch.float64)
+    solver, t = (
+        FeatureReuse(SOLVERS["ddim"](), 3, 1),
+        torch.tensor([1.0, 0.6, 0.3, 0.0], dtype=torch.float64),
+    )
     with torch.no_grad():
         state = solver.init(teacher, x_T, cond)
         x, _, state = solver.step(teacher, x_T, t[0], t[1], cond, state, None)
-        outputs = list(network.block_outputs(x_T, network.conditioning(torch.full((3,), 999.0), cond), cond))
+        outputs = list(
+            network.block_outputs(x_T, network.conditioning(torch.full((3,), 999.0), cond), cond)
+        )
         found = [solver.step(teacher, x, t[1], t[2], cond, state, None)[1] for _ in range(2)]
         c = network.conditioning(torch.full((3,), 599.0), cond)
         h = next(network.block_outputs(x, c, cond)) + outputs[-1] - outputs[0]
@@ -71,9 +82,14 @@ def test_a_step_that_reuses_adds_what_the_last_full_one_added(tiny: Task) -> Non
 
 
 def test_options_that_do_not_suit() -> None:
-    with pytest.raises(UsageError, match="reuse_below is 12, but the teacher has 12 blocks: give at most 11"):
+    with pytest.raises(
+        UsageError, match="reuse_below is 12, but the teacher has 12 blocks: give at most 11"
+    ):
         resolve(RunConfig(method="teacher", options={"reuse_every": 2, "reuse_below": 12}))
     with pytest.raises(UsageError, match="closed formula"):
         resolve(RunConfig(method="teacher", task="mixture", options={"reuse_every": 2}))
-    ids = [resolve(RunConfig(method="teacher", options=options)).run_id for options in ({}, {"reuse_below": 2})]
+    ids = [
+        resolve(RunConfig(method="teacher", options=options)).run_id
+        for options in ({}, {"reuse_below": 2})
+    ]
     assert ids[0] == ids[1]

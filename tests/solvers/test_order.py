@@ -1,4 +1,7 @@
-"""Every solver's order of convergence against the exact ODE of a Gaussian, under both schedules, and its evaluations."""
+"""Every solver's order of convergence and number of evaluations.
+
+The order is measured against the exact ODE of a Gaussian, under both schedules.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +44,20 @@ class Gaussian:
 
 
 def errors(name: str, schedule: Schedule, steps: list[int]) -> list[float]:
-    noise, found = torch.randn(64, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), []
+    noise, found = (
+        torch.randn(64, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+        [],
+    )
     for n in steps:
-        model, levels, solver = Gaussian(schedule), torch.linspace(0.9, 0.1, n + 1, dtype=torch.float64), SOLVERS[name]()
+        model, levels, solver = (
+            Gaussian(schedule),
+            torch.linspace(0.9, 0.1, n + 1, dtype=torch.float64),
+            SOLVERS[name](),
+        )
         started, state, x = HISTORY.get(name, 0), None, noise
-        for i, (t, s) in enumerate(pairwise(levels)):  # as `sample` does, from a history that lies on the exact path
+        for i, (t, s) in enumerate(
+            pairwise(levels)
+        ):  # as `sample` does, from a history that lies on the exact path
             x = model.carried(noise, levels[0], t) if i <= started else x
             x, _, state = solver.step(model, x, t, s, COND, state, None)
         found.append(float((x - model.carried(noise, levels[0], levels[-1])).abs().max()))
@@ -65,7 +77,10 @@ def test_order_under_the_flow_schedule(name: str) -> None:
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_order_under_the_vp_schedule(name: str) -> None:
-    """log-SNR is piecewise linear there, so a higher order shows as long as steps are much longer than a level."""
+    """The VP schedule's log-SNR is piecewise linear between levels.
+
+    A higher order therefore shows only while steps are much longer than a level.
+    """
     steps = [10, 20, 40] if ORDERS[name] < 3 else [40, 80, 160, 320]
     found = errors(name, VPSchedule(), steps)
     fitted = -np.polyfit(np.log(steps), np.log(found), 1)[0]
@@ -84,15 +99,31 @@ def test_euler_is_ddim_under_the_flow_schedule_alone() -> None:
 @pytest.mark.parametrize("schedule", [VPSchedule(), FlowSchedule()], ids=["vp", "flow"])
 def test_derivatives_equal_finite_differences(schedule: Schedule) -> None:
     t, h = torch.tensor([0.1005, 0.4005, 0.9005], dtype=torch.float64), 1e-6
-    for derivative, above, below in zip(schedule.derivatives(t), schedule.alpha_sigma(t + h), schedule.alpha_sigma(t - h), strict=True):
+    for derivative, above, below in zip(
+        schedule.derivatives(t),
+        schedule.alpha_sigma(t + h),
+        schedule.alpha_sigma(t - h),
+        strict=True,
+    ):
         torch.testing.assert_close(derivative, (above - below) / (2 * h), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(
-    ("name", "evaluations"), [("ddim", 4), ("euler", 4), ("heun", 7), ("dpm-solver++2m", 4), ("dpm-solver++3m", 4), ("unipc", 4)]
+    ("name", "evaluations"),
+    [
+        ("ddim", 4),
+        ("euler", 4),
+        ("heun", 7),
+        ("dpm-solver++2m", 4),
+        ("dpm-solver++3m", 4),
+        ("unipc", 4),
+    ],
 )
 def test_evaluations_from_noise_to_data(name: str, evaluations: int) -> None:
-    model, noise = Gaussian(VPSchedule()), torch.randn(64, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    model, noise = (
+        Gaussian(VPSchedule()),
+        torch.randn(64, 1, 1, 1, generator=torch.Generator().manual_seed(0)),
+    )
     out = sample(SOLVERS[name](), model, noise, torch.linspace(1, 0, 5, dtype=torch.float64), COND)
     assert model.calls == evaluations
     assert bool(out.isfinite().all())
@@ -101,7 +132,11 @@ def test_evaluations_from_noise_to_data(name: str, evaluations: int) -> None:
 @pytest.mark.parametrize("name", ORDERS)
 def test_the_flow_schedules_ends_are_finite(name: str) -> None:
     """alpha = 0 at t = 1 and sigma = 0 at t = 0, where log-SNR is infinite."""
-    noise = torch.randn(64, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(
+        64, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     model = Gaussian(FlowSchedule())
     out = sample(SOLVERS[name](), model, noise, torch.linspace(1, 0, 41, dtype=torch.float64), COND)
-    assert float((out - (MEAN + DEVIATION * noise)).abs().max()) < (0.1 if ORDERS[name] == 1 else 0.02)
+    assert float((out - (MEAN + DEVIATION * noise)).abs().max()) < (
+        0.1 if ORDERS[name] == 1 else 0.02
+    )

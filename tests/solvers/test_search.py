@@ -1,4 +1,7 @@
-"""The search for levels: better than equal spacing, as good as trying everything, and what a sampler does with them."""
+"""The search for levels, and samplers that use them.
+
+It beats equal spacing and is as good as trying everything.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ class Gaussian:
 
 
 def path(model: Gaussian, steps: int) -> Trajectory:
-    noise = torch.randn(32, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(
+        32, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     cond = Condition(torch.zeros(32, dtype=torch.long))
     return trace(SOLVERS["ddim"](), model, noise, few_step_levels(steps), cond)
 
@@ -54,7 +59,9 @@ def test_the_search_finds_the_best_of_all_levels(schedule: Schedule, steps: int)
         return float((end - full.states[:, -1]).square().mean())
 
     found = search_levels(solver, model, full, steps)
-    assert found.mse == pytest.approx(min(map(mse, itertools.combinations(range(1, 10), steps - 1))))
+    assert found.mse == pytest.approx(
+        min(map(mse, itertools.combinations(range(1, 10), steps - 1)))
+    )
     assert found.equal_mse == pytest.approx(mse(tuple(10 * i // steps for i in range(1, steps))))
     assert (found.mse < found.equal_mse) == (steps > 1)
     assert len(found.levels) == steps + 1
@@ -72,30 +79,46 @@ def test_as_many_steps_as_the_grid_has_leave_no_choice() -> None:
 def test_a_sampler_on_found_levels_ends_as_the_search_says(tiny: Task) -> None:
     found = search(tiny, "ddim", 2, 16, CPU)
     levels = [round(1000 * float(level)) for level in found.levels[1:-1]]
-    method = METHODS["teacher"](METHODS["teacher"].Config(levels=levels), tiny.teacher(CPU), tiny, 2, 0)
+    method = METHODS["teacher"](
+        METHODS["teacher"].Config(levels=levels), tiny.teacher(CPU), tiny, 2, 0
+    )
     assert torch.equal(method.levels, found.levels)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"levels": [500, 750]}, "4 steps have 3 levels between noise and data, but 2 are given"),
         ({"levels": [250, 500, 1000]}, "levels hold 1000, but must lie between 0 and 1000"),
         ({"levels": [0, 250, 500]}, "greater than or equal to 1"),
     ],
 )
-def test_levels_that_do_not_fit_are_refused(options: dict[str, Any], told: str, tiny_folder: Path) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_levels_that_do_not_fit_are_refused(
+    options: dict[str, Any], message: str, tiny_folder: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
         resolve(RunConfig(method="teacher", task="tiny", num_steps=4, options=options))
 
 
 def test_equally_spaced_levels_name_the_same_run(tiny_folder: Path) -> None:
-    ids = [resolve(RunConfig(method="teacher", task="tiny", num_steps=4, options=options)).run_id
-           for options in ({}, {"levels": "250,500,750"}, {"levels": [750, 500, 250]}, {"levels": [250, 500, 800]})]  # fmt: skip
+    ids = [
+        resolve(RunConfig(method="teacher", task="tiny", num_steps=4, options=options)).run_id
+        for options in (
+            {},
+            {"levels": "250,500,750"},
+            {"levels": [750, 500, 250]},
+            {"levels": [250, 500, 800]},
+        )
+    ]
     assert ids[0] == ids[1] == ids[2] != ids[3]
 
 
-@pytest.mark.parametrize(("solver", "num_steps", "told"), [("dddim", 2, "did you mean ddim"), ("ddim", 5, "give 1 to 4")])
-def test_searches_that_cannot_be_are_refused(solver: str, num_steps: int, told: str, tiny: Task) -> None:
-    with pytest.raises(UsageError, match=told):
+@pytest.mark.parametrize(
+    ("solver", "num_steps", "message"),
+    [("dddim", 2, "did you mean ddim"), ("ddim", 5, "give 1 to 4")],
+)
+def test_searches_that_cannot_be_are_refused(
+    solver: str, num_steps: int, message: str, tiny: Task
+) -> None:
+    with pytest.raises(UsageError, match=message):
         search(tiny, solver, num_steps, 4, CPU)

@@ -41,7 +41,12 @@ def pausing(self):
     if self.step == {PAUSE} and not (self.folder / "go").exists():
         self._save([])
         handler = signal.getsignal(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, lambda *given: ((self.folder / "signalled").touch(), handler(*given)))
+
+        def noting(*args):
+            (self.folder / "signalled").touch()
+            handler(*args)
+
+        signal.signal(signal.SIGTERM, noting)
         (self.folder / "waits").touch()
         while not (self.folder / "go").exists():
             time.sleep(0.02)
@@ -59,15 +64,37 @@ class Sweep:
 
     def __init__(self, folder: Path, task: Path):
         self.folder, self.results = folder, folder / "results"
-        self.base = {"task": str(task), "method": "step-distillation", "num_steps": 2, "budget": f"steps={STEPS}", "noise_sets": 1}
+        self.base = {
+            "task": str(task),
+            "method": "step-distillation",
+            "num_steps": 2,
+            "budget": f"steps={STEPS}",
+            "noise_sets": 1,
+        }
         self.started: list[subprocess.Popen] = []
         (folder / "pausing.py").write_text(PAUSING)
 
-    def start(self, content: dict[str, Any], *more: str, inside: Sequence[str] = (), env: dict[str, str] | None = None) -> subprocess.Popen:
+    def start(
+        self,
+        content: dict[str, Any],
+        *more: str,
+        inside: Sequence[str] = (),
+        env: dict[str, str] | None = None,
+    ) -> subprocess.Popen:
         """The driver of a sweep file."""
         path = self.folder / "sweep.yaml"
         path.write_text(yaml.safe_dump({"base": self.base, **content}))
-        words = [sys.executable, "-m", "harness", "sweep", str(path), "--results", str(self.results), "--device", "cpu"]
+        words = [
+            sys.executable,
+            "-m",
+            "harness",
+            "sweep",
+            str(path),
+            "--results",
+            str(self.results),
+            "--device",
+            "cpu",
+        ]
         words += ["--plugin", str(self.folder / "pausing.py"), *more]
         self.started.append(subprocess.Popen([*inside, *words], env=env))
         return self.started[-1]
@@ -92,10 +119,16 @@ class Sweep:
         """Every run is finished once, took each step once, and has the metrics of a quiet one."""
         records = [read_record(path) for path in self.paths("record.json")]
         assert [record.status for record in records] == ["finished"] * count
-        assert [path.read_text().split() for path in self.paths("steps")] == [list(map(str, range(STEPS)))] * count
-        assert [path.read_text().count("is finished") for path in self.paths("run.log")] == [1] * count
+        assert [path.read_text().split() for path in self.paths("steps")] == [
+            list(map(str, range(STEPS)))
+        ] * count
+        assert [path.read_text().count("is finished") for path in self.paths("run.log")] == [
+            1
+        ] * count
         for record in records:
-            config = parse_config({**self.base, "seed": record.config["seed"], "options": record.options})
+            config = parse_config(
+                {**self.base, "seed": record.config["seed"], "options": record.options}
+            )
             quiet = Run(resolve(config), self.folder / "quiet", CPU).execute()
             assert (quiet.run_id, quiet.metrics) == (record.run_id, record.metrics)
 
@@ -125,7 +158,10 @@ def test_a_killed_child_is_started_again_and_resumes(sweep: Sweep) -> None:
     sweep.go()
     assert driver.wait() == 0
     sweep.check(2)
-    assert sorted(path.read_text().count("starts: code") for path in sweep.paths("run.log")) == [1, 2]
+    assert sorted(path.read_text().count("starts: code") for path in sweep.paths("run.log")) == [
+        1,
+        2,
+    ]
 
 
 def test_a_driver_that_is_killed_leaves_no_child_and_the_same_command_goes_on(sweep: Sweep) -> None:
@@ -137,13 +173,18 @@ def test_a_driver_that_is_killed_leaves_no_child_and_the_same_command_goes_on(sw
     sweep.go()
     psutil.wait_procs([child])
     (log,) = sweep.paths("run.log")
-    assert f"stopped by signal {signal.SIGTERM} at step {PAUSE + 1}; the same command resumes it" in log.read_text()
+    assert (
+        f"stopped by signal {signal.SIGTERM} at step {PAUSE + 1}; the same command resumes it"
+        in log.read_text()
+    )
     assert sweep.start({}).wait() == 0
     sweep.check(1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_driver_that_is_stopped_waits_for_a_checkpoint(number: signal.Signals, sweep: Sweep) -> None:
+def test_a_driver_that_is_stopped_waits_for_a_checkpoint(
+    number: signal.Signals, sweep: Sweep
+) -> None:
     driver = sweep.start({})
     sweep.waiting()
     driver.send_signal(number)
@@ -151,7 +192,10 @@ def test_a_driver_that_is_stopped_waits_for_a_checkpoint(number: signal.Signals,
     sweep.go()
     assert driver.wait() == 130
     (log,) = sweep.paths("run.log")
-    assert f"stopped by signal {signal.SIGTERM} at step {PAUSE + 1}; the same command resumes it" in log.read_text()
+    assert (
+        f"stopped by signal {signal.SIGTERM} at step {PAUSE + 1}; the same command resumes it"
+        in log.read_text()
+    )
     assert sweep.paths("checkpoint/state.pt")
 
 
@@ -168,7 +212,9 @@ def test_a_search_whose_driver_is_killed_goes_on_with_its_trial(sweep: Sweep) ->
     (study,) = optuna.get_all_study_summaries(f"sqlite:///{sweep.results / 'harness.db'}")
 
     def trials() -> list[optuna.trial.FrozenTrial]:
-        return optuna.load_study(study_name=study.study_name, storage=f"sqlite:///{sweep.results / 'harness.db'}").trials
+        return optuna.load_study(
+            study_name=study.study_name, storage=f"sqlite:///{sweep.results / 'harness.db'}"
+        ).trials
 
     (before,) = trials()
     assert before.state.name == "RUNNING"
@@ -181,14 +227,22 @@ def test_a_search_whose_driver_is_killed_goes_on_with_its_trial(sweep: Sweep) ->
 def test_jobs_of_a_cluster(sweep: Sweep) -> None:
     """By submitit's own local cluster; a job that is killed is submitted again."""
     pytest.importorskip("submitit")
-    driver = sweep.start({}, "--engine", "slurm", "--engine-set", "cluster=local", "--engine-set", "timeout_min=30")
+    driver = sweep.start(
+        {}, "--engine", "slurm", "--engine-set", "cluster=local", "--engine-set", "timeout_min=30"
+    )
     sweep.waiting()
-    (child,) = [one for one in psutil.Process(driver.pid).children(recursive=True) if "_job" in one.cmdline()]
+    (child,) = [
+        one
+        for one in psutil.Process(driver.pid).children(recursive=True)
+        if "_job" in one.cmdline()
+    ]
     child.kill()
     sweep.go()
     assert driver.wait() == 0
     sweep.check(1)
-    assert "training: " in "".join(path.read_text() for path in (sweep.results / "jobs").rglob("*_log.err"))
+    assert "training: " in "".join(
+        path.read_text() for path in (sweep.results / "jobs").rglob("*_log.err")
+    )
 
 
 class Cluster:
@@ -196,20 +250,43 @@ class Cluster:
 
     def __init__(self, folder: Path):
         made = "ip link set lo up && echo up && exec sleep infinity"
-        self.holder = subprocess.Popen(["unshare", "-rn", "sh", "-c", made], stdout=subprocess.PIPE, text=True)
+        self.holder = subprocess.Popen(
+            ["unshare", "-rn", "sh", "-c", made], stdout=subprocess.PIPE, text=True
+        )
         assert self.holder.stdout is not None
         assert self.holder.stdout.readline() == "up\n"
         self.inside = ["nsenter", "-t", str(self.holder.pid), "-U", "--preserve-credentials", "-n"]
-        self.environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(folder), "RAY_ADDRESS": "127.0.0.1:6399",
-                            "HOME": str(folder), "PYTHONPATH": str(Path(__file__).parents[2])}  # fmt: skip
+        self.environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_TMPDIR": str(folder),
+            "RAY_ADDRESS": "127.0.0.1:6399",
+            "HOME": str(folder),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
 
     def node(self, *where: str) -> psutil.Process:
         """Starts a node with one CPU; returns its raylet."""
         before = set(self.processes())
-        words = [str(Path(sys.executable).with_name("ray")), "start", *where, "--num-cpus=1", "--object-store-memory=100000000"]
-        environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
-        subprocess.run([*self.inside, *words, "--disable-usage-stats"], env=environment, check=True, capture_output=True)
-        (raylet,) = (process for process in set(self.processes()) - before if process.name() == "raylet")
+        words = [
+            str(Path(sys.executable).with_name("ray")),
+            "start",
+            *where,
+            "--num-cpus=1",
+            "--object-store-memory=100000000",
+        ]
+        environment = {
+            name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"
+        }
+        subprocess.run(
+            [*self.inside, *words, "--disable-usage-stats"],
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
+        (raylet,) = (
+            process for process in set(self.processes()) - before if process.name() == "raylet"
+        )
         return raylet
 
     def processes(self) -> list[psutil.Process]:
@@ -233,7 +310,10 @@ class Cluster:
 def cluster() -> Iterator[Cluster]:
     """An empty cluster; its folder has a short name, since sockets have."""
     pytest.importorskip("ray")
-    if shutil.which("nsenter") is None or subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode:
+    if (
+        shutil.which("nsenter") is None
+        or subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("no private network can be made here (unshare -rn)")
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     made = Cluster(folder)
@@ -247,14 +327,25 @@ def test_a_ray_node_that_is_killed(sweep: Sweep, cluster: Cluster) -> None:
     """Two nodes make a run each; that of the killed one resumes on the other."""
     cluster.node("--head", "--port=6399", "--include-dashboard=false")
     second = cluster.node("--address=127.0.0.1:6399")
-    driver = sweep.start({"seeds": [0, 1]}, "--workers", "2", "--engine", "ray", inside=cluster.inside, env=cluster.environment)
+    driver = sweep.start(
+        {"seeds": [0, 1]},
+        "--workers",
+        "2",
+        "--engine",
+        "ray",
+        inside=cluster.inside,
+        env=cluster.environment,
+    )
     sweep.waiting(2)
     second.kill()
     wait_until(lambda: sweep.paths("signalled"))
     sweep.go()
     assert driver.wait() == 0
     sweep.check(2)
-    assert sorted(path.read_text().count("starts: code") for path in sweep.paths("run.log")) == [1, 2]
+    assert sorted(path.read_text().count("starts: code") for path in sweep.paths("run.log")) == [
+        1,
+        2,
+    ]
 
 
 def test_shares_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,10 +353,20 @@ def test_shares_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shares_of(CPU, 2) == [{"OMP_NUM_THREADS": str(max(1, threads // 2))}] * 2
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares_of(torch.device("cuda"), 3)] == ["0", "1", "0"]
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares_of(torch.device("cuda"), 3)] == [
+        "0",
+        "1",
+        "0",
+    ]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares_of(torch.device("cuda"), 2)] == ["4", "6"]
-    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares_of(torch.device("cuda:1"), 2)] == ["6", "6"]
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares_of(torch.device("cuda"), 2)] == [
+        "4",
+        "6",
+    ]
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares_of(torch.device("cuda:1"), 2)] == [
+        "6",
+        "6",
+    ]
 
 
 def test_a_child_that_is_refused_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -273,18 +374,28 @@ def test_a_child_that_is_refused_says_so(tmp_path: Path, capfd: pytest.CaptureFi
     assert "harness: " in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("more", "complaint"), [
-    (["--engine-set", "timeout_min=1"], "--engine-set belongs to --engine slurm or ray"),
-    (["--engine", "slurm", "--engine-set", "timeout_min"], "has no '='; give KEY=VALUE"),
-    (["--engine", "slurm", "--engine-set", "cluster=local", "--engine-set", "timeout=1"], "cannot use Slurm: Parameter 'timeout'"),
-    (["--engine", "slurm", "--engine-set", "cluster=nowhere"], "cannot use Slurm: "),
-    (["--engine", "slurm"], "cannot use Slurm: "),
-])  # fmt: skip
-def test_an_engine_that_cannot_be_used(more: list[str], complaint: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (["--engine-set", "timeout_min=1"], "--engine-set belongs to --engine slurm or ray"),
+        (["--engine", "slurm", "--engine-set", "timeout_min"], "has no '='; give KEY=VALUE"),
+        (
+            ["--engine", "slurm", "--engine-set", "cluster=local", "--engine-set", "timeout=1"],
+            "cannot use Slurm: Parameter 'timeout'",
+        ),
+        (["--engine", "slurm", "--engine-set", "cluster=nowhere"], "cannot use Slurm: "),
+        (["--engine", "slurm"], "cannot use Slurm: "),
+    ],
+)
+def test_an_engine_that_cannot_be_used(
+    more: list[str], complaint: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "")  # where there is a Slurm after all
     file = sweep.folder / "sweep.yaml"
     file.write_text(yaml.safe_dump({"base": sweep.base}))
-    done = CliRunner().invoke(main, ["sweep", str(file), "--results", str(sweep.results), "--device", "cpu", *more])
+    done = CliRunner().invoke(
+        main, ["sweep", str(file), "--results", str(sweep.results), "--device", "cpu", *more]
+    )
     assert (done.exit_code, complaint in done.output) == (2, True), done.output
 
 
@@ -292,7 +403,10 @@ def test_ray_without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """None is started: it would listen on every interface."""
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    with pytest.raises(UsageError, match="no Ray cluster answers: start one by `ray start --head`, or name it in RAY_ADDRESS"):
+    with pytest.raises(
+        UsageError,
+        match="no Ray cluster answers: start one by `ray start --head`, or name it in RAY_ADDRESS",
+    ):
         Ray({})
 
 

@@ -24,19 +24,31 @@ from harness.provenance import capture_environment
 from harness.records import read_record, write_record
 from harness.runs.locks import held
 from harness.runs.run import Run
+from harness.sweeps.database import known_study, lines_of, open_study
 from harness.sweeps.engines import TRIES
-from harness.sweeps.search import UNSEEN, Searcher, bad_value, known_study, lines_of, open_study
+from harness.sweeps.search import UNSEEN, Searcher, bad_value
 from harness.sweeps.study import StudyPlan, objective, study_plans
 from harness.tasks import Task
 from harness.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-SPACE = {"options.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "options.heads": ["shared", "per_step"]}
+SPACE = {
+    "options.lr": {"low": 1e-4, "high": 1e-1, "log": True},
+    "options.heads": ["shared", "per_step"],
+}
 
 
 def content(**changes: Any) -> dict[str, Any]:
     search = {"trials": 4, "objectives": {"fid": "minimize"}, "space": SPACE, **changes}
-    return {"base": {"task": "tiny", "num_steps": 2, "budget": "steps=2", "method": "step-distillation"}, "search": search}
+    return {
+        "base": {
+            "task": "tiny",
+            "num_steps": 2,
+            "budget": "steps=2",
+            "method": "step-distillation",
+        },
+        "search": search,
+    }
 
 
 def made(plan: StudyPlan, folder: Path, workers: int = 1, **more: Any) -> optuna.Study:
@@ -62,14 +74,23 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         runs.append(self.resolved)
         written = record("step-distillation", fid=distance(self))
         cost = written.cost.model_copy(update={"macs_per_sample": self.resolved.num_steps})  # type: ignore[union-attr]
-        found = {"run_id": self.resolved.run_id, "cost": cost, "environment": capture_environment(CPU)}
+        found = {
+            "run_id": self.resolved.run_id,
+            "cost": cost,
+            "environment": capture_environment(CPU),
+        }
         write_record(self.folder / "record.json", written.model_copy(update=found))
 
     monkeypatch.setattr(Run, "execute", execute)
     return runs
 
 
-def fail_at(monkeypatch: pytest.MonkeyPatch, number: int, error: Callable[[], BaseException], executed: list[Any]) -> None:
+def fail_at(
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    error: Callable[[], BaseException],
+    executed: list[Any],
+) -> None:
     """From now on the run of this number fails, its record says why, and `error` is raised."""
     answered = Run.execute
 
@@ -82,7 +103,9 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, number: int, error: Callable[[], Ba
     monkeypatch.setattr(Run, "execute", execute)
 
 
-def test_a_search_makes_runs_and_marks_the_best(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_makes_runs_and_marks_the_best(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (plan,) = study_plans(content(trials=3), "here", tmp_path, CPU)
     study = made(plan, tmp_path)
     assert states(study) == ["COMPLETE"] * 3
@@ -92,7 +115,9 @@ def test_a_search_makes_runs_and_marks_the_best(tiny: Task, tmp_path: Path, monk
         assert record.metrics["fid"].mean == trial.value
         assert record.options["lr"] == trial.params["options.lr"]
     values = [trial.value for trial in study.trials]
-    assert [line["best"] for line in lines_of(plan, study)] == [value == min(values) for value in values]
+    assert [line["best"] for line in lines_of(plan, study)] == [
+        value == min(values) for value in values
+    ]
 
     monkeypatch.setattr(Trainer, "train", lambda *args, **more: pytest.fail("trained again"))
     again = made(plan, tmp_path)
@@ -103,18 +128,26 @@ def test_trial_0_is_the_methods_defaults(tiny: Task, tmp_path: Path, executed: l
     (plan,) = study_plans(content(), "here", tmp_path, CPU)
     first = made(plan, tmp_path).trials[0]
     assert first.params == {"options.lr": 3e-3, "options.heads": "per_step"}
-    narrow = {"options.lr": {"low": 1e-2, "high": 1e-1, "log": True}, "options.heads": ["shared", "per_step"]}
+    narrow = {
+        "options.lr": {"low": 1e-2, "high": 1e-1, "log": True},
+        "options.heads": ["shared", "per_step"],
+    }
     (plan,) = study_plans(content(space=narrow), "here", tmp_path, CPU)
     first = made(plan, tmp_path).trials[0]
     assert first.params["options.heads"] == "per_step"
     assert first.params["options.lr"] >= 1e-2
 
 
-def test_a_cell_widens_the_space_of_its_own_study(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
+def test_a_cell_widens_the_space_of_its_own_study(
+    tiny: Task, tmp_path: Path, executed: list[Any]
+) -> None:
     given = content(space={"options.lr": SPACE["options.lr"]})
     del given["base"]["method"]
     own: dict[str, Any] = {"options.heads": ["shared", "per_step"]}
-    given["cells"] = [{"method": "step-distillation", "space": own}, {"method": "ard", "options": {"history_layers": 2}}]
+    given["cells"] = [
+        {"method": "step-distillation", "space": own},
+        {"method": "ard", "options": {"history_layers": 2}},
+    ]
     wide, narrow = study_plans(given, "here", tmp_path, CPU)
     assert set(wide.spec.space) == {"options.lr", "options.heads"}
     assert set(narrow.spec.space) == {"options.lr"}
@@ -138,7 +171,9 @@ def test_the_seed_decides_what_is_tried(tiny: Task, tmp_path: Path, executed: li
     assert len({str(params) for params in first}) == 8
 
 
-def test_more_trials_later_go_on_where_it_stopped(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
+def test_more_trials_later_go_on_where_it_stopped(
+    tiny: Task, tmp_path: Path, executed: list[Any]
+) -> None:
     (whole,) = study_plans(content(trials=7), "here", tmp_path / "whole", CPU)
     expected = [trial.params for trial in made(whole, tmp_path / "whole").trials]
     for trials in (3, 7):
@@ -147,14 +182,21 @@ def test_more_trials_later_go_on_where_it_stopped(tiny: Task, tmp_path: Path, ex
         assert [trial.params for trial in study.trials] == expected[:trials]
 
 
-def test_a_trial_without_all_its_values_is_given_up(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
+def test_a_trial_without_all_its_values_is_given_up(
+    tiny: Task, tmp_path: Path, executed: list[Any]
+) -> None:
     (plan,) = study_plans(content(trials=2), "here", tmp_path, CPU)
     open_study(plan, tmp_path).ask()
     assert states(made(plan, tmp_path)) == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
-def test_values_that_fit_alone_but_not_together_are_a_bad_value(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
-    space = {"options.trajectory": ["states", "predictions"], "options.parametrization": ["direct", "teacher"]}
+def test_values_that_fit_alone_but_not_together_are_a_bad_value(
+    tiny: Task, tmp_path: Path, executed: list[Any]
+) -> None:
+    space = {
+        "options.trajectory": ["states", "predictions"],
+        "options.parametrization": ["direct", "teacher"],
+    }
     given = content(trials=6, space=space, sampler="random")
     given["base"]["options"] = {"heads": "shared"}
     with pytest.raises(UsageError, match="give trajectory 'states'"):  # all highest
@@ -163,7 +205,9 @@ def test_values_that_fit_alone_but_not_together_are_a_bad_value(tiny: Task, tmp_
     (plan,) = study_plans(given, "here", tmp_path, CPU)
     study = made(plan, tmp_path)
     assert states(study) == ["COMPLETE"] * 6
-    assert {"give trajectory 'states'" in trial.user_attrs.get("reason", "") for trial in study.trials} == {True, False}
+    assert {
+        "give trajectory 'states'" in trial.user_attrs.get("reason", "") for trial in study.trials
+    } == {True, False}
     assert states(made(plan, tmp_path)) == states(study)
 
 
@@ -175,7 +219,10 @@ def test_seeds_are_averaged(tiny: Task, tmp_path: Path, executed: list[Any]) -> 
 
 
 def test_several_objectives_have_a_front(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
-    changes = {"objectives": {"fid": "minimize", "macs": "minimize"}, "space": {"num_steps": [1, 2], "options.lr": SPACE["options.lr"]}}
+    changes = {
+        "objectives": {"fid": "minimize", "macs": "minimize"},
+        "space": {"num_steps": [1, 2], "options.lr": SPACE["options.lr"]},
+    }
     (plan,) = study_plans(content(**changes, trials=8), "here", tmp_path, CPU)
     study = made(plan, tmp_path)
     points = [tuple(trial.values) for trial in study.trials]
@@ -183,9 +230,16 @@ def test_several_objectives_have_a_front(tiny: Task, tmp_path: Path, executed: l
     assert [line["best"] for line in lines_of(plan, study)] == [not worse for worse in dominated]
 
 
-def test_a_run_below_the_median_is_pruned(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_below_the_median_is_pruned(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Trials 0 to 3 make the median; the next is worse at its first milestone."""
-    (plan,) = study_plans({**content(trials=5, prune=True), "base": {**content()["base"], "budget": "steps=8"}}, "here", tmp_path, CPU)
+    (plan,) = study_plans(
+        {**content(trials=5, prune=True), "base": {**content()["base"], "budget": "steps=8"}},
+        "here",
+        tmp_path,
+        CPU,
+    )
     calls = itertools.count()
     judged = Run._judged
 
@@ -196,10 +250,15 @@ def test_a_run_below_the_median_is_pruned(tiny: Task, tmp_path: Path, monkeypatc
     study = made(plan, tmp_path)
     assert states(study) == ["COMPLETE"] * 4 + ["PRUNED"]
     reasons = [read_record(path).reason for path in (tmp_path / "runs").glob("*/record.json")]
-    assert sum("pruned: after 0.125 of the budget its fid was worse" in reason for reason in reasons) == 1
+    assert (
+        sum("pruned: after 0.125 of the budget its fid was worse" in reason for reason in reasons)
+        == 1
+    )
 
 
-def test_other_codes_trials_are_not_mixed_in(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
+def test_other_codes_trials_are_not_mixed_in(
+    tiny: Task, tmp_path: Path, executed: list[Any]
+) -> None:
     (plan,) = study_plans(content(trials=1), "here", tmp_path, CPU)
     study = made(plan, tmp_path)
     study._storage.set_trial_user_attr(open_study(plan, tmp_path).ask()._trial_id, "code", "older")
@@ -208,19 +267,27 @@ def test_other_codes_trials_are_not_mixed_in(tiny: Task, tmp_path: Path, execute
     made(plan, tmp_path, reuse=True)
 
 
-@pytest.mark.parametrize(("changes", "complaint"), [
-    ({"trial": 3}, "unknown option 'trial' in here: search; did you mean trials"),
-    ({"objectives": {"fidd": "minimize"}}, "unknown objective 'fidd'; did you mean fid"),
-    ({"objectives": {"fid": "minimise"}}, "here: search"),
-    ({"space": {"options.lrr": [1]}}, "unknown option 'lrr'"),
-    ({"space": {"num_steps": [1, 3, 2]}}, "num_steps is 3, but must divide"),
-    ({"space": {"num_steps": {"low": 1, "high": 4}}}, "num_steps is 3, but must divide"),
-    ({"space": {"options.lr": {"low": 1.0, "high": 2.0}}}, "lr is 2.0"),
-    ({"space": {"options.lr": {"low": 1e-1, "high": 1e-4}}}, "here: search: space"),
-    ({"prune": True, "objectives": {"fid": "minimize", "macs": "minimize"}}, "prune needs a single objective"),
-    ({"prune": True, "objectives": {"macs": "minimize"}}, "must be one of: fid"),
-])  # fmt: skip
-def test_what_does_not_fit_is_refused_before_anything_runs(changes: dict[str, Any], complaint: str, tiny: Task, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"trial": 3}, "unknown option 'trial' in here: search; did you mean trials"),
+        ({"objectives": {"fidd": "minimize"}}, "unknown objective 'fidd'; did you mean fid"),
+        ({"objectives": {"fid": "minimise"}}, "here: search"),
+        ({"space": {"options.lrr": [1]}}, "unknown option 'lrr'"),
+        ({"space": {"num_steps": [1, 3, 2]}}, "num_steps is 3, but must divide"),
+        ({"space": {"num_steps": {"low": 1, "high": 4}}}, "num_steps is 3, but must divide"),
+        ({"space": {"options.lr": {"low": 1.0, "high": 2.0}}}, "lr is 2.0"),
+        ({"space": {"options.lr": {"low": 1e-1, "high": 1e-4}}}, "here: search: space"),
+        (
+            {"prune": True, "objectives": {"fid": "minimize", "macs": "minimize"}},
+            "prune needs a single objective",
+        ),
+        ({"prune": True, "objectives": {"macs": "minimize"}}, "must be one of: fid"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_runs(
+    changes: dict[str, Any], complaint: str, tiny: Task, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=complaint):
         study_plans(content(**changes), "here", tmp_path, CPU)
 
@@ -235,10 +302,19 @@ def test_an_objective_that_a_record_lacks(executed: list[Any]) -> None:
         objective(SimpleNamespace(cost=None, metrics={"kid": 1}), "kidd")  # type: ignore[arg-type]
 
 
-def test_the_command(tiny: Task, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(
+    tiny: Task, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("harness.cli.cmd_sweep.Local", lambda shares: Here())
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content()))
-    words = ["sweep", str(tmp_path / "s.yaml"), "--results", str(tmp_path / "results"), "--device", "cpu"]
+    words = [
+        "sweep",
+        str(tmp_path / "s.yaml"),
+        "--results",
+        str(tmp_path / "results"),
+        "--device",
+        "cpu",
+    ]
     dry = CliRunner().invoke(main, [*words, "--dry-run"])
     assert dry.output.splitlines()[-1].startswith("0 of 4 trials made in 1 studies")
     assert not executed
@@ -248,8 +324,9 @@ def test_the_command(tiny: Task, tmp_path: Path, executed: list[Any], monkeypatc
     assert sum(line.startswith("* step-distillation-2-") for line in made.output.splitlines()) == 1
 
 
-def test_a_trial_that_was_interrupted_is_taken_up_again(tiny: Task, tmp_path: Path, executed: list[Any],
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_trial_that_was_interrupted_is_taken_up_again(
+    tiny: Task, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (plan,) = study_plans(content(), "here", tmp_path, CPU)
     with monkeypatch.context() as patch:
         fail_at(patch, 3, KeyboardInterrupt, executed)
@@ -263,8 +340,9 @@ def test_a_trial_that_was_interrupted_is_taken_up_again(tiny: Task, tmp_path: Pa
     assert len({resolved.run_id for resolved in executed}) == 4
 
 
-def test_a_run_that_fails_is_a_bad_value_and_the_search_goes_on(tiny: Task, tmp_path: Path, executed: list[Any],
-                                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_run_that_fails_is_a_bad_value_and_the_search_goes_on(
+    tiny: Task, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (plan,) = study_plans(content(), "here", tmp_path, CPU)
     fail_at(monkeypatch, 2, lambda: RunFailed("the loss is not finite"), executed)
     study = made(plan, tmp_path)
@@ -272,18 +350,34 @@ def test_a_run_that_fails_is_a_bad_value_and_the_search_goes_on(tiny: Task, tmp_
     assert study.trials[1].value == 10 * study.trials[0].value
     assert study.trials[1].user_attrs["reason"] == "the loss is not finite"
     line = lines_of(plan, study)[1]
-    assert (line["state"], line["best"], line["reason"]) == ("failed", False, "the loss is not finite")
+    assert (line["state"], line["best"], line["reason"]) == (
+        "failed",
+        False,
+        "the loss is not finite",
+    )
 
 
-@pytest.mark.parametrize(("direction", "seen", "expected"), [
-    ("minimize", [2.0, 3.0], 30.0), ("maximize", [0.5, 0.25], -2.0), ("minimize", [-1.0, -2.0], 8.0), ("maximize", [-1.0], -10.0),
-    ("minimize", [], UNSEEN), ("maximize", [], -UNSEEN), ("minimize", [0.0], UNSEEN),
-])  # fmt: skip
-def test_a_bad_value_is_worse_than_all_seen(direction: str, seen: list[float], expected: float) -> None:
+@pytest.mark.parametrize(
+    ("direction", "seen", "expected"),
+    [
+        ("minimize", [2.0, 3.0], 30.0),
+        ("maximize", [0.5, 0.25], -2.0),
+        ("minimize", [-1.0, -2.0], 8.0),
+        ("maximize", [-1.0], -10.0),
+        ("minimize", [], UNSEEN),
+        ("maximize", [], -UNSEEN),
+        ("minimize", [0.0], UNSEEN),
+    ],
+)
+def test_a_bad_value_is_worse_than_all_seen(
+    direction: str, seen: list[float], expected: float
+) -> None:
     assert bad_value(direction, seen) == expected
 
 
-def test_bad_values_do_not_grow_by_each_other(tiny: Task, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_values_do_not_grow_by_each_other(
+    tiny: Task, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (plan,) = study_plans(content(trials=5), "here", tmp_path, CPU)
     for number in (2, 3, 4):
         fail_at(monkeypatch, number, lambda: RunFailed("the loss is not finite"), executed)
@@ -291,22 +385,34 @@ def test_bad_values_do_not_grow_by_each_other(tiny: Task, tmp_path: Path, execut
     assert values[1:4] == [10 * values[0]] * 3
 
 
-def test_a_value_that_is_not_finite_is_a_failure(tiny: Task, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_that_is_not_finite_is_a_failure(
+    tiny: Task, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("harness.sweeps.search.objective", lambda record, name: math.nan)
     (plan,) = study_plans(content(trials=1), "here", tmp_path, CPU)
     (trial,) = made(plan, tmp_path).trials
     assert (trial.value, trial.user_attrs["reason"]) == (UNSEEN, "fid: [nan]: not finite")
 
 
-def test_a_trial_whose_process_dies_is_made_anew_by_the_same_command(tiny: Task, tmp_path: Path, executed: list[Any],
-                                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_trial_whose_process_dies_is_made_anew_by_the_same_command(
+    tiny: Task, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It counts for nothing: the command that saw it ends with exit code 3."""
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content(trials=3)))
-    words = ["sweep", str(tmp_path / "s.yaml"), "--results", str(tmp_path / "results"), "--device", "cpu"]
+    words = [
+        "sweep",
+        str(tmp_path / "s.yaml"),
+        "--results",
+        str(tmp_path / "results"),
+        "--device",
+        "cpu",
+    ]
     monkeypatch.setattr("harness.cli.cmd_sweep.Local", lambda shares: Here())
     with monkeypatch.context() as patch:
         jobs, run = itertools.count(), Here.run
-        patch.setattr(Here, "run", lambda self, job: run(self, job) if not 1 <= next(jobs) <= TRIES else -9)
+        patch.setattr(
+            Here, "run", lambda self, job: run(self, job) if not 1 <= next(jobs) <= TRIES else -9
+        )
         first = CliRunner().invoke(main, words)
     assert first.exit_code == 3, first.output
     assert "2 of 3 trials were made; the same command makes the others" in first.output
@@ -325,7 +431,10 @@ def test_two_trials_at_once(tiny: Task, tmp_path: Path, executed: list[Any]) -> 
 
 def test_a_study_has_one_driver(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
     (plan,) = study_plans(content(), "here", tmp_path, CPU)
-    with held(tmp_path, f"study-{plan.name}"), pytest.raises(Busy, match=f"another process works on study-{plan.name}"):
+    with (
+        held(tmp_path, f"study-{plan.name}"),
+        pytest.raises(Busy, match=f"another process works on study-{plan.name}"),
+    ):
         made(plan, tmp_path)
 
 
@@ -333,7 +442,9 @@ def test_a_database_that_cannot_be_read(tiny: Task, tmp_path: Path) -> None:
     (plan,) = study_plans(content(), "here", tmp_path, CPU)
     (tmp_path / "harness.db").write_text("no database")
     for ask in (open_study, known_study):
-        with pytest.raises(UsageError, match=r"cannot read the studies in .*harness.db .*move the file away"):
+        with pytest.raises(
+            UsageError, match=r"cannot read the studies in .*harness.db .*move the file away"
+        ):
             ask(plan, tmp_path)
 
 

@@ -39,41 +39,67 @@ def content(**changes: Any) -> dict[str, Any]:
 
 
 def test_cells_axes_and_seeds_multiply() -> None:
-    cells = [{"method": "ard", "options": {"heads": "shared"}, "axes": {"options.history_layers": [1, 2]}},
-             {"method": "teacher", "seeds": [7]}]  # fmt: skip
+    cells = [
+        {
+            "method": "ard",
+            "options": {"heads": "shared"},
+            "axes": {"options.history_layers": [1, 2]},
+        },
+        {"method": "teacher", "seeds": [7]},
+    ]
     configs = expand(content(cells=cells, seeds=[0, 1], axes={"num_steps": [2, 4]}), "here")
     assert len(configs) == 2 * 2 * 2 + 2
-    assert configs[0] == parse_config({**BASE, "method": "ard", "options": {"heads": "shared", "history_layers": 1}, "seed": 0})
+    assert configs[0] == parse_config(
+        {**BASE, "method": "ard", "options": {"heads": "shared", "history_layers": 1}, "seed": 0}
+    )
     assert [config.seed for config in configs[-2:]] == [7, 7]
     assert {config.num_steps for config in configs} == {2, 4}
 
 
 def test_a_cell_counts_more_than_the_base_and_options_are_merged() -> None:
     base = {**BASE, "options": {"lr": 0.1, "heads": "shared"}}
-    (config,) = expand(content(base=base, cells=[{"method": "ard", "num_steps": 4, "options": {"lr": 0.2}}]), "here")
+    (config,) = expand(
+        content(base=base, cells=[{"method": "ard", "num_steps": 4, "options": {"lr": 0.2}}]),
+        "here",
+    )
     assert (config.num_steps, config.options) == (4, {"lr": 0.2, "heads": "shared"})
 
 
 def test_what_a_cell_says_counts_more_than_an_axis_of_the_file() -> None:
     cells = [{"method": "ard", "num_steps": 8}, {"method": "ard", "options": {"heads": "shared"}}]
-    configs = expand(content(cells=cells, axes={"num_steps": [1, 2], "options.heads": ["per_step"]}), "here")
-    assert [(c.num_steps, c.options["heads"]) for c in configs] == [(8, "per_step"), (1, "shared"), (2, "shared")]
+    configs = expand(
+        content(cells=cells, axes={"num_steps": [1, 2], "options.heads": ["per_step"]}), "here"
+    )
+    assert [(c.num_steps, c.options["heads"]) for c in configs] == [
+        (8, "per_step"),
+        (1, "shared"),
+        (2, "shared"),
+    ]
 
 
 def test_repeated_runs_are_one() -> None:
-    assert len(expand(content(cells=[{"method": "ard"}, {"method": "ard"}], seeds=[0, 0]), "here")) == 1
+    assert (
+        len(expand(content(cells=[{"method": "ard"}, {"method": "ard"}], seeds=[0, 0]), "here"))
+        == 1
+    )
 
 
-@pytest.mark.parametrize(("changes", "complaint"), [
-    ({"cell": []}, "unknown option 'cell' in here; did you mean cells"),
-    ({"seeds": "many"}, "here: seeds is 'many'"),
-    ({"cells": [{"method": "ard", "num_step": 4}]}, "unknown option 'num_step' in run config; did you mean num_steps"),
-    ({"cells": [{}]}, "method is missing"),
-    ({"cells": [{"method": "ard", "seeds": 3}]}, "seeds is 3"),
-    ({"cells": [{"method": "ard", "axes": {"options.heads": "shared"}}]}, "heads is 'shared'"),
-    ({"base": {**BASE, "seed": 5}}, "list the seeds under seeds"),
-    ({"axes": {"seed": [1, 2]}}, "list the seeds under seeds"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"cell": []}, "unknown option 'cell' in here; did you mean cells"),
+        ({"seeds": "many"}, "here: seeds is 'many'"),
+        (
+            {"cells": [{"method": "ard", "num_step": 4}]},
+            "unknown option 'num_step' in run config; did you mean num_steps",
+        ),
+        ({"cells": [{}]}, "method is missing"),
+        ({"cells": [{"method": "ard", "seeds": 3}]}, "seeds is 3"),
+        ({"cells": [{"method": "ard", "axes": {"options.heads": "shared"}}]}, "heads is 'shared'"),
+        ({"base": {**BASE, "seed": 5}}, "list the seeds under seeds"),
+        ({"axes": {"seed": [1, 2]}}, "list the seeds under seeds"),
+    ],
+)
 def test_what_a_file_may_not_say(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         expand(content(**changes), "here")
@@ -85,7 +111,15 @@ def test_a_space_needs_a_search() -> None:
 
 
 def test_every_cell_is_checked_before_anything_runs(tiny: Task, tmp_path: Path) -> None:
-    configs = expand(content(cells=[{"method": "step-distillation"}, {"method": "ard", "options": {"history_layers": 99}}]), "here")
+    configs = expand(
+        content(
+            cells=[
+                {"method": "step-distillation"},
+                {"method": "ard", "options": {"history_layers": 99}},
+            ]
+        ),
+        "here",
+    )
     with pytest.raises(UsageError, match="history_layers is 99"):
         plan(configs, tmp_path, CPU)
     assert not list(tmp_path.glob("runs/*"))
@@ -96,7 +130,9 @@ def test_equal_models_are_one_cell(tiny: Task, tmp_path: Path) -> None:
     assert len(plan(expand(content(cells=cells), "here"), tmp_path, CPU)) == 1
 
 
-def test_finished_runs_are_not_made_again(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_runs_are_not_made_again(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     configs = expand(content(seeds=[0, 1]), "here")
     records = run_sweep(plan(configs, tmp_path, CPU), tmp_path, CPU, driver())
     assert [record.config["seed"] for record in records] == [0, 1]
@@ -112,10 +148,14 @@ def test_published_records_of_other_code_count_when_asked(tiny: Task, tmp_path: 
     (record,) = run_sweep(plan(configs, tmp_path / "first", CPU), tmp_path / "first", CPU, driver())
     options = {name: value for name, value in record.options.items() if not name.startswith("gan_")}
     other_code = record.environment.model_copy(update={"code": "another"})
-    old = record.model_copy(update={"run_id": "an-old-name", "options": options, "environment": other_code})
+    old = record.model_copy(
+        update={"run_id": "an-old-name", "options": options, "environment": other_code}
+    )
     assert key_of_record(old) == key_of_record(record) == resolve(configs[0]).key
     publish([old], tmp_path / "second")
-    assert [(cell.record, cell.published) for cell in plan(configs, tmp_path / "second", CPU)] == [(None, True)]
+    assert [(cell.record, cell.published) for cell in plan(configs, tmp_path / "second", CPU)] == [
+        (None, True)
+    ]
     (cell,) = plan(configs, tmp_path / "second", CPU, reuse=True)
     assert cell.record == old
     assert load_records(tmp_path / "second" / "tiny") == [old]
@@ -128,11 +168,16 @@ def test_published_records_of_this_code_always_count(tiny: Task, tmp_path: Path)
     publish([record], tmp_path / "second")
     other_code = record.environment.model_copy(update={"code": "another"})
     for name in ("z-a-later-name", "0-an-earlier-name"):
-        publish([record.model_copy(update={"run_id": name, "environment": other_code})], tmp_path / "second")
+        publish(
+            [record.model_copy(update={"run_id": name, "environment": other_code})],
+            tmp_path / "second",
+        )
     assert [cell.record for cell in plan(configs, tmp_path / "second", CPU)] == [record]
 
 
-def test_what_another_process_makes_comes_last_and_is_waited_for(tiny: Task, tmp_path: Path) -> None:
+def test_what_another_process_makes_comes_last_and_is_waited_for(
+    tiny: Task, tmp_path: Path
+) -> None:
     """That process leaves no record, as if it had died."""
     cells = plan(expand(content(seeds=[0, 1]), "here"), tmp_path, CPU)
     lock, lines = held(tmp_path, cells[0].resolved.run_id), list[str]()
@@ -145,10 +190,15 @@ def test_what_another_process_makes_comes_last_and_is_waited_for(tiny: Task, tmp
 
     records = run_sweep(cells, tmp_path, CPU, driver(), say=follow)
     assert [line[:3] for line in lines] == ["2/2", "2/2", "1/2", "1/2"]
-    assert [(record.config["seed"], record.status) for record in records] == [(0, "finished"), (1, "finished")]
+    assert [(record.config["seed"], record.status) for record in records] == [
+        (0, "finished"),
+        (1, "finished"),
+    ]
 
 
-def test_runs_in_flight_do_not_share_a_student(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_in_flight_do_not_share_a_student(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second number of steps of one student waits for the first; another seed does not."""
     order, run = list[str](), Here.run
 
@@ -165,32 +215,56 @@ def test_runs_in_flight_do_not_share_a_student(tiny: Task, tmp_path: Path, monke
     assert records[1].trained_in == records[0].run_id
 
 
-def test_a_run_that_is_refused_ends_the_sweep(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.sweeps.child.code_digest", lambda digests=iter(["driver", "child"]): next(digests))
+def test_a_run_that_is_refused_ends_the_sweep(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "harness.sweeps.child.code_digest", lambda digests=iter(["driver", "child"]): next(digests)
+    )
     with pytest.raises(UsageError, match="a run was refused; its message is above"):
         run_sweep(plan(expand(content(), "here"), tmp_path, CPU), tmp_path, CPU, driver())
 
 
-def test_a_process_that_dies_thrice_leaves_a_failed_record(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_thrice_leaves_a_failed_record(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tries = iter([-9, 1, -9, 0])
     monkeypatch.setattr(Here, "run", lambda self, job: next(tries))
     (record,) = run_sweep(plan(expand(content(), "here"), tmp_path, CPU), tmp_path, CPU, driver())
-    assert (record.status, record.reason) == ("failed", "its process died 3 times, at last by SIGKILL")
+    assert (record.status, record.reason) == (
+        "failed",
+        "its process died 3 times, at last by SIGKILL",
+    )
     assert list(tries) == [0]
 
 
 def test_a_failed_run_is_a_record_and_the_sweep_goes_on(tiny: Task, tmp_path: Path) -> None:
-    cells = [{"method": "step-distillation", "options": {"lr": 1.0, "clip": 1e6, "warmup": 0.0}, "budget": "steps=40"},
-             {"method": "teacher"}]  # fmt: skip
+    cells = [
+        {
+            "method": "step-distillation",
+            "options": {"lr": 1.0, "clip": 1e6, "warmup": 0.0},
+            "budget": "steps=40",
+        },
+        {"method": "teacher"},
+    ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.methods.step_distillation.TrajectoryDistillation.loss", lambda self, batch: (
-            sum(p.sum() for p in self.players["student"].module.parameters()) * float("nan"), {}))  # fmt: skip
-        records = run_sweep(plan(expand(content(cells=cells), "here"), tmp_path, CPU), tmp_path, CPU, driver())
+        patch.setattr(
+            "harness.methods.step_distillation.TrajectoryDistillation.loss",
+            lambda self, batch: (
+                sum(p.sum() for p in self.players["student"].module.parameters()) * float("nan"),
+                {},
+            ),
+        )
+        records = run_sweep(
+            plan(expand(content(cells=cells), "here"), tmp_path, CPU), tmp_path, CPU, driver()
+        )
     assert [record.status for record in records] == ["failed", "finished"]
 
 
 def test_the_files_of_the_docs_are_valid(tmp_path: Path) -> None:
-    grid, search = re.findall(r"```yaml\n(.*?)```", (ABLATIONS.parent / "docs" / "sweeps.md").read_text(), re.DOTALL)
+    grid, search = re.findall(
+        r"```yaml\n(.*?)```", (ABLATIONS.parent / "docs" / "sweeps.md").read_text(), re.DOTALL
+    )
     configs = expand(yaml.safe_load(grid), "docs")
     assert len(configs) == (3 + 1) * 2 * 3 + 2
     for config in configs:
@@ -204,20 +278,29 @@ def few_images() -> ImageSet:
 
 def without_search(content: dict[str, Any]) -> dict[str, Any]:
     """The grid of a sweep file."""
-    cells = [{name: value for name, value in cell.items() if name != "space"} for cell in content.get("cells", [{}])]
+    cells = [
+        {name: value for name, value in cell.items() if name != "space"}
+        for cell in content.get("cells", [{}])
+    ]
     return {**{name: value for name, value in content.items() if name != "search"}, "cells": cells}
 
 
 def with_budget(content: dict[str, Any], budget: str) -> dict[str, Any]:
     """A sweep file in which every run has the same budget."""
-    cells = [{name: value for name, value in cell.items() if name != "budget"} for cell in content.get("cells", [{}])]
+    cells = [
+        {name: value for name, value in cell.items() if name != "budget"}
+        for cell in content.get("cells", [{}])
+    ]
     return {**content, "base": {**content.get("base", {}), "budget": budget}, "cells": cells}
 
 
 @pytest.mark.parametrize("file", sorted(ABLATIONS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_our_own_files_are_valid(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_files_are_valid(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All runs with one step, and one with each budget: counting all FLOPs takes minutes."""
-    monkeypatch.setitem(IMAGE_SETS, "fashion-mnist", lambda seed: Split(few_images(), few_images()))  # the real ones do not ship
+    # The real images do not ship.
+    monkeypatch.setitem(IMAGE_SETS, "fashion-mnist", lambda seed: Split(few_images(), few_images()))
     content = yaml.safe_load(file.read_text())
     if "search" in content:
         assert study_plans(with_budget(content, "steps=1"), file.name, tmp_path, CPU)
@@ -225,17 +308,26 @@ def test_our_own_files_are_valid(file: Path, tmp_path: Path, monkeypatch: pytest
         cells = plan(expand(with_budget(content, "steps=1"), file.name), tmp_path, CPU)
         assert len(cells) > 3
         assert not any(cell.record for cell in cells)
-    for config in {config.budget: config for config in expand(without_search(content), file.name)}.values():
+    for config in {
+        config.budget: config for config in expand(without_search(content), file.name)
+    }.values():
         resolve(config)
 
 
-def test_an_estimate_counts_seeds_and_shares_what_is_shared(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_estimate_counts_seeds_and_shares_what_is_shared(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fake(resolved: Any, results: Path, device: torch.device) -> Any:
         return SimpleNamespace(seconds={"trajectories": 10.0 * resolved.num_steps, "training": 3.0})
 
     monkeypatch.setattr("harness.runs.preview.preview", fake)
-    cells = plan(expand(content(seeds=[0, 1, 2], axes={"num_steps": [2, 4]}), "here"), tmp_path, CPU)
-    assert estimate([cell.resolved for cell in cells], tmp_path, CPU) == {"trajectories": 40.0, "training": 18.0}
+    cells = plan(
+        expand(content(seeds=[0, 1, 2], axes={"num_steps": [2, 4]}), "here"), tmp_path, CPU
+    )
+    assert estimate([cell.resolved for cell in cells], tmp_path, CPU) == {
+        "trajectories": 40.0,
+        "training": 18.0,
+    }
 
 
 def test_the_command(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,11 @@ from harness.tasks import borrows, load_task, task_names
 from harness.tasks.spec import Training
 
 CPU = torch.device("cpu")
-OWN_TEACHER = [name for name in task_names() if (task := load_task(name)).network_teacher and not borrows(task, "teacher")]
+OWN_TEACHER = [
+    name
+    for name in task_names()
+    if (task := load_task(name)).network_teacher and not borrows(task, "teacher")
+]
 
 
 @pytest.mark.parametrize("name", [name for name in task_names() if load_task(name).network_teacher])
@@ -37,14 +41,19 @@ def test_cards_name_the_files_that_ship(name: str) -> None:
 @pytest.mark.parametrize("name", task_names())
 def test_tuned_defaults_are_options(name: str) -> None:
     for method, values in load_task(name).spec.defaults.items():
-        plain, tuned = parse_options(method, {}).model_dump(), parse_options(method, values).model_dump()
+        plain, tuned = (
+            parse_options(method, {}).model_dump(),
+            parse_options(method, values).model_dump(),
+        )
         assert {option for option in plain if plain[option] != tuned[option]} == set(values), method
 
 
 @pytest.mark.parametrize("name", OWN_TEACHER)
 def test_the_guidance_is_the_scans_best(name: str) -> None:
     task = load_task(name)
-    scan = yaml.safe_load(task.path(task.trained("teacher")).with_suffix(".yaml").read_text())["quality"]["guidance_scan"]
+    scan = yaml.safe_load(task.path(task.trained("teacher")).with_suffix(".yaml").read_text())[
+        "quality"
+    ]["guidance_scan"]
     assert list(scan) == task.spec.guidance_scan
     assert min(scan, key=lambda scale: scan[scale]["fid"]) == task.spec.guidance.scale
 
@@ -84,7 +93,9 @@ def test_no_student_trains_on_the_evaluations_noise() -> None:
     task = load_task("digits")
     index = torch.arange(task.recipe.count)
     trained = Keyed("trajectory", task.recipe.seed).normal("x_T", index, task.shape).flatten(1)
-    evaluated = torch.cat([task.evaluation_inputs(k)[0].flatten(1) for k in range(task.spec.evaluation.noise_sets)])
+    evaluated = torch.cat(
+        [task.evaluation_inputs(k)[0].flatten(1) for k in range(task.spec.evaluation.noise_sets)]
+    )
     assert len(torch.cat([trained, evaluated]).unique(dim=0)) == len(trained) + len(evaluated)
 
 
@@ -94,6 +105,9 @@ def test_an_unknown_task_names_the_near_one() -> None:
 
 
 def test_numbers_do_not_change_without_a_new_version() -> None:
-    """Whoever changes what a run rests on raises the version and writes its digest here; budgets are names for steps."""
+    """A change of the task needs a new version, with its digest here.
+
+    Budgets are names for numbers of steps.
+    """
     task = load_task("digits")
     assert (task.spec.version, task.digest[:16]) == (1, "d09d6d5a40f04a54")

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True, scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One cache for all tests here, so that maps, trajectories and reference samples are computed once."""
+    """One cache for all tests: maps, trajectories and reference samples are computed once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -47,12 +47,20 @@ def small() -> Small:
     task = load_task("mixture")
     evaluation = task.spec.evaluation.model_copy(update={"samples": 400, "noise_sets": 1})
     trajectories = task.spec.trajectories.model_copy(update={"count": 64})
-    changes = {"evaluation": evaluation, "trajectories": trajectories, "network": {**task.spec.network, "depth": 2}}
+    changes = {
+        "evaluation": evaluation,
+        "trajectories": trajectories,
+        "network": {**task.spec.network, "depth": 2},
+    }
     return Small(task.spec.model_copy(update=changes))
 
 
 def record_of(folder: Path, **changes: Any) -> Any:
-    return Run(resolve(parse_config({"task": "mixture", "budget": "steps=2", **changes}), small()), folder, CPU).execute()
+    return Run(
+        resolve(parse_config({"task": "mixture", "budget": "steps=2", **changes}), small()),
+        folder,
+        CPU,
+    ).execute()
 
 
 def test_the_exact_map_has_no_error(tmp_path: Path) -> None:
@@ -61,8 +69,11 @@ def test_the_exact_map_has_no_error(tmp_path: Path) -> None:
     found = Evaluator(task, lambda k: exact.float(), CPU).evaluate({0: exact.float()})
     assert found["map_error"].mean < 1e-6
     assert found["frechet_distance"].mean < 0.05
-    wrong = exact.float().roll(1, 0)  # the same samples from other noise: the distribution is right, the map is not
-    assert Evaluator(task, lambda k: exact.float(), CPU).evaluate({0: wrong})["map_error"].mean > 0.5
+    # The same samples from other noise: the distribution is right, the map is not.
+    wrong = exact.float().roll(1, 0)
+    assert (
+        Evaluator(task, lambda k: exact.float(), CPU).evaluate({0: wrong})["map_error"].mean > 0.5
+    )
 
 
 def test_trajectories_of_another_schedule_are_others() -> None:
@@ -73,7 +84,9 @@ def test_trajectories_of_another_schedule_are_others() -> None:
 
 def test_solver_errors_shrink_with_steps(tmp_path: Path) -> None:
     records = [record_of(tmp_path, method="teacher", num_steps=k) for k in (4, 8, 24)]
-    errors, kls = ([record.metrics[name].mean for record in records] for name in ("map_error", "kl"))
+    errors, kls = (
+        [record.metrics[name].mean for record in records] for name in ("map_error", "kl")
+    )
     assert errors == sorted(errors, reverse=True)
     assert kls == sorted(kls, reverse=True)
     assert 0 < kls[2] < 1
@@ -81,22 +94,40 @@ def test_solver_errors_shrink_with_steps(tmp_path: Path) -> None:
     assert records[2].metrics["distance_to_teacher"].mean == 0
 
 
-@pytest.mark.parametrize("options", [{"method": "ard", "options": {"history_layers": 1}}, {"method": "consistency-distillation"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "ard", "options": {"history_layers": 1}}, {"method": "consistency-distillation"}],
+)
 def test_a_student_is_a_row(options: dict[str, Any], tmp_path: Path) -> None:
     record = record_of(tmp_path, **options)
     assert record.status == "finished"
     assert ("kl" in record.metrics) == (record.exposure is not None)
     assert record.hashes["teacher"] == small().teacher_hash
-    page = task_section(TaskReport.of([record, record_of(tmp_path, method="teacher", num_steps=24)]), 2)
-    for heading in ("Frechet distance", "error of the ODE map", "solver: the teacher's trajectories", "held-out real samples"):
+    page = task_section(
+        TaskReport.of([record, record_of(tmp_path, method="teacher", num_steps=24)]), 2
+    )
+    for heading in (
+        "Frechet distance",
+        "error of the ODE map",
+        "solver: the teacher's trajectories",
+        "held-out real samples",
+    ):
         assert heading in page
     assert "FID" not in page
     assert "KID" not in page
 
 
 def test_the_parts_of_the_error_bound_the_whole(tmp_path: Path) -> None:
-    """Vectors add up, so root mean squares obey the triangle inequality (exposure is measured on the first 1,000 samples)."""
-    record = record_of(tmp_path, method="ard", options={"history_layers": 1, "trajectory": "states"}, budget="steps=30")
+    """Errors add as vectors, so root mean squares obey the triangle inequality.
+
+    Exposure is measured on the first 1,000 samples.
+    """
+    record = record_of(
+        tmp_path,
+        method="ard",
+        options={"history_layers": 1, "trajectory": "states"},
+        budget="steps=30",
+    )
     metrics, exposure = record.metrics, record.exposure
     parts = metrics["solver_error"].mean + exposure.on_teachers_history[-1] + exposure.drift[-1]
     assert metrics["map_error"].mean <= parts * 1.01
@@ -104,7 +135,9 @@ def test_the_parts_of_the_error_bound_the_whole(tmp_path: Path) -> None:
     assert exposure.drift[-1] > 0
 
 
-@pytest.mark.parametrize("refused", [verify, lambda task, device: train_networks(task, Path("nowhere"), device)])
+@pytest.mark.parametrize(
+    "refused", [verify, lambda task, device: train_networks(task, Path("nowhere"), device)]
+)
 def test_there_is_nothing_to_train_or_verify(refused: Any) -> None:
     with pytest.raises(UsageError, match="it is exact"):
         refused(load_task("mixture"), CPU)

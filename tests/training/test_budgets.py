@@ -15,7 +15,14 @@ from harness.runs.resolve import resolve
 from harness.runs.run import Run
 from harness.tasks import Task
 from harness.training import estimate
-from harness.training.estimate import Blank, rehearsal, seconds_a_step, shortest, steps_within, total_flops
+from harness.training.estimate import (
+    Blank,
+    rehearsal,
+    seconds_a_step,
+    shortest,
+    steps_within,
+    total_flops,
+)
 from harness.training.settings import TrainSettings
 
 CPU = torch.device("cpu")
@@ -24,7 +31,16 @@ GAN = {"history_layers": 2, "gan_from": 0.5, "gan_virtual_batch": 2}
 
 def resolved(budget: str, **changes: Any) -> Any:
     return resolve(
-        parse_config({"method": "ard", "task": "tiny", "num_steps": 2, "budget": budget, "options": {"history_layers": 2}, **changes})
+        parse_config(
+            {
+                "method": "ard",
+                "task": "tiny",
+                "num_steps": 2,
+                "budget": budget,
+                "options": {"history_layers": 2},
+                **changes,
+            }
+        )
     )
 
 
@@ -45,11 +61,26 @@ def test_flops_are_counted_on_each_kind_of_sample_in_its_share(share: float, tin
     """Whatever the micro-batches are, and as on a whole batch."""
 
     def counted(share: float, **changes: Any) -> float:
-        asked = resolved("quick", method="shortcut", options={"bootstrap": share, "finest": 16}, batch_size=40)
-        return total_flops(rehearsal("shortcut", asked.config, tiny, 2, replace(asked.settings, total_steps=1, **changes), CPU))
+        asked = resolved(
+            "quick", method="shortcut", options={"bootstrap": share, "finest": 16}, batch_size=40
+        )
+        return total_flops(
+            rehearsal(
+                "shortcut",
+                asked.config,
+                tiny,
+                2,
+                replace(asked.settings, total_steps=1, **changes),
+                CPU,
+            )
+        )
 
     found = counted(share)
-    assert [counted(share, micro_batch_size=1), counted(share, micro_batch_size=20), counted(share, counted_samples=40)] == [found] * 3
+    assert [
+        counted(share, micro_batch_size=1),
+        counted(share, micro_batch_size=20),
+        counted(share, counted_samples=40),
+    ] == [found] * 3
     assert 5 * counted(share, batch_size=8) == pytest.approx(found, rel=1e-12)
     none, whole = counted(0.0), counted(1.0)
     assert found == pytest.approx(none + share * (whole - none), rel=1e-9)
@@ -58,7 +89,10 @@ def test_flops_are_counted_on_each_kind_of_sample_in_its_share(share: float, tin
 
 def test_equal_budgets_in_three_units_are_one_run(tiny: Task) -> None:
     steps = resolved("flops=3e8").settings.total_steps
-    ids = {resolved(budget).run_id for budget in ("flops=3e8", "flops=300000000", f"steps={steps}", f"images={8 * steps}")}
+    ids = {
+        resolved(budget).run_id
+        for budget in ("flops=3e8", "flops=300000000", f"steps={steps}", f"images={8 * steps}")
+    }
     assert len(ids) == 1
 
 
@@ -69,10 +103,14 @@ def test_seconds_are_measured_steps(tiny: Task, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_steps_seconds_count_every_stage(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = rehearsal("ard", resolved("quick", options=GAN).config, tiny, 2, TrainSettings(100, 8, 0), CPU)
+    trainer = rehearsal(
+        "ard", resolved("quick", options=GAN).config, tiny, 2, TrainSettings(100, 8, 0), CPU
+    )
     seen = []
     step = type(trainer).one_step
-    monkeypatch.setattr(type(trainer), "one_step", lambda self: (seen.append(self.step), step(self))[1])
+    monkeypatch.setattr(
+        type(trainer), "one_step", lambda self: (seen.append(self.step), step(self))[1]
+    )
     assert seconds_a_step(trainer) > 0
     assert seen == [0, 0, 0, 30, 30, 30, 60, 60, 60, 90, 90, 90]
 
@@ -99,14 +137,20 @@ class Clocks:
     ],
     ids=["idle", "busy", "in part"],
 )
-def test_the_shortest_call_counts_without_waiting_for_a_core(calls: list[tuple[float, float]], seconds: float) -> None:
+def test_the_shortest_call_counts_without_waiting_for_a_core(
+    calls: list[tuple[float, float]], seconds: float
+) -> None:
     clocks = Clocks(*calls)
     assert shortest(clocks.call, CPU, 3, clocks.both) == pytest.approx(seconds)
 
 
-def test_the_seconds_of_a_step_are_a_mean_over_the_run(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seconds_of_a_step_are_a_mean_over_the_run(
+    tiny: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = rehearsal("ard", resolved("quick").config, tiny, 2, TrainSettings(100, 8, 0), CPU)
-    clocks = Clocks(*((seconds, 99.0) for cost in (1.0, 2.0, 3.0, 6.0) for seconds in (9.0, cost, cost + 1)))
+    clocks = Clocks(
+        *((seconds, 99.0) for cost in (1.0, 2.0, 3.0, 6.0) for seconds in (9.0, cost, cost + 1))
+    )
     monkeypatch.setattr(type(trainer), "one_step", clocks.call)
     assert seconds_a_step(trainer, clocks.both) == pytest.approx(3.0)
 
@@ -118,7 +162,10 @@ def test_less_than_a_step_is_refused(budget: str, tiny: Task) -> None:
 
 
 def test_without_training_a_budget_costs_nothing(tiny: Task) -> None:
-    ids = {resolved(budget, method="teacher", options={}).run_id for budget in ("flops=1e9", "seconds=3", "steps=7")}
+    ids = {
+        resolved(budget, method="teacher", options={}).run_id
+        for budget in ("flops=1e9", "seconds=3", "steps=7")
+    }
     assert len(ids) == 1
 
 
@@ -129,14 +176,22 @@ def test_blank_trajectories_have_the_recipes_shape(tiny: Task) -> None:
     assert path.steps == tiny.trajectory_steps
 
 
-@pytest.mark.parametrize(("flops", "expected"), [(99, 0), (100, 1), (1000, 9), (1049, 9), (1100, 10), (123_456, 1143)])
-def test_the_search_finds_the_largest(flops: float, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("flops", "expected"), [(99, 0), (100, 1), (1000, 9), (1049, 9), (1100, 10), (123_456, 1143)]
+)
+def test_the_search_finds_the_largest(
+    flops: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run of T steps costs 100 T and, in its second half, 16 more a step."""
 
     class Fake:
         def __init__(self, steps: int):
             self.steps, self.known_flops = steps, {}
 
-    monkeypatch.setattr(estimate, "total_flops", lambda fake: 100 * fake.steps + 16 * (fake.steps - (fake.steps + 1) // 2))
+    monkeypatch.setattr(
+        estimate,
+        "total_flops",
+        lambda fake: 100 * fake.steps + 16 * (fake.steps - (fake.steps + 1) // 2),
+    )
     assert steps_within(flops, Fake) == expected  # type: ignore[arg-type]
     assert total_flops is not estimate.total_flops

@@ -39,14 +39,21 @@ def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=str,
 )
-def test_a_run_on_the_second_device_gives_the_same_numbers(changes: dict[str, Any], tiny: Task, tmp_path: Path) -> None:
+def test_a_run_on_the_second_device_gives_the_same_numbers(
+    changes: dict[str, Any], tiny: Task, tmp_path: Path
+) -> None:
     here = new_run(tmp_path / "here", **changes).execute()
     with elsewhere() as device:
         there = Run(resolve(config(**changes)), tmp_path / "there", device).execute()
     assert there.metrics.keys() == here.metrics.keys()
     for name in ("fid", "label_agreement", "distance_to_teacher"):
-        assert there.metrics[name].mean == pytest.approx(here.metrics[name].mean, rel=1e-3, abs=1e-6)
-    assert (there.cost.nfe, there.cost.macs_per_sample) == (here.cost.nfe, here.cost.macs_per_sample)
+        assert there.metrics[name].mean == pytest.approx(
+            here.metrics[name].mean, rel=1e-3, abs=1e-6
+        )
+    assert (there.cost.nfe, there.cost.macs_per_sample) == (
+        here.cost.nfe,
+        here.cost.macs_per_sample,
+    )
     assert there.first_losses == pytest.approx(here.first_losses, rel=1e-3)
 
 
@@ -56,14 +63,22 @@ def test_a_solver_elsewhere_ends_in_the_same_samples(name: str, tiny: Task) -> N
 
     def samples(device: torch.device) -> Tensor:
         with torch.no_grad():
-            found = sample(SOLVERS[name](), tiny.teacher(device), x_T[:3].to(device), few_step_levels(4), cond[:3].to(device))
+            found = sample(
+                SOLVERS[name](),
+                tiny.teacher(device),
+                x_T[:3].to(device),
+                few_step_levels(4),
+                cond[:3].to(device),
+            )
         assert isinstance(found, Tensor)
         assert found.device == device
         return found.cpu()
 
     expected = samples(torch.device("cpu"))
     with elsewhere() as device:
-        torch.testing.assert_close(samples(device), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        torch.testing.assert_close(
+            samples(device), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+        )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +109,9 @@ def test_mixtures_that_cuda_allows() -> None:
         assert x.cpu().device.type == "cpu"
 
 
-def test_networks_are_trained_and_levels_found_on_the_second_device(tiny: Task, tmp_path: Path) -> None:
+def test_networks_are_trained_and_levels_found_on_the_second_device(
+    tiny: Task, tmp_path: Path
+) -> None:
     expected = search(tiny, "ddim", 2, 4, torch.device("cpu")).levels
     with elsewhere() as device:
         made = train_networks(tiny, tmp_path / "made", device)
@@ -103,13 +120,24 @@ def test_networks_are_trained_and_levels_found_on_the_second_device(tiny: Task, 
     assert torch.equal(found, expected)
 
 
-def test_an_exact_teacher_on_the_second_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exact_teacher_on_the_second_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(GaussianMixture, "ode_map", partialmethod(GaussianMixture.ode_map, steps=40))
+    monkeypatch.setattr(
+        GaussianMixture, "ode_map", partialmethod(GaussianMixture.ode_map, steps=40)
+    )
     whole = load_task("mixture")
     fewer = {"evaluation": whole.spec.evaluation.model_copy(update={"samples": 50})}
     task = type(whole)(whole.spec.model_copy(update=fewer), whole.folder)
-    asked = {"task": "mixture", "method": "ect", "num_steps": 1, "budget": "steps=2", "noise_sets": 1, "batch_size": 8}
+    asked = {
+        "task": "mixture",
+        "method": "ect",
+        "num_steps": 1,
+        "budget": "steps=2",
+        "noise_sets": 1,
+        "batch_size": 8,
+    }
     resolved = resolve(parse_config(asked), task)
     here = Run(resolved, tmp_path / "here", torch.device("cpu")).execute()
     with elsewhere() as device:

@@ -1,4 +1,4 @@
-"""Runs that are taken up again: finished ones, interrupted ones, and what other workers and other code make of them."""
+"""Resuming runs: finished, interrupted, held by other workers, or started by other code."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def other_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return change
 
 
-def test_a_finished_run_is_returned_without_training(tiny: Task, tmp_path: Path, no_training: Callable) -> None:
+def test_a_finished_run_is_returned_without_training(
+    tiny: Task, tmp_path: Path, no_training: Callable
+) -> None:
     first = new_run(tmp_path).execute()
     no_training()
     assert new_run(tmp_path).execute() == first
@@ -53,19 +55,23 @@ def test_a_finished_run_is_returned_without_training(tiny: Task, tmp_path: Path,
         new_run(tmp_path, seed=1).execute()
 
 
-def test_any_failure_is_a_record(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_failure_is_a_record(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also one that nobody thought of; the next look at the run does not find an older reason."""
     one = new_run(tmp_path)
-    for said in ("first", "second"):
-        monkeypatch.setattr(run, "Evaluator", lambda *args, said=said: {}[said])
-        with pytest.raises(RunFailed, match=f"KeyError: '{said}'"):
+    for key in ("first", "second"):
+        monkeypatch.setattr(run, "Evaluator", lambda *args, key=key: {}[key])
+        with pytest.raises(RunFailed, match=f"KeyError: '{key}'"):
             one.execute()
         record = read_record(one.folder / "record.json")
-        assert (record.status, record.reason) == ("failed", f"KeyError: '{said}'")
+        assert (record.status, record.reason) == ("failed", f"KeyError: '{key}'")
     assert "Traceback" in (one.folder / "run.log").read_text()
 
 
-def test_a_run_that_many_share_is_waited_for(tiny: Task, tmp_path: Path, no_training: Callable) -> None:
+def test_a_run_that_many_share_is_waited_for(
+    tiny: Task, tmp_path: Path, no_training: Callable
+) -> None:
     """A process that gets the lock after another one made the run takes that record."""
     one, other = new_run(tmp_path), new_run(tmp_path)
     waiting = ThreadPoolExecutor(1)
@@ -88,7 +94,9 @@ def test_other_code_runs_it_again(tiny: Task, tmp_path: Path, other_code: Callab
     assert again.run_id == first.run_id
 
 
-def test_reuse_takes_what_other_code_made(tiny: Task, tmp_path: Path, no_training: Callable, other_code: Callable) -> None:
+def test_reuse_takes_what_other_code_made(
+    tiny: Task, tmp_path: Path, no_training: Callable, other_code: Callable
+) -> None:
     first = new_run(tmp_path).execute()
     other_code()
     no_training()
@@ -107,7 +115,9 @@ def note_training(seen: list[int]) -> Callable[[str], Callable[[int, int], None]
     return lambda stage: lambda done, total: seen.append(done) if stage == "training" else None
 
 
-def test_an_interrupted_run_resumes_and_equals_an_uninterrupted_one(tiny: Task, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_and_equals_an_uninterrupted_one(
+    tiny: Task, tmp_path: Path
+) -> None:
     straight = new_run(tmp_path / "straight", budget="steps=14")
     whole = straight.execute()
     halves = new_run(tmp_path / "halves", stop_training, budget="steps=14")
@@ -122,16 +132,32 @@ def test_an_interrupted_run_resumes_and_equals_an_uninterrupted_one(tiny: Task, 
     assert seen == [14]
     assert record.metrics == whole.metrics
     assert record.exposure == whole.exposure
-    assert (resumed.folder / "curves.jsonl").read_bytes() == (straight.folder / "curves.jsonl").read_bytes()
+    assert (resumed.folder / "curves.jsonl").read_bytes() == (
+        straight.folder / "curves.jsonl"
+    ).read_bytes()
     weights = [read_tensors(each.folder / "student.safetensors") for each in (resumed, straight)]
     assert tensors_digest(weights[0]) == tensors_digest(weights[1])
-    same = {"steps", "images", "flops", "trajectory_flops", "teacher_evaluations", "ema_initial_weight"}
-    assert record.cost.training.model_dump(include=same) == whole.cost.training.model_dump(include=same)
+    same = {
+        "steps",
+        "images",
+        "flops",
+        "trajectory_flops",
+        "teacher_evaluations",
+        "ema_initial_weight",
+    }
+    assert record.cost.training.model_dump(include=same) == whole.cost.training.model_dump(
+        include=same
+    )
     assert not (resumed.folder / "checkpoint").exists()
 
 
-def test_a_run_that_was_moved_resumes_where_it_stopped(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The results folder copied elsewhere, with an empty cache, as on another machine: nothing in a checkpoint names a path."""
+def test_a_run_that_was_moved_resumes_where_it_stopped(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copied results folder resumes with an empty cache, as on another machine.
+
+    Nothing in a checkpoint names a path.
+    """
     whole = new_run(tmp_path / "straight", budget="steps=14").execute()
     with pytest.raises(Interrupted):
         new_run(tmp_path / "here", stop_training, budget="steps=14").execute()
@@ -144,7 +170,9 @@ def test_a_run_that_was_moved_resumes_where_it_stopped(tiny: Task, tmp_path: Pat
     assert record.metrics == whole.metrics
 
 
-def test_a_checkpoint_of_other_code_is_not_resumed(tiny: Task, tmp_path: Path, other_code: Callable) -> None:
+def test_a_checkpoint_of_other_code_is_not_resumed(
+    tiny: Task, tmp_path: Path, other_code: Callable
+) -> None:
     with pytest.raises(Interrupted):
         new_run(tmp_path, stop_training, budget="steps=14").execute()
     other_code()
@@ -155,7 +183,9 @@ def test_a_checkpoint_of_other_code_is_not_resumed(tiny: Task, tmp_path: Path, o
 
 def test_exposure_names_the_trajectories_that_there_were(tiny: Task, tmp_path: Path) -> None:
     larger = tiny.spec.evaluation.model_copy(update={"batch_size": 64})
-    record = Run(resolve(config(), Task(tiny.spec.model_copy(update={"evaluation": larger}))), tmp_path, CPU).execute()
+    record = Run(
+        resolve(config(), Task(tiny.spec.model_copy(update={"evaluation": larger}))), tmp_path, CPU
+    ).execute()
     assert record.exposure.n == 40
     assert record.exposure.on_own_history[0] == record.exposure.on_teachers_history[0]
     assert len(record.exposure.on_own_history) == 2

@@ -38,10 +38,24 @@ class Toy(Method):
 
     sources = frozenset({"data"})
 
-    def __init__(self, total_steps: int = STEPS, lr: float = 0.1, clip: float | None = None, spoil: Callable[[int], float] | None = None):
+    def __init__(
+        self,
+        total_steps: int = STEPS,
+        lr: float = 0.1,
+        clip: float | None = None,
+        spoil: Callable[[int], float] | None = None,
+    ):
         with keyed_initialisation(0, "toy"):
             layer = nn.Linear(4, 4)
-        self.players = {"layer": Player(layer, torch.optim.AdamW(layer.parameters(), lr), clip, EMA(layer, 0.1, total_steps), cosine(0.05))}
+        self.players = {
+            "layer": Player(
+                layer,
+                torch.optim.AdamW(layer.parameters(), lr),
+                clip,
+                EMA(layer, 0.1, total_steps),
+                cosine(0.05),
+            )
+        }
         self.spoil, self.seen = spoil or (lambda step: 1.0), list[int]()
 
     def updates(self, step: int) -> Iterable[Update]:
@@ -54,7 +68,9 @@ class Toy(Method):
         return loss * factor, {"plain": loss.detach()}
 
 
-def trainer(method: Method, folder: Path | None = None, teacher: nn.Module | None = None, **settings: Any) -> Trainer:
+def trainer(
+    method: Method, folder: Path | None = None, teacher: nn.Module | None = None, **settings: Any
+) -> Trainer:
     given = {"total_steps": STEPS, "batch_size": 4, "seed": 0, "log_every": 1, **settings}
     return Trainer(method, {"data": images()}, TrainSettings(**given), folder, CPU, teacher)
 
@@ -83,7 +99,9 @@ def test_a_loss_or_gradient_that_is_not_finite_fails_the_run(factor: float) -> N
     assert same(before, state(method))
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", "cut", {"step": 1}, "other method"], ids=str)
+@pytest.mark.parametrize(
+    "content", [b"", b"no checkpoint", "cut", {"step": 1}, "other method"], ids=str
+)
 def test_a_corrupt_checkpoint_is_told_in_one_sentence(content: Any, tmp_path: Path) -> None:
     trainer(Toy(), tmp_path).train(until=2)
     path = tmp_path / "checkpoint" / "state.pt"
@@ -98,13 +116,17 @@ def test_a_corrupt_checkpoint_is_told_in_one_sentence(content: Any, tmp_path: Pa
         torch.save(saved, path)
     else:
         torch.save(content, path)
-    with pytest.raises(UsageError, match=r"checkpoint .* cannot be read .* delete its folder to start anew") as caught:
+    with pytest.raises(
+        UsageError, match=r"checkpoint .* cannot be read .* delete its folder to start anew"
+    ) as caught:
         trainer(Toy(), tmp_path).train()
     assert "\n" not in str(caught.value)
 
 
 def test_settings_that_do_not_suit() -> None:
-    with pytest.raises(UsageError, match="micro_batch_size is 3, but must divide batch_size, which is 4"):
+    with pytest.raises(
+        UsageError, match="micro_batch_size is 3, but must divide batch_size, which is 4"
+    ):
         trainer(Toy(), micro_batch_size=3)
     with pytest.raises(ValueError, match=r"needs the sources \['data'\]"):
         Trainer(Toy(), {}, TrainSettings(STEPS, 4, 0), None, CPU)
@@ -136,7 +158,9 @@ def graphs() -> int:
 
 
 @pytest.mark.parametrize("settings", [{}, {"precision": "bf16"}, {"micro_batch_size": 2}], ids=str)
-def test_all_is_compiled_before_the_clock_runs(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_is_compiled_before_the_clock_runs(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_graphs_eagerly(monkeypatch)
     first = trainer(Toy(), tmp_path, compile=True, **settings)
     first.train(until=3)
@@ -161,7 +185,10 @@ def test_many_networks_are_compiled_in_one_process(monkeypatch: pytest.MonkeyPat
 
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
-    with pytest.raises(UsageError, match="compile needs a C\\+\\+ compiler, but there is no 'no-such-compiler' here"):
+    with pytest.raises(
+        UsageError,
+        match="compile needs a C\\+\\+ compiler, but there is no 'no-such-compiler' here",
+    ):
         trainer(Toy(), compile=True)
     trainer(Toy())
 
@@ -171,10 +198,14 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def signals(*numbers: signal.Signals) -> Progress:
     """A callback of progress that sends them at step 5."""
-    return lambda done, total: [os.kill(os.getpid(), number) for number in numbers] and None if done == 5 else None
+    return lambda done, total: (
+        [os.kill(os.getpid(), number) for number in numbers] and None if done == 5 else None
+    )
 
 
-def test_a_checkpoint_that_cannot_be_written_when_a_signal_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_cannot_be_written_when_a_signal_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It stops all the same, and says that the state is lost; without a signal it is an error."""
 
     def full(path: Path, write: Callable) -> None:
@@ -197,7 +228,9 @@ def test_who_insists_does_not_wait_for_a_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_after_a_checkpoint_and_the_run_resumes(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_stops_after_a_checkpoint_and_the_run_resumes(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     whole = Toy()
     straight = trainer(whole, tmp_path / "whole")
     straight.train()
@@ -210,7 +243,9 @@ def test_a_signal_stops_after_a_checkpoint_and_the_run_resumes(number: signal.Si
     with pytest.raises(Interrupted, match=f"stopped by signal {int(number)} at step 5"):
         trainer(Toy(), tmp_path / "halves").train(progress=interrupt)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert torch.load(tmp_path / "halves" / "checkpoint" / "state.pt", weights_only=True)["step"] == 5
+    assert (
+        torch.load(tmp_path / "halves" / "checkpoint" / "state.pt", weights_only=True)["step"] == 5
+    )
     resumed = Toy()
     second = trainer(resumed, tmp_path / "halves")
     second.train()
@@ -218,7 +253,10 @@ def test_a_signal_stops_after_a_checkpoint_and_the_run_resumes(number: signal.Si
     assert second.step == STEPS
     assert same(state(whole), state(resumed))
     assert second.curve == straight.curve
-    assert all(getattr(second.bill, name) == getattr(straight.bill, name) for name in ("images", "flops", "updates"))
+    assert all(
+        getattr(second.bill, name) == getattr(straight.bill, name)
+        for name in ("images", "flops", "updates")
+    )
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
@@ -238,7 +276,10 @@ def test_checkpoints_are_written_while_it_runs(tmp_path: Path) -> None:
 
     trainer(Toy(), tmp_path, checkpoint_seconds=0.0).train(progress=look)
     assert steps == list(range(1, STEPS))
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["curves.jsonl", "state.pt"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "curves.jsonl",
+        "state.pt",
+    ]
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +322,9 @@ def test_gradients_are_clipped_to_a_norm(clip: float | None) -> None:
     layer.optimizer, layer.rate = torch.optim.SGD(layer.module.parameters(), 1.0), constant
     before = nn.utils.parameters_to_vector(layer.module.parameters()).detach().clone()
     trainer(method).train(until=1)
-    moved = float((nn.utils.parameters_to_vector(layer.module.parameters()) - before).norm().detach())
+    moved = float(
+        (nn.utils.parameters_to_vector(layer.module.parameters()) - before).norm().detach()
+    )
     assert moved == pytest.approx(0.01, rel=1e-3) if clip else moved > 1
 
 
@@ -349,9 +392,13 @@ def test_micro_batches_are_the_steps_samples_in_order() -> None:
     assert [part.index.tolist() for part in parts] == [[30, 31], [32, 33], [34, 35]]
     whole = batches.of_samples(5, torch.arange(30, 36))
     assert torch.equal(torch.cat([part.data[0] for part in parts]), whole.data[0])
-    assert torch.equal(torch.cat([part.normal("eps", (4,)) for part in parts]), whole.normal("eps", (4,)))
+    assert torch.equal(
+        torch.cat([part.normal("eps", (4,)) for part in parts]), whole.normal("eps", (4,))
+    )
     assert torch.equal(torch.cat([part.uniform("t") for part in parts]), whole.uniform("t"))
-    assert not torch.equal(batches.of_samples(6, torch.arange(30, 36)).normal("eps", (4,)), whole.normal("eps", (4,)))
+    assert not torch.equal(
+        batches.of_samples(6, torch.arange(30, 36)).normal("eps", (4,)), whole.normal("eps", (4,))
+    )
 
 
 # curve and bill
@@ -359,9 +406,9 @@ def test_micro_batches_are_the_steps_samples_in_order() -> None:
 
 def test_the_curve_has_every_tenth_step_and_the_last() -> None:
     training = trainer(Toy(), total_steps=25, log_every=10)
-    told: list[int] = []
-    training.train(progress=lambda done, total: told.append(done))
-    assert [point["step"] for point in training.curve] == told == [10, 20, 25]
+    reported: list[int] = []
+    training.train(progress=lambda done, total: reported.append(done))
+    assert [point["step"] for point in training.curve] == reported == [10, 20, 25]
     assert all(point["loss"] == pytest.approx(point["plain"]) for point in training.curve)
 
 
@@ -382,7 +429,7 @@ def test_the_bill(tmp_path: Path) -> None:
 
 
 class Pair(Method):
-    """A student that copies a critic; the critic moves first and leaves its answer for the student."""
+    """A student that copies a critic, which moves first and leaves its answer for the student."""
 
     sources = frozenset({"data"})
 
@@ -392,7 +439,9 @@ class Pair(Method):
         for name in ("student", "critic"):
             with keyed_initialisation(0, name):
                 layer = nn.Linear(4, 4)
-            self.players[name] = Player(layer, torch.optim.AdamW(layer.parameters(), 0.1), ema=EMA(layer, 0.5, STEPS))
+            self.players[name] = Player(
+                layer, torch.optim.AdamW(layer.parameters(), 0.1), ema=EMA(layer, 0.5, STEPS)
+            )
 
     def updates(self, step: int) -> Iterable[Update]:
         return [Update("critic", self.critic_loss), Update("student", self.student_loss)]
@@ -404,7 +453,12 @@ class Pair(Method):
         return self._loss("student", self.players["critic"].module(batch.data[0].flatten(1)), batch)
 
     def _loss(self, name: str, target: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        on = {other for other, p in self.players.items() for q in p.module.parameters() if q.requires_grad}
+        on = {
+            other
+            for other, p in self.players.items()
+            for q in p.module.parameters()
+            if q.requires_grad
+        }
         self.log.append((name, on, self.players["critic"].module.weight.detach().clone()))
         loss = (self.players[name].module(batch.data[0].flatten(1)) - target).square().mean()
         return loss, {"size": torch.tensor(float(len(batch.index)))}
@@ -430,9 +484,19 @@ def test_metrics_carry_the_players_name() -> None:
     method = Pair()
     training = trainer(method, micro_batch_size=2)
     training.train(until=1)
-    assert set(training.curve[0]) == {"step", "critic/loss", "critic/size", "student/loss", "student/size"}
+    assert set(training.curve[0]) == {
+        "step",
+        "critic/loss",
+        "critic/size",
+        "student/loss",
+        "student/size",
+    }
     assert training.curve[0]["critic/size"] == 2
-    assert method.log[-1] == ("end", 0, {name: value for name, value in training.curve[0].items() if name != "step"})
+    assert method.log[-1] == (
+        "end",
+        0,
+        {name: value for name, value in training.curve[0].items() if name != "step"},
+    )
     assert training.bill.updates == {"critic": 1, "student": 1}
 
 

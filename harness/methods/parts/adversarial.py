@@ -114,12 +114,22 @@ class Critic:
         max_time: largest timestep of the noised input.
     """
 
-    def __init__(self, teacher: Guided, task: Problem, lr: float, clip: float, virtual_batch: int, max_time: float):
+    def __init__(
+        self,
+        teacher: Guided,
+        task: Problem,
+        lr: float,
+        clip: float,
+        virtual_batch: int,
+        max_time: float,
+    ):
         network = teacher.denoiser.network
         assert isinstance(network, DiT)
         self.network, self.schedule, self.max_time = network, task.schedule, max_time
         self.heads = Heads(network.depth, network.final_layer.linear.in_features, virtual_batch)
-        optimizer = torch.optim.AdamW(self.heads.parameters(), lr, betas=(0.9, 0.999), weight_decay=0.0)
+        optimizer = torch.optim.AdamW(
+            self.heads.parameters(), lr, betas=(0.9, 0.999), weight_decay=0.0
+        )
         self.player = Player(self.heads, optimizer, clip)
 
     def logits(self, x_0: Tensor, cond: Condition, batch: Batch, name: str) -> Tensor:
@@ -128,9 +138,18 @@ class Critic:
         alpha, sigma = (expand_to(c, x_0) for c in self.schedule.alpha_sigma(t))
         x_t = alpha * x_0 + sigma * batch.normal(f"{name} eps", x_0.shape[1:])
         c = self.network.conditioning(self.schedule.network_time(t), cond)
-        return torch.stack([head(h, c) for head, h in zip(self.heads, self.network.block_outputs(x_t, c, cond), strict=True)])
+        return torch.stack(
+            [
+                head(h, c)
+                for head, h in zip(
+                    self.heads, self.network.block_outputs(x_t, c, cond), strict=True
+                )
+            ]
+        )
 
-    def hinge(self, real: tuple[Tensor, Condition], fake: tuple[Tensor, Condition], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def hinge(
+        self, real: tuple[Tensor, Condition], fake: tuple[Tensor, Condition], batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """`max(0, 1 - D(real)) + max(0, 1 + D(fake))` for images with conditions."""
         on_real, on_fake = self.logits(*real, batch, "real"), self.logits(*fake, batch, "student")
         loss = (1 - on_real).relu().mean() + (1 + on_fake).relu().mean()
@@ -149,20 +168,34 @@ class Adversary(Critic):
 
     name = "discriminator"
 
-    def __init__(self, config: GANOptions, teacher: Guided, task: Problem, last_layer: nn.Linear, total_steps: int):
+    def __init__(
+        self,
+        config: GANOptions,
+        teacher: Guided,
+        task: Problem,
+        last_layer: nn.Linear,
+        total_steps: int,
+    ):
         assert config.gan_from is not None
-        super().__init__(teacher, task, config.gan_lr, config.clip, config.gan_virtual_batch, config.gan_max_time)
+        super().__init__(
+            teacher, task, config.gan_lr, config.clip, config.gan_virtual_batch, config.gan_max_time
+        )
         self.config, self.last_layer = config, last_layer
         self.start = round(config.gan_from * total_steps)
         self.warm = self.start + math.ceil(config.gan_warmup * (total_steps - self.start))
         self.weight = 0.0
-        self.gradients, self.samples = torch.zeros(2, *last_layer.weight.shape), 0  # sums over micro-batches
+        # Sums over micro-batches.
+        self.gradients, self.samples = torch.zeros(2, *last_layer.weight.shape), 0
 
     def student_update(self, step: int) -> int:
         return step
 
     def updates(self, step: int, loss: Loss) -> list[Update]:
-        student = Update("student", loss) if step < self.warm else Update("student", partial(self.student_loss, loss), "gan")
+        student = (
+            Update("student", loss)
+            if step < self.warm
+            else Update("student", partial(self.student_loss, loss), "gan")
+        )
         return [student, Update(self.name, self.discriminator_loss)]
 
     def student_loss(self, loss: Loss, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -178,9 +211,14 @@ class Adversary(Critic):
         output = call.output
         assert output is not None
         gan = -self.logits(x_0, cond, batch, "student").mean()
-        of_mse, of_gan = (torch.autograd.grad(loss, output, retain_graph=True)[0] for loss in (mse, gan))
+        of_mse, of_gan = (
+            torch.autograd.grad(loss, output, retain_graph=True)[0] for loss in (mse, gan)
+        )
         found = torch.stack([call.weight_gradient(of_mse), call.weight_gradient(of_gan)])
-        self.gradients, self.samples = self.gradients.to(found.device) + len(x_0) * found, self.samples + len(x_0)
+        self.gradients, self.samples = (
+            self.gradients.to(found.device) + len(x_0) * found,
+            self.samples + len(x_0),
+        )
         weight = self.weight if self.config.gan_lag else self.balance(found)
         product = (of_gan * output).sum()
         gan = gan.detach() + product - product.detach()
@@ -206,7 +244,15 @@ class Adversary(Critic):
             self.gradients, self.samples = torch.zeros_like(self.gradients), 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"gan_weight": self.weight, "gan_gradients": self.gradients, "gan_samples": self.samples}
+        return {
+            "gan_weight": self.weight,
+            "gan_gradients": self.gradients,
+            "gan_samples": self.samples,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.weight, self.gradients, self.samples = state["gan_weight"], state["gan_gradients"], state["gan_samples"]
+        self.weight, self.gradients, self.samples = (
+            state["gan_weight"],
+            state["gan_gradients"],
+            state["gan_samples"],
+        )

@@ -25,7 +25,9 @@ class Classification(Method):
     target = "data"
     needs_labels = True
 
-    def __init__(self, config: Config, teacher: None, task: Problem, num_steps: int, total_steps: int):
+    def __init__(
+        self, config: Config, teacher: None, task: Problem, num_steps: int, total_steps: int
+    ):
         self.config, network = config, Classifier(task.shape, task.num_classes)
         self.players = {"classifier": config.player(network, total_steps)}
         ema = self.players["classifier"].ema

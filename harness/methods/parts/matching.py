@@ -52,9 +52,15 @@ class MatchingConfig(OptimizerConfig):
     def check_matching(self) -> None:
         """Raises UsageError for contradictory options."""
         if self.min_time >= self.max_time:
-            raise UsageError(f"min_time is {self.min_time:g}, but must be below max_time, which is {self.max_time:g}")
+            raise UsageError(
+                f"min_time is {self.min_time:g}, but must be below max_time, "
+                f"which is {self.max_time:g}"
+            )
         if bool(self.student_gan) != bool(self.fake_gan):
-            raise UsageError("student_gan and fake_gan are the two sides of one GAN: give both above 0, or both as 0")
+            raise UsageError(
+                "student_gan and fake_gan are the two sides of one GAN: "
+                "give both above 0, or both as 0"
+            )
 
 
 class FakeScore(nn.Module):
@@ -67,12 +73,16 @@ class FakeScore(nn.Module):
         super().__init__()
         width = network.final_layer.linear.in_features
         self.network = network
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+        self.head = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
+        )
 
     def logit(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
         """Logits [B], positive for real images."""
         middle = (self.network.depth + 1) // 2
-        for depth, h in enumerate(self.network.block_outputs(x_t, self.network.conditioning(time, cond), cond), 1):
+        for depth, h in enumerate(
+            self.network.block_outputs(x_t, self.network.conditioning(time, cond), cond), 1
+        ):
             if depth == middle:
                 return self.head(h.mean(1)).squeeze(-1).float()
         raise AssertionError
@@ -86,15 +96,24 @@ class Matching:
             weights it predicts v.
     """
 
-    def __init__(self, config: MatchingConfig, teacher: Guided, task: Problem, starts_as_teacher: bool):
+    def __init__(
+        self, config: MatchingConfig, teacher: Guided, task: Problem, starts_as_teacher: bool
+    ):
         self.config, self.teacher, self.task = config, teacher, task
         network = DiT(**task.network_options)
         if starts_as_teacher:
             network.load_teacher(teacher.denoiser.network.state_dict())
         self.fake = FakeScore(network)
-        optimizer = torch.optim.AdamW(self.fake.parameters(), config.fake_lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.fake.parameters(),
+            config.fake_lr,
+            betas=(0.9, 0.999),
+            weight_decay=config.weight_decay,
+        )
         self.player = Player(self.fake, optimizer, config.clip, rate=cosine(config.warmup))
-        self.model = Denoiser(network, task.schedule, task.prediction_type if starts_as_teacher else "v")
+        self.model = Denoiser(
+            network, task.schedule, task.prediction_type if starts_as_teacher else "v"
+        )
 
     def noised(self, x: Tensor, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
         """Images x [B, C, H, W] noised to random timesteps, and these timesteps [B]."""
@@ -103,7 +122,9 @@ class Matching:
         alpha, sigma = (expand_to(c, x) for c in self.task.schedule.alpha_sigma(t))
         return alpha * x + sigma * batch.normal(f"{name} eps", x.shape[1:]), t
 
-    def student_loss(self, x: Tensor, cond: Condition, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def student_loss(
+        self, x: Tensor, cond: Condition, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's loss on its samples x [B, C, H, W]; gradients flow through x."""
         x_t, t = self.noised(x, batch, "student")
         with torch.no_grad():
@@ -117,7 +138,9 @@ class Matching:
         gan = F.softplus(-self.fake.logit(x_t, self.task.schedule.network_time(t), cond)).mean()
         return matching + self.config.student_gan * gan, metrics | {"gan": gan.detach()}
 
-    def fake_loss(self, x: Tensor, cond: Condition, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def fake_loss(
+        self, x: Tensor, cond: Condition, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The fake score's loss: denoising of samples x [B, C, H, W], and the head's loss."""
         assert batch.data is not None
         x_t, t = self.noised(x, batch, "fake")
@@ -131,7 +154,10 @@ class Matching:
         on_real = self.fake.logit(real_t, self.task.schedule.network_time(t_real), batch.data[1])
         on_fake = self.fake.logit(x_t, self.task.schedule.network_time(t), cond)
         gan = (F.softplus(on_fake) + F.softplus(-on_real)).mean()
-        return denoising + self.config.fake_gan * gan, metrics | {"real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
+        return denoising + self.config.fake_gan * gan, metrics | {
+            "real": on_real.detach().mean(),
+            "fake": on_fake.detach().mean(),
+        }
 
 
 class StageOptions(OptimizerConfig):
@@ -156,12 +182,22 @@ class MatchingStage:
     name = "fake_score"
 
     def __init__(self, config: Any, teacher: Guided, task: Problem, total_steps: int):
-        self.start, self.every, self.weight = round(config.dmd_from * total_steps), config.dmd_every, config.dmd_weight
+        self.start, self.every, self.weight = (
+            round(config.dmd_from * total_steps),
+            config.dmd_every,
+            config.dmd_weight,
+        )
         shared = config.model_dump(include={"weight_decay", "clip", "warmup"})
-        self.matching = Matching(MatchingConfig(fake_lr=config.dmd_fake_lr, **shared), teacher, task, starts_as_teacher=True)
+        self.matching = Matching(
+            MatchingConfig(fake_lr=config.dmd_fake_lr, **shared),
+            teacher,
+            task,
+            starts_as_teacher=True,
+        )
         self.player = self.matching.player
         whole, before = cosine(config.warmup), config.dmd_from
-        self.player.rate = lambda progress: whole((progress - before) / (1 - before))  # the stage counts as the run
+        # The stage counts as the whole run.
+        self.player.rate = lambda progress: whole((progress - before) / (1 - before))
 
     @staticmethod
     def student_updates(config: Any, total_steps: int) -> int:
@@ -175,13 +211,18 @@ class MatchingStage:
     def updates(self, step: int, loss: Loss) -> list[Update]:
         if (step - self.start) % self.every:
             return [Update(self.name, partial(self.fake_loss, loss), "alone")]
-        return [Update("student", partial(self.student_loss, loss), "matching"), Update(self.name, partial(self.fake_loss, None))]
+        return [
+            Update("student", partial(self.student_loss, loss), "matching"),
+            Update(self.name, partial(self.fake_loss, None)),
+        ]
 
     def student_loss(self, loss: Loss, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """`loss + weight L`."""
         assert batch.trajectory is not None
         own, metrics = loss(batch)
-        matching, more = self.matching.student_loss(batch.carry["x_0"], batch.trajectory.cond, batch)
+        matching, more = self.matching.student_loss(
+            batch.carry["x_0"], batch.trajectory.cond, batch
+        )
         return own + self.weight * matching, metrics | more | {"mse": own.detach()}
 
     def fake_loss(self, loss: Loss | None, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

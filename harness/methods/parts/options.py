@@ -30,7 +30,9 @@ class MethodConfig(BaseModel):
     where these differ from the default.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     @property
     def sample_group(self) -> int:
@@ -69,5 +71,13 @@ class OptimizerConfig(MethodConfig):
 
     def player(self, module: nn.Module, total_steps: int) -> Player:
         """A player with these options, for `total_steps` optimizer steps."""
-        optimizer = torch.optim.AdamW(module.parameters(), self.lr, betas=(0.9, 0.999), weight_decay=self.weight_decay)
-        return Player(module, optimizer, self.clip, EMA(module, self.ema_half_life, total_steps), cosine(self.warmup))
+        optimizer = torch.optim.AdamW(
+            module.parameters(), self.lr, betas=(0.9, 0.999), weight_decay=self.weight_decay
+        )
+        return Player(
+            module,
+            optimizer,
+            self.clip,
+            EMA(module, self.ema_half_life, total_steps),
+            cosine(self.warmup),
+        )

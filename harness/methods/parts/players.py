@@ -46,7 +46,9 @@ class EMA:
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """`average = decay average + (1 - decay) weights`; buffers are copied."""
-        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - self.decay)
+        torch._foreach_lerp_(
+            list(self.module.parameters()), list(module.parameters()), 1 - self.decay
+        )
         for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
             mine.copy_(theirs)
 

@@ -48,23 +48,37 @@ class DistillationConfig(GANOptions, StageOptions):
     def check_options(self, task: Problem, num_steps: int) -> None:
         """Raises UsageError for contradictory options."""
         if self.parametrization == "teacher" and self.trajectory != "states":
-            raise UsageError("parametrization 'teacher' is a DDIM step between noisy states: give trajectory 'states'")
+            raise UsageError(
+                "parametrization 'teacher' is a DDIM step between noisy states: "
+                "give trajectory 'states'"
+            )
         if self.step_counts and num_steps not in self.step_counts:
             counts = ", ".join(map(str, self.step_counts))
-            raise UsageError(f"num_steps is {num_steps}, but step_counts say that the student is trained for {counts}: give one of these")
+            raise UsageError(
+                f"num_steps is {num_steps}, "
+                f"but step_counts say that the student is trained for {counts}: give one of these"
+            )
         if self.step_counts and self.heads == "per_step":
-            raise UsageError("step_counts train one student with one final layer for all numbers of steps: give heads 'shared' with it")
+            raise UsageError(
+                "step_counts train one student with one final layer for all numbers of steps: "
+                "give heads 'shared' with it"
+            )
         if self.gan_from is not None and self.dmd_from is not None:
             raise UsageError("gan_from and dmd_from are two ways to finish a student: give one")
         for option in ("gan_from", "dmd_from"):
             if getattr(self, option) is not None and not task.network_teacher:
-                raise UsageError(f"{option} needs a teacher that is a network, but this task's is a closed formula: leave it out")
+                raise UsageError(
+                    f"{option} needs a teacher that is a network, "
+                    "but this task's is a closed formula: leave it out"
+                )
 
     def without_idle_stages(self) -> DistillationConfig:
         """The same with default options for unused stages: equal models have equal configs."""
         idle = [stage for stage in ("gan", "dmd") if getattr(self, f"{stage}_from") is None]
         fields = type(self).model_fields.items()
-        return self.model_copy(update={name: field.default for name, field in fields if name.split("_")[0] in idle})
+        return self.model_copy(
+            update={name: field.default for name, field in fields if name.split("_")[0] in idle}
+        )
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,11 @@ class Points:
 
     def scalars(self, count: int, device: torch.device) -> dict[str, Tensor]:
         """The size of a step [count], an input of a student for several numbers of steps."""
-        return {"step_size": torch.full((count,), 1 / (len(self.levels) - 1), device=device)} if self.config.step_counts else {}
+        return (
+            {"step_size": torch.full((count,), 1 / (len(self.levels) - 1), device=device)}
+            if self.config.step_counts
+            else {}
+        )
 
     @property
     def times(self) -> Tensor:
@@ -103,14 +121,18 @@ class Points:
             states = trajectory.states[:, ::every]
             return states[:, :-1], states[:, 1:]
         x_T, targets = trajectory.states[:, :1], trajectory.predictions[:, every - 1 :: every]
-        following = [self.next_input(targets[:, i], x_T[:, 0], s) for i, s in enumerate(self.levels[1:-1])]
+        following = [
+            self.next_input(targets[:, i], x_T[:, 0], s) for i, s in enumerate(self.levels[1:-1])
+        ]
         return torch.cat([x_T, *(x.unsqueeze(1) for x in following)], 1), targets
 
     def answer(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The point that an output stands for, [B, C, H, W]; t and s are 0-d or [B]."""
         if self.config.parametrization == "direct":
             return output.to(full_precision(output))
-        return ddim_step(predict(output, x_t, t, self.schedule, self.prediction_type), s, self.schedule)
+        return ddim_step(
+            predict(output, x_t, t, self.schedule, self.prediction_type), s, self.schedule
+        )
 
     def next_input(self, answer: Tensor, x_T: Tensor, s: Tensor) -> Tensor:
         """The next step's input: the answer itself, with noise added again under "renoised"."""
@@ -121,7 +143,11 @@ class Points:
 
     def x_0(self, answer: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The x_0 of an answer: itself, or under "states" the x_0 whose DDIM step leads there."""
-        return implied_x_0(x_t, answer, t, s, self.schedule) if self.config.trajectory == "states" else answer
+        return (
+            implied_x_0(x_t, answer, t, s, self.schedule)
+            if self.config.trajectory == "states"
+            else answer
+        )
 
     def network_input(self, x: Tensor, x_T: Tensor) -> Tensor:
         """States [B, S, C, H, W]; `noise_channels` appends the noise [B, C, H, W]."""
@@ -145,11 +171,21 @@ class CachedSteps(Solver):
     def init(self, model: HistoryDiT, x_T: Tensor, cond: Condition) -> SamplingState:
         return SamplingState(x_T, EMPTY)
 
-    def step(self, model: HistoryDiT, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: SamplingState,
-             noise: Noise | None) -> tuple[Tensor, Tensor, SamplingState]:  # fmt: skip
+    def step(
+        self,
+        model: HistoryDiT,
+        x_t: Tensor,
+        t: Tensor,
+        s: Tensor,
+        cond: Condition,
+        state: SamplingState,
+        noise: Noise | None,
+    ) -> tuple[Tensor, Tensor, SamplingState]:
         time = self.points.times[state.cache.states].to(x_t.device).expand(len(x_t), 1)
         cond = cond.with_scalars(**self.points.scalars(len(x_t), x_t.device))
-        output, cache = model(self.points.network_input(x_t.unsqueeze(1), state.x_T), time, cond, state.cache)
+        output, cache = model(
+            self.points.network_input(x_t.unsqueeze(1), state.x_T), time, cond, state.cache
+        )
         answer = self.points.answer(output[:, 0, : x_t.shape[1]], x_t, t, s)
         x_s = self.points.next_input(answer, state.x_T, s)
         return x_s, self.points.x_0(answer, x_t, t, s), SamplingState(state.x_T, cache)

@@ -95,7 +95,10 @@ class ConsistencySteps(Solver):
 
     def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: int,
              noise: Noise | None) -> tuple[Tensor, Tensor, int]:  # fmt: skip
-        scalars = {name: torch.full((len(x_t),), value, device=x_t.device) for name, value in self.scalars.items()}
+        scalars = {
+            name: torch.full((len(x_t),), value, device=x_t.device)
+            for name, value in self.scalars.items()
+        }
         x_0 = model(x_t, t, cond.with_scalars(**scalars)).x_0
         if float(s) == 0:
             return x_0, x_0, state + 1
@@ -116,7 +119,10 @@ class Jumps(Solver):
 
     def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: None,
              noise: Noise | None) -> tuple[Tensor, Tensor, None]:  # fmt: skip
-        scalars = {name: value.to(x_t.device).expand(len(x_t)) for name, value in self.scalars(t, s).items()}
+        scalars = {
+            name: value.to(x_t.device).expand(len(x_t))
+            for name, value in self.scalars(t, s).items()
+        }
         prediction = model(x_t, t, cond.with_scalars(**scalars))
         return ddim_step(prediction, s, model.schedule), prediction.x_0, None
 
@@ -142,19 +148,41 @@ class DenoisingStudent(Method):
         """The number of optimizer steps over which the student's average runs."""
         return total_steps
 
-    def __init__(self, config: Any, teacher: Guided | None, task: Problem, num_steps: int, total_steps: int,
-                 target_half_life: float | None = None):  # fmt: skip
+    def __init__(
+        self,
+        config: Any,
+        teacher: Guided | None,
+        task: Problem,
+        num_steps: int,
+        total_steps: int,
+        target_half_life: float | None = None,
+    ):
         assert teacher is not None
-        self.config, self.task, self.teacher, self.schedule, self.total_steps = config, task, teacher, task.schedule, total_steps
+        self.config, self.task, self.teacher, self.schedule, self.total_steps = (
+            config,
+            task,
+            teacher,
+            task.schedule,
+            total_steps,
+        )
         self.init = config.init
         network = DiT(**task.network_options, scalars=self.scalars)
         if task.network_teacher and config.init == "teacher":
             network.load_teacher(teacher.denoiser.network.state_dict())
-        self.players = {"student": config.player(network, self.student_updates(config, total_steps))}
+        self.players = {
+            "student": config.player(network, self.student_updates(config, total_steps))
+        }
         assert self.student_player.ema is not None
-        self.student, self.model = self.as_denoiser(self.student_player.ema.module), self.as_denoiser(network)
-        self.target_ema = EMA(network, target_half_life, total_steps) if target_half_life is not None else None
-        self.target_model = self.as_denoiser(self.target_ema.module) if self.target_ema else self.model
+        self.student, self.model = (
+            self.as_denoiser(self.student_player.ema.module),
+            self.as_denoiser(network),
+        )
+        self.target_ema = (
+            EMA(network, target_half_life, total_steps) if target_half_life is not None else None
+        )
+        self.target_model = (
+            self.as_denoiser(self.target_ema.module) if self.target_ema else self.model
+        )
         self.solver, self.levels = ConsistencySteps(), few_step_levels(num_steps)
 
     def as_denoiser(self, network: nn.Module) -> Denoiser:

@@ -1,0 +1,74 @@
+"""Samplers: the samples of a noise set, their cost, and a picture of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from harness.data.images import to_uint8
+from harness.diffusion.conditions import Condition
+from harness.metrics.compute import count_macs
+from harness.networks.passes import count_passes
+from harness.progress import Progress
+from harness.solvers import Noise
+from harness.tasks import Task
+
+Sampler = Callable[[Tensor, Condition, Noise], Tensor]
+"""A function from noise [B, C, H, W] and conditions to samples [B, C, H, W].
+
+Its third argument gives further noise to stochastic samplers.
+"""
+
+
+@torch.no_grad()
+def sample_set(
+    sampler: Sampler,
+    task: Task,
+    noise_set: int,
+    device: torch.device,
+    progress: Progress | None = None,
+    count: int | None = None,
+) -> Tensor:
+    """Samples of one evaluation noise set, or its first `count`: [N, C, H, W] on the CPU."""
+    x_T, cond = task.evaluation_inputs(noise_set)
+    x_T = x_T[:count]
+    size, done = task.spec.evaluation.batch_size, []
+    for start in range(0, len(x_T), size):
+        part = slice(start, min(start + size, len(x_T)))
+        noise = task.evaluation_noise(noise_set, part)
+        done.append(sampler(x_T[part].to(device), cond[part].to(device), noise).float().cpu())
+        if progress:
+            progress(min(start + size, len(x_T)), len(x_T))
+    return torch.cat(done)
+
+
+@torch.no_grad()
+def sampling_cost(
+    sampler: Sampler, network: nn.Module, task: Task, device: torch.device
+) -> tuple[float, int]:
+    """NFE and MACs per sample, both counted while the sampler runs."""
+    count = 2
+    x_T, cond = task.evaluation_inputs(0)
+    x_T, cond = x_T[:count].to(device), cond[:count].to(device)
+    with count_passes(network) as passes:
+        macs = count_macs(lambda: sampler(x_T, cond, lambda name: x_T))
+    return passes.total / count, macs // count
+
+
+def sample_grid(rows: Sequence[Tensor], columns: int = 20, scale: int = 5, gap: int = 2) -> Tensor:
+    """A picture of samples from the same noise, one row for each tensor [n, C, H, W].
+
+    Each row shows the first `columns` samples; pixels are enlarged `scale` times.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+    enlarged = [
+        to_uint8(row[:columns]).repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+        for row in rows
+    ]
+    framed = [nn.functional.pad(row, (gap, gap, gap, gap), value=255) for row in enlarged]
+    picture = torch.cat([torch.cat(list(row), -1) for row in framed], -2)
+    return picture.expand(3, -1, -1).permute(1, 2, 0).contiguous()

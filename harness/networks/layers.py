@@ -1,0 +1,155 @@
+"""Layers of the diffusion transformer (Peebles & Xie 2023, arXiv 2212.09748).
+
+Every layer works on tokens [..., T, d] under a conditioning vector [..., d]. The leading axes are
+(batch) for a DiT and (batch, state) with history. So adaLN is computed once per state and
+broadcast to its tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From queries, keys and values [..., heads, T, head width] to values of the queries' shape."""
+
+
+def attend_within(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of every query on all keys with its leading index; shapes as in `Attend`."""
+    lead = q.shape[:-3]
+    out = F.scaled_dot_product_attention(q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4))
+    return out.unflatten(0, lead)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; the attention function is an argument."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """[..., T, d] -> [..., T, d]."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).movedim(-3, 0).transpose(-2, -3)
+        return self.proj(attend(*qkv).transpose(-2, -3).flatten(-2))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`x (1 + scale) + shift`; x [..., T, d], shift and scale [..., 1, d]."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class CrossAttention(nn.Module):
+    """Attention of image tokens on text tokens; its output starts at zero."""
+
+    def __init__(self, width: int, text_width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(text_width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        """x [B, ..., T, d] and text [B, L, width] to the shape of x."""
+        q = self.q(x).flatten(1, -2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv(text).unflatten(-1, (2, self.num_heads, -1)).movedim(2, 0).transpose(2, 3)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.proj(out).view_as(x)
+
+
+class Block(nn.Module):
+    """A transformer block with adaLN-Zero conditioning (fig. 3 of the paper)."""
+
+    def __init__(self, width: int, num_heads: int, text_width: int = 0):
+        # Imported here because timm takes longer to import than torch.
+        from timm.layers import GELUTanh, Mlp
+
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(width, 4 * width, act_layer=GELUTanh)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.cross = CrossAttention(width, text_width, num_heads) if text_width else None
+
+    def forward(
+        self, x: Tensor, c: Tensor, attend: Attend = attend_within, text: Tensor | None = None
+    ) -> Tensor:
+        """x [..., T, d] under c [..., d] and text [B, L, width], to [..., T, d]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = (
+            self.adaLN_modulation(c).unsqueeze(-2).chunk(6, -1)
+        )
+        x = torch.addcmul(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), attend))
+        if self.cross is not None:
+            if text is None:
+                raise ValueError("the network attends to text, but the conditions have none")
+            x = x + self.cross(x, text)
+        return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
+
+
+class FinalLayer(nn.Module):
+    """adaLN, then a linear map from a token to the pixels of its patch."""
+
+    def __init__(self, width: int, patch_size: int, out_channels: int):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, patch_size**2 * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x [..., T, d] under c [..., d], to [..., T, patch^2 channels]."""
+        shift, scale = self.adaLN_modulation(c).unsqueeze(-2).chunk(2, -1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class TimestepEmbedder(nn.Module):
+    """Sines and cosines of a scalar at 128 frequencies, through a two-layer network."""
+
+    def __init__(self, width: int, num_features: int = 256, starts_at_zero: bool = False):
+        super().__init__()
+        self.num_features = num_features
+        last = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(num_features, width), nn.SiLU(), last)
+        # An added input changes nothing at first, so the student starts as its teacher.
+        if starts_at_zero:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """[...] -> [..., d]."""
+        half = self.num_features // 2
+        dtype = next(self.mlp.parameters()).dtype
+        frequencies = torch.exp(
+            -math.log(10000) * torch.arange(half, dtype=dtype, device=t.device) / half
+        )
+        angles = t.to(dtype).unsqueeze(-1) * frequencies
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], -1))
+
+
+class LabelEmbedder(nn.Module):
+    """A table of class vectors; its last row is the null class of guidance."""
+
+    def __init__(self, num_classes: int, width: int):
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """[B] -> [B, d]."""
+        return self.embedding_table(labels)
+
+
+def sincos_position_embedding(width: int, grid: tuple[int, int]) -> Tensor:
+    """The fixed 2-D sine-cosine embedding of a grid of tokens: [1, rows * columns, width]."""
+    omega = 1 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
+    rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1)
+    parts = [
+        wave(np.outer(position, omega)) for position in (columns, rows) for wave in (np.sin, np.cos)
+    ]
+    return torch.tensor(np.concatenate(parts, 1), dtype=torch.float32).unsqueeze(0)

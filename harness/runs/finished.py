@@ -1,0 +1,54 @@
+"""Finished runs in a results folder: a run's own record, and one of the same student."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from harness.provenance import capture_environment
+from harness.records import Record, read_record
+from harness.runs.resolve import Resolved
+
+
+def run_folder(resolved: Resolved, results: Path) -> Path:
+    """The folder of a run in a results folder."""
+    return results / "runs" / resolved.run_id
+
+
+def finished_record(
+    resolved: Resolved, results: Path, device: torch.device, any_code: bool = False
+) -> Record | None:
+    """A run's record if the run finished on this kind of device, or None.
+
+    Args:
+        any_code: whether a record of other code counts.
+    """
+    path = run_folder(resolved, results) / "record.json"
+    if not path.exists():
+        return None
+    record = read_record(path)
+    here = capture_environment(device)
+    same = record.environment.device == here.device and (
+        any_code or record.environment.code == here.code
+    )
+    return record if record.status == "finished" and same else None
+
+
+def sibling_of(resolved: Resolved, results: Path, device: torch.device) -> Record | None:
+    """The finished run that trained the same student and evaluated it at other steps, or None."""
+    if not resolved.shares_student:
+        return None
+    own = run_folder(resolved, results)
+    for path in sorted(own.parent.glob(f"{resolved.method}-*/student.safetensors")):
+        stated = path.parent / "record.json"
+        config = read_record(stated).config if stated.exists() else {}
+        counts = {name: config.get(name, 0) for name in ("num_steps", "noise_sets")}
+        there = replace(resolved, **counts)
+        # The folder's name hashes the whole identity, so an equal name means an equal student.
+        if run_folder(there, results) == path.parent != own:
+            record = finished_record(there, results, device)
+            if record is not None and not record.trained_in:
+                return record
+    return None
