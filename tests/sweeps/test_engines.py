@@ -244,17 +244,26 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.mark.slow
 def test_a_ray_node_that_is_killed(sweep: Sweep, cluster: Cluster) -> None:
-    """Two nodes make a run each; that of the killed one resumes on the other."""
+    """Two nodes make a run each; that of the killed one resumes on the other. Then the driver stops."""
     cluster.node("--head", "--port=6399", "--include-dashboard=false")
     second = cluster.node("--address=127.0.0.1:6399")
     driver = sweep.start({"seeds": [0, 1]}, "--workers", "2", "--engine", "ray", inside=cluster.inside, env=cluster.environment)
     sweep.waiting(2)
+    (job,) = (one for one in cluster.processes() if "_job" in one.cmdline() and second in one.parents())
     second.kill()
-    wait_until(lambda: sweep.paths("signalled"))
+    wait_until(lambda: not job.is_running() or job.status() == psutil.STATUS_ZOMBIE or sweep.paths("signalled"))
     sweep.go()
     assert driver.wait() == 0
     sweep.check(2)
     assert sorted(path.read_text().count("starts: code") for path in sweep.paths("run.log")) == [1, 2]
+
+    stopped = sweep.start({"seeds": [2]}, "--engine", "ray", inside=cluster.inside, env=cluster.environment)
+    sweep.waiting(3)
+    stopped.terminate()
+    wait_until(lambda: sweep.paths("signalled"))
+    sweep.go()
+    assert stopped.wait() == 130
+    assert len(sweep.paths("checkpoint/state.pt")) == 1
 
 
 def test_shares_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,8 +299,13 @@ def test_an_engine_that_cannot_be_used(more: list[str], complaint: str, sweep: S
 
 def test_ray_without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """None is started: it would listen on every interface."""
-    pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    ray = pytest.importorskip("ray")
+
+    def init(address: str, **options: Any) -> None:
+        assert address == "auto"
+        raise ConnectionError
+
+    monkeypatch.setattr(ray, "init", init)
     with pytest.raises(UsageError, match="no Ray cluster answers: start one by `ray start --head`, or name it in RAY_ADDRESS"):
         Ray({})
 
