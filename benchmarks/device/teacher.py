@@ -184,7 +184,9 @@ class Work:
         few = curve[:: max(len(curve) // 20, 1)] + curve[-1:]
         return {
             "steps": trainer.step, "planned": self.steps, "stopped": stopped, "batch": self.batch, "lr": LR, "mode": vars(self.mode),
-            "training_seconds": round(trainer.bill.seconds, 1), "images": trainer.bill.images, "flops": trainer.bill.flops, "loss": few,
+            "training_seconds": round(trainer.bill.seconds, 1), "images": trainer.bill.images, "flops": trainer.bill.flops,
+            "images_a_second": trainer.bill.images / trainer.bill.seconds, "tflops": trainer.bill.flops / trainer.bill.seconds / 1e12,
+            "loss": few,
         }  # fmt: skip
 
     def write(self, method: Method) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scipy import stats
+from scipy import special
 
 from harness.errors import CheckFailed
 from harness.records import Record
@@ -64,7 +64,7 @@ def compare(baseline: Baseline, records: Iterable[Record]) -> list[Finding]:
     findings = []
     for key, entry in baseline.runs.items():
         findings += _compare_run(_name(entry), entry, here[key]) if key in here else [_missing(_name(entry), "record")]
-    findings += _compare_quality(baseline, here)
+    findings += compare_quality(baseline, here)
     tasks = {entry.task for entry in baseline.runs.values()}
     new = [record for key, record in known.items() if key not in baseline.runs and record.task in tasks and checkable(record)]
     for record in new:
@@ -134,7 +134,7 @@ def _compare_latency(name: str, expected: Entry, found: Entry) -> list[Finding]:
     return [Finding(name, "latency / reference", state, f"{expected.latency:.3f}", f"{found.latency:.3f}", "advisory")]
 
 
-def _compare_quality(baseline: Baseline, here: dict[str, Entry]) -> list[Finding]:
+def compare_quality(baseline: Baseline, here: dict[str, Entry]) -> list[Finding]:
     """One finding a row, over the seeds that both sides have with equal identities."""
     rows: dict[str, dict[str, Entry]] = {}
     for key, entry in baseline.runs.items():
@@ -145,7 +145,7 @@ def _compare_quality(baseline: Baseline, here: dict[str, Entry]) -> list[Finding
         shared = [key for key, entry in row.items() if key in here and here[key].quality.identity == entry.quality.identity]
         if shared:
             spread, freedom = _spread(list(row.values()), pooled)
-            quantile = float(stats.t.ppf(1 - LEVEL / len(rows), freedom))
+            quantile = float(special.stdtrit(freedom, 1 - LEVEL / len(rows)))
             allowed = quantile * spread * math.sqrt(2 / len(shared))
             findings.append(_compare_row([row[key] for key in shared], [here[key] for key in shared], allowed))
     return findings

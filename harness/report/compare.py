@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 from pydantic import ValidationError
-from scipy import stats
 
 from harness.methods import METHODS
 from harness.records import Milestone, Record
@@ -244,6 +243,8 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> tuple[floa
     All orders of up to 7 numbers count, and 9,999 random ones of more. The usual p-value, from a t
     distribution, is 0 for a correlation of 1 of any length.
     """
+    from scipy import stats  # here: it takes a second to import
+
     x, y = stats.rankdata(one), stats.rankdata(other)
     found = stats.permutation_test(
         (x,), lambda x, axis=-1: (x * (y - y.mean())).sum(axis), permutation_type="pairings", n_resamples=9999, vectorized=True,

@@ -154,10 +154,8 @@ def averaged(case: Case) -> None:
 
 def accumulation(case: Case) -> None:
     """Micro-batches equal one large batch: losses and weights after 6 steps, under plain gradient descent."""
-    found = []
-    for size in dict.fromkeys((BATCH, BATCH // 2, case.config.sample_group)):
-        if size % case.config.sample_group:
-            continue
+    found, group = [], case.config.sample_group
+    for size in dict.fromkeys((BATCH, group if group > 1 else BATCH // 2)):
         method = case.build()
         for player in method.players.values():  # Adam divides rounding noise by rounding noise where a gradient is 0
             player.optimizer = torch.optim.SGD(player.module.parameters(), lr=0.1)
@@ -167,9 +165,9 @@ def accumulation(case: Case) -> None:
     start, (whole, curve) = weights(case.build()), found[0]
     assert any(not torch.equal(start[key], whole[key]) for key in start), "training moves no weight"
     for split, other in found[1:]:
-        all_close(torch.tensor(other), torch.tensor(curve), 1e-5, "losses")
+        all_close(torch.tensor(other), torch.tensor(curve), 1e-4, "losses")
         for key, value in split.items():
-            all_close(value, whole[key], 1e-5, key)
+            all_close(value, whole[key], 1e-4, key)
 
 
 def resume(case: Case) -> None:

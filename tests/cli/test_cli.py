@@ -1,4 +1,4 @@
-"""The command line in this process: exit codes, one sentence on stderr, JSON on stdout."""
+"""`harness run` and `report`: help, exit codes, one sentence on stderr, JSON on stdout."""
 
 from __future__ import annotations
 
@@ -6,147 +6,42 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
+from commands import ARD, Done, Harness, sentence
 
-from harness import __version__
 from harness.cli import cmd_run
 from harness.cli.main import main
 from harness.errors import Interrupted
-from harness.methods import METHODS
 from harness.records import read_record, write_record
 from harness.runs.config import RunConfig
 from harness.runs.resolve import resolve
-from harness.solvers import SOLVERS
-from harness.tasks import Task, load_task, task_names
+from harness.tasks import Task
+
+# help
 
 
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
+def test_without_arguments_help_is_shown(harness: Harness) -> None:
+    done = harness("--help")
+    assert done.code == 0
+    for command in ("run", "report", "list", "describe", "env", "teacher"):
+        assert command in done.out
 
 
-Harness = Callable[..., Done]
-ARD = ("run", "--task", "tiny", "--method", "ard", "--num-steps", "2")
+def test_shells_can_complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("_HARNESS_COMPLETE", "bash_source")
+    with pytest.raises(SystemExit):
+        main([], prog_name="harness")
+    assert "_harness_completion" in capsys.readouterr().out
 
 
-@pytest.fixture
-def harness(capsys: pytest.CaptureFixture[str]) -> Harness:
-    """Runs `harness ...` in this process; any exception but SystemExit fails the test."""
-
-    def call(*args: object) -> Done:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return Done(ended.value.code, captured.out, captured.err)
-
-    return call
-
-
-def sentence(done: Done, code: int) -> str:
-    """The error of a refused command: one line on stderr, and nothing on stdout."""
-    assert done.code == code
-    assert done.out == ""
-    assert done.err.startswith("harness: ")
-    assert done.err.count("\n") == 1
-    assert "Traceback" not in done.err
-    return done.err.removeprefix("harness: ").strip()
-
-
-@pytest.fixture
-def results(tiny: Task, harness: Harness, tmp_path: Path) -> Path:
-    """A results folder with a run and its reference."""
-    folder = tmp_path / "results"
-    done = harness(*ARD, "--history-layers", 2, "--results", folder)
-    assert done.code == 0, done.err
-    return folder
-
-
-# wrong usage
-
-
-@pytest.mark.parametrize(
-    ("args", "error"),
-    [
-        (["run", "--method", "ardd"], "unknown method 'ardd'; did you mean ard"),
-        (["run"], "no method is named; give --method, one of: "),
-        ([*ARD, "--task", "tinny"], "unknown task 'tinny'; did you mean tiny?"),
-        ([*ARD, "--set", "histroy_layers=2"], "unknown option 'histroy_layers' in options of ard; did you mean history_layers"),
-        ([*ARD, "--set", "lr"], "--set lr has no '='; give KEY=VALUE"),
-        ([*ARD, "--history-layers", "9"], "history_layers is 9, but the teacher has 3 layers: give 0 to 3"),
-        ([*ARD, "--history-layers", "many"], "options of ard: history_layers is 'many', but it should be a valid integer"),
-        ([*ARD, "--history-layers", "2", "--num-steps", "3"], "num_steps is 3, but must divide the 4 evaluations"),
-        ([*ARD, "--seed", "-1"], "run config: seed is '-1', but it should be greater than or equal to 0"),
-        ([*ARD, "--history-layers", "2", "--budget", "much"], "budget is 'much', but must be one of: quick, table, steps=NUMBER"),
-        ([*ARD, "--gan-lag", "2"], "options of ard: gan_lag is '2', but it should be less than or equal to 1"),
-        ([*ARD, "--history-layers", "2", "--gan-from", "0.5", "--gan-lag", "0", "--micro-batch-size", "4"], "micro_batch_size is 4"),
-        ([*ARD, "--device", "abacus"], "device 'abacus' is not available here; give cpu"),
-        ([*ARD, "--device", "meta"], "device 'meta' is not available here; give cpu"),
-        ([*ARD, "--config", "/nowhere.yaml"], "cannot read /nowhere.yaml: No such file or directory"),
-        (["run", "--task", "tiny", "--method", "teacher", "--solver", "ddimm"], "unknown solver 'ddimm'; did you mean ddim?"),
-        (["describe", "ad"], "unknown name 'ad'; did you mean ard"),
-        (["teacher", "verify", "--task", "tinny"], "unknown task 'tinny'; did you mean tiny?"),
-        (["report", "/nowhere"], "there is no record below /nowhere; `harness run` makes one"),
-    ],
-    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
-)
-def test_wrong_usage_is_one_sentence(args: list[str], error: str, tiny: Task, harness: Harness) -> None:
-    assert sentence(harness(*args), 2).startswith(error)
-
-
-@pytest.mark.parametrize(
-    ("args", "near"),
-    [
-        ([*ARD, "--histroy-layers", "2"], "--history-layers"),
-        (["run", "--task", "tiny", "--method", "teacher", "--sovler", "ddim"], "--solver"),
-        (["reprot"], "report"),
-        (["list", "method"], "methods"),
-        (["report", "--format", "word"], "markdown"),
-        (["run", "--method"], "--method"),
-    ],
-    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
-)
-def test_errors_of_click_exit_with_2_too(args: list[str], near: str, tiny: Task, harness: Harness) -> None:
-    done = harness(*args)
-    assert (done.code, done.out) == (2, "")
-    assert near in done.err
-    assert "Traceback" not in done.err
-
-
-@pytest.mark.parametrize(
-    ("text", "error"),
-    [
-        ("a: b: c", "is not YAML"),
-        ("method: ard\nseed: 1\nseed: 2", "key 'seed' stands there twice"),
-        ("method: ard\noptions: {lr: 1, lr: 2}", "key 'lr' stands there twice"),
-        ("- ard", "must hold a mapping from names to values"),
-        ("", "must hold a mapping from names to values"),
-        ("method: ard\nnum_step: 2", "unknown option 'num_step' in run config; did you mean num_steps"),
-        ("method: ard\noptions: {layers: 2}", "unknown option 'layers' in options of ard"),
-        ("method: ardd", "unknown method 'ardd'"),
-        ("method: ard\nnum_steps: [2]", "num_steps is [2], but it should be a valid integer"),
-        ("method: 5", "method"),
-        ("method: [ard]", "method"),
-        ("method: ard\noptions: [1, 2]", "options"),
-        ("method: ard\noptions: none", "options"),
-    ],
-)
-def test_a_broken_config_is_one_sentence(text: str, error: str, tiny: Task, harness: Harness, tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(text)
-    assert error in sentence(harness("run", "--task", "tiny", "--config", path), 2)
-
-
-def test_bytes_that_are_no_text_are_refused(harness: Harness, tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_bytes(b"\xff\xfe\x00")
-    assert "is not YAML" in sentence(harness("run", "--config", path), 2)
+def test_help_lists_the_allowed_words(harness: Harness) -> None:
+    text = " ".join(harness("run", "--method", "ard", "--help").out.split())
+    assert "one of: states, predictions, renoised; default: predictions" in text
+    assert "one of: fp32, bf16; default: fp32" in text
 
 
 # run
@@ -249,6 +144,39 @@ def test_an_interrupted_run_exits_with_130(error: BaseException, tiny: Task, har
     assert "Traceback" not in done.err
 
 
+def test_a_dry_run_shows_and_makes_nothing(tiny: Task, tmp_path: Path, harness: Harness) -> None:
+    words = [*ARD, "--history-layers", "2", "--results", tmp_path / "results", "--device", "cpu", "--dry-run"]
+    first = harness(*words)
+    assert first.code == 0
+    for part in (": new", "total_steps: 3", "history_layers: 2", "trajectories: to be made", "training", "network passes"):
+        assert part in first.out
+    assert not (tmp_path / "results").exists()
+    harness(*words[:-1])
+    again = harness(*words)
+    assert ": finished" in again.out
+    assert "about" not in again.out
+    assert json.loads(harness(*words, "--json").out)["state"] == "finished"
+
+
+def test_an_interrupt_during_the_imports_is_no_traceback() -> None:
+    started = subprocess.run([sys.executable, "-c", INTERRUPTED, "env"], capture_output=True, text=True)
+    assert (started.returncode, started.stdout) == (130, "")
+    assert started.stderr.strip() == "harness: interrupted; the same command resumes a run"
+
+
+INTERRUPTED = """
+import builtins
+import harness.__main__
+original = builtins.__import__
+def interrupted(name, *more, **rest):
+    if name == "torch":
+        raise KeyboardInterrupt
+    return original(name, *more, **rest)
+builtins.__import__ = interrupted
+harness.__main__.main()
+"""
+
+
 # report
 
 
@@ -282,130 +210,3 @@ def test_mixed_identities_exit_with_4(results: Path, harness: Harness) -> None:
     record.metrics["fid"] = fid.model_copy(update={"identity": {**fid.identity, "task_version": 2}})
     write_record(path, record)
     assert sentence(harness("report", results), 4).endswith("they differ in task_version; keep them below results folders of their own")
-
-
-# list, describe, env, teacher
-
-
-def test_lists(harness: Harness) -> None:
-    assert json.loads(harness("list", "methods", "--json").out).keys() == set(METHODS.names())
-    assert json.loads(harness("list", "solvers", "--json").out).keys() == set(SOLVERS.names())
-    assert json.loads(harness("list", "tasks", "--json").out) == {name: load_task(name).spec.summary for name in task_names()}
-    assert json.loads(harness("list", "metrics", "--json").out)["fid"] == "lower is better"
-    for name in METHODS.names():
-        assert name in harness("list", "methods").out
-
-
-@pytest.mark.parametrize("name", METHODS.names())
-def test_describe(name: str, harness: Harness) -> None:
-    found = json.loads(harness("describe", name, "--json").out)
-    assert found["name"] == name
-    assert found["options"].keys() == METHODS[name].Config.model_fields.keys()
-    assert found["doc"]
-    text = harness("describe", name).out
-    for option in found["options"]:
-        assert f"--{option.replace('_', '-')}" in text
-
-
-@pytest.mark.parametrize(("name", "text"), [("heun", "second order"), ("fid", "direction: lower"), ("tiny", "trajectories:")])
-def test_describe_solvers_metrics_and_tasks(name: str, text: str, tiny: Task, harness: Harness) -> None:
-    assert text in harness("describe", name).out
-    assert json.loads(harness("describe", name, "--json").out)["name"] == name
-
-
-def test_describe_an_unknown_name(harness: Harness) -> None:
-    done = harness("describe", "hein")
-    assert (done.code, done.err) == (2, "harness: unknown name 'hein'; did you mean heun?\n")
-
-
-def test_help_lists_the_allowed_words(harness: Harness) -> None:
-    text = " ".join(harness("run", "--method", "ard", "--help").out.split())
-    assert "one of: states, predictions, renoised; default: predictions" in text
-    assert "one of: fp32, bf16; default: fp32" in text
-
-
-def test_env_names_versions(harness: Harness) -> None:
-    found = json.loads(harness("env", "--json").out)
-    assert found["harness"] == __version__
-    assert found["packages"].keys() >= {"torch", "torch-fidelity"}
-    assert "torch" in harness("env", "--device", "cpu").out
-    assert __version__ in harness("--version").out
-
-
-@pytest.mark.parametrize("method", ["denoising", "teacher", "step-distillation", "ard"])
-def test_cost_counts_each_kind_of_layer(method: str, harness: Harness) -> None:
-    found = json.loads(harness("cost", "--method", method, "--network", "DiT-S/8", "--num-steps", 2, "--json").out)
-    assert sum(found["by_kind"].values()) == found["macs"]
-    assert found["by_kind"]["MLP"] == 2 * 12 * 16 * 8 * 384**2  # steps, layers, tokens, 8 d^2
-    assert found["by_kind"]["other"] == 0
-
-
-def test_a_card_that_does_not_fit_exits_with_1(tiny: Task, harness: Harness) -> None:
-    done = harness("teacher", "verify", "--task", "tiny")
-    assert done.code == 1
-    assert done.err.splitlines()[-1].startswith("harness: features: held_out_accuracy is ")
-    assert done.err.splitlines()[-1].endswith("its card says 0.5: not the same")
-
-
-def test_teacher_train_prints_files_and_hashes(tiny: Task, harness: Harness, tmp_path: Path) -> None:
-    done = harness("teacher", "train", "--task", "tiny", "--results", tmp_path / "results", "--json")
-    found = json.loads(done.out)
-    assert sorted(Path(path).name for path in found) == ["features.safetensors", "teacher.safetensors"]
-    assert all(Path(path).is_file() for path in found)
-
-
-def test_networks_of_a_task_given_as_a_file_go_to_the_results(
-    tiny: Task, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given: list[Path] = []
-    monkeypatch.setattr("harness.runs.teacher_training.train_networks", lambda task, folder, *others: given.append(folder) or [])
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**tiny.spec.model_dump(mode="json", exclude_none=True), "name": "own"}))
-    assert harness("teacher", "train", "--task", tmp_path / "own.yaml", "--results", tmp_path / "results").code == 0
-    assert given == [tmp_path / "results" / "teachers" / "own"]
-
-
-def test_without_arguments_help_is_shown(harness: Harness) -> None:
-    done = harness("--help")
-    assert done.code == 0
-    for command in ("run", "report", "list", "describe", "env", "teacher"):
-        assert command in done.out
-
-
-def test_shells_can_complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("_HARNESS_COMPLETE", "bash_source")
-    with pytest.raises(SystemExit):
-        main([], prog_name="harness")
-    assert "_harness_completion" in capsys.readouterr().out
-
-
-def test_a_dry_run_shows_and_makes_nothing(tiny: Task, tmp_path: Path, harness: Harness) -> None:
-    words = [*ARD, "--history-layers", "2", "--results", tmp_path / "results", "--device", "cpu", "--dry-run"]
-    first = harness(*words)
-    assert first.code == 0
-    for part in (": new", "total_steps: 3", "history_layers: 2", "trajectories: to be made", "training", "network passes"):
-        assert part in first.out
-    assert not (tmp_path / "results").exists()
-    harness(*words[:-1])
-    again = harness(*words)
-    assert ": finished" in again.out
-    assert "about" not in again.out
-    assert json.loads(harness(*words, "--json").out)["state"] == "finished"
-
-
-def test_an_interrupt_during_the_imports_is_no_traceback() -> None:
-    started = subprocess.run([sys.executable, "-c", INTERRUPTED, "env"], capture_output=True, text=True)
-    assert (started.returncode, started.stdout) == (130, "")
-    assert started.stderr.strip() == "harness: interrupted; the same command resumes a run"
-
-
-INTERRUPTED = """
-import builtins
-import harness.__main__
-original = builtins.__import__
-def interrupted(name, *more, **rest):
-    if name == "torch":
-        raise KeyboardInterrupt
-    return original(name, *more, **rest)
-builtins.__import__ = interrupted
-harness.__main__.main()
-"""

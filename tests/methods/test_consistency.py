@@ -94,7 +94,8 @@ def test_untrained_its_first_step_is_the_teachers_prediction(tiny: Task) -> None
     method = method_of(tiny)
     x_T, cond = tiny.evaluation_inputs(0)
     expected = tiny.teacher(CPU).denoiser(x_T[:3], torch.tensor(1.0), cond[:3]).x_0
-    torch.testing.assert_close(sample(method.solver, method.student, x_T[:3], method.levels, cond[:3]), expected)
+    found = sample(method.solver, method.student, x_T[:3], method.levels, cond[:3])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_several_steps_draw_fresh_noise_by_name(tiny: Task) -> None:
@@ -164,13 +165,14 @@ def test_an_exact_teacher_has_a_finite_loss(solver: str) -> None:
 
 
 def test_heun_takes_a_time_for_each_sample(tiny: Task) -> None:
-    teacher, solver = tiny.teacher(CPU), SOLVERS["heun"]()
+    teacher, solver = tiny.teacher(CPU).double(), SOLVERS["heun"]()
     x, cond = (part[:3] for part in tiny.evaluation_inputs(0))
+    x = x.double()
     t, s = torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64), torch.tensor([0.7, 0.2, 0.0], dtype=torch.float64)
     together = solver.step(teacher, x, t, s, cond, None, None)[0]
     for i in range(3):
         alone = solver.step(teacher, x[i : i + 1], t[i], s[i], cond[i : i + 1], None, None)[0]
-        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-9, atol=1e-9)
 
 
 def test_pseudo_huber(tiny: Task) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,8 +52,9 @@ def test_cached_steps_on_the_teachers_points_give_the_masked_passs_answers(
     tiny: Task, name: str, history: dict[str, Any], kind: str, heads: str, time: str, noise: bool
 ) -> None:
     method = build(tiny, name, {"trajectory": kind, "heads": heads, "time_embedding": time, "noise_channels": noise, **history})
+    method.student.double()
     path, points = trajectory(tiny), method.points
-    x, _ = points.inputs_and_targets(path)
+    x, _ = points.inputs_and_targets(replace(path, states=path.states.double(), predictions=path.predictions.double()))
     with torch.no_grad():
         output, _ = method.student(points.network_input(x, x[:, 0]), points.times.expand(5, 4), path.cond)
         state = method.solver.init(method.student, x[:, 0], path.cond)
@@ -60,7 +62,7 @@ def test_cached_steps_on_the_teachers_points_give_the_masked_passs_answers(
             t, s = method.levels[i], method.levels[i + 1]
             expected = points.next_input(points.answer(output[:, i], x[:, i], t, s), x[:, 0], s)
             found, _, state = method.solver.step(method.student, x[:, i], t, s, path.cond, state, None)
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_renoised_points_stand_at_their_levels(tiny: Task) -> None:
@@ -78,8 +80,8 @@ def test_noise_on_the_channels_changes_nothing_at_the_start(tiny: Task) -> None:
     outputs = []
     for noise in (False, True):
         method = cls(cls.Config(noise_channels=noise), tiny.teacher(CPU), tiny, 4, 10)
-        outputs.append(sample(method.solver, method.student, path.states[:, 0], method.levels, path.cond))
-    torch.testing.assert_close(outputs[0], outputs[1])
+        outputs.append(sample(method.solver, method.student.double(), path.states[:, 0].double(), method.levels, path.cond))
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-9, atol=1e-9)
 
 
 def test_noise_on_the_channels_is_seen_by_every_step(tiny: Task) -> None:

@@ -47,7 +47,7 @@ def test_the_loss_equals_a_hand_computation(tiny: Task) -> None:
     with torch.no_grad():
         expected = (method.players["student"].module(noisy, level.float(), cond) - eps).square().mean()
         loss, metrics = method.loss(batch)
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-4)
     assert float(metrics["mse"]) == float(loss)
     assert abs(float(expected) - 1) > 1e-3  # the network says something
 
@@ -63,7 +63,7 @@ def test_flow_matching_on_a_flow(tiny: Task, monkeypatch: pytest.MonkeyPatch) ->
     x_t = (1 - t).float().reshape(-1, 1, 1, 1) * x_0 + t.float().reshape(-1, 1, 1, 1) * eps
     with torch.no_grad():
         expected = (method.players["student"].module(x_t, t.float(), cond) - (eps - x_0)).square().mean()
-        assert float(method.loss(batch)[0]) == pytest.approx(float(expected), rel=1e-5)
+        assert float(method.loss(batch)[0]) == pytest.approx(float(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])

@@ -33,7 +33,9 @@ APART = {"denoising", "teacher", "knowledge-distillation", "ladd"}  # ladd needs
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        task = load_task("mixture")
+        whole = load_task("mixture").spec
+        trajectories = whole.trajectories.model_copy(update={"count": 2048})
+        task = MixtureTask(whole.model_copy(update={"network": {**whole.network, "depth": 2}, "trajectories": trajectories}))
         yield task, open_store(task.recipe, task.teacher(CPU), CPU)
 
 

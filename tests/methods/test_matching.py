@@ -66,7 +66,7 @@ def test_the_loss_is_the_regressions_and_that_of_matching_the_last_state(tiny: T
     matching, _ = method.stage.matching.student_loss(batch.carry["x_0"], batch.trajectory.cond, batch)
     expected = gradients(method, own + 3 * matching)
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
     assert float(metrics["mse"]) == pytest.approx(float(own.detach()))
     assert any(not torch.allclose(a, b, rtol=1e-2) for a, b in zip(found, gradients(method, method.loss(batch)[0]), strict=True))
 
@@ -115,7 +115,7 @@ def test_the_fake_score_is_weighted_as_edm_weighs(tiny: Task, batch: Batch) -> N
     alpha, sigma = tiny.schedule.alpha_sigma(t)
     errors = (matching.teacher.denoiser(x_t, t, cond).x_0 - x).square().flatten(1).mean(1)
     expected = ((alpha**2 / sigma**2 + 1 / tiny.data_std**2) * errors).mean()
-    torch.testing.assert_close(found, expected.to(found.dtype), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, expected.to(found.dtype), rtol=1e-3, atol=0)
 
 
 def test_the_fake_scores_rate_is_that_of_the_stage(tiny: Task) -> None:

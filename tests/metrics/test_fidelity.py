@@ -122,8 +122,8 @@ def test_our_pipeline_equals_torch_fidelitys() -> None:
         save_cpu_ram=True,
     )  # fmt: skip
     mine, reference = (classify(network, images, batch_size=40)[0] for images in (first, second))
-    assert fid(mine, reference) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
-    assert kid(mine, reference, 30, subsets=20) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5)
+    assert fid(mine, reference) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
+    assert kid(mine, reference, 30, subsets=20) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
     assert fid(mine, reference) > 1e-6
 
 
@@ -134,11 +134,11 @@ def test_classify_rounds_to_8_bits_and_does_not_depend_on_the_batch() -> None:
     whole, logits = classify(network, images)
     assert whole.shape == (20, 64)
     assert whole.dtype == torch.float64
-    torch.testing.assert_close(classify(network, images, batch_size=7)[0], whole, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(classify(network, images, batch_size=7)[0], whole, rtol=1e-4, atol=1e-5)
     rounded = ((images + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
     with torch.no_grad():
-        torch.testing.assert_close(network.features(rounded).double(), whole, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(network(rounded).double(), logits, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(network.features(rounded).double(), whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(network(rounded).double(), logits, rtol=1e-4, atol=1e-5)
 
 
 def test_label_agreement_is_a_share() -> None:

@@ -17,8 +17,8 @@ from harness.cli.main import main
 from harness.errors import CheckFailed, UsageError
 from harness.provenance import code_digest
 from harness.records import Metric, Record, published_records, read_record, write_record
-from harness.report.baseline import Baseline, baseline_of, configs_of, read_baseline, write_baseline
-from harness.report.check import FAILS, compare, refuse_nothing
+from harness.report.baseline import Baseline, Entry, baseline_of, configs_of, read_baseline, write_baseline
+from harness.report.check import FAILS, compare, compare_quality, refuse_nothing
 from harness.report.rows import load_records
 from harness.runs.config import parse_config
 from harness.runs.identity import key_of_record, row_key
@@ -163,17 +163,20 @@ def test_where_more_is_better_less_is_a_regression() -> None:
 def test_the_rate_of_false_alarms_and_what_is_found(seeds: int) -> None:
     """Other seeds of an equal method rarely fail; a mean four deviations worse mostly does."""
     drawn, alarms, found, trials = random.Random(seeds), 0, 0, 120
-    for _ in range(trials):
-        rows = []
-        for row in range(6):  # rows of the same spread, which lend each other theirs
-            rows += [record(seed, math.exp(drawn.gauss(1, 0.1)), num_steps=row + 1) for seed in range(max(seeds, 2))]
-        mine = [r for r in rows if r.config["num_steps"] == 1][:seeds]
-        baseline = baseline_of([r for r in rows if r.config["num_steps"] > 1] + mine, "made here")
+    others = baseline_of([record(seed, num_steps=n) for n in range(2, 7) for seed in range(max(seeds, 2))], "made here")
+    mine = baseline_of([record(seed, num_steps=1) for seed in range(seeds)], "made here")
+
+    def with_new_numbers(runs: dict[str, Entry], mean: float) -> dict[str, Entry]:
+        values = {key: math.exp(drawn.gauss(mean, 0.1)) for key in runs}
+        return {key: run.model_copy(update={"quality": run.quality.model_copy(update={"value": values[key]})}) for key, run in runs.items()}
+
+    for _ in range(trials):  # six rows of the same spread, which is pooled
+        runs = with_new_numbers({**others.runs, **mine.runs}, 1)
+        baseline = mine.model_copy(update={"runs": runs})
         for shift, worse in ((0.0, False), (0.4, True)):
-            here = [record(seed, math.exp(drawn.gauss(1 + shift, 0.1)), num_steps=1) for seed in range(seeds)]
-            state = next(f.state for f in compare(baseline, here) if f.what.startswith("fid, ") and "1 step" in f.label)
-            alarms += not worse and state == "regressed"
-            found += worse and state == "regressed"
+            (finding,) = compare_quality(baseline, with_new_numbers(mine.runs, 1 + shift))
+            alarms += not worse and finding.state == "regressed"
+            found += worse and finding.state == "regressed"
     assert alarms / trials < 0.05
     assert found / trials > {1: 0.15, 2: 0.7, 3: 0.9, 5: 0.95}[seeds]
 

@@ -26,7 +26,7 @@ def record(seed: int, values: dict[int, float], total_steps: int = 100) -> Recor
 def test_an_interval_of_known_values() -> None:
     found = t_interval([1.0, 2.0, 3.0])
     assert found.mean == 2.0
-    assert found.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)  # t of 2 degrees of freedom, deviation 1
+    assert found.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)  # t of 2 degrees
 
 
 def test_an_interval_is_scipys() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from compiling import needs_compiler, run_graphs_eagerly
 from PIL import Image
 from tiny_runs import ARD, CPU, config, new_run
 
@@ -400,12 +401,15 @@ def test_bf16_and_micro_batches_run_through(tiny: Task, tmp_path: Path) -> None:
     assert record.config["precision"] == "bf16"
 
 
-def test_a_compiled_run_says_the_same(tiny: Task, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])])
+def test_a_compiled_run_has_the_same_numbers(backend: str, tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With keys and values of earlier states, and the number of passes."""
+    if backend == "eager":
+        run_graphs_eagerly(monkeypatch)
     eager, compiled = (new_run(tmp_path, compile=compile).execute() for compile in (False, True))
     assert compiled.run_id != eager.run_id
     assert compiled.config["compile"]
-    assert compiled.first_losses == pytest.approx(eager.first_losses, rel=1e-4)
+    assert compiled.first_losses == pytest.approx(eager.first_losses, rel=1e-3)
     assert compiled.metrics["fid"].mean == pytest.approx(eager.metrics["fid"].mean, rel=1e-3)
     assert compiled.cost.training.flops == eager.cost.training.flops
     assert (compiled.cost.nfe, compiled.cost.macs_per_sample) == (eager.cost.nfe, eager.cost.macs_per_sample)

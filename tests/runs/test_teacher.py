@@ -100,7 +100,7 @@ def test_a_scan_may_see_the_first_samples_alone(tiny: Task, monkeypatch: pytest.
     assert (part["n"], teacher_quality(Task(spec), CPU)["n"]) == (20, tiny.spec.evaluation.samples)
     some, every = asked
     assert len(some) == 20
-    torch.testing.assert_close(some, every[:20])
+    torch.testing.assert_close(some, every[:20], rtol=1e-3, atol=1e-3 * float(every.abs().max()))
 
 
 @pytest.mark.parametrize("count", [5, 41])

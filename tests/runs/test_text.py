@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,14 @@ def test_methods_run_on_text_without_knowing(method: str, options: dict[str, Any
 
 def test_prompts_and_guidance_change_the_teachers_samples(text: Task) -> None:
     x_T, cond = text.evaluation_inputs(0)
-    teacher, t = text.teacher(CPU), torch.tensor(1.0)
+    x_T, cond = x_T.double(), replace(cond, text=cond.text.double())
+    teacher, t = text.teacher(CPU).double(), torch.tensor(1.0)
     with torch.no_grad():
         plain, guided, other = (
             model(x_T[:2], t, c).eps for model, c in ((teacher.denoiser, cond[:2]), (teacher, cond[:2]), (teacher.denoiser, cond[2:4]))
         )
-        null = teacher.denoiser(x_T[:2], t, text.null.repeat(2)).eps
-    torch.testing.assert_close(guided, null + 1.25 * (plain - null), rtol=1e-4, atol=1e-5)
+        null = teacher.denoiser(x_T[:2], t, replace(text.null, text=text.null.text.double()).repeat(2)).eps
+    torch.testing.assert_close(guided, null + 1.25 * (plain - null), rtol=1e-9, atol=1e-9)
     assert (plain - other).abs().max() > 1e-2
     assert (plain - null).abs().max() > 1e-2
 
@@ -109,15 +111,15 @@ def test_text_starts_without_effect_on_tokens_and_serves_every_state() -> None:
     with keyed_initialisation(1, "text"):
         for parameter in history.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-    plain = DiT(**options)  # type: ignore[arg-type]
+    history, plain = history.double(), DiT(**options).double()  # type: ignore[arg-type]
     plain.load_state_dict(history.state_dict())
     keys = Keyed("test", 0)
-    x, words = keys.normal("x", torch.arange(3), (2, 1, 8, 8)), keys.normal("text", torch.arange(3), (5, WIDTH))
+    x, words = (keys.normal(name, torch.arange(3), shape).double() for name, shape in (("x", (2, 1, 8, 8)), ("text", (5, WIDTH))))
     t = torch.tensor([[999.0, 499.0]]).expand(3, -1)
     cond = Condition(text=words)
     with torch.no_grad():
         both: Tensor = history(x, t, cond)[0]
-        torch.testing.assert_close(both[:, 0], plain(x[:, 0], t[:, 0], cond), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(both[:, 0], plain(x[:, 0], t[:, 0], cond), rtol=1e-9, atol=1e-9)
         changed = history(x, t, Condition(text=-words))[0]
     assert (changed - both).abs().amax((2, 3, 4)).min() > 1e-3
     with pytest.raises(ValueError, match="attends to text"):

@@ -54,9 +54,10 @@ def test_a_cutoff_of_six_is_one() -> None:
 
 
 def test_features_are_as_good_as_their_card_says() -> None:
+    """To one image of the 360, whose label rounding may decide on another CPU."""
     task = load_task("digits")
     card = yaml.safe_load(task.path(task.spec.features).with_suffix(".yaml").read_text())
-    assert features_quality(task, CPU) == pytest.approx(card["quality"], rel=1e-3)
+    assert features_quality(task, CPU) == pytest.approx(card["quality"], rel=5e-3)
     assert card["quality"]["held_out_accuracy"] > 0.97
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from harness.errors import UsageError
 from harness.metrics.evaluator import Evaluator
@@ -21,17 +23,32 @@ from harness.tasks import MixtureTask, load_task
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache for all tests here, so that maps, trajectories and reference samples are computed once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
-def small() -> MixtureTask:
+MAPS: dict[int, Tensor] = {}
+
+
+class Small(MixtureTask):
+    """A small version of the task; each of its exact maps is computed once."""
+
+    def ode_map(self, noise_set: int) -> Tensor:
+        if noise_set not in MAPS:
+            MAPS[noise_set] = super().ode_map(noise_set)
+        return MAPS[noise_set]
+
+
+def small() -> Small:
     task = load_task("mixture")
     evaluation = task.spec.evaluation.model_copy(update={"samples": 400, "noise_sets": 1})
     trajectories = task.spec.trajectories.model_copy(update={"count": 64})
     changes = {"evaluation": evaluation, "trajectories": trajectories, "network": {**task.spec.network, "depth": 2}}
-    return MixtureTask(task.spec.model_copy(update=changes))
+    return Small(task.spec.model_copy(update=changes))
 
 
 def record_of(folder: Path, **changes: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from elsewhere import elsewhere
 from tiny_runs import ARD, config, new_run
 from torch import Tensor
 
+from harness.data.mixture import GaussianMixture
+from harness.diffusion.schedules import few_step_levels
 from harness.runs.config import parse_config
 from harness.runs.resolve import resolve
 from harness.runs.run import Run
 from harness.runs.teacher_training import search, train_networks
+from harness.solvers import SOLVERS, sample
 from harness.tasks import Task, load_task
 
 
@@ -32,7 +36,6 @@ def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
         {"options": {**ARD, "gan_from": 0.3}},
         {"method": "consistency-distillation", "options": {}},
         {"method": "teacher", "options": {"solver": "unipc"}},
-        {"method": "teacher", "options": {"solver": "dpm-solver++3m"}},
     ],
     ids=str,
 )
@@ -44,7 +47,23 @@ def test_a_run_on_the_second_device_gives_the_same_numbers(changes: dict[str, An
     for name in ("fid", "label_agreement", "distance_to_teacher"):
         assert there.metrics[name].mean == pytest.approx(here.metrics[name].mean, rel=1e-3, abs=1e-6)
     assert (there.cost.nfe, there.cost.macs_per_sample) == (here.cost.nfe, here.cost.macs_per_sample)
-    assert there.first_losses == pytest.approx(here.first_losses, rel=1e-4)
+    assert there.first_losses == pytest.approx(here.first_losses, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", SOLVERS.names())
+def test_a_solver_elsewhere_ends_in_the_same_samples(name: str, tiny: Task) -> None:
+    x_T, cond = tiny.evaluation_inputs(0)
+
+    def samples(device: torch.device) -> Tensor:
+        with torch.no_grad():
+            found = sample(SOLVERS[name](), tiny.teacher(device), x_T[:3].to(device), few_step_levels(4), cond[:3].to(device))
+        assert isinstance(found, Tensor)
+        assert found.device == device
+        return found.cpu()
+
+    expected = samples(torch.device("cpu"))
+    with elsewhere() as device:
+        torch.testing.assert_close(samples(device), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +105,7 @@ def test_networks_are_trained_and_levels_found_on_the_second_device(tiny: Task, 
 
 def test_an_exact_teacher_on_the_second_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(GaussianMixture, "ode_map", partialmethod(GaussianMixture.ode_map, steps=40))
     whole = load_task("mixture")
     fewer = {"evaluation": whole.spec.evaluation.model_copy(update={"samples": 50})}
     task = type(whole)(whole.spec.model_copy(update=fewer), whole.folder)

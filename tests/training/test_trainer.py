@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiling import needs_compiler, run_graphs_eagerly
 from torch import Tensor, nn
 
 from harness.data.images import ImageSet
@@ -112,6 +113,7 @@ def test_settings_that_do_not_suit() -> None:
 # compiling
 
 
+@needs_compiler
 def test_a_compiled_network_learns_the_same_and_costs_the_same(tmp_path: Path) -> None:
     eager, whole, halves = Toy(), Toy(), Toy()
     plain, straight = trainer(eager), trainer(whole, compile=True)
@@ -134,7 +136,8 @@ def graphs() -> int:
 
 
 @pytest.mark.parametrize("settings", [{}, {"precision": "bf16"}, {"micro_batch_size": 2}], ids=str)
-def test_all_is_compiled_before_the_clock_runs(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_all_is_compiled_before_the_clock_runs(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_graphs_eagerly(monkeypatch)
     first = trainer(Toy(), tmp_path, compile=True, **settings)
     first.train(until=3)
     resumed = trainer(Toy(), tmp_path, compile=True, **settings)
@@ -146,12 +149,12 @@ def test_all_is_compiled_before_the_clock_runs(settings: dict[str, Any], tmp_pat
     assert graphs() == prepared
 
 
-def test_many_networks_are_compiled_in_one_process() -> None:
+def test_many_networks_are_compiled_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_graphs_eagerly(monkeypatch)
     for _ in range(10):
         method = Toy()
         training = trainer(method, compile=True)
         torch._dynamo.utils.counters.clear()
-        method.players["layer"].module.compile(backend="eager")  # as many graphs, in less time
         training.train(until=1)
         assert graphs() > 0
 

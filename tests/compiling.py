@@ -1,0 +1,27 @@
+"""torch.compile for tests: with its own backend where there is a compiler, or without one in a fraction of the time."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from typing import Any
+
+import pytest
+from torch import nn
+
+from harness.training import trainer
+
+COMPILER = shlex.split(os.environ.get("CXX") or "g++")[0]
+needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"torch.compile needs a C++ compiler, not found: {COMPILER}")
+
+
+def run_graphs_eagerly(patch: pytest.MonkeyPatch) -> None:
+    """Graphs are captured as usual, but no code is generated for them, so that no compiler is needed."""
+    compile_module = nn.Module.compile
+
+    def compile_eagerly(self: nn.Module, *args: Any, **options: Any) -> None:
+        compile_module(self, *args, **{"backend": "eager", **options})
+
+    patch.setattr(nn.Module, "compile", compile_eagerly)
+    patch.setattr(trainer, "check_compiler", lambda: None)
