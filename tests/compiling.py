@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from harness.training import trainer
+from harness.runs import run
+from harness.training import compiling
 
 COMPILER = shlex.split(os.environ.get("CXX") or "g++")[0]
 needs_compiler = pytest.mark.skipif(
@@ -31,4 +32,5 @@ def run_graphs_eagerly(patch: pytest.MonkeyPatch) -> None:
         compile_module(self, *args, **{"backend": "eager", **options})
 
     patch.setattr(nn.Module, "compile", compile_eagerly)
-    patch.setattr(trainer, "check_compiler", lambda: None)
+    for module in (compiling, run):
+        patch.setattr(module, "check_compiler", lambda: None)

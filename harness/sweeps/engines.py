@@ -17,6 +17,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -67,9 +68,10 @@ def run_child(
     """
     command, stopping = [sys.executable, "-m", "harness", *job.words], stopping or threading.Event()
     environment = {**os.environ, **job.environment, **(share or {})}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, cwd=job.cwd, env=environment) as child:
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=job.cwd, env=environment)
+    with child, suppress(KeyboardInterrupt):  # by which Ray and submitit cancel
         while child.poll() is None and not stopping.wait(0.05):
-            pass  # leaving the block closes the child's stdin, then waits for it
+            pass  # leaving the block closes the child's stdin, then waits for the child
     return child.returncode
 
 
@@ -189,7 +191,7 @@ class Ray(Engine):
 
     def stop(self) -> None:
         for task in list(self.tasks):
-            self.ray.cancel(task, force=True)
+            self.ray.cancel(task)  # with force, Ray would kill the child before its checkpoint
 
 
 def shares_of(device: torch.device, workers: int) -> list[dict[str, str]]:

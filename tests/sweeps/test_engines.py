@@ -41,12 +41,8 @@ def pausing(self):
     if self.step == {PAUSE} and not (self.folder / "go").exists():
         self._save([])
         handler = signal.getsignal(signal.SIGTERM)
-
-        def noting(*args):
-            (self.folder / "signalled").touch()
-            handler(*args)
-
-        signal.signal(signal.SIGTERM, noting)
+        mark = self.folder / "signalled"
+        signal.signal(signal.SIGTERM, lambda *given: (mark.touch(), handler(*given)))
         (self.folder / "waits").touch()
         while not (self.folder / "go").exists():
             time.sleep(0.02)
@@ -324,7 +320,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.mark.slow
 def test_a_ray_node_that_is_killed(sweep: Sweep, cluster: Cluster) -> None:
-    """Two nodes make a run each; that of the killed one resumes on the other."""
+    """The run of a killed node resumes on the other one; a driver that is stopped saves its run."""
     cluster.node("--head", "--port=6399", "--include-dashboard=false")
     second = cluster.node("--address=127.0.0.1:6399")
     driver = sweep.start(
@@ -337,8 +333,15 @@ def test_a_ray_node_that_is_killed(sweep: Sweep, cluster: Cluster) -> None:
         env=cluster.environment,
     )
     sweep.waiting(2)
+    (job,) = (
+        one for one in cluster.processes() if "_job" in one.cmdline() and second in one.parents()
+    )
     second.kill()
-    wait_until(lambda: sweep.paths("signalled"))
+    wait_until(
+        lambda: (
+            not job.is_running() or job.status() == psutil.STATUS_ZOMBIE or sweep.paths("signalled")
+        )
+    )
     sweep.go()
     assert driver.wait() == 0
     sweep.check(2)
@@ -346,6 +349,16 @@ def test_a_ray_node_that_is_killed(sweep: Sweep, cluster: Cluster) -> None:
         1,
         2,
     ]
+
+    stopped = sweep.start(
+        {"seeds": [2]}, "--engine", "ray", inside=cluster.inside, env=cluster.environment
+    )
+    sweep.waiting(3)
+    stopped.terminate()
+    wait_until(lambda: sweep.paths("signalled"))
+    sweep.go()
+    assert stopped.wait() == 130
+    assert len(sweep.paths("checkpoint/state.pt")) == 1
 
 
 def test_shares_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,8 +414,13 @@ def test_an_engine_that_cannot_be_used(
 
 def test_ray_without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """None is started: it would listen on every interface."""
-    pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    ray = pytest.importorskip("ray")
+
+    def init(address: str, **options: Any) -> None:
+        assert address == "auto"
+        raise ConnectionError
+
+    monkeypatch.setattr(ray, "init", init)
     with pytest.raises(
         UsageError,
         match="no Ray cluster answers: start one by `ray start --head`, or name it in RAY_ADDRESS",
