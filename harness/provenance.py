@@ -13,7 +13,7 @@ import platform
 import re
 import subprocess
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
 import torch
@@ -85,7 +85,18 @@ def code_digest(*rooms: str) -> str:
             whole.update(f"{inside.as_posix()}\0".encode() + content)
     for path in sorted(PLUGIN_SOURCES):
         whole.update(PLUGIN_SOURCES[path])
+    for plugin in installed_plugins():
+        whole.update(plugin.encode())
     return whole.hexdigest()[:16]
+
+
+@cache
+def installed_plugins() -> tuple[str, ...]:
+    """What other packages add by entry points: each object with its package and version."""
+    groups = ("harness.methods", "harness.solvers", "harness.metrics")
+    points = [point for group in groups for point in entry_points(group=group) if point.dist]
+    named = [(point.value, point.dist.name, point.dist.version) for point in points if point.dist]
+    return tuple("\0".join(words) for words in sorted(named))
 
 
 def capture_environment(device: torch.device) -> Environment:

@@ -234,12 +234,14 @@ def _read_lines(folder: Path) -> dict[str, tuple[str, Record]]:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, ValueError) as error:
         raise _unreadable(f"{path}", error) from error
-    found = {}
+    found: dict[str, tuple[str, Record]] = {}
     for number, line in enumerate(text.splitlines(), 1):
         try:
             record = Record.model_validate(_unpacked(json.loads(line), shared))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise _unreadable(f"line {number} of {path}", error) from error
+        if found.get(record.run_id, (line,))[0] != line:
+            raise UsageError(f"{path} has two lines of run {record.run_id}: delete one")
         found[record.run_id] = line, record
     return found
 

@@ -92,7 +92,10 @@ class Registry(Generic[T]):
 
         def enter(entry: T) -> T:
             file, made = self._files.get(name), cast(Any, source or entry)
-            if file and (file.module, file.attribute) != (made.__module__, made.__name__):
+            if file and (file.module, file.attribute) != (
+                made.__module__,
+                getattr(made, "__name__", name),
+            ):
                 raise ValueError(
                     f"{self.kind} {name!r} is registered twice: "
                     f"{file.module}.{file.attribute} and {made}"

@@ -7,7 +7,8 @@ import torch
 from harness.errors import HarnessError
 from harness.runs.log import silent
 from harness.sweeps.child import Order
-from harness.sweeps.engines import Driver, Engine, Job
+from harness.sweeps.driver import Driver
+from harness.sweeps.engines import Engine, Job
 
 
 class Here(Engine):

@@ -120,7 +120,7 @@ def test_the_pages_example_runs_sweeps_and_reports_like_ours(
     cells = [{"method": "penalised", "axes": {"options.weight": [0.5, 0.6]}}]
     sweep.write_text(yaml.safe_dump({"base": {"task": "tiny", "num_steps": 1}, "cells": cells}))
     dry = call("sweep", "--plugin", method_file, sweep, "--dry-run", *results)
-    assert "1 of 2 runs to make" in dry.output
+    assert "1 of 2 runs are missing" in dry.output
     table = call("report", "--plugin", method_file, tmp_path / "results").output
     assert "penalised, weight 0.5" in table
     assert "Weight of the penalty" in call("describe", "--plugin", method_file, "penalised").output

@@ -68,20 +68,15 @@ def evaluate_command(
     **options: str | None,
 ) -> None:
     """Evaluate samples, a student or a function from outside: same metrics, same record."""
-    given = [thing for thing in (samples, student, function) if thing is not None]
-    if len(given) != 1:
-        raise UsageError("give one of --samples, --student and --callable")
-    if student is not None and method is None:
-        raise UsageError("--student needs --method, which says how it is sampled")
+    source = _source(samples, student, function, method)
     from rich.console import Console
 
     from harness.cli.console import Display
-    from harness.report.console import print_results
     from harness.runs.config import parse_config
     from harness.runs.external import Outside, evaluate_callable, evaluate_samples, evaluate_student
     from harness.tasks import load_task
 
-    outside = Outside(name or Path(str(given[0]).replace(":", ".")).stem, num_steps, stated)
+    outside = Outside(name or Path(source.replace(":", ".")).stem, num_steps, stated)
     where = chosen_device(device)
     with Display(Console(stderr=True)) as display:
         if samples is not None:
@@ -95,9 +90,30 @@ def evaluate_command(
             )
             record = evaluate_student(student, config, outside, results, where, display)
     warn_of_size(record, task, load_task(task).spec.evaluation.samples)
+    print_record(record, results, as_json)
+
+
+def _source(
+    samples: Path | None, student: Path | None, function: str | None, method: str | None
+) -> str:
+    """The file or function to evaluate. Raises UsageError unless there is just one."""
+    given = [thing for thing in (samples, student, function) if thing is not None]
+    if len(given) != 1:
+        raise UsageError("give one of --samples, --student and --callable")
+    if student is not None and method is None:
+        raise UsageError("--student needs --method, which says how it is sampled")
+    return str(given[0])
+
+
+def print_record(record: Record, results: Path, as_json: bool) -> None:
+    """Prints a record."""
     if as_json:
         click.echo(record.model_dump_json(indent=1))
         return
+    from rich.console import Console
+
+    from harness.report.console import print_results
+
     print_results([record], Console())
     click.echo(f"record: {results / 'runs' / record.run_id / 'record.json'}")
 
@@ -137,35 +153,14 @@ def test_method_command(
     Among others: players are isolated, accumulation equals a large batch, resume is exact, and
     randomness is keyed.
     """
-    from harness.files import environment_with
-    from harness.plugins import load_plugin
-    from harness.runs.config import parse_options
-    from harness.training.contract import run_checks
-
-    methods = registry_of("method")
-    before = set(methods.names())
-    load_plugin(file)
-    found = [method] if method else sorted(set(methods.names()) - before)
-    if not found:
+    registered = _registered(file)
+    names = [method] if method else registered
+    if not names:
         raise UsageError(
             f"{file} registers no method; decorate a class with @METHODS.register(NAME)"
         )
     options = dict(assignment.partition("=")[::2] for assignment in assignments)
-    outcomes: dict[str, list[Any]] = {}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        environment_with(HARNESS_CACHE=str(Path(folder) / "cache")),
-    ):
-        for name in found:
-            parsed = parse_options(name, options).model_dump()
-            outcomes[name] = []
-            for outcome in run_checks(name, Path(folder) / name, parsed):
-                outcomes[name].append(outcome)
-                if not as_json:
-                    click.echo(
-                        f"{name}: {'FAILED' if outcome.problem else 'ok    '} {outcome.check:13} "
-                        f"{outcome.problem or outcome.what}"
-                    )
+    outcomes = _outcomes(names, options, quiet=as_json)
     if as_json:
         click.echo(
             json.dumps(
@@ -181,3 +176,36 @@ def test_method_command(
     ]
     if failed:
         raise CheckFailed(f"{len(failed)} checks failed: {', '.join(failed)}")
+
+
+def _registered(file: Path) -> list[str]:
+    """The names of the methods that a file registers."""
+    from harness.plugins import load_plugin
+
+    methods = registry_of("method")
+    before = set(methods.names())
+    load_plugin(file)
+    return sorted(set(methods.names()) - before)
+
+
+def _outcomes(names: list[str], options: dict[str, str], quiet: bool) -> dict[str, list[Any]]:
+    """The outcomes of all checks, by method; without `quiet` each is printed at once."""
+    from harness.files import environment_with
+    from harness.runs.config import parse_options
+    from harness.training.contract import run_checks
+
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        environment_with(HARNESS_CACHE=str(Path(folder) / "cache")),
+    ):
+        for name in names:
+            parsed = parse_options(name, options).model_dump()
+            for outcome in run_checks(name, Path(folder) / name, parsed):
+                found[name].append(outcome)
+                if not quiet:
+                    click.echo(
+                        f"{name}: {'FAILED' if outcome.problem else 'ok    '} {outcome.check:13} "
+                        f"{outcome.problem or outcome.what}"
+                    )
+    return found

@@ -17,9 +17,11 @@ from harness.cli.console import Display
 from harness.cli.options import chosen_device, common
 from harness.errors import RunFailed, UsageError
 from harness.files import read_yaml
+from harness.machine import busy_note
 from harness.runs.preview import estimate
 from harness.sweeps.child import Order, stop_with_driver
-from harness.sweeps.engines import Driver, Engine, Local, Ray, Slurm, shares_of
+from harness.sweeps.driver import Driver
+from harness.sweeps.engines import Engine, Local, Ray, Slurm, shares_of
 from harness.sweeps.sweep import Cell, expand, plan, run_sweep
 
 if TYPE_CHECKING:
@@ -167,7 +169,7 @@ def show_cells(cells: list[Cell], place: Place, timing: bool, as_json: bool) -> 
         minutes = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in parts.items())
         click.echo(
             f"about {sum(parts.values()) / 60:.0f} minutes on {torch.get_num_threads()} threads, "
-            f"metrics not counted: {minutes}"
+            f"one run at a time, metrics not counted: {minutes}{busy_note()}"
         )
 
 

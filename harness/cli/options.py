@@ -144,21 +144,24 @@ def common(*, results: bool = False, device: bool = False) -> Callable:
                 show_default=True,
                 help="Results folder.",
             )(command)
-        if device:
-            command = click.option(
-                "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
-            )(command)
-            command = click.option(
-                "--data-dir",
-                expose_value=False,
-                callback=_set_data_folder,
-                metavar="DIR",
-                help="Folder of data sets, where missing ones are downloaded to "
-                "[default: HARNESS_DATA, or data in the cache folder].",
-            )(command)
-        return command
+        return _with_device(command) if device else command
 
     return add
+
+
+def _with_device(command: Callable) -> Callable:
+    """The command with --device and --data-dir."""
+    command = click.option(
+        "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+    )(command)
+    return click.option(
+        "--data-dir",
+        expose_value=False,
+        callback=_set_data_folder,
+        metavar="DIR",
+        help="Folder of data sets, where missing ones are downloaded to "
+        "[default: HARNESS_DATA, or data in the cache folder].",
+    )(command)
 
 
 def _set_data_folder(ctx: click.Context, param: click.Parameter, value: str | None) -> None:

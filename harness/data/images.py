@@ -13,6 +13,9 @@ from harness.diffusion.conditions import Condition, Conditions
 from harness.errors import UsageError, unknown
 from harness.files import data_folder
 
+UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, EOFError)
+"""What torchvision raises for files that are missing, broken or not downloadable."""
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -102,15 +105,7 @@ def fashion_mnist(seed: int) -> Split:
 
     try:
         return Split(part(True), part(False))
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AssertionError,
-        EOFError,
-    ) as error:
+    except UNREADABLE as error:
         where = folder / "FashionMNIST" / "raw"
         why = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(

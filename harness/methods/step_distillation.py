@@ -68,20 +68,9 @@ class TrajectoryDistillation(Method):
         total_steps: int,
     ):
         assert teacher is not None
-        history_layers, visible = self.history(config)
-        self.config, self.teacher_network = (
-            config,
-            teacher.denoiser.network if task.network_teacher else None,
-        )
-        network = HistoryDiT(
-            num_steps,
-            history_layers,
-            visible,
-            config.heads == "per_step",
-            extra_channels=task.shape[0] if config.noise_channels else 0,
-            scalars=("step_size",) if config.step_counts else (),
-            **task.network_options,
-        )
+        self.config = config
+        self.teacher_network = teacher.denoiser.network if task.network_teacher else None
+        network = self.network(config, task, num_steps)
         if self.teacher_network is not None:
             network.load_teacher(self.teacher_network.state_dict())
         updates = (
@@ -101,14 +90,27 @@ class TrajectoryDistillation(Method):
         self.solver = CachedSteps(self.points)
         self.stage: Stage | None = None
         if config.gan_from is not None:
-            self.stage = Adversary(
-                config, teacher, task, network.head(num_steps - 1).linear, total_steps
-            )
+            head = network.head(num_steps - 1).linear
+            self.stage = Adversary(config, teacher, task, head, total_steps)
         elif config.dmd_from is not None:
             self.stage = MatchingStage(config, teacher, task, total_steps)
         if self.stage is not None:
             self.players[self.stage.name] = self.stage.player
             self.sources = self.sources | {"data"}
+
+    @classmethod
+    def network(cls, config: DistillationConfig, task: Problem, num_steps: int) -> HistoryDiT:
+        """A student's network with new weights."""
+        history_layers, visible = cls.history(config)
+        return HistoryDiT(
+            num_steps,
+            history_layers,
+            visible,
+            config.heads == "per_step",
+            extra_channels=task.shape[0] if config.noise_channels else 0,
+            scalars=("step_size",) if config.step_counts else (),
+            **task.network_options,
+        )
 
     @staticmethod
     def history(config: Any) -> tuple[int, Visible]:

@@ -34,21 +34,7 @@ def curves_figure(
     for curve in others[:: max(1, len(others) // MOST_GREY)]:
         axes.plot(curve.x, curve.y, color="#c9ced8", linewidth=0.8, zorder=1)
     for number, curve in enumerate(named):
-        half = [0.0 if math.isnan(width) else width for width in curve.half_width]
-        style: dict[str, Any] = {
-            "color": f"C{number}",
-            "marker": "o",
-            "markersize": 3,
-            "linewidth": 1.2,
-        }
-        if bars:
-            axes.errorbar(curve.x, curve.y, half, label=curve.label, capsize=2, **style)
-            continue
-        axes.plot(curve.x, curve.y, label=_short(curve.label), **style)
-        low, high = (
-            [y + sign * width for y, width in zip(curve.y, half, strict=True)] for sign in (-1, 1)
-        )
-        axes.fill_between(curve.x, low, high, color=f"C{number}", alpha=0.12, linewidth=0)
+        _draw_curve(axes, curve, f"C{number}", bars)
     if log:
         values = [y for curve in curves for y in curve.y if y > 0]
         _set_log_x(axes, [x for curve in curves for x in curve.x])
@@ -66,6 +52,20 @@ def curves_figure(
             title_fontsize=7,
         )
     return _svg(figure, axes, x_label, y_label)
+
+
+def _draw_curve(axes: Axes, curve: Line, color: str, bars: bool) -> None:
+    """Draws a named curve with its intervals, as bars or as a band."""
+    half = [0.0 if math.isnan(width) else width for width in curve.half_width]
+    style: dict[str, Any] = {"color": color, "marker": "o", "markersize": 3, "linewidth": 1.2}
+    if bars:
+        axes.errorbar(curve.x, curve.y, half, label=curve.label, capsize=2, **style)
+        return
+    axes.plot(curve.x, curve.y, label=_short(curve.label), **style)
+    low, high = (
+        [y + sign * width for y, width in zip(curve.y, half, strict=True)] for sign in (-1, 1)
+    )
+    axes.fill_between(curve.x, low, high, color=color, alpha=0.12, linewidth=0)
 
 
 def pareto_figure(points: Sequence[tuple[str, float, float]], x_label: str, y_label: str) -> str:

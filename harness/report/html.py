@@ -47,18 +47,10 @@ def html_page(records: Sequence[Record], results: Path, claims: Path = CLAIMS) -
     """
     reports = reports_of(records)
     sections = [(f"task-{report.task}", report.task, _task(report, results)) for report in reports]
-    for section in (
-        *agreement_section(reports),
-        *claims_section(records, claims),
-        *_failures(records),
-    ):
-        sections.append(
-            (
-                section.heading.split()[0].lower(),
-                section.heading,
-                _text(section) + _table(section.table, prose=True),
-            )
-        )
+    others = (*agreement_section(reports), *claims_section(records, claims), *_failures(records))
+    for section in others:
+        name, inner = section.heading.split()[0].lower(), _table(section.table, prose=True)
+        sections.append((name, section.heading, _text(section) + inner))
     lead = (
         f"{len(records)} runs. Click a heading to sort; "
         "± is the 95 % interval that each task's notes explain."

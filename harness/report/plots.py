@@ -64,17 +64,8 @@ def task_plots(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[Plo
         name: the headline metric.
     """
     heading = plain_heading(name)
-    lines = passes_lines(rows, equal, name)
     found = [
-        Plot(
-            "passes",
-            f"{heading} by network passes a sample (a guided pass counts twice): "
-            "methods after equal training FLOPs, and the teacher's own solvers.",
-            heading,
-            [Panel("", "network passes a sample", lines)] if lines else [],
-            log=True,
-            bars=True,
-        ),
+        _passes_plot(rows, equal, name),
         Plot(
             "ablations",
             f"{heading} where one number alone changes. Bars are 95 % intervals over seeds.",
@@ -99,6 +90,19 @@ def task_plots(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[Plo
         ),
     ]
     return [plot for plot in found if plot.panels]
+
+
+def _passes_plot(rows: Sequence[Row], equal: Sequence[Row], name: str) -> Plot:
+    heading, lines = plain_heading(name), passes_lines(rows, equal, name)
+    return Plot(
+        "passes",
+        f"{heading} by network passes a sample (a guided pass counts twice): "
+        "methods after equal training FLOPs, and the teacher's own solvers.",
+        heading,
+        [Panel("", "network passes a sample", lines)] if lines else [],
+        log=True,
+        bars=True,
+    )
 
 
 def _panels(lines: dict[int, list[Line]], x_label: str) -> list[Panel]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ from harness.methods import METHODS
 from harness.provenance import code_digest
 from harness.records import Record, published_records, read_record
 from harness.report.labels import label, off_default
-from harness.runs.identity import all_options, settings_of
+from harness.runs.identity import all_options, row_key
 
 HEADLINES = ("fid", "frechet_distance")
 """The metrics that rows are compared by; the first that a task has counts."""
@@ -59,7 +58,7 @@ class Row:
 
 
 def load_records(results: Path) -> list[Record]:
-    """The records of a results folder, or of one task's folder in it.
+    """The records of a results folder, or of one task's folder, at each task's latest version.
 
     Records of `runs/` replace published ones of equal run id. Raises UsageError if there is none.
     """
@@ -67,7 +66,15 @@ def load_records(results: Path) -> list[Record]:
     found = {record.run_id: record for record in [*published_records(results), *runs]}
     if not found:
         raise UsageError(f"there is no record below {results}; `harness run` makes one")
-    return list(found.values())
+    return latest_versions(list(found.values()))
+
+
+def latest_versions(records: Sequence[Record]) -> list[Record]:
+    """The records of each task's latest version: numbers of two versions do not compare."""
+    latest: dict[str, int] = {}
+    for record in records:
+        latest[record.task] = max(record.task_version, latest.get(record.task, 0))
+    return [record for record in records if record.task_version == latest[record.task]]
 
 
 def present_last(records: Iterable[Record]) -> list[Record]:
@@ -95,8 +102,7 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
     groups: dict[str, tuple[dict[str, Any], list[Record]]] = {}
     for record in present_last(records):
         options = all_options(record)
-        key = json.dumps([record.method, options, settings_of(record.config)], sort_keys=True)
-        groups.setdefault(key, (options, []))[1].append(record)
+        groups.setdefault(row_key(record, options), (options, []))[1].append(record)
     rows = []
     for options, group in groups.values():
         by_seed = {record.config["seed"]: record for record in group}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,11 +14,12 @@ from harness.diffusion.denoiser import Guided
 from harness.diffusion.schedules import few_step_levels
 from harness.files import write_aside, write_tensors
 from harness.methods import Method
+from harness.metrics.compute import parameters
 from harness.metrics.exposure import exposure_bias
 from harness.metrics.latency import interleaved_latency
 from harness.metrics.sampling import Sampler, sample_grid
 from harness.networks.passes import count_passes
-from harness.records import Exposure, LatencyEntry, TrainingBill
+from harness.records import Cost, Exposure, LatencyEntry, Milestone, TrainingBill
 from harness.runs.resolve import Resolved
 from harness.solvers import SOLVERS, sample, trace
 from harness.tasks import Task
@@ -115,6 +117,37 @@ def measure_latency(
         warmup=warmup,
         repeats=repeats,
     )
+
+
+def cost_of(
+    method: Method, nfe: float, macs: int, latency: LatencyEntry, bill: TrainingBill | None
+) -> Cost:
+    """What sampling and training cost.
+
+    Args:
+        nfe, macs: network evaluations and multiply-accumulates of one sample.
+    """
+    return Cost(
+        parameters=parameters(method.sampled_network),
+        nfe=nfe,
+        macs_per_sample=macs,
+        latency=latency,
+        training=bill,
+    )
+
+
+def training_curve(trainer: Trainer | None, count: int | None) -> dict[str, Any]:
+    """The fields of a record for the first losses and the milestones.
+
+    Args:
+        count: the number of samples that the quality at a milestone rests on.
+    """
+    first = trainer.curve[0] if trainer else {}
+    milestones = trainer.milestones if trainer else []
+    return {
+        "first_losses": {name: value for name, value in first.items() if name != "step"},
+        "milestones": [Milestone(**point, n=count) for point in milestones],
+    }
 
 
 def flags_of(resolved: Resolved, method: Method, bill: TrainingBill | None) -> list[str]:

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from harness.diffusion.conditions import Condition
 from harness.errors import UsageError
-from harness.files import digest, file_hash
+from harness.files import file_hash
 from harness.metrics.evaluator import Evaluator
 from harness.metrics.sampling import sample_set
 from harness.provenance import capture_environment
 from harness.records import Metric, Record, write_record
 from harness.runs.build import Reference
 from harness.runs.config import RunConfig
+from harness.runs.identity import outside_run_id
 from harness.runs.log import Report, silent
 from harness.runs.resolve import Parent, Resolved, resolve
 from harness.runs.run import Run
@@ -71,15 +72,7 @@ def read_samples(path: Path, task: Task) -> tuple[Tensor, Tensor | None]:
 
     Raises UsageError if the file is broken or its images do not fit the task.
     """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            images, labels = content["arr_0"], content.get("arr_1", None)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-    except BROKEN as error:
-        raise UsageError(
-            f"{path} is not a file of samples; it should be .npz with arr_0, uint8 [n, H, W, C]"
-        ) from error
+    images, labels = _arrays(path)
     channels, height, width = task.shape
     if (
         images.dtype != np.uint8
@@ -103,6 +96,19 @@ def read_samples(path: Path, task: Task) -> tuple[Tensor, Tensor | None]:
         )
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     return pixels, None if labels is None else torch.from_numpy(labels).long()
+
+
+def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """`arr_0` and `arr_1` of a file. Raises UsageError if it cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return content["arr_0"], content.get("arr_1", None)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except BROKEN as error:
+        raise UsageError(
+            f"{path} is not a file of samples; it should be .npz with arr_0, uint8 [n, H, W, C]"
+        ) from error
 
 
 def load_function(path: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -140,9 +146,8 @@ def _record(
         "init_from": None,
         "extra_features": "",
     }
-    key = digest([task.digest, task.hashes, outside.name, content, config])[:10]
     return Record(
-        run_id=f"{outside.name}-{outside.num_steps}-{key}",
+        run_id=outside_run_id(task, outside.name, content, config),
         task=task.spec.name,
         task_version=task.spec.version,
         method=outside.name,
@@ -236,9 +241,8 @@ def evaluate_student(
     run = Run(replace(resolved, parent=parent), results, device, report)
     record = run.execute()
     cost = record.cost.model_copy(update={"training": None}) if record.cost else None
-    return _written(
-        record.model_copy(update={"flags": [*record.flags, *outside.flags], "cost": cost}), results
-    )
+    flags = list(dict.fromkeys([*record.flags, *outside.flags]))
+    return _written(record.model_copy(update={"flags": flags, "cost": cost}), results)
 
 
 def _written(record: Record, results: Path) -> Record:

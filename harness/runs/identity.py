@@ -19,7 +19,11 @@ from harness.provenance import code_digest
 from harness.records import Record
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.runs.config import RunConfig
     from harness.runs.resolve import Resolved
+    from harness.tasks import Task
 
 EVALUATION = ("noise_sets", "extra_features")
 """Fields of a run's identity that decide how the student is evaluated, not how it is made."""
@@ -88,7 +92,7 @@ def samples_key(resolved: Resolved, noise_set: int, device: torch.device) -> dic
         **whole,
         "set": noise_set,
         "device": device.type,
-        "code": code_digest("methods", "metrics"),
+        "code": code_digest(),
     }
 
 
@@ -114,9 +118,14 @@ def key_of_record(record: Record) -> str:
     )
 
 
-def row_key(record: Record) -> str:
-    """The key of a record's row in a table: task, method and settings without the seed."""
-    return digest([record.task, record.method, all_options(record), settings_of(record.config)])
+def row_key(record: Record, options: dict[str, Any] | None = None) -> str:
+    """The key of a record's row in a table: task, method and settings without the seed.
+
+    Args:
+        options: what `all_options` gives for the record, if it is known.
+    """
+    options = all_options(record) if options is None else options
+    return digest([record.task, record.method, options, settings_of(record.config)])
 
 
 def setting_name(record: Record) -> str:
@@ -126,6 +135,29 @@ def setting_name(record: Record) -> str:
     """
     setting = digest([record.method, all_options(record), settings_of(record.config)])[:8]
     return f"{record.method}-{record.config['num_steps']}-{setting}"
+
+
+def outside_run_id(task: Task, name: str, content: str, config: dict[str, Any]) -> str:
+    """The name of a record of work from elsewhere.
+
+    Args:
+        content: what was evaluated: the SHA-256 of a file, or the path of a function.
+    """
+    key = digest([task.digest, task.hashes, name, content, config])[:10]
+    return f"{name}-{config['num_steps']}-{key}"
+
+
+def shipped_network_key(task: Task, name: str, training: dict[str, Any]) -> str:
+    """What a checkpoint of a shipped network's training belongs to."""
+    parts = {"data", "network", "schedule", "prediction_type"}
+    return digest([name, task.spec.model_dump(mode="json", include=parts), training, code_digest()])
+
+
+def study_name(configs: Sequence[RunConfig], search: dict[str, Any]) -> str:
+    """The name of a search's study: a hash of all that its trials have in common."""
+    first, seeds = configs[0], [config.seed for config in configs]
+    key = digest([first.model_dump_json(exclude={"seed"}), seeds, search])[:10]
+    return f"{first.method}-{first.num_steps}-{key}"
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:

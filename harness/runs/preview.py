@@ -54,7 +54,7 @@ def preview(
     Args:
         reuse: whether a record that other code made counts as finished.
     """
-    task, steps = resolved.task, resolved.settings.total_steps
+    task = resolved.task
     beside = replace(
         reference_of(task), noise_sets=resolved.noise_sets, extra_features=resolved.extra_features
     )
@@ -69,35 +69,9 @@ def preview(
     )
     cached = {"reference record": Run(beside, results, device).finished_record(reuse) is not None}
     seconds: dict[str, float] = {}
-    n = task.spec.evaluation.samples
     if not finished:
-        samples_of = {"reference samples": n * resolved.noise_sets}
-        cached["reference samples"] = all(
-            reference.has_samples(k) for k in range(resolved.noise_sets)
-        )
-        if steps and "trajectory" in METHODS[resolved.method].sources:
-            samples_of["trajectories"] = task.recipe.count
-            cached["trajectories"] = (store_folder(task.recipe) / "manifest.json").exists()
-        if missing := {part: count for part, count in samples_of.items() if not cached[part]}:
-            one = timed(reference.sampler, task, device)
-            seconds |= {part: one * count for part, count in missing.items()}
-        one = timed(sampler, task, device)
-        if steps and (sibling := run.sibling()):
-            cached[f"student of {sibling.run_id}"] = True
-        elif steps:
-            trainer = rehearsal(
-                resolved.method,
-                resolved.config,
-                task,
-                resolved.num_steps,
-                resolved.settings,
-                device,
-            )
-            seconds["training"] = seconds_a_step(trainer) * steps
-            seconds["milestones"] = (
-                len(MILESTONES) * one * (task.spec.evaluation.milestone_samples or n)
-            )
-        seconds["samples"] = one * n * resolved.noise_sets
+        known, seconds = _parts(run, reference, sampler)
+        cached |= known
     return Preview(
         resolved.run_id,
         state,
@@ -109,6 +83,49 @@ def preview(
         cached,
         seconds,
     )
+
+
+def _parts(
+    run: Run, reference: Reference, sampler: Sampler
+) -> tuple[dict[str, bool], dict[str, float]]:
+    """Of an unfinished run: whether shared parts exist, and the seconds of each missing part."""
+    resolved, task, device = run.resolved, run.resolved.task, run.device
+    steps, n = resolved.settings.total_steps, task.spec.evaluation.samples
+    samples_of = {"reference samples": n * resolved.noise_sets}
+    cached = {
+        "reference samples": all(reference.has_samples(k) for k in range(resolved.noise_sets))
+    }
+    seconds: dict[str, float] = {}
+    if steps and "trajectory" in METHODS[resolved.method].sources:
+        samples_of["trajectories"] = task.recipe.count
+        cached["trajectories"] = (store_folder(task.recipe) / "manifest.json").exists()
+    if missing := {part: count for part, count in samples_of.items() if not cached[part]}:
+        one = timed(reference.sampler, task, device)
+        seconds |= {part: one * count for part, count in missing.items()}
+    one = timed(sampler, task, device)
+    if steps and (sibling := run.sibling()):
+        cached[f"student of {sibling.run_id}"] = True
+    elif steps:
+        seconds |= _training_seconds(resolved, one, device)
+    seconds["samples"] = one * n * resolved.noise_sets
+    return cached, seconds
+
+
+def _training_seconds(resolved: Resolved, one: float, device: torch.device) -> dict[str, float]:
+    """The seconds of training and of its milestones.
+
+    Args:
+        one: the seconds of one sample.
+    """
+    task, settings = resolved.task, resolved.settings
+    trainer = rehearsal(
+        resolved.method, resolved.config, task, resolved.num_steps, settings, device
+    )
+    count = task.spec.evaluation.milestone_samples or task.spec.evaluation.samples
+    return {
+        "training": seconds_a_step(trainer) * settings.total_steps,
+        "milestones": len(MILESTONES) * one * count,
+    }
 
 
 def estimate(missing: Sequence[Resolved], results: Path, device: torch.device) -> dict[str, float]:

@@ -105,32 +105,29 @@ def resolve(
     Raises:
         UsageError: for unknown names and for values that do not fit, in one sentence.
     """
-    task, cls = task or load_task(config.task), METHODS[config.method]
-    options = options_on(task, config)
-    cls.check(options, task, config.num_steps)
-    method, options = cls.canonical(options, config.num_steps)
+    task, num_steps = task or load_task(config.task), config.num_steps
+    cls, options = METHODS[config.method], options_on(task, config)
+    cls.check(options, task, num_steps)
+    method, options = cls.canonical(options, num_steps)
     features = extra_features(config)
     noise_sets = evaluated_noise_sets(config.budget, config.noise_sets, task)
     if not cls.sources:
         _check_training_free(config, task)
-        return Resolved(
-            task, method, options, UNTRAINED, config.num_steps, noise_sets, None, features
-        )
+        return Resolved(task, method, options, UNTRAINED, num_steps, noise_sets, None, features)
     settings = train_settings(config, options, task)
 
     def rehearse(total_steps: int) -> Trainer:
         """A trainer of seed 0: a seed's share in a step's FLOPs must not change the budget."""
         trained = replace(settings, total_steps=total_steps, seed=0)
-        return rehearsal(method, options, task, config.num_steps, trained, device)
+        return rehearsal(method, options, task, num_steps, trained, device)
 
     total_steps = training_steps(config.budget, task, settings.batch_size, rehearse)
-    parent = (
-        find_parent(config.init_from, results, task, METHODS[method].output(options, task))
-        if config.init_from
-        else None
-    )
+    parent = None
+    if config.init_from:
+        output = METHODS[method].output(options, task)
+        parent = find_parent(config.init_from, results, task, output)
     settings = replace(settings, total_steps=total_steps)
-    return Resolved(task, method, options, settings, config.num_steps, noise_sets, parent, features)
+    return Resolved(task, method, options, settings, num_steps, noise_sets, parent, features)
 
 
 def options_on(task: Task, config: RunConfig) -> MethodConfig:
@@ -170,16 +167,8 @@ def train_settings(config: RunConfig, options: MethodConfig, task: Task) -> Trai
             f"micro_batch_size is {micro}, "
             f"but these options of {config.method} need the whole batch at once: leave it out"
         )
-    if options.reads_activations and config.compile:
-        raise UsageError(
-            f"compile is given, but these options of {config.method} "
-            "look inside the network that is trained: leave it out"
-        )
-    if config.compile and config.budget.startswith("seconds="):
-        raise UsageError(
-            f"budget is {config.budget!r}, but seconds are measured without compile: "
-            "give another budget, or leave compile out"
-        )
+    if config.compile:
+        _check_compile(config, options)
     return TrainSettings(
         total_steps=0,
         batch_size=size,
@@ -190,6 +179,20 @@ def train_settings(config: RunConfig, options: MethodConfig, task: Task) -> Trai
         sample_group=options.sample_group,
         counted_samples=options.counted_samples,
     )
+
+
+def _check_compile(config: RunConfig, options: MethodConfig) -> None:
+    """Raises UsageError for settings that compiled training cannot have."""
+    if options.reads_activations:
+        raise UsageError(
+            f"compile is given, but these options of {config.method} "
+            "look inside the network that is trained: leave it out"
+        )
+    if config.budget.startswith("seconds="):
+        raise UsageError(
+            f"budget is {config.budget!r}, but seconds are measured without compile: "
+            "give another budget, or leave compile out"
+        )
 
 
 def _check_training_free(config: RunConfig, task: Task) -> None:

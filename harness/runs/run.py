@@ -16,25 +16,19 @@ from harness.diffusion.denoiser import Guided
 from harness.errors import HarnessError, RunFailed
 from harness.files import read_tensors
 from harness.methods import Method
-from harness.metrics.compute import parameters
 from harness.metrics.evaluator import Evaluator
 from harness.metrics.extractors import EXTRACTORS
 from harness.metrics.sampling import Sampler, sample_set, sampling_cost
 from harness.provenance import capture_environment
-from harness.records import (
-    Cost,
-    Environment,
-    Milestone,
-    Record,
-    TrainingBill,
-    write_record,
-)
+from harness.records import Environment, Record, TrainingBill, write_record
 from harness.runs.build import Reference, build, sampler_of, samples_of
 from harness.runs.evaluation import (
+    cost_of,
     flags_of,
     measure_exposure,
     measure_latency,
     training_bill,
+    training_curve,
     write_results,
 )
 from harness.runs.finished import finished_record, run_folder, sibling_of
@@ -214,9 +208,8 @@ class Run:
         r, task, sampler = self.resolved, self.resolved.task, sampler_of(method)
         measuring = self.report("metrics")
         deterministic = not method.solver.stochastic or r.num_steps == 1
-        metrics = evaluator.evaluate(
-            samples, sampler_of(method, grad=True) if deterministic else None
-        )
+        exact = sampler_of(method, grad=True) if deterministic else None
+        metrics = evaluator.evaluate(samples, exact)
         count = task.spec.evaluation.milestone_samples
         if trainer:
             trainer.note_quality(evaluator.quality(samples[0][:count]))
@@ -227,27 +220,16 @@ class Run:
         latency = measure_latency(task, sampler, reference.sampler, self.device)
         measuring(1, 1)
         write_results(self.folder, method, samples[0], reference.samples(0), r.run_id)
-        curve = trainer.curve[0] if trainer else {}
+        times = task.schedule.network_time(method.levels[:-1])
         return {
-            "levels": [
-                round(float(time), 4) for time in task.schedule.network_time(method.levels[:-1])
-            ],
+            "levels": [round(float(time), 4) for time in times],
             "metrics": metrics,
             "exposure": measure_exposure(r, method, teacher, self.device),
-            "cost": Cost(
-                parameters=parameters(method.sampled_network),
-                nfe=nfe,
-                macs_per_sample=macs,
-                latency=latency,
-                training=bill,
-            ),
+            "cost": cost_of(method, nfe, macs, latency, bill),
             "flags": flags_of(r, method, bill),
             "target": method.target,
             "init": method.init if task.network_teacher else "random",
-            "first_losses": {name: value for name, value in curve.items() if name != "step"},
-            "milestones": [Milestone(**point, n=count) for point in trainer.milestones]
-            if trainer
-            else [],
+            **training_curve(trainer, count),
         }
 
     def _record(self, **more: Any) -> Record:

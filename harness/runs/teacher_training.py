@@ -14,15 +14,15 @@ from torch import nn
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.diffusion.schedules import few_step_levels
 from harness.errors import CheckFailed, UsageError
-from harness.files import digest, file_hash, write_tensors, write_text
+from harness.files import file_hash, write_tensors, write_text
 from harness.methods import METHODS, Method
 from harness.methods.parts.classification import Classification
 from harness.metrics.evaluator import Evaluator
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid, label_agreement
 from harness.metrics.sampling import sample_set
-from harness.provenance import code_digest
 from harness.runs.build import Reference
+from harness.runs.identity import shipped_network_key
 from harness.runs.log import Report, silent
 from harness.solvers import SOLVERS, trace
 from harness.solvers.search import LevelSearch, search_levels
@@ -107,10 +107,7 @@ def _train(
         precision=training.precision,
         compile=training.compile,
     )
-    spec = task.spec.model_dump(
-        mode="json", include={"data", "network", "schedule", "prediction_type"}
-    )
-    identity = digest([name, spec, training.model_dump(mode="json"), code_digest()])
+    identity = shipped_network_key(task, name, training.model_dump(mode="json"))
     Trainer(method, {"data": task.split.train}, settings, folder, device, identity=identity).train(
         progress=report(name)
     )

@@ -66,25 +66,16 @@ class DPMSolver2M(Solver):
             return x_s, x_0, now
         older = state.before
         if older is None or not bool(torch.isfinite(older.h)):
-            return (
-                x_s
-                - expand_to(alpha_s * torch.expm1(-h) * h / state.h / 2, x_t) * (x_0 - state.x_0),
-                x_0,
-                now,
-            )
+            weight = expand_to(alpha_s * torch.expm1(-h) * h / state.h / 2, x_t)
+            return x_s - weight * (x_0 - state.x_0), x_0, now
         r, r_older = state.h / h, older.h / h
-        near, far = (
-            (x_0 - state.x_0) / expand_to(r, x_0),
-            (state.x_0 - older.x_0) / expand_to(r_older, x_0),
-        )
+        near = (x_0 - state.x_0) / expand_to(r, x_0)
+        far = (state.x_0 - older.x_0) / expand_to(r_older, x_0)
         first = near + expand_to(r / (r + r_older), x_0) * (near - far)
         second = (near - far) / expand_to(r + r_older, x_0)
         x_s = x_s + expand_to(alpha_s * (torch.expm1(-h) / h + 1), x_t) * first
-        return (
-            x_s - expand_to(alpha_s * (2 * (torch.expm1(-h) + h) / h**2 - 1), x_t) * second,
-            x_0,
-            now,
-        )
+        weight = expand_to(alpha_s * (2 * (torch.expm1(-h) + h) / h**2 - 1), x_t)
+        return x_s - weight * second, x_0, now
 
 
 @SOLVERS.register("dpm-solver++3m")

@@ -89,12 +89,8 @@ def unipc_step(
         return base - scale * 0.5 * slope
     phi = torch.expm1(-h) / -h - 1
     b = torch.stack([phi / torch.expm1(-h), 2 * (phi / -h - 0.5) / torch.expm1(-h)])
-    weights = torch.linalg.solve(
-        torch.stack(
-            [torch.ones(2, dtype=b.dtype, device=b.device), torch.stack([r, torch.ones_like(r)])]
-        ),
-        b,
-    )
+    rows = torch.stack([torch.ones_like(b), torch.stack([r, torch.ones_like(r)])])
+    weights = torch.linalg.solve(rows, b)
     return base - scale * (
         expand_to(weights[0], x) * slope + expand_to(weights[1], x) * (after - x_0)
     )

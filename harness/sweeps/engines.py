@@ -10,30 +10,20 @@ from __future__ import annotations
 import itertools
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from harness.errors import Interrupted, NotComparable, RunFailed, UsageError
+from harness.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
-
-TRIES = 3
-"""How often a run is started whose process dies."""
-REFUSED = (UsageError.exit_code, NotComparable.exit_code)
-ANSWERS = (0, RunFailed.exit_code, *REFUSED)
-"""Exit codes of a child that came to an end of its own; any other means that it died."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -130,7 +120,7 @@ class Slurm(Engine):
         given = {"cluster": "slurm", "timeout_min": 24 * 60, **parameters}
         self.errors = (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError)
         self.jobs: set[Any] = set()
-        self.submitting = threading.Lock()
+        self.submitting, self.stopped = threading.Lock(), False
         try:
             self.executor = submitit.AutoExecutor(folder=folder, cluster=given.pop("cluster"))
             self.executor.update_parameters(**given)
@@ -140,6 +130,8 @@ class Slurm(Engine):
     def run(self, job: Job) -> int:
         try:
             with self.submitting:
+                if self.stopped:
+                    raise Died("the driver stops")
                 submitted = self.executor.submit(run_child, job)
                 self.jobs.add(submitted)
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
@@ -152,8 +144,10 @@ class Slurm(Engine):
             self.jobs.discard(submitted)
 
     def stop(self) -> None:
-        for job in list(self.jobs):
-            job.cancel(check=False)
+        with self.submitting:
+            self.stopped = True
+            for job in list(self.jobs):
+                job.cancel(check=False)
 
 
 class Ray(Engine):
@@ -177,11 +171,15 @@ class Ray(Engine):
                 "no Ray cluster answers: start one by `ray start --head`, or name it in RAY_ADDRESS"
             ) from error
         self.ray, self.tasks = ray, set[Any]()
+        self.submitting, self.stopped = threading.Lock(), False
         self.function = ray.remote(run_child).options(**{"max_retries": 0, **options})
 
     def run(self, job: Job) -> int:
-        task = self.function.remote(job)
-        self.tasks.add(task)
+        with self.submitting:
+            if self.stopped:
+                raise Died("the driver stops")
+            task = self.function.remote(job)
+            self.tasks.add(task)
         try:
             return self.ray.get(task)
         except self.ray.exceptions.RayError as error:
@@ -190,8 +188,10 @@ class Ray(Engine):
             self.tasks.discard(task)
 
     def stop(self) -> None:
-        for task in list(self.tasks):
-            self.ray.cancel(task)  # with force, Ray would kill the child before its checkpoint
+        with self.submitting:
+            self.stopped = True
+            for task in list(self.tasks):
+                self.ray.cancel(task)  # with force, Ray would kill it before its checkpoint
 
 
 def shares_of(device: torch.device, workers: int) -> list[dict[str, str]]:
@@ -214,81 +214,3 @@ def shares_of(device: torch.device, workers: int) -> list[dict[str, str]]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-class Driver(Generic[T]):
-    """Keeps up to K jobs in flight. Use it as a context manager.
-
-    When its block is left by an error, SIGINT or SIGTERM, all jobs are stopped and waited for.
-
-    Args:
-        workers: K.
-    """
-
-    def __init__(self, engine: Engine, workers: int):
-        self.engine, self.workers, self.stopped = engine, workers, False
-        self.flying: dict[Future[str], T] = {}
-
-    def __enter__(self) -> Driver[T]:
-        self.pool = ThreadPoolExecutor(self.workers)
-        self.handler = signal.signal(signal.SIGTERM, self._terminate)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if error is not None:
-                self.stopped = True
-                self.engine.stop()
-            self.pool.shutdown(cancel_futures=True)
-        finally:
-            signal.signal(signal.SIGTERM, self.handler)
-
-    @staticmethod
-    def _terminate(number: int, frame: FrameType | None) -> None:
-        raise Interrupted("stopped by SIGTERM; the same command goes on")
-
-    @property
-    def full(self) -> bool:
-        """Whether as many jobs are in flight as may be."""
-        return len(self.flying) >= self.workers
-
-    def start(self, item: T, job: Job) -> None:
-        """Starts a job; `next` returns its item when it ends."""
-        self.flying[self.pool.submit(self._settle, job)] = item
-
-    def next(self) -> tuple[T, str]:
-        """Waits for a job to end.
-
-        Returns:
-            Its item, and why it died, or "" if it left a record.
-
-        Raises UsageError if the job refused its run.
-        """
-        ended, _ = wait(self.flying, return_when=FIRST_COMPLETED)
-        future = next(future for future in self.flying if future in ended)
-        return self.flying.pop(future), future.result()
-
-    def _settle(self, job: Job) -> str:
-        """Runs a job, again if it dies. Returns why it died the last time, or ""."""
-        reason = ""
-        for _ in range(TRIES):
-            try:
-                code = self.engine.run(job)
-            except Died as died:
-                reason = str(died)
-            else:
-                if code in REFUSED:
-                    raise UsageError(
-                        "a run was refused; its message is above, or in the logs of its job"
-                    )
-                if code in ANSWERS:
-                    return ""
-                reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            if self.stopped:
-                break
-        return f"its process died {TRIES} times, at last by {reason}"

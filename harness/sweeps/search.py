@@ -27,12 +27,13 @@ from harness.errors import UsageError
 from harness.provenance import capture_environment
 from harness.records import Record
 from harness.runs.config import RunConfig
+from harness.runs.finished import run_folder
 from harness.runs.locks import held
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.run import Run
 from harness.sweeps.child import MILESTONES_FILE, PRUNED, Pruning, job_of, milestones
 from harness.sweeps.database import ANSWERED, open_study
-from harness.sweeps.engines import Driver
+from harness.sweeps.driver import Driver
 from harness.sweeps.study import StudyPlan, objective
 from harness.sweeps.sweep import record_of
 
@@ -96,7 +97,7 @@ class Searcher:
             while missing > 0 or self.driver.flying:
                 if missing > 0 and not self.driver.full:
                     missing -= 1
-                    self._begin(self._ask())
+                    self._begin(self._ask(), anew=True)
                 else:
                     self._land(*self.driver.next())
             return self.study
@@ -137,8 +138,6 @@ class Searcher:
         with warnings.catch_warnings(action="ignore"):  # Optuna calls constant_liar experimental
             trial = self.study.ask(self.plan.spec.distributions())
         trial.set_user_attr("code", self.code)
-        if self.plan.spec.prune:
-            self._milestones_file(self._runs_of(trial.params)[0][1]).unlink(missing_ok=True)
         return self._trials()[trial.number]
 
     def _runs_of(self, params: dict[str, Any]) -> list[tuple[RunConfig, Resolved]]:
@@ -148,12 +147,15 @@ class Searcher:
         ]
 
     def _milestones_file(self, resolved: Resolved) -> Path:
-        return Run(resolved, self.results, self.device).folder / MILESTONES_FILE
+        return run_folder(resolved, self.results) / MILESTONES_FILE
 
-    def _begin(self, frozen: FrozenTrial) -> None:
+    def _begin(self, frozen: FrozenTrial, anew: bool = False) -> None:
+        """Starts a trial; one that is made anew forgets the milestones of equal runs."""
         trial = Trial(frozen.number, frozen.params, f"{self.plan.name} trial {frozen.number}")
         try:
             trial.waiting = self._runs_of(frozen.params)
+            if anew and self.plan.spec.prune:
+                self._milestones_file(trial.waiting[0][1]).unlink(missing_ok=True)
         except UsageError as error:  # values that fit alone, but not together
             self._tell_failure(trial, str(error))
             return
@@ -197,9 +199,14 @@ class Searcher:
     def _tell(self, trial: Trial) -> None:
         """Tells the means over a trial's runs."""
         objectives, records = self.plan.spec.objectives, trial.records
-        values = [
-            sum(objective(record, name) for record in records) / len(records) for name in objectives
-        ]
+        try:
+            values = [
+                sum(objective(record, name) for record in records) / len(records)
+                for name in objectives
+            ]
+        except UsageError as error:  # the metric does not exist for these samples
+            self._tell_failure(trial, str(error))
+            return
         if not np.isfinite(values).all():
             self._tell_failure(trial, f"{', '.join(objectives)}: {values}: not finite")
             return
@@ -210,6 +217,7 @@ class Searcher:
             curve = {
                 round(1000 * point.step / steps): point.quality[name]
                 for point in records[0].milestones
+                if name in point.quality
             }
             self._report(trial, curve)
         self.study.tell(trial.number, values)

@@ -29,11 +29,11 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import UsageError, unknown
-from harness.files import digest
 from harness.methods import METHODS
 from harness.metrics.evaluator import metrics_of, milestone_metrics
 from harness.records import Record
 from harness.runs.config import RunConfig, explain, parse_config
+from harness.runs.identity import study_name
 from harness.runs.resolve import resolve
 from harness.sweeps.sweep import expand
 
@@ -160,11 +160,9 @@ def study_plans(
         groups: dict[str, list[RunConfig]] = {}
         for config in expand({**rest, "cells": [own]}, where):
             groups.setdefault(config.model_dump_json(exclude={"seed"}), []).append(config)
-        for common, configs in groups.items():
-            key = digest([common, spec.model_dump(mode="json", exclude={"trials"})])[:10]
-            plan = StudyPlan(
-                f"{configs[0].method}-{configs[0].num_steps}-{key}", tuple(configs), spec
-            )
+        for configs in groups.values():
+            name = study_name(configs, spec.model_dump(mode="json", exclude={"trials"}))
+            plan = StudyPlan(name, tuple(configs), spec)
             _check(plan, where, results, device)
             plans.append(plan)
     return plans

@@ -8,6 +8,7 @@ method stand under `options`, in an axis as `options.NAME`.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,12 +23,15 @@ from harness.provenance import capture_environment
 from harness.records import Record, published_records, read_record
 from harness.runs.config import RunConfig, explain, parse_config
 from harness.runs.identity import key_of_record
-from harness.runs.locks import is_held
+from harness.runs.locks import held, is_held
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.run import Run
 from harness.sweeps.child import job_of
-from harness.sweeps.engines import Driver
+from harness.sweeps.driver import Driver
 from harness.tasks import load_task
+
+VISIBLE_WITHIN = 60.0
+"""Seconds in which a record that another machine wrote becomes visible."""
 
 
 class SweepCell(BaseModel):
@@ -154,49 +158,44 @@ def run_sweep(
     reuse: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Record]:
-    """Makes the runs that are missing, as many at once as the driver takes.
+    """Makes the runs that are missing, and returns the records of all cells, in their order.
 
-    A run that another process makes comes last, and is then waited for. A run that fails is a
-    record too, and the sweep goes on.
+    As many runs are made at once as the driver takes. A run that another process makes comes last,
+    and is then waited for. A run that fails is a record too, and the sweep goes on.
 
     Args:
         reuse: take finished records that other code made.
         say: prints a line.
 
-    Returns:
-        The records of all cells, in their order.
-
     Raises UsageError for what only shows inside a run, such as weights that do not fit.
     """
     records = {cell.resolved.run_id: cell.record for cell in cells if cell.record is not None}
-    names = {
-        cell.resolved.run_id: f"{number}/{len(cells)} {cell.resolved.run_id}"
-        for number, cell in enumerate(cells, 1)
-    }
+    names = _names(cells)
     waiting = [cell for cell in cells if cell.record is None]
     with driver:
         while waiting or driver.flying:
-            if (
-                waiting
-                and not driver.full
-                and (cell := _next_free(waiting, driver, results, device)) is not None
-            ):
+            if (cell := _next_free(waiting, driver, results, device)) is not None:
                 waiting.remove(cell)
                 name = names[cell.resolved.run_id]
                 say(f"{name} seed {cell.resolved.settings.seed}: starts")
                 shown = name if driver.workers > 1 else ""
-                driver.start(
-                    cell, job_of(cell.config, cell.resolved, results, device, reuse, shown)
-                )
+                job = job_of(cell.config, cell.resolved, results, device, reuse, shown)
+                driver.start(cell, job)
                 continue
             cell, died = driver.next()
             record = record_of(Run(cell.resolved, results, device), died)
             records[cell.resolved.run_id] = record
-            say(
-                f"{names[cell.resolved.run_id]}: {record.status}"
-                f"{f': {record.reason}' if record.reason else ''}"
-            )
+            reason = f": {record.reason}" if record.reason else ""
+            say(f"{names[cell.resolved.run_id]}: {record.status}{reason}")
     return [records[cell.resolved.run_id] for cell in cells]
+
+
+def _names(cells: Sequence[Cell]) -> dict[str, str]:
+    """The runs' names in messages, by run_id: with their places in the sweep."""
+    return {
+        cell.resolved.run_id: f"{number}/{len(cells)} {cell.resolved.run_id}"
+        for number, cell in enumerate(cells, 1)
+    }
 
 
 def _next_free(
@@ -205,8 +204,10 @@ def _next_free(
     """The first cell whose run and student nothing in flight and no other process works on.
 
     Without one: None while something is in flight, then the first cell, whose job waits for the
-    other process.
+    other process. None too if no cell is waiting or the driver takes no more.
     """
+    if not waiting or driver.full:
+        return None
     runs = {
         cell.resolved.run_id: Run(cell.resolved, results, device)
         for cell in [*waiting, *driver.flying.values()]
@@ -221,5 +222,14 @@ def _next_free(
 
 
 def record_of(run: Run, died: str) -> Record:
-    """The record that a run's job left, or one that says why its process died."""
-    return run.record_failure(died) if died else read_record(run.folder / "record.json")
+    """The record that a run's job left, or one that says why its process died.
+
+    On a shared file system the record of another machine may become visible after a while.
+    """
+    if died:
+        with held(run.results, *run.locks, wait=True):
+            return run.finished_record() or run.record_failure(died)
+    path, waited_until = run.folder / "record.json", time.monotonic() + VISIBLE_WITHIN
+    while not path.exists() and time.monotonic() < waited_until:
+        time.sleep(0.5)
+    return read_record(path)

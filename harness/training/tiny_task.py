@@ -26,11 +26,10 @@ NETWORK: dict[str, Any] = {
 """Constructor arguments of the teacher."""
 
 
-def tiny_spec(folder: Path) -> dict[str, Any]:
-    """Writes random weights to `folder` and returns the spec of a small task that uses them."""
-    network = dict(NETWORK)
+def _random_weights(folder: Path) -> dict[str, Any]:
+    """Writes the random weights to `folder` and returns their entries in the spec."""
     with keyed_initialisation(0, "tiny"):
-        teacher, features = DiT(**network), Classifier((1, 8, 8), 10)
+        teacher, features = DiT(**NETWORK), Classifier((1, 8, 8), 10)
         # A fresh DiT outputs zeros, so its last layers get random weights.
         for name, parameter in teacher.named_parameters():
             if "adaLN" in name or "final_layer" in name:
@@ -42,7 +41,7 @@ def tiny_spec(folder: Path) -> dict[str, Any]:
             yaml.safe_dump({"quality": {"held_out_accuracy": 0.5}})
         )
     training = {"steps": 4, "batch_size": 8, "seed": 0}
-    weights = {
+    return {
         name: {
             "file": f"{folder}/{name}.safetensors",
             "sha256": file_hash(folder / f"{name}.safetensors"),
@@ -50,17 +49,21 @@ def tiny_spec(folder: Path) -> dict[str, Any]:
         }
         for name in files
     }
+
+
+def tiny_spec(folder: Path) -> dict[str, Any]:
+    """Writes random weights to `folder` and returns the spec of a small task that uses them."""
     return {
         "name": "tiny",
         "version": 1,
         "summary": "a task for tests",
         "data": {"set": "digits", "split_seed": 0, "shape": [1, 8, 8], "num_classes": 10},
-        "network": network,
+        "network": dict(NETWORK),
         "schedule": "vp",
         "prediction_type": "eps",
         "guidance": {"scale": 1.25},
         "guidance_scan": [1.0, 1.25],
-        **weights,
+        **_random_weights(folder),
         "trajectories": {"solver": "ddim", "steps": 4, "count": 12, "seed": 0},
         "evaluation": {
             "samples": 40,

@@ -118,10 +118,11 @@ class Trainer:
                     self._save(caught)
                     saved = now
                 if caught:
-                    raise Interrupted(
-                        f"stopped by signal {caught[0]} at step {self.step}; "
-                        "the same command resumes it"
-                    )
+                    raise Interrupted(f"{self._stopped(caught)}; the same command resumes it")
+
+    def _stopped(self, caught: Sequence[int]) -> str:
+        """Which signal stopped the run, and where."""
+        return f"stopped by signal {caught[0]} at step {self.step}"
 
     def _milestone_steps(self) -> set[int]:
         total = self.settings.total_steps
@@ -261,9 +262,7 @@ class Trainer:
         except HarnessError as error:
             if not caught:
                 raise
-            raise Interrupted(
-                f"stopped by signal {caught[0]} at step {self.step}, not saved: {error}"
-            ) from error
+            raise Interrupted(f"{self._stopped(caught)}, not saved: {error}") from error
 
     def _resume(self) -> None:
         """Loads the last checkpoint of this run, if there is one."""

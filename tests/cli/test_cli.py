@@ -53,7 +53,7 @@ def test_help_shows_the_options_of_the_named_method(tiny: Task, harness: Harness
     ard = harness("run", "--method", "ard", "--help")
     assert ard.code == 0
     assert "--history-layers" in ard.out
-    assert "the paper's N" in " ".join(ard.out.split())
+    assert "(paper: N)" in " ".join(ard.out.split())
     assert "--num-steps" in ard.out
     teacher = harness("run", "--method", "teacher", "--help")
     assert "--history-layers" not in teacher.out

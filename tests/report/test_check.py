@@ -265,11 +265,15 @@ def test_committed_records_match_the_committed_baseline() -> None:
     ids=lambda path: path.name,
 )
 def test_a_baselines_configs_make_the_same_runs(folder: Path) -> None:
-    """One record of each row, with untrained students and samplers without training."""
-    task, rows = (
-        load_task(folder.name),
-        {row_key(found): found for found in published_records(folder)},
-    )
+    """One record of each row, with untrained students and samplers without training.
+
+    Records of an older version of the task cannot be made again.
+    """
+    task = load_task(folder.name)
+    present = [
+        found for found in published_records(folder) if found.task_version == task.spec.version
+    ]
+    rows = {row_key(found): found for found in present}
     for found in rows.values():
         baseline = baseline_of([found], "made here")
         assert next(iter(baseline.runs.values())).config

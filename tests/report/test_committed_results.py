@@ -39,10 +39,11 @@ def words(page: Path) -> list[str]:
 
 
 def alike(one: str | None, other: str | None) -> bool:
-    """Equal, or two numbers that differ by rounding: libraries and machines may."""
+    """Equal, or two numbers that differ by two units of the last digit that the page prints."""
     try:
+        unit = 10.0 ** -len((one or "").partition(".")[2].partition("e")[0])
         return one == other or math.isclose(
-            float(one or ""), float(other or ""), rel_tol=0.02, abs_tol=0.02
+            float(one or ""), float(other or ""), abs_tol=2.1 * unit
         )
     except ValueError:
         return False

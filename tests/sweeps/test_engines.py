@@ -92,7 +92,8 @@ class Sweep:
             "cpu",
         ]
         words += ["--plugin", str(self.folder / "pausing.py"), *more]
-        self.started.append(subprocess.Popen([*inside, *words], env=env))
+        one_thread = {**(env or os.environ), "OMP_NUM_THREADS": "1"}  # as many as a quiet run
+        self.started.append(subprocess.Popen([*inside, *words], env=one_thread))
         return self.started[-1]
 
     def waiting(self, count: int = 1) -> list[Path]:

@@ -26,7 +26,7 @@ from harness.records import read_record, write_record
 from harness.runs.locks import held
 from harness.runs.run import Run
 from harness.sweeps.database import known_study, lines_of, open_study
-from harness.sweeps.engines import TRIES
+from harness.sweeps.driver import TRIES
 from harness.sweeps.search import UNSEEN, Searcher, bad_value
 from harness.sweeps.study import StudyPlan, objective, study_plans
 from harness.tasks import Task

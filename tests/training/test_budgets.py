@@ -97,7 +97,7 @@ def test_equal_budgets_in_three_units_are_one_run(tiny: Task) -> None:
 
 
 def test_seconds_are_measured_steps(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.runs.config.seconds_a_step", lambda trainer: 0.25)
+    monkeypatch.setattr("harness.runs.budgets.seconds_a_step", lambda trainer: 0.25)
     assert resolved("seconds=10").settings.total_steps == 40
     assert resolved("seconds=10").run_id == resolved("steps=40").run_id
 

@@ -191,7 +191,8 @@ class DenoisingStudent(Method):
         From the teacher's weights it has the teacher's prediction type. From random weights it
         predicts v, whose x_0 is well-conditioned at every level.
         """
-        return Denoiser(network, self.task.schedule, self.output(self.config, self.task))  # type: ignore[arg-type]
+        output = self.output(self.config, self.task)
+        return Denoiser(network, self.task.schedule, output)  # type: ignore[arg-type]
 
     @classmethod
     def output(cls, config: Any, task: Problem) -> str:
