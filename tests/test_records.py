@@ -233,3 +233,14 @@ def test_broken_published_records_are_refused_by_line(
     (tmp_path / file).write_text((tmp_path / file).read_text().replace(old, new, 1))
     with pytest.raises(UsageError, match=message):
         published_records(tmp_path)
+
+
+def test_two_lines_of_one_run_are_refused(tmp_path: Path) -> None:
+    """A merge that kept both must be settled by hand."""
+    publish_records(tmp_path / "ours", [named("a")])
+    publish_records(tmp_path / "theirs", [named("a", version=2)])
+    lines = [(tmp_path / branch / "records.jsonl").read_text() for branch in ("ours", "theirs")]
+    publish_records(tmp_path / "ours", [named("b", version=2)])  # so that its identity is known
+    (tmp_path / "ours" / "records.jsonl").write_text("".join(lines))
+    with pytest.raises(UsageError, match="has two lines of run a: delete one"):
+        published_records(tmp_path / "ours")

@@ -20,7 +20,7 @@ from harness.report.console import print_results
 from harness.report.markdown import page
 from harness.report.notes import notes
 from harness.report.publish import publish
-from harness.report.rows import load_records, rows_of
+from harness.report.rows import latest_versions, load_records, rows_of
 from harness.report.tables import differences_table, exposure_table, floor_table, results_table
 from harness.report.task_report import TaskReport, reports_of
 
@@ -527,3 +527,8 @@ def test_a_long_number_is_shortened_in_a_label() -> None:
     assert shown(0.00027796258518939394).endswith("lr 0.000278")
     assert shown(0.00054).endswith("lr 0.00054")
     assert shown(1e-06).endswith("lr 1e-06")
+
+
+def test_a_report_holds_the_latest_version_of_each_task() -> None:
+    old, new, other = record(seed=0), record(seed=1, task_version=2), record(task="other")
+    assert latest_versions([old, new, other]) == [new, other]

@@ -461,3 +461,23 @@ def test_looking_makes_nothing(tiny: Task, tmp_path: Path, executed: list[Any]) 
     assert found is not None
     assert found.trials == study.trials
     assert known_study(replace(plan, name="another"), tmp_path) is None
+
+
+def test_a_trial_without_its_objective_fails_and_the_search_goes_on(
+    tiny: Task, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As KL does not exist for a sampler that draws noise."""
+    (plan,) = study_plans(content(), "here", tmp_path, CPU)
+    answered = Run.execute
+
+    def execute(self: Run, *args: Any, **more: Any) -> Any:
+        answered(self, *args, **more)
+        if len(executed) == 2:
+            path = self.folder / "record.json"
+            write_record(path, read_record(path).model_copy(update={"metrics": {}}))
+
+    monkeypatch.setattr(Run, "execute", execute)
+    study = made(plan, tmp_path)
+    assert states(study) == ["COMPLETE"] * 4
+    assert [("reason" in trial.user_attrs) for trial in study.trials] == [False, True, False, False]
+    assert study.trials[1].value == pytest.approx(10 * study.trials[0].value)

@@ -238,6 +238,16 @@ def test_a_process_that_dies_thrice_leaves_a_failed_record(
     assert list(tries) == [0]
 
 
+def test_a_process_that_dies_after_its_run_finished_is_no_failure(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Here.run
+    monkeypatch.setattr(Here, "run", lambda self, job: run(self, job) - 9)
+    cells = plan(expand(content(cells=[{"method": "teacher"}]), "here"), tmp_path, CPU)
+    (record,) = run_sweep(cells, tmp_path, CPU, driver())
+    assert record.status == "finished"
+
+
 def test_a_failed_run_is_a_record_and_the_sweep_goes_on(tiny: Task, tmp_path: Path) -> None:
     cells = [
         {
