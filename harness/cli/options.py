@@ -110,12 +110,23 @@ def method_options(method: str, task: str | None) -> list[click.Parameter]:
     """
     config, notes = registry_of("method")[method].Config, {}
     if task is not None:
-        from harness.tasks import load_task
-
-        with suppress(UsageError):
-            tuned = load_task(task).spec.defaults.get(method, {})
-            notes = {name: f", on {task} {value}" for name, value in tuned.items()}
+        tuned = task_defaults(task).get(method, {})
+        notes = {name: f", on {task} {value}" for name, value in tuned.items()}
     return field_options(config, config.model_fields, notes)
+
+
+def task_defaults(task: str) -> dict[str, dict[str, Any]]:
+    """By method, the options that a task's file sets; nothing for an unknown task.
+
+    It reads the file alone, since loading the task would import the data and the solvers.
+    """
+    from harness.files import read_yaml
+
+    shipped = Path(__file__).parents[1] / "tasks" / f"{task}.yaml"
+    with suppress(UsageError):
+        content = read_yaml(shipped if shipped.is_file() else Path(task))
+        return content.get("defaults") or {}
+    return {}
 
 
 def common(*, results: bool = False, device: bool = False) -> Callable:

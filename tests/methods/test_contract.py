@@ -113,7 +113,14 @@ def test_on_a_flow_teacher_it_starts_right_and_trains(
 FORWARD_MODE = ("scm", "meanflow")  # which `elsewhere` does not know
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(FORWARD_MODE)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in METHODS.names() else [pytest.mark.slow])
+        for name in CASES
+        if not name.startswith(FORWARD_MODE)
+    ],
+)
 def test_elsewhere_it_does_the_same(
     name: str, tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

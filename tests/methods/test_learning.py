@@ -54,7 +54,17 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield task, open_store(task.recipe, task.teacher(CPU), CPU)
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS.names()) - APART))
+SLOW = {"ctm", "dmd2", "lcm", "meanflow", "scm"}
+"""Methods whose steps are long; their fixed points and contracts are tested in every run."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in sorted(set(METHODS.names()) - APART)
+    ],
+)
 def test_a_student_moves_towards_the_mixture(name: str, mixture: Any, tmp_path: Path) -> None:
     task, store = mixture
     assert isinstance(task, MixtureTask)

@@ -178,7 +178,9 @@ def test_a_driver_that_is_killed_leaves_no_child_and_the_same_command_goes_on(sw
     sweep.check(1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_driver_that_is_stopped_waits_for_a_checkpoint(
     number: signal.Signals, sweep: Sweep
 ) -> None:
@@ -221,6 +223,7 @@ def test_a_search_whose_driver_is_killed_goes_on_with_its_trial(sweep: Sweep) ->
     sweep.check(1)
 
 
+@pytest.mark.slow
 def test_jobs_of_a_cluster(sweep: Sweep) -> None:
     """By submitit's own local cluster; a job that is killed is submitted again."""
     pytest.importorskip("submitit")
