@@ -12,16 +12,9 @@ from benchmarks.naive import NaiveHistory, dense_mask
 from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.networks.history import HistoryDiT, causal, keep_first, window
+from harness.training.tiny_task import NETWORK
 
-SMALL = {
-    "image_size": 8,
-    "patch_size": 4,
-    "in_channels": 1,
-    "hidden_size": 16,
-    "depth": 3,
-    "num_heads": 2,
-    "num_classes": 5,
-}
+SMALL = {**NETWORK, "num_classes": 5}
 
 
 @pytest.mark.parametrize("visible", [causal, window(1), keep_first])

@@ -83,6 +83,12 @@ def call(*words: object) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
+def teacher_run(plugin: Path, folder: Path) -> list[object]:
+    """The command that samples the tiny task's teacher with a plug-in, into `folder`/results."""
+    asked = ["run", "--plugin", plugin, "--task", "tiny", "--method", "teacher", "--num-steps", 4]
+    return [*asked, "--results", folder / "results", "--device", "cpu", "--json"]
+
+
 def test_the_pages_example_keeps_the_contract(method_file: Path) -> None:
     done = call("test-method", method_file, "--json")
     assert done.exit_code == 0, done.output
@@ -166,20 +172,7 @@ def test_a_faulty_method_fails_a_named_check(method_file: Path) -> None:
 def test_a_metric_has_a_column(tiny: Task, tmp_path: Path) -> None:
     file = tmp_path / "metric.py"
     file.write_text(METRIC)
-    results = ["--results", tmp_path / "results", "--device", "cpu"]
-    done = call(
-        "run",
-        "--plugin",
-        file,
-        "--method",
-        "teacher",
-        "--num-steps",
-        4,
-        "--task",
-        "tiny",
-        *results,
-        "--json",
-    )
+    done = call(*teacher_run(file, tmp_path))
     assert done.exit_code == 0, done.output
     values = json.loads(done.stdout)["metrics"]
     assert values["brightness"]["values"].keys() == {"0"}
@@ -191,19 +184,7 @@ def test_a_metric_has_a_column(tiny: Task, tmp_path: Path) -> None:
 def test_a_solver_is_asked_for_by_name(tiny: Task, tmp_path: Path) -> None:
     file = tmp_path / "solver.py"
     file.write_text(SOLVER)
-    results = ["--results", tmp_path / "results", "--device", "cpu", "--json"]
-    asked = [
-        "run",
-        "--plugin",
-        file,
-        "--method",
-        "teacher",
-        "--num-steps",
-        4,
-        "--task",
-        "tiny",
-        *results,
-    ]
+    asked = teacher_run(file, tmp_path)
     ours, theirs = (json.loads(call(*asked, "--solver", name).stdout) for name in ("ddim", "twin"))
     assert ours["metrics"]["fid"]["values"] == theirs["metrics"]["fid"]["values"]
     assert ours["run_id"] != theirs["run_id"]

@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from written import ENVIRONMENT, LATENCY
 
 from harness.errors import UsageError
 from harness.records import (
     SCHEMA_VERSION,
     Cost,
-    Environment,
-    LatencyEntry,
     Metric,
     Record,
     TrainingBill,
@@ -24,18 +23,6 @@ from harness.records import (
 
 
 def full_record() -> Record:
-    latency = LatencyEntry(
-        seconds=0.1,
-        reference_seconds=0.2,
-        ratio=0.5,
-        reference="teacher, 24 steps",
-        batch=16,
-        dtype="float32",
-        device="cpu",
-        threads=2,
-        warmup=2,
-        repeats=9,
-    )
     bill = TrainingBill(
         steps=300,
         images=19200,
@@ -60,18 +47,9 @@ def full_record() -> Record:
         metrics={
             "fid": Metric(values={0: 1.5, 1: 2.5}, n=40, direction="lower", identity={"n": 40})
         },
-        cost=Cost(parameters=10, nfe=4.0, macs_per_sample=1000, latency=latency, training=bill),
+        cost=Cost(parameters=10, nfe=4.0, macs_per_sample=1000, latency=LATENCY, training=bill),
         flags=["a flag"],
-        environment=Environment(
-            commit=None,
-            dirty=None,
-            code="c0de",
-            python="3.11.7",
-            packages={"torch": "2.15.0"},
-            device="cpu",
-            cpu="some",
-            threads=2,
-        ),
+        environment=ENVIRONMENT.model_copy(update={"commit": None, "dirty": None}),
     )
 
 

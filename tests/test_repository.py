@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +78,13 @@ def test_the_repository_passes_its_own_hook() -> None:
         [sys.executable, HOOK, *existing], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("baseline", sorted((ROOT / "baselines").glob("*.json")))
+def test_a_baselines_command_can_be_given_again(baseline: Path) -> None:
+    """Each path in it is one of the checkout's."""
+    paths = [
+        word for word in shlex.split(json.loads(baseline.read_text())["command"]) if "/" in word
+    ]
+    assert paths
+    assert [path for path in paths if path[0] == "/" or not (ROOT / path).exists()] == []

@@ -9,16 +9,9 @@ from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.randomness import keyed_initialisation
 from harness.networks.dit import DiT
 from harness.networks.history import HistoryDiT
+from harness.training.tiny_task import NETWORK
 
-OPTIONS = {
-    "image_size": 8,
-    "patch_size": 4,
-    "in_channels": 1,
-    "hidden_size": 16,
-    "depth": 2,
-    "num_heads": 2,
-    "num_classes": 3,
-}
+OPTIONS = {**NETWORK, "depth": 2, "num_classes": 3}
 WHOLE = Condition(
     torch.tensor([0, 1, 2]), torch.arange(24.0).view(3, 4, 2), {"s": torch.tensor([0.1, 0.2, 0.3])}
 )

@@ -9,18 +9,11 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.counting import count_flops, jvp
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.networks.dit import DiT
+from harness.training.tiny_task import NETWORK
 
 
 def test_forward_mode_equals_finite_differences_and_costs_two_forwards() -> None:
-    options = {
-        "image_size": 8,
-        "patch_size": 4,
-        "in_channels": 1,
-        "hidden_size": 16,
-        "depth": 2,
-        "num_heads": 2,
-        "num_classes": 3,
-    }
+    options = {**NETWORK, "depth": 2, "num_classes": 3}
     with keyed_initialisation(0, "jvp"):
         network = DiT(**options, scalars=("target",)).double()  # type: ignore[arg-type]
         for parameter in network.parameters():

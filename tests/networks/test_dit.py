@@ -14,17 +14,10 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import keyed_initialisation
 from harness.networks.dit import DiT, size_options
 from harness.networks.layers import attend_within, sincos_position_embedding
+from harness.training.tiny_task import NETWORK
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-TINY = {
-    "image_size": 8,
-    "patch_size": 4,
-    "in_channels": 1,
-    "hidden_size": 16,
-    "depth": 2,
-    "num_heads": 2,
-    "num_classes": 3,
-}
+TINY = {**NETWORK, "depth": 2, "num_classes": 3}
 
 
 def official_keys(depth: int) -> set[str]:

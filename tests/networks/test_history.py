@@ -30,6 +30,7 @@ from harness.networks.history import (
     keep_first,
     window,
 )
+from harness.training.tiny_task import NETWORK
 
 T = TypeVar("T", bound=Trunk)
 
@@ -54,15 +55,7 @@ MASKS: dict[str, Visible] = {
     "diagonal": diagonal,
     "gap": gap,
 }
-OPTIONS = {
-    "image_size": 8,
-    "patch_size": 4,
-    "in_channels": 1,
-    "hidden_size": 16,
-    "depth": 2,
-    "num_heads": 2,
-    "num_classes": 3,
-}
+OPTIONS = {**NETWORK, "depth": 2, "num_classes": 3}
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 examples = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 masks = pytest.mark.parametrize("visible", MASKS.values(), ids=MASKS)

@@ -161,14 +161,19 @@ def test_a_killed_child_is_started_again_and_resumes(sweep: Sweep) -> None:
     ]
 
 
-def test_a_driver_that_is_killed_leaves_no_child_and_the_same_command_goes_on(sweep: Sweep) -> None:
-    driver = sweep.start({})
-    sweep.waiting()
+def kill_driver(driver: subprocess.Popen, sweep: Sweep) -> None:
+    """Kills a driver while its only child waits; returns once that child has ended."""
     (child,) = psutil.Process(driver.pid).children()
     driver.kill()
     wait_until(lambda: sweep.paths("signalled"))
     sweep.go()
     psutil.wait_procs([child])
+
+
+def test_a_driver_that_is_killed_leaves_no_child_and_the_same_command_goes_on(sweep: Sweep) -> None:
+    driver = sweep.start({})
+    sweep.waiting()
+    kill_driver(driver, sweep)
     (log,) = sweep.paths("run.log")
     assert (
         f"stopped by signal {signal.SIGTERM} at step {PAUSE + 1}; the same command resumes it"
@@ -203,11 +208,7 @@ def test_a_search_whose_driver_is_killed_goes_on_with_its_trial(sweep: Sweep) ->
     content = {"search": {"trials": 1, "objectives": {"fid": "minimize"}, "space": space}}
     driver = sweep.start(content)
     sweep.waiting()
-    (child,) = psutil.Process(driver.pid).children()
-    driver.kill()
-    wait_until(lambda: sweep.paths("signalled"))
-    sweep.go()
-    psutil.wait_procs([child])
+    kill_driver(driver, sweep)
     (study,) = optuna.get_all_study_summaries(f"sqlite:///{sweep.results / 'harness.db'}")
 
     def trials() -> list[optuna.trial.FrozenTrial]:

@@ -306,19 +306,18 @@ def test_an_objective_that_a_record_lacks(executed: list[Any]) -> None:
         objective(SimpleNamespace(cost=None, metrics={"kid": 1}), "kidd")  # type: ignore[arg-type]
 
 
+def sweep_command(folder: Path) -> list[str]:
+    """The words that make the sweep `s.yaml` of a folder, with results beside it."""
+    results = str(folder / "results")
+    return ["sweep", str(folder / "s.yaml"), "--results", results, "--device", "cpu"]
+
+
 def test_the_command(
     tiny: Task, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.cli.cmd_sweep.Local", lambda shares: Here())
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content()))
-    words = [
-        "sweep",
-        str(tmp_path / "s.yaml"),
-        "--results",
-        str(tmp_path / "results"),
-        "--device",
-        "cpu",
-    ]
+    words = sweep_command(tmp_path)
     dry = CliRunner().invoke(main, [*words, "--dry-run"])
     assert dry.output.splitlines()[-1].startswith("0 of 4 trials made in 1 studies")
     assert not executed
@@ -403,14 +402,7 @@ def test_a_trial_whose_process_dies_is_made_anew_by_the_same_command(
 ) -> None:
     """It counts for nothing: the command that saw it ends with exit code 3."""
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content(trials=3)))
-    words = [
-        "sweep",
-        str(tmp_path / "s.yaml"),
-        "--results",
-        str(tmp_path / "results"),
-        "--device",
-        "cpu",
-    ]
+    words = sweep_command(tmp_path)
     monkeypatch.setattr("harness.cli.cmd_sweep.Local", lambda shares: Here())
     with monkeypatch.context() as patch:
         jobs, run = itertools.count(), Here.run
