@@ -34,7 +34,7 @@ from harness.sweeps.sweep import plan
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Such as baselines/digits.json.",
+    help="Such as baselines/smoke.json.",
 )
 @click.option(
     "--records",

@@ -25,7 +25,7 @@ from harness.report.task_report import (
 def publish(records: Sequence[Record], results: Path) -> list[Path]:
     """Adds records to `<results>/<task>/` and writes its page and pictures anew.
 
-    A page begins with `<results>/<task>/findings.md`, if somebody has written one.
+    A page begins with the `findings.md` of its folder, if somebody has written one.
 
     Returns:
         The pages written.
@@ -39,21 +39,25 @@ def publish(records: Sequence[Record], results: Path) -> list[Path]:
         write_plots(report.plots, folder)
         copy_grids(report.grids, results, folder)
         write_text(folder / "README.md", _task_page(report, folder, place))
-    write_text(results / "README.md", _index(reports, records, place))
+    write_text(results / "README.md", _index(reports, records, results, place))
     return [*(results / report.task / "README.md" for report in reports), results / "README.md"]
 
 
 def _task_page(report: TaskReport, folder: Path, place: str) -> str:
-    findings = folder / "findings.md"
     parts = [
         f"# Results on {report.task}",
         f"Made by `harness report {place} --publish` from `{report.task}/records.jsonl`.",
-        *([findings.read_text(encoding="utf-8").strip()] if findings.is_file() else []),
+        *_findings(folder),
         task_section(report, 2),
         *([f"## Plots\n\n{_plots(report)}"] if report.plots else []),
         *([f"## Samples\n\n{GRIDS}\n\n{_grids(report, folder)}"] if _grids(report, folder) else []),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _findings(folder: Path) -> list[str]:
+    path = folder / "findings.md"
+    return [path.read_text(encoding="utf-8").strip()] if path.is_file() else []
 
 
 def _plots(report: TaskReport) -> str:
@@ -91,7 +95,9 @@ def copy_grids(rows: Sequence[Row], results: Path, folder: Path) -> None:
             write_aside(folder / "samples" / name, partial(shutil.copyfile, source))
 
 
-def _index(reports: Sequence[TaskReport], records: Sequence[Record], place: str) -> str:
+def _index(
+    reports: Sequence[TaskReport], records: Sequence[Record], results: Path, place: str
+) -> str:
     counts = {report.task: sum(len(row.records) for row in report.rows) for report in reports}
     tasks = "\n".join(
         f"- [{task}]({task}/README.md): {count} runs" for task, count in counts.items()
@@ -100,6 +106,7 @@ def _index(reports: Sequence[TaskReport], records: Sequence[Record], place: str)
     parts = [
         "# Results",
         f"Made by `harness report {place} --publish`.",
+        *_findings(results),
         tasks,
         *(section_text(section, 2) for section in sections),
     ]

@@ -71,7 +71,9 @@ def test_help_shows_the_defaults_of_a_task(harness: Harness, tmp_path: Path) -> 
     (tmp_path / "config.yaml").write_text("{method: ard, task: fashion-mnist}")
     assert "default: 6, on fashion-mnist 3]" in help_of("--config", tmp_path / "config.yaml")
     assert "default: 6]" in help_of("--method", "ard")
-    assert ", on digits 0.000278]" in help_of("--method", "ect")
+    (tmp_path / "mine.yaml").write_text("{like: digits, defaults: {ect: {lr: 2.78e-4}}}")
+    mine = tmp_path / "mine.yaml"
+    assert f", on {mine} 0.000278]" in help_of("--method", "ect", "--task", mine)
     assert "default: 6]" in help_of("--method", "ard", "--task", "fashion")
     assert ", on digits" not in harness("cost", "--method", "ect", "--help").out  # it has no task
 

@@ -508,8 +508,12 @@ def test_a_page_begins_with_what_was_found_and_shows_ablations(tmp_path: Path) -
         write_record(tmp_path / "runs" / one.run_id / "record.json", one)
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "findings.md").write_text("Three layers are best.\n")
-    first, _ = publish(load_records(tmp_path), tmp_path)
+    (tmp_path / "findings.md").write_text("Tables are being made anew.\n")
+    first, index = publish(load_records(tmp_path), tmp_path)
     text = first.read_text()
+    assert index.read_text().index("Tables are being made anew.") < index.read_text().index(
+        "[tiny]"
+    )
     assert text.index("Three layers are best.") < text.index("| method")
     assert "![ablations](ablations.png)" in text
     picture = Image.open(tmp_path / "tiny" / "ablations.png")

@@ -6,13 +6,14 @@ import pytest
 import torch
 import yaml
 
+from harness.cli.options import DEFAULT_TASK
 from harness.diffusion.randomness import Keyed
 from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
 from harness.files import file_hash
 from harness.metrics.features import classify
 from harness.metrics.fidelity import label_agreement
-from harness.runs.config import parse_options
+from harness.runs.config import RunConfig, parse_options
 from harness.runs.teacher_training import features_quality
 from harness.solvers import DDIM, sample
 from harness.tasks import borrows, load_task, task_names
@@ -58,6 +59,35 @@ def test_the_guidance_is_the_scans_best(name: str) -> None:
     assert min(scan, key=lambda scale: scan[scale]["fid"]) == task.spec.guidance.scale
 
 
+def test_teachers_of_two_kinds_share_data_network_and_features() -> None:
+    """Only the teacher, its schedule and what it predicts differ."""
+    flow, noise = load_task("digits").spec, load_task("digits-eps").spec
+    assert (flow.schedule, flow.prediction_type) == ("flow", "v")
+    assert (noise.schedule, noise.prediction_type) == ("vp", "eps")
+    different = {name for name, value in flow if value != getattr(noise, name)}
+    named = {"name", "like", "summary"}
+    assert different == {*named, "teacher", "schedule", "prediction_type"}
+
+
+def test_the_default_task_has_the_better_teacher() -> None:
+    """By the FIDs of the cards, at the tasks' guidance."""
+
+    def fid(name: str) -> float:
+        task = load_task(name)
+        card = yaml.safe_load(task.path(task.trained("teacher")).with_suffix(".yaml").read_text())
+        return float(card["quality"]["guidance_scan"][task.spec.guidance.scale]["fid"])
+
+    assert RunConfig(method="ard").task == DEFAULT_TASK == "digits"
+    assert fid("digits") < 1.3 < fid("digits-eps")
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_noise_sets_suffice_for_an_interval_of_their_own(name: str) -> None:
+    """Noise sets are a random factor beside seeds, in tables five of them."""
+    spec = load_task(name).spec
+    assert spec.evaluation.noise_sets == spec.budgets["table"].noise_sets == 5
+
+
 def test_a_cutoff_of_six_is_one() -> None:
     assert load_task("digits").network_options["depth"] > 6
 
@@ -70,8 +100,9 @@ def test_features_are_as_good_as_their_card_says() -> None:
     assert card["quality"]["held_out_accuracy"] > 0.97
 
 
-def test_the_teacher_draws_the_digits_asked_for() -> None:
-    task = load_task("digits")
+@pytest.mark.parametrize("name", ["digits", "digits-eps"])
+def test_the_teacher_draws_the_digits_asked_for(name: str) -> None:
+    task = load_task(name)
     x_T, cond = task.evaluation_inputs(0)
     with torch.no_grad():
         samples = sample(DDIM(), task.teacher(CPU), x_T[:100], few_step_levels(24), cond[:100])
@@ -104,10 +135,20 @@ def test_an_unknown_task_names_the_near_one() -> None:
         load_task("digit")
 
 
-def test_numbers_do_not_change_without_a_new_version() -> None:
-    """A change of the task needs a new version, with its digest here.
+DIGESTS = {
+    "digits": (2, "4826fdfb6ccdccf6"),
+    "digits-eps": (2, "ff0fdb6f35d70c7b"),
+    "digits-guided": (2, "65c662da9d53f5e9"),
+    "fashion-mnist": (4, "8f899534d29c3170"),
+    "mixture": (2, "ace5e8b6e10c26f5"),
+}
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_numbers_do_not_change_without_a_new_version(name: str) -> None:
+    """A change of a task needs a new version, with its digest here.
 
     Budgets are names for numbers of steps.
     """
-    task = load_task("digits")
-    assert (task.spec.version, task.digest[:16]) == (1, "d09d6d5a40f04a54")
+    task = load_task(name)
+    assert (task.spec.version, task.digest[:16]) == DIGESTS[name]
