@@ -61,7 +61,9 @@ def test_help_shows_the_options_of_the_named_method(tiny: Task, harness: Harness
     assert "--history-layers" not in harness("run", "--help").out
 
 
-def test_help_shows_the_defaults_of_a_task(harness: Harness, tmp_path: Path) -> None:
+def test_help_shows_the_defaults_of_a_task(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def help_of(*words: Any) -> str:
         return " ".join(harness("run", *words, "--help").out.split())
 
@@ -72,8 +74,8 @@ def test_help_shows_the_defaults_of_a_task(harness: Harness, tmp_path: Path) -> 
     assert "default: 6, on fashion-mnist 3]" in help_of("--config", tmp_path / "config.yaml")
     assert "default: 6]" in help_of("--method", "ard")
     (tmp_path / "mine.yaml").write_text("{like: digits, defaults: {ect: {lr: 2.78e-4}}}")
-    mine = tmp_path / "mine.yaml"
-    assert f", on {mine} 0.000278]" in help_of("--method", "ect", "--task", mine)
+    monkeypatch.chdir(tmp_path)  # a short path is not wrapped
+    assert ", on mine.yaml 0.000278]" in help_of("--method", "ect", "--task", "mine.yaml")
     assert "default: 6]" in help_of("--method", "ard", "--task", "fashion")
     assert ", on digits" not in harness("cost", "--method", "ect", "--help").out  # it has no task
 

@@ -25,8 +25,7 @@ from harness.report.baseline import (
     read_baseline,
     write_baseline,
 )
-from harness.report.check import FAILS, compare, compare_quality, refuse_nothing
-from harness.report.rows import load_records
+from harness.report.check import compare, compare_quality, refuse_nothing
 from harness.runs.config import parse_config
 from harness.runs.identity import key_of_record, row_key
 from harness.runs.resolve import resolve
