@@ -68,6 +68,7 @@ def finished(method: str, fid: float, seed: int, **more: Any) -> Record:
     made = record(method, seed=seed, fid=fid).model_copy(
         update={
             "task": "digits",
+            "task_version": resolved.task.spec.version,
             "method": resolved.method,
             "config": run_settings(resolved),
             "options": resolved.config.model_dump(mode="json"),
