@@ -71,6 +71,12 @@ def predict(
     return Prediction(b * x - sigma * out, alpha * out - a * x, out)
 
 
+def of_pair(x_0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Prediction:
+    """The prediction that is exact for a known pair x_0 and eps [B, C, H, W] at t, 0-d or [B]."""
+    a, b = (expand_to(c, x_0) for c in schedule.v_weights(t))
+    return Prediction(x_0, eps, a * x_0 + b * eps)
+
+
 class Denoiser(nn.Module):
     """A network under the schedule it was trained with.
 

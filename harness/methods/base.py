@@ -7,7 +7,7 @@ player alone, calls the loss on each micro-batch, clips, steps and moves the ave
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -19,7 +19,7 @@ from harness.diffusion.denoiser import Denoiser, Guided, PredictionType
 from harness.diffusion.randomness import Keyed
 from harness.diffusion.schedules import Schedule
 from harness.errors import UsageError
-from harness.methods.parts.options import MethodConfig
+from harness.methods.parts.options import MethodConfig, Span
 from harness.methods.parts.players import Player
 from harness.registry import Registry, registry_of
 from harness.solvers import Solver, Trajectory
@@ -135,7 +135,8 @@ class Method(ABC):
     sources: frozenset[str] = frozenset()
     """The training data: a subset of {"data", "trajectory"}; empty for a training-free method."""
     target: str = "guided teacher"
-    """The distribution that the student should have: "guided teacher" or "data"."""
+    """The student's distribution: "guided teacher", "data", or "guided data" under guidance that
+    the method learns from data."""
     init: Literal["teacher", "random"] = "teacher"
     """The student's initial weights."""
     default_num_steps: ClassVar[int] = 4
@@ -144,6 +145,8 @@ class Method(ABC):
     """Whether the method needs class labels, which excludes tasks with text."""
     any_step: ClassVar[bool] = False
     """Whether training is independent of num_steps, so that one student serves every number."""
+    tunes: ClassVar[Mapping[str, Span | tuple[Any, ...]]] = {}
+    """The options that a fair search varies: their ranges, or tuples of choices."""
     reference: ClassVar[str] = ""
     """The paper, for `harness describe`."""
 

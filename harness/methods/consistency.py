@@ -8,6 +8,10 @@ step of the guided teacher from `x_t = alpha_t x_0 + sigma_t eps`, and f^- the t
 The network predicts eps or v, so f is its x_0-prediction, `x_hat - sigma_ve eps` in
 sigma_ve = sigma / alpha. It is the identity at t = 0, hence the paper's smin is 0.
 
+The paper's f has c_out at most sigma_data, so its gradient is bounded. An eps network has
+c_out = sigma_ve, 157 at pure noise. Its differences are therefore taken times alpha_t, after which
+the gradient is that of a v network (`DenoisingStudent.conditioned`).
+
 By default the grid is that of the task's trajectories and the solver is DDIM. So a perfect student
 reaches the ends of the teacher's stored trajectories. The paper uses Karras' grid, Heun and RAdam
 in place of AdamW. Sampling in several steps alternates f and fresh noise (alg. 1).
@@ -29,6 +33,7 @@ from harness.diffusion.denoiser import Guided
 from harness.diffusion.schedules import Schedule, few_step_levels
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem
+from harness.methods.parts.options import Span
 from harness.methods.parts.student import DenoisingStudent, HuberConfig, largest_sigma
 from harness.solvers import SOLVERS, Solver
 
@@ -56,8 +61,8 @@ class ConsistencyConfig(HuberConfig):
     """Number of levels of Karras' grid."""
     solver: Literal["ddim", "heun"] = "ddim"
     """The teacher's solver."""
-    target_half_life: float = Field(0.0135, gt=0, le=1)
-    """Half-life of the target average, as a fraction of the run (decay 0.95 at 1,000 steps)."""
+    target_half_life: float = Field(13.5, gt=0, le=1e6)
+    """Half-life of the target average in steps (paper: decay 0.95, which is 13.5)."""
 
 
 class GridDistillation(DenoisingStudent):
@@ -83,7 +88,8 @@ class GridDistillation(DenoisingStudent):
             clean = (s == 0).reshape(-1, 1, 1, 1)
             target = torch.where(clean, x_s, self.target_model(x_s, s, student_cond).x_0)
         off = self.model(x_t, t, student_cond).x_0 - target
-        return self.config.distance(off).mean(), {"mse": off.detach().square().mean()}
+        distance = self.config.distance(self.conditioned(off, t))
+        return distance.mean(), {"mse": off.detach().square().mean()}
 
 
 @METHODS.register("consistency-distillation")
@@ -91,6 +97,11 @@ class ConsistencyDistillation(GridDistillation):
     """Consistency distillation: neighbouring points of a teacher ODE path map to the same x_0."""
 
     Config = ConsistencyConfig
+    tunes: ClassVar = {
+        "lr": Span(1e-4, 1e-2, log=True),
+        "loss": ("huber", "l2"),
+        "target_half_life": Span(3.0, 100.0, log=True),
+    }
     reference: ClassVar = (
         "Song et al. 2023, arXiv 2303.01469, alg. 1 and 2; "
         "pseudo-Huber: Song & Dhariwal 2023, arXiv 2310.14189, eq. 8"

@@ -14,7 +14,14 @@ noisier point learns the value at the other:
   `r = t (1 - q^-(stage + 1) (1 + 8 sigmoid(-t)))`, `w = 1 / (t - r)`. It starts with r near 0,
   which is denoising, and closes the gap in stages.
 
-f is the network's x_0-prediction, as in `consistency.py`. All learn the distribution of the data
+f is the network's x_0-prediction, as in `consistency.py`. CT's unit weight suits the paper's
+bounded c_out; an eps network takes its differences times alpha_t instead. iCT's and ECT's weights
+fall like 1 / sigma, which keeps the gradient of either network bounded. A share `uniform` of iCT's
+and ECT's batches has uniform timesteps: on DiT's schedule their log-normal levels are above
+t = 0.95 in 3 of 1,000 samples, and one-step sampling starts at t = 1. The growth of the number of
+levels is counted in steps, not in parts of a run.
+
+All learn the distribution of the data
 without guidance. The papers' CT and iCT start from random weights. Constants in sigma are the
 papers' for sigma_data 0.5, scaled to the task's.
 
@@ -38,7 +45,15 @@ from harness.diffusion.denoiser import Guided
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem, Update
 from harness.methods.consistency import karras_levels
-from harness.methods.parts.student import DenoisingStudent, HuberConfig, largest_sigma, sigma_ve
+from harness.methods.parts.options import Span
+from harness.methods.parts.student import (
+    DataConfig,
+    DenoisingStudent,
+    HuberConfig,
+    TimesConfig,
+    largest_sigma,
+    sigma_ve,
+)
 
 SMALLEST_GAP = 1e-6
 """Smallest relative gap of two noise levels that float32 resolves."""
@@ -67,20 +82,25 @@ class ConsistencyTraining(DenoisingStudent):
     def loss_at(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss at a step of the run."""
         assert batch.data is not None
-        x_0, cond = batch.data
+        x_0, cond = batch.data[0], self.with_dropout(batch, batch.data[1])
         t, s = self.pairs(batch, step)
         eps = batch.normal("eps", x_0.shape[1:])
         with torch.no_grad():
             target = self.target_model(self.noised(x_0, eps, s), s, cond).x_0
             target = torch.where((s == 0).reshape(-1, 1, 1, 1), x_0, target)
         off = self.model(self.noised(x_0, eps, t), t, cond).x_0 - target
+        distance = self.config.distance(self.evened(off, t))
         weight = self.weight(
             *(
                 sigma_ve(self.schedule, level).clamp(max=largest_sigma(self.schedule))
                 for level in (t, s)
             )
         ).float()
-        return (weight * self.config.distance(off)).mean(), {"mse": off.detach().square().mean()}
+        return (weight * distance).mean(), {"mse": off.detach().square().mean()}
+
+    def evened(self, off: Tensor, t: Tensor) -> Tensor:
+        """The difference [B, C, H, W] that the distance is taken of."""
+        return off
 
     def scaled(self, sigma: float) -> float:
         """A paper's noise level for sigma_data 0.5, scaled to this task."""
@@ -91,15 +111,17 @@ class ConsistencyTraining(DenoisingStudent):
         return karras_levels(count, self.schedule, smallest=self.scaled(0.002))
 
 
-class CTConfig(HuberConfig):
+class CTConfig(HuberConfig, DataConfig):
     loss: Literal["huber", "l2"] = "l2"
     """Distance d: pseudo-Huber, or the mean square (paper: this or LPIPS)."""
     levels_from: int = Field(2, ge=2, le=10000)
     """Number of levels at the start (s_0)."""
     levels_to: int = Field(150, ge=2, le=10000)
     """Number of levels at the end (s_1)."""
-    target_half_life: float = Field(0.0135, gt=0, le=1)
-    """Half-life of the target average, as a fraction of the run (paper: it grows)."""
+    curriculum_steps: int = Field(1000, ge=1, le=10**8)
+    """Steps in which the number of levels grows to `levels_to` (paper: the whole run)."""
+    target_half_life: float = Field(13.5, gt=0, le=1e6)
+    """Half-life of the target average in steps (paper: it grows)."""
 
 
 @METHODS.register("consistency-training")
@@ -107,6 +129,12 @@ class CT(ConsistencyTraining):
     """Consistency training (CT) on data alone, with an EMA target network."""
 
     Config = CTConfig
+    tunes: ClassVar = {
+        "lr": Span(1e-4, 1e-2, log=True),
+        "loss": ("l2", "huber"),
+        "curriculum_steps": (300, 1000, 3000),
+        "target_half_life": Span(3.0, 100.0, log=True),
+    }
     reference: ClassVar = "Song et al. 2023, arXiv 2303.01469, alg. 3 and appendix C"
 
     def __init__(
@@ -122,7 +150,7 @@ class CT(ConsistencyTraining):
     def grid(self, step: int) -> Tensor:
         """`N(k) = ceil(sqrt(k / K ((s_1 + 1)^2 - s_0^2) + s_0^2) - 1) + 1` levels, then 0."""
         first, last = self.config.levels_from, self.config.levels_to
-        done = step / max(self.total_steps, 1)
+        done = min(step / self.config.curriculum_steps, 1.0)
         return self.karras(
             math.ceil(math.sqrt(done * ((last + 1) ** 2 - first**2) + first**2) - 1) + 1
         )
@@ -135,8 +163,11 @@ class CT(ConsistencyTraining):
     def weight(self, sigma_t: Tensor, sigma_s: Tensor) -> Tensor:
         return torch.ones_like(sigma_t)
 
+    def evened(self, off: Tensor, t: Tensor) -> Tensor:
+        return self.conditioned(off, t)
 
-class LogNormalConfig(HuberConfig):
+
+class LogNormalConfig(HuberConfig, DataConfig, TimesConfig):
     level_mean: float = Field(-1.1, ge=-10, le=10)
     """Mean of log sigma, for sigma_data 0.5."""
     level_std: float = Field(2.0, gt=0, le=10)
@@ -148,6 +179,8 @@ class ICTConfig(LogNormalConfig):
     """Number of levels at the start (s_0)."""
     levels_to: int = Field(1280, ge=2, le=100000)
     """Number of levels at the end (s_1)."""
+    stage_steps: int = Field(150, ge=1, le=10**8)
+    """Steps after which the number of levels doubles (paper: an eighth of the run)."""
 
 
 @METHODS.register("ict")
@@ -155,6 +188,12 @@ class ICT(ConsistencyTraining):
     """Improved consistency training (iCT) on data alone: no EMA target, pseudo-Huber loss."""
 
     Config = ICTConfig
+    tunes: ClassVar = {
+        "lr": Span(1e-4, 1e-2, log=True),
+        "stage_steps": (75, 150, 300),
+        "huber_c": Span(1e-4, 1e-1, log=True),
+        "uniform": (0.1, 0.25, 0.5),
+    }
     reference: ClassVar = "Song & Dhariwal 2023, arXiv 2310.14189, table 1 and sec. 3"
 
     @classmethod
@@ -166,18 +205,16 @@ class ICT(ConsistencyTraining):
             )
 
     def grid(self, step: int) -> Tensor:
-        """`N(k) = min(s_0 2^floor(k / K'), s_1) + 1` levels, then 0.
-
-        `K' = floor(K / (log2(s_1 / s_0) + 1))`.
-        """
+        """`N(k) = min(s_0 2^floor(k / K'), s_1) + 1` levels, then 0; K' is `stage_steps`."""
         first, last = self.config.levels_from, self.config.levels_to
-        stage = max(int(self.total_steps / (math.log2(last / first) + 1)), 1)
-        return self.karras(int(min(first * 2.0 ** (step // stage), last)) + 1)
+        doublings = min(step // self.config.stage_steps, math.ceil(math.log2(last / first)))
+        return self.karras(min(first * 2**doublings, last) + 1)
 
     def pairs(self, batch: Batch, step: int) -> Pair:
         """Neighbouring levels, drawn with probability proportional to
 
-        `erf((log sigma_t - m) / sqrt2 std) - erf((log sigma_s - m) / sqrt2 std)`.
+        `erf((log sigma_t - m) / sqrt2 std) - erf((log sigma_s - m) / sqrt2 std)`. The share
+        `uniform` starts at the level above a uniform timestep.
         """
         grid = self.grid(step).to(batch.index.device)
         mean = self.config.level_mean + math.log(self.task.data_std / 0.5)
@@ -189,6 +226,8 @@ class ICT(ConsistencyTraining):
         place = torch.searchsorted(share / share[-1], batch.uniform("level")).clamp(
             max=len(grid) - 2
         )
+        t = self.with_uniform(batch, grid[place])
+        place = (grid.unsqueeze(0) >= t.unsqueeze(1)).sum(1).clamp(max=len(grid) - 1) - 1
         return grid[place], grid[place + 1]
 
 
@@ -198,7 +237,9 @@ class ECTConfig(LogNormalConfig):
     q: float = Field(2.0, gt=1, le=1e4)
     """Factor by which the gap shrinks from stage to stage."""
     stages: int = Field(8, ge=1, le=64)
-    """Number of stages, of equal length."""
+    """Number of stages."""
+    stage_steps: int = Field(150, ge=1, le=10**8)
+    """Steps of a stage (paper: an eighth of the run); the last goes on to the end."""
 
 
 @METHODS.register("ect")
@@ -206,6 +247,12 @@ class ECT(ConsistencyTraining):
     """Easy consistency tuning (ECT) on data alone: from denoising to consistency in stages."""
 
     Config = ECTConfig
+    tunes: ClassVar = {
+        "lr": Span(1e-4, 1e-2, log=True),
+        "stage_steps": (75, 150, 300),
+        "huber_c": Span(1e-6, 1e-1, log=True),
+        "uniform": (0.1, 0.25, 0.5),
+    }
     reference: ClassVar = "Geng et al. 2024, arXiv 2406.14548, eq. 13 to 15"
 
     @classmethod
@@ -224,10 +271,12 @@ class ECT(ConsistencyTraining):
         )
         sigma_t = self.scaled(1.0) * log_sigma.exp()
         sigma_t = sigma_t.clamp(self.scaled(1e-4), largest)
-        stage = step * self.config.stages // max(self.total_steps, 1)
+        t = torch.where(sigma_t < largest, self.schedule.time_of(sigma_t), 1.0)
+        t = self.with_uniform(batch, t)
+        sigma_t = sigma_ve(self.schedule, t).clamp(max=largest)
+        stage = min(step // self.config.stage_steps, self.config.stages - 1)
         kept = 1 - self.config.q ** -(stage + 1) * (
             1 + 8 * torch.sigmoid(-sigma_t / self.scaled(1.0))
         )
         sigma_s = sigma_t * kept.clamp(min=0)
-        t = torch.where(sigma_t < largest, self.schedule.time_of(sigma_t), 1.0)
         return t, torch.where(sigma_s > 0, self.schedule.time_of(sigma_s), 0.0)

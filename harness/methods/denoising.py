@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from harness.diffusion.denoiser import Denoiser, Guided, expand_to
+from harness.diffusion.denoiser import Denoiser, Guided, expand_to, of_pair
 from harness.diffusion.schedules import NUM_LEVELS, few_step_levels
 from harness.methods.base import METHODS, Batch, Method, Problem, Update
 from harness.methods.parts.options import OptimizerConfig
@@ -66,12 +66,10 @@ class Denoising(Method):
         t = (batch.uniform("t") * NUM_LEVELS).floor().add(1) / NUM_LEVELS
         eps = batch.normal("eps", x_0.shape[1:])
         cond = cond.replaced(batch.uniform("dropout") < self.config.label_dropout, self.task.null)
-        alpha, sigma = (expand_to(c, x_0) for c in self.task.schedule.alpha_sigma(t))
-        denoiser = Denoiser(
-            self.players["student"].module, self.task.schedule, self.task.prediction_type
-        )
+        schedule, kind = self.task.schedule, self.task.prediction_type
+        alpha, sigma = (expand_to(c, x_0) for c in schedule.alpha_sigma(t))
+        denoiser = Denoiser(self.players["student"].module, schedule, kind)
         found = denoiser(alpha * x_0 + sigma * eps, t, cond)
-        a, b = (expand_to(c, x_0) for c in self.task.schedule.v_weights(t))
-        target = {"eps": eps, "x_0": x_0, "v": a * x_0 + b * eps}[self.task.prediction_type]
-        loss = (getattr(found, self.task.prediction_type) - target).square().mean()
+        target = getattr(of_pair(x_0, eps, t, schedule), kind)
+        loss = (getattr(found, kind) - target).square().mean()
         return loss, {"mse": loss.detach()}

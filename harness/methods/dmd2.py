@@ -3,6 +3,10 @@
 The losses are those of `parts/matching.py`: distribution matching and a GAN. The fake score trains
 in every step, the student in every fifth (two time scales).
 
+An eps network's errors move x_0 by sigma / alpha. So the loss's gradient with respect to x_0 is
+taken times alpha_t of the trained step: all steps weigh as those of a v network
+(`DenoisingStudent.conditioned`).
+
 A student of several steps trains on inputs from its own sampling: its samples, noised to the next
 level, without gradients (backward simulation). The trained step rotates from batch to batch.
 
@@ -24,6 +28,7 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Denoiser, Guided
 from harness.methods.base import METHODS, Batch, Problem, Update
 from harness.methods.parts.matching import Matching, MatchingConfig
+from harness.methods.parts.options import Span
 from harness.methods.parts.student import DenoisingStudent, StudentConfig
 
 
@@ -37,6 +42,12 @@ class DMD2(DenoisingStudent):
     """Distribution matching distillation (DMD2): a fake score, the teacher's score and a GAN."""
 
     Config = DMD2Config
+    tunes: ClassVar = {
+        "lr": Span(3e-5, 3e-3, log=True),
+        "fake_lr": Span(1e-4, 1e-2, log=True),
+        "student_every": (1, 2, 5),
+        "student_gan": (0.001, 0.003, 0.03),
+    }
     reference: ClassVar = (
         "Yin et al. 2024, arXiv 2405.14867, sec. 4; "
         "gradient: Yin et al. 2023, arXiv 2311.18828, eq. 7 and 8"
@@ -88,7 +99,8 @@ class DMD2(DenoisingStudent):
                 x_t = self.noised(
                     x_0, batch.normal(f"{name} step {i + 1}", self.task.shape), levels[i + 1]
                 )
-        return model(x_t, levels[place], cond).x_0
+        x = model(x_t, levels[place], cond).x_0
+        return x.detach() + self.conditioned(x - x.detach(), levels[place])
 
     def loss_at(self, batch: Batch, place: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's loss at step `place`."""

@@ -6,7 +6,11 @@ to m to s. The x_0 for such a step is (eq. 8 and 9)
     x~ = (z_s - (sigma_s / sigma_t) z_t) / (alpha_s - (sigma_s / sigma_t) alpha_t)
     L = max(SNR_t, 1) |x^ - x~|^2
 
-On the last interval, s = 0, it is z_s, the teacher's x_0-prediction. After a round the student
+The paper trains v and x_0 networks, since an eps network's x_0 has unbounded errors at pure noise.
+Here an eps network's difference is taken times alpha_t, which weighs it as a v network's
+(`DenoisingStudent.conditioned`).
+
+On the last interval, s = 0, x~ is z_s, the teacher's x_0-prediction. After a round the student
 becomes the teacher, and the number of steps halves. Rounds are equal parts of the run; in each the
 learning rate falls linearly.
 
@@ -30,6 +34,7 @@ from harness.diffusion.denoiser import Guided, Model, expand_to
 from harness.diffusion.schedules import NUM_LEVELS, few_step_levels
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem, Update
+from harness.methods.parts.options import Span
 from harness.methods.parts.student import DenoisingStudent, StudentConfig
 from harness.solvers import DDIM
 from harness.solvers.ddim import ddim_step, implied_x_0
@@ -47,6 +52,11 @@ class Progressive(DenoisingStudent):
     """Progressive distillation: one DDIM step learns two, in rounds that halve the steps."""
 
     Config = ProgressiveConfig
+    tunes: ClassVar = {
+        "lr": Span(1e-4, 1e-2, log=True),
+        "rounds": (1, 2, 3),
+        "truncation": (0.0, 1.0, 5.0),
+    }
     reference: ClassVar = "Salimans & Ho 2022, arXiv 2202.00512, alg. 2, eq. 8 and 9"
 
     def __init__(
@@ -122,9 +132,10 @@ class Progressive(DenoisingStudent):
             z_s = ddim_step(teacher(z_m, m, cond), s, self.schedule)
             target = implied_x_0(z_t, z_s, t, s, self.schedule)
         alpha, sigma = self.schedule.alpha_sigma(t)
-        off = (self.model(z_t, t, cond).x_0 - target).square()
+        off = self.model(z_t, t, cond).x_0 - target
         weight = expand_to(((alpha / sigma) ** 2).clamp(min=self.config.truncation), off)
-        return (weight * off).mean(), {"mse": off.detach().mean()}
+        loss = (weight * self.conditioned(off, t).square()).mean()
+        return loss, {"mse": off.detach().square().mean()}
 
     def end_step(self, step: int, means: dict[str, float]) -> Collection[str]:
         if step + 1 not in self.ends[:-1]:

@@ -11,6 +11,11 @@ paper first draws new pairs from the reflowed model.
 The network is the task's own: x_tau times a constant is its x_t at the same signal-to-noise ratio,
 u is its eps - x_0, and Euler's step is DDIM's (`parts/student.py`).
 
+Times are uniform in the schedule's t, which on the paper's flow is uniform in tau. On DiT's
+schedule tau is above 0.99 for t > 0.95, so uniform tau would hardly visit the levels of the first
+steps. An eps network's difference of velocities is taken times alpha_t
+(`DenoisingStudent.conditioned`).
+
 Untrained: the student is the unguided teacher under S-step DDIM. In expectation: the gradient is 0
 at u = E[x_T - x_0 | x_tau].
 """
@@ -27,7 +32,8 @@ from torch import Tensor
 
 from harness.diffusion.denoiser import Guided
 from harness.methods.base import METHODS, Batch, Problem, Update
-from harness.methods.parts.student import DenoisingStudent, StudentConfig, time_of_flow, velocity
+from harness.methods.parts.options import Span
+from harness.methods.parts.student import DenoisingStudent, StudentConfig, velocity
 from harness.solvers import DDIM
 
 
@@ -41,6 +47,11 @@ class Reflow(DenoisingStudent):
     """Reflow: a flow on straight lines from noise to teacher samples, then one step of it."""
 
     Config = ReflowConfig
+    tunes: ClassVar = {
+        "lr": Span(1e-4, 1e-2, log=True),
+        "weight_decay": (0.0, 0.01, 0.1),
+        "ema_half_life": (0.02, 0.05, 0.1),
+    }
     sources = frozenset({"trajectory"})
     reference: ClassVar = (
         "Liu et al. 2022, arXiv 2209.03003, eq. 1 and sec. 2.2; "
@@ -73,11 +84,10 @@ class Reflow(DenoisingStudent):
         path = batch.trajectory
         assert path is not None
         x_T, x_0 = path.states[:, 0], path.states[:, -1]
-        one = torch.ones(len(x_T), dtype=torch.float64, device=x_T.device)
+        t = torch.ones(len(x_T), dtype=torch.float64, device=x_T.device)
         if last:
-            off = self.model(x_T, one, path.cond).x_0 - x_0
+            off = self.model(x_T, t, path.cond).x_0 - x_0
         else:
-            t = time_of_flow(self.schedule, (batch.uniform("t") * self.largest_tau).clamp(min=1e-3))
+            t = batch.uniform("t").clamp(min=1e-3)
             off = velocity(self.model(self.noised(x_0, x_T, t), t, path.cond)) - (x_T - x_0)
-        mse = off.square().mean()
-        return mse, {"mse": mse.detach()}
+        return self.conditioned(off, t).square().mean(), {"mse": off.detach().square().mean()}

@@ -6,8 +6,19 @@ On the circle `x_t = cos(t) x_0 + sin(t) z`, z ~ N(0, sd^2), the consistency fun
     g = -cos^2(t) (sd F^- - dx/dt) - r cos(t) sin(t) (x_t + sd dF^-/dt),    g <- g / (|g| + c)
     L = e^w(t) / D |F - F^- - g|^2 - w(t)
 
-dF/dt is the derivative along the path, by forward mode. F^- is F without gradients, r rises from 0
-to 1, and w(t) is learned. dx/dt is the guided teacher's (`source: teacher`, sCD) or
+dF/dt is the derivative along the path, by forward mode. F^- is F without gradients, and w(t) is
+learned. r rises from 0 to 1 in `ramp_steps` steps: 10,000 in the paper. In a tenth of a run of a
+few hundred steps it rises 100 times too fast, and the run diverges.
+
+The paper's prior weight is 1 / sigma with sigma = sd tan(t). It is in g already: the derivative of
+the loss holds sin(t) df/dt, of which 1 / tan(t) leaves the cos(t) of g. Dividing the loss by sigma
+again would apply it twice, so `prior_weight` is "none" unless asked for.
+
+An eps network's F has c_out = 1 / cos(t); its loss is taken times alpha_t, after w(t), which would
+undo it (`DenoisingStudent.conditioned`). A share `uniform` of a batch has uniform timesteps: the
+log-normal law is above t = 0.9 in 4 of 10,000 samples on DiT's schedule.
+
+ dx/dt is the guided teacher's (`source: teacher`, sCD) or
 `cos(t) z - sin(t) x_0` (`source: data`, sCT).
 
 F is the task's network: `F = cos(t) eps - sin(t) x_0 / sd` with its eps and x_0 at the same
@@ -33,26 +44,33 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.counting import jvp
 from harness.diffusion.denoiser import Denoiser, Guided, expand_to
 from harness.methods.base import METHODS, Batch, Problem, Update
+from harness.methods.parts.options import Span
 from harness.methods.parts.players import Player
-from harness.methods.parts.student import DenoisingStudent, StudentConfig, largest_sigma
+from harness.methods.parts.student import (
+    DataConfig,
+    DenoisingStudent,
+    TimesConfig,
+    largest_sigma,
+    sigma_ve,
+)
 from harness.networks.layers import TimestepEmbedder
 
 
-class SCMConfig(StudentConfig):
+class SCMConfig(DataConfig, TimesConfig):
     source: Literal["teacher", "data"] = "teacher"
     """The velocity dx/dt: of the guided teacher (sCD), or of data and noise (sCT)."""
     level_mean: float = Field(-1.0, ge=-10, le=10)
     """Mean of log sigma, for sigma_data 0.5."""
     level_std: float = Field(1.4, gt=0, le=10)
     """Standard deviation of log sigma."""
-    prior_weight: Literal["none", "sigma"] = "sigma"
-    """Whether the loss is divided by sigma."""
+    prior_weight: Literal["none", "sigma"] = "none"
+    """Whether the loss is divided by sigma once more."""
     normalisation: float = Field(0.1, ge=0, le=1e6)
     """Constant c in g / (|g| + c)."""
     norm: Literal["l2", "rms"] = "l2"
     """The norm |g|: L2 over a sample, or this over sqrt(D)."""
-    ramp: float = Field(0.1, ge=0, le=1)
-    """Fraction of the run in which r rises (paper: 10,000 steps)."""
+    ramp_steps: int = Field(1000, ge=0, le=10**8)
+    """Steps in which r rises (paper: 10,000)."""
     weight_lr: float = Field(1e-3, gt=0, le=1)
     """Learning rate of w(t)."""
 
@@ -76,6 +94,12 @@ class SCM(DenoisingStudent):
     """sCM, a continuous-time consistency model: f has derivative 0 along an ODE path."""
 
     Config = SCMConfig
+    tunes: ClassVar = {
+        "lr": Span(3e-5, 3e-3, log=True),
+        "ramp_steps": (300, 1000, 3000),
+        "normalisation": (0.1, 1.0),
+        "uniform": (0.1, 0.25, 0.5),
+    }
     any_step = True
     reference: ClassVar = "Lu & Song 2024, arXiv 2410.11081, eq. 5 to 8 and alg. 1"
 
@@ -104,7 +128,7 @@ class SCM(DenoisingStudent):
         return cos * found.eps - sin * found.x_0 / self.sd
 
     def updates(self, step: int) -> Iterable[Update]:
-        ramp = self.config.ramp * self.total_steps
+        ramp = self.config.ramp_steps
         r = min(step / ramp, 1.0) if ramp else 1.0
         return [Update("student", partial(self.loss_at, r=r)), Update("weight", self.weight_loss)]
 
@@ -128,12 +152,12 @@ class SCM(DenoisingStudent):
         """The student's loss at warm-up factor r of the tangent."""
         assert batch.data is not None
         x_0, cond = batch.data
+        if self.config.source == "data":
+            cond = self.with_dropout(batch, cond)
         mean = self.config.level_mean + math.log(self.sd / 0.5)
-        sigma = (
-            (mean + self.config.level_std * batch.normal("level", ()).double())
-            .exp()
-            .clamp(1e-3 * self.sd, self.largest)
-        )
+        sigma = (mean + self.config.level_std * batch.normal("level", ()).double()).exp()
+        t = self.with_uniform(batch, self.schedule.time_of(sigma))
+        sigma = sigma_ve(self.schedule, t).clamp(1e-3 * self.sd, self.largest)
         angle = torch.atan(sigma / self.sd)
         cos, sin = (expand_to(c, x_0) for c in (angle.cos(), angle.sin()))
         z = self.sd * batch.normal("eps", x_0.shape[1:])
@@ -156,7 +180,7 @@ class SCM(DenoisingStudent):
         batch.carry["weighted"] = time, error.detach()
         with torch.no_grad():
             weight = self.players["weight"].module(time)
-        return (weight.exp() * error).mean(), {
+        return self.conditioned(weight.exp() * error, t).mean(), {
             "tangent": g.detach().square().mean(),
             "weight": weight.mean(),
         }

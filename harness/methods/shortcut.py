@@ -7,7 +7,12 @@ steps of d, of which the second starts where the first ends (alg. 1):
     L = |s(x_t, t, 2d) - sg (s(x_t, t, d) + s(x', t', d)) / 2|^2,    x' = x_t - d s(x_t, t, d)
 
 d is 1/M, ..., 1/4, 1/2, and t is a multiple of 2d. As in the paper, the smallest d enters as 0, and
-targets come from the average.
+targets come from the average, and weight decay 0.1 keeps short steps near 0.
+
+On a guided task the smallest bootstrapped steps alone are guided, at the task's scale, and larger
+ones inherit it (the released code's `bootstrap_cfg`). d = 0 stays unguided.
+
+An eps network's difference of velocities is taken times alpha_t (`DenoisingStudent.conditioned`).
 
 Times are flow times, and the sampler takes equal steps in them. The network is the task's own
 (`parts/student.py`). The method learns the distribution of the data.
@@ -29,21 +34,25 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Denoiser, Guided, expand_to
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem
-from harness.methods.parts.student import DenoisingStudent, Jumps, StudentConfig, time_of_flow
+from harness.methods.parts.options import Span
+from harness.methods.parts.samplers import Jumps
+from harness.methods.parts.student import DataConfig, DenoisingStudent, time_of_flow
 
 
-class ShortcutConfig(StudentConfig):
-    bootstrap: float = Field(0.25, ge=0, le=1)
+class ShortcutConfig(DataConfig):
+    weight_decay: float = Field(0.1, ge=0, le=10)
+    """Weight decay of AdamW."""
+    bootstrap: float = Field(0.125, ge=0, le=1)
     """Share of a batch that learns from two smaller steps."""
     finest: int = Field(128, ge=4, le=1024)
     """Number M of the smallest steps, a power of 2."""
+    bootstrap_guidance: float | None = Field(None, ge=0, le=100)
+    """Guidance scale of the smallest bootstrapped steps; none is the task's scale."""
 
     @property
     def counted_samples(self) -> int:
-        """The first number from 8 on whose bootstrapped share is whole, or 100."""
-        return next(
-            (count for count in range(8, 100) if (count * self.bootstrap).is_integer()), 100
-        )
+        """Enough for bootstrapped samples of each size to have their share."""
+        return 64
 
 
 @METHODS.register("shortcut")
@@ -51,6 +60,11 @@ class Shortcut(DenoisingStudent):
     """Shortcut models: a flow conditioned on step size, one step of which matches two halves."""
 
     Config = ShortcutConfig
+    tunes: ClassVar = {
+        "lr": Span(1e-5, 1e-2, log=True),
+        "bootstrap": (0.125, 0.25, 0.5),
+        "weight_decay": (0.0, 0.01, 0.1),
+    }
     any_step = True
     scalars = ("step_size",)
     target = "data"
@@ -65,6 +79,9 @@ class Shortcut(DenoisingStudent):
         total_steps: int,
     ):
         super().__init__(config, teacher, task, num_steps, total_steps)
+        given = config.bootstrap_guidance
+        self.scale = task.guidance_scale if given is None else given
+        self.target = "data" if self.scale == 1 else "guided data"
         assert self.student_player.ema is not None
         self.target_model = self.as_denoiser(self.student_player.ema.module)
         self.levels = time_of_flow(
@@ -92,7 +109,7 @@ class Shortcut(DenoisingStudent):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.data is not None
-        x_0, cond = batch.data
+        x_0, cond = batch.data[0], self.with_dropout(batch, batch.data[1])
         eps, share = batch.normal("eps", x_0.shape[1:]), self.config.bootstrap
         index = batch.index.double()  # float32 cannot count the samples of a long run
         booted = ((index + 1) * share).floor() > (index * share).floor()
@@ -109,16 +126,27 @@ class Shortcut(DenoisingStudent):
         if bool(booted.any()):
             target[booted] = self.two_steps(y[booted], tau[booted], d[booted], cond[booted])
         off = self.s(self.model, y, tau, torch.where(booted, 2 * d, 0.0), cond) - target
-        mse = off.square().mean()
-        return mse, {"mse": mse.detach()}
+        t = time_of_flow(self.schedule, tau)
+        return self.conditioned(off, t).square().mean(), {"mse": off.detach().square().mean()}
 
     @torch.no_grad()
     def two_steps(self, y: Tensor, tau: Tensor, d: Tensor, cond: Condition) -> Tensor:
         """The average's mean velocity over two steps of d; the smallest d enters as 0."""
-        step = torch.where(d * self.config.finest <= 1, 0.0, d)
-        first = self.s(self.target_model, y, tau, step, cond)
+        first = self.guided(y, tau, d, cond)
         halfway = (tau - d).clamp(min=1e-6)
-        second = self.s(
-            self.target_model, y - expand_to(tau - halfway, y) * first, halfway, step, cond
-        )
+        second = self.guided(y - expand_to(tau - halfway, y) * first, halfway, d, cond)
         return (first + second).to(y) / 2
+
+    def guided(self, y: Tensor, tau: Tensor, d: Tensor, cond: Condition) -> Tensor:
+        """The average's velocity over a step of d, guided where d is the smallest."""
+        smallest = d * self.config.finest <= 1
+        step = torch.where(smallest, 0.0, d)
+        found = self.s(self.target_model, y, tau, step, cond)
+        rows = smallest.nonzero().squeeze(1)
+        if self.scale == 1 or len(rows) == 0:
+            return found
+        everywhere = torch.ones_like(rows, dtype=torch.bool)
+        null = cond[rows].replaced(everywhere, self.task.null)
+        without = self.s(self.target_model, y[rows], tau[rows], step[rows], null)
+        found[rows] = without + self.scale * (found[rows] - without)
+        return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from harness.data.trajectories import open_store
 from harness.diffusion.randomness import keyed_initialisation
+from harness.errors import UsageError
 from harness.methods import METHODS, Batch, Method
 from harness.solvers import sample
 from harness.tasks import Task
 from harness.training.settings import TrainSettings
+from harness.training.tiny_task import as_teacher
 from harness.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -57,11 +60,27 @@ class Case:
             "trajectory": open_store(self.task.recipe, self.task.teacher(self.device), self.device),
         }
 
-    def build(self, teacher: Any = None, num_steps: int | None = None) -> Method:
+    def teachers(self) -> tuple[Case, Case]:
+        """The case with its teacher as a predictor of eps on DiT's schedule, and of v on a flow."""
+        kinds = (("vp", "eps"), ("flow", "v"))
+        return tuple(replace(self, task=as_teacher(self.task, *kind)) for kind in kinds)  # type: ignore[return-value]
+
+    def step_counts(self) -> list[int]:
+        """The numbers of steps 1, 2 and 4 that the method takes; 4 alone if they share training."""
+        found = []
+        for count in (4,) if self.cls.trained_once(self.config) else (1, 2, 4):
+            with suppress(UsageError):
+                self.cls.check(self.config, self.task, count)
+                found.append(count)
+        return found or [self.num_steps]
+
+    def build(
+        self, teacher: Any = None, num_steps: int | None = None, total_steps: int = STEPS
+    ) -> Method:
         with keyed_initialisation(0, self.name):
             steps = num_steps or self.num_steps
             teacher = teacher or self.task.teacher(self.device)
-            method = self.cls(self.config, teacher, self.task, steps, STEPS)
+            method = self.cls(self.config, teacher, self.task, steps, total_steps)
         method.to(self.device)
         return method
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.methods import METHODS
 from harness.training.case import Case
+from harness.training.level_checks import gradient_by_level, trained_levels
 from harness.training.sampling_checks import (
     canonical,
     generator,
@@ -48,6 +49,8 @@ TRAINED: tuple[Check, ...] = (
     own_state,
     seeded,
     any_step,
+    gradient_by_level,
+    trained_levels,
 )
 """Checks of methods that train."""
 UNTRAINED: tuple[Check, ...] = (training_free,)

@@ -83,3 +83,9 @@ def tiny_task(folder: Path) -> Task:
     """The task that the checks use; its weights are written to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     return Task(TaskSpec.model_validate(tiny_spec(folder)))
+
+
+def as_teacher(task: Task, schedule: str, prediction_type: str) -> Task:
+    """The same weights as a teacher of another schedule and prediction type."""
+    update = {"schedule": schedule, "prediction_type": prediction_type}
+    return Task(task.spec.model_copy(update=update), task.folder)

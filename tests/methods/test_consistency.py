@@ -15,7 +15,7 @@ from harness.diffusion.schedules import SCHEDULES, VPSchedule
 from harness.errors import UsageError
 from harness.methods import METHODS, Batch
 from harness.methods.consistency import karras_levels
-from harness.methods.parts.student import ConsistencySteps
+from harness.methods.parts.samplers import ConsistencySteps
 from harness.solvers import SOLVERS, sample
 from harness.tasks import Task, load_task
 

@@ -95,6 +95,8 @@ def step(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Predictio
 class Model(nn.Module):
     """A denoiser with a closed formula, distorted by parameters that are 0."""
 
+    prediction_type = "v"
+
     def __init__(self, formula: Exact, schedule: Schedule):
         super().__init__()
         self.formula, self.schedule = formula, schedule
@@ -206,10 +208,10 @@ IN_EXPECTATION: dict[
     "meanflow, plain": ("meanflow", {"distinct": 0.7, "power": 0.0}, jump, posterior),
     "shortcut": ("shortcut", {"bootstrap": 0.6}, step, fading),
     "ctm's denoising": ("ctm", {}, jump, end),
-    "sct": ("scm", {"source": "data", "ramp": 0.0, "prior_weight": "none"}, end, fading),
+    "sct": ("scm", {"source": "data", "ramp_steps": 0, "prior_weight": "none"}, end, fading),
     "sct, weighted": (
         "scm",
-        {"source": "data", "ramp": 0.0, "prior_weight": "none", "normalisation": 1e3},
+        {"source": "data", "ramp_steps": 0, "prior_weight": "none", "normalisation": 1e3},
         end,
         fading,
     ),
@@ -312,10 +314,10 @@ def floored(pairs: Any, schedule: Schedule) -> Any:
 
 
 def test_the_derivative_of_a_consistency_function_is_zero() -> None:
-    method = built("scm", end, ramp=0.0)
+    method = built("scm", end, ramp_steps=0)
     assert method.target == "guided teacher"
     found = [method.loss_at(batch, r=1.0)[1]["tangent"] for batch in batches(2)]
-    wrong = built("scm", posterior, ramp=0.0)
+    wrong = built("scm", posterior, ramp_steps=0)
     assert max(map(float, found)) < 1e-6 * min(
         float(wrong.loss_at(batch, r=1.0)[1]["tangent"]) for batch in batches(2)
     )
@@ -545,13 +547,15 @@ def test_backward_simulation_is_the_samplers_own_path() -> None:
 @pytest.mark.parametrize("source", ["teacher", "data"])
 def test_scms_tangent_points_to_where_the_path_leads(source: str) -> None:
     """Descending L moves F along g, that is against the change of f along the path (eq. 7)."""
-    method = built("scm", fading, ramp=0.0, source=source, prior_weight="none", normalisation=1e3)
+    method = built(
+        "scm", fading, ramp_steps=0, source=source, prior_weight="none", normalisation=1e3
+    )
     drift = []
     for batch in batches(24):
         method.model.distortion.grad = None
         method.loss_at(batch, r=1.0)[0].backward()
         drift.append(float(method.model.distortion.grad[1]))
-    right, wrong = built("scm", end, ramp=0.0), method
+    right, wrong = built("scm", end, ramp_steps=0), method
     cond, angle = (
         Condition(torch.zeros(64, dtype=torch.long)),
         torch.full((64,), 1.2, dtype=torch.float64),

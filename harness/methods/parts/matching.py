@@ -4,7 +4,10 @@ A sample x of the student is noised to x_t and moved along the difference of two
 guided teacher and a fake score, which is trained on the student's samples.
 
     grad = (x_fake(x_t) - x_real(x_t)) / mean |x - x_real|,    L = 1/2 |x - sg(x - grad)|^2
-    L_fake = (SNR + 1 / sd^2) |x_fake(x_t) - x|^2
+    L_fake = |F(x_t) - F|^2
+
+F is the quantity that the fake score's network predicts, eps or v. The paper weights the error of
+x_0 by SNR + 1 / sd^2, which for its EDM networks is 1 / c_out^2 and gives the same loss.
 
 A head on the fake score's features classifies noised images as real or fake. The fake score adds
 `softplus(D(fake)) + softplus(-D(real))` to its loss, the student `softplus(-D(fake))`.
@@ -25,7 +28,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Denoiser, Guided, expand_to
+from harness.diffusion.denoiser import Denoiser, Guided, expand_to, of_pair
 from harness.errors import UsageError
 from harness.methods.base import Batch, Loss, Problem, Update
 from harness.methods.parts.options import OptimizerConfig
@@ -144,9 +147,9 @@ class Matching:
         """The fake score's loss: denoising of samples x [B, C, H, W], and the head's loss."""
         assert batch.data is not None
         x_t, t = self.noised(x, batch, "fake")
-        alpha, sigma = self.task.schedule.alpha_sigma(t)
-        weight = expand_to((alpha / sigma) ** 2 + 1 / self.task.data_std**2, x)
-        denoising = (weight * (self.model(x_t, t, cond).x_0 - x).square()).mean()
+        eps, kind = batch.normal("fake eps", x.shape[1:]), self.model.prediction_type
+        target = getattr(of_pair(x, eps, t, self.task.schedule), kind)
+        denoising = (getattr(self.model(x_t, t, cond), kind) - target).square().mean()
         metrics = {"denoising": denoising.detach()}
         if not self.config.fake_gan:
             return denoising, metrics

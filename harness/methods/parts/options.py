@@ -1,7 +1,8 @@
-"""Options of methods: the base class of all configs, and the options of AdamW."""
+"""Options of methods: the base class of all configs, ranges for searches, and AdamW's options."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -21,6 +22,15 @@ def _split(value: Any) -> Any:
 
 Numbers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split)]
 """Positive whole numbers, typed as 1,2,4: each once, in ascending order."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Numbers from `low` to `high` that a search may try; `log` makes it even in the logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
 
 
 class MethodConfig(BaseModel):

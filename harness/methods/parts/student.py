@@ -1,8 +1,5 @@
 """The base of most methods: a DiT student that denoises points x_t of data and keyed noise.
 
-It has two samplers. `ConsistencySteps` maps to t = 0 and adds fresh noise. `Jumps` takes DDIM's
-step between neighbouring levels with a student that knows the jump.
-
 Velocities `u = eps - x_0` and flow times `tau = sigma / (alpha + sigma)` are those of the straight
 line `x_t / (alpha + sigma)`. So flow matching and its descendants run under any schedule. In these
 coordinates DDIM's step is Euler's.
@@ -18,19 +15,33 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Denoiser, Guided, Model, Prediction, expand_to
+from harness.diffusion.denoiser import Denoiser, Guided, Prediction, expand_to, of_pair
 from harness.diffusion.schedules import Schedule, few_step_levels
 from harness.methods.base import Batch, Method, Problem, Update
 from harness.methods.parts.options import OptimizerConfig
 from harness.methods.parts.players import EMA
+from harness.methods.parts.samplers import ConsistencySteps
 from harness.networks.dit import DiT
-from harness.solvers import DDIM, Noise, Solver, sample
-from harness.solvers.ddim import ddim_step
+from harness.solvers import DDIM, sample
 
 
 class StudentConfig(OptimizerConfig):
     init: Literal["teacher", "random"] = "teacher"
     """Initial weights of the student; random ones need long runs."""
+
+
+class DataConfig(StudentConfig):
+    """Options of methods that learn from data alone."""
+
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of samples whose condition becomes the null condition."""
+
+
+class TimesConfig(StudentConfig):
+    """Options of methods whose papers draw times from a normal law."""
+
+    uniform: float = Field(0.25, ge=0, le=1)
+    """Share of a batch with uniform timesteps, so that sampling starts at trained levels."""
 
 
 class HuberConfig(StudentConfig):
@@ -76,62 +87,11 @@ def velocity(prediction: Prediction) -> Tensor:
     return prediction.eps - prediction.x_0
 
 
-class ConsistencySteps(Solver):
-    """Multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, alg. 1).
-
-    Each step maps to x_0 = f(x_t, t) and adds fresh noise up to the next level.
-
-    Args:
-        scalars: constant inputs of the student by name.
-    """
-
-    stochastic: ClassVar = True
-
-    def __init__(self, **scalars: float):
-        self.scalars = scalars
-
-    def init(self, model: Model, x_T: Tensor, cond: Condition) -> int:
-        return 0
-
-    def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: int,
-             noise: Noise | None) -> tuple[Tensor, Tensor, int]:  # fmt: skip
-        scalars = {
-            name: torch.full((len(x_t),), value, device=x_t.device)
-            for name, value in self.scalars.items()
-        }
-        x_0 = model(x_t, t, cond.with_scalars(**scalars)).x_0
-        if float(s) == 0:
-            return x_0, x_0, state + 1
-        assert noise is not None
-        alpha, sigma = (expand_to(c, x_0) for c in model.schedule.alpha_sigma(s))
-        return alpha * x_0 + sigma * noise(f"step {state + 1}").to(x_0), x_0, state + 1
-
-
-class Jumps(Solver):
-    """DDIM's step with a student that takes inputs that depend on the jump.
-
-    Args:
-        scalars: from t and s, 0-d each, to the inputs by name, 0-d or [B].
-    """
-
-    def __init__(self, scalars: Callable[[Tensor, Tensor], dict[str, Tensor]]):
-        self.scalars = scalars
-
-    def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: None,
-             noise: Noise | None) -> tuple[Tensor, Tensor, None]:  # fmt: skip
-        scalars = {
-            name: value.to(x_t.device).expand(len(x_t))
-            for name, value in self.scalars(t, s).items()
-        }
-        prediction = model(x_t, t, cond.with_scalars(**scalars))
-        return ddim_step(prediction, s, model.schedule), prediction.x_0, None
-
-
 class DenoisingStudent(Method):
     """A DiT on the task's schedule, trained on real images and keyed noise.
 
     Args:
-        target_half_life: half-life of the target average, as a fraction of the run; None for none.
+        target_half_life: half-life of the target average in steps; None for none.
 
     Attributes:
         model: the player's network as a denoiser.
@@ -178,7 +138,9 @@ class DenoisingStudent(Method):
             self.as_denoiser(network),
         )
         self.target_ema = (
-            EMA(network, target_half_life, total_steps) if target_half_life is not None else None
+            EMA(network, target_half_life / max(total_steps, 1), total_steps)
+            if target_half_life is not None
+            else None
         )
         self.target_model = (
             self.as_denoiser(self.target_ema.module) if self.target_ema else self.model
@@ -224,6 +186,36 @@ class DenoisingStudent(Method):
         """`alpha_t x_0 + sigma_t eps` at timesteps t [B]."""
         alpha, sigma = (expand_to(c, x_0) for c in self.schedule.alpha_sigma(t))
         return alpha * x_0 + sigma * eps
+
+    def conditioned(self, off: Tensor, t: Tensor) -> Tensor:
+        """A difference of x_0, velocities or DDIM steps [B, ...] as a v network would have it.
+
+        An error of the network moves x_0 by sigma / alpha if it predicts eps, and by sigma if it
+        predicts v. It moves `eps - x_0` and a DDIM step alpha times less under v too. So the loss
+        of an eps network takes alpha_t times the difference: EDM's preconditioning, whose
+        gradient is bounded at every level (Karras et al. 2022, arXiv 2206.00364, sec. 5).
+        """
+        if self.model.prediction_type != "eps":
+            return off
+        return expand_to(self.schedule.alpha_sigma(t)[0], off) * off
+
+    def output_error(self, found: Prediction, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """The error of a prediction of the student in the quantity that its network predicts."""
+        kind = self.model.prediction_type
+        return getattr(found, kind) - getattr(of_pair(x_0, eps, t, self.schedule), kind)
+
+    def with_dropout(self, batch: Batch, cond: Condition) -> Condition:
+        """The conditions, of which the share `label_dropout` becomes the null condition."""
+        return cond.replaced(self.dropped(batch), self.task.null)
+
+    def dropped(self, batch: Batch) -> Tensor:
+        """Which samples have the null condition, [B]."""
+        return batch.uniform("dropout") < self.config.label_dropout
+
+    def with_uniform(self, batch: Batch, t: Tensor) -> Tensor:
+        """Timesteps t [B], of which the share `uniform` is replaced by uniform ones."""
+        replaced = batch.uniform("uniform") < self.config.uniform
+        return torch.where(replaced, batch.uniform("uniform t").clamp(min=1e-3), t)
 
     def start_from(self, state: dict[str, Tensor]) -> None:
         super().start_from(state)
