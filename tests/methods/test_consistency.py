@@ -130,7 +130,7 @@ def test_several_steps_draw_fresh_noise_by_name(tiny: Task) -> None:
 
 
 def test_the_target_follows_the_student(tiny: Task) -> None:
-    method = method_of(tiny, target_half_life=0.1)
+    method = method_of(tiny, target_half_life=1.0)
     with torch.no_grad():
         for parameter in method.players["student"].module.parameters():
             parameter.add_(1.0)

@@ -15,6 +15,7 @@ from torch import Tensor
 from harness.methods import METHODS, Batch, Update
 from harness.methods.ard import ARD
 from harness.methods.parts.players import EMA
+from harness.methods.parts.student import DenoisingStudent
 from harness.methods.parts.points import CachedSteps
 from harness.methods.teacher import Teacher
 from harness.solvers import sample
@@ -40,8 +41,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
     "imm": ("imm", {"group": 2, "gap": 3}),
     "ladd": ("ladd", {"gan_virtual_batch": 2}),
     "dmd2": ("dmd2", {"student_every": 2}),
-    "scm, data": ("scm", {"source": "data", "prior_weight": "none"}),
+    "scm, data": ("scm", {"source": "data", "prior_weight": "sigma"}),
     "meanflow, teacher": ("meanflow", {"source": "teacher", "distinct": 0.5}),
+    "meanflow, its own guidance": ("meanflow", {"kappa": 0.5, "second_time": "interval"}),
     "ict, few levels": ("ict", {"levels_from": 4, "levels_to": 16, "loss": "l2"}),
     "ard with a GAN stage": (
         "ard",
@@ -237,6 +239,12 @@ FAULTS: dict[Check, Callable[[Patch], None]] = {
     contract.any_step: lambda patch: patch.setattr(
         ARD, "trained_once", classmethod(lambda cls, config: True)
     ),
+    contract.gradient_by_level: lambda patch: patch.setattr(
+        DenoisingStudent, "conditioned", lambda self, off, t: off
+    ),
+    contract.trained_levels: lambda patch: patch.setattr(
+        DenoisingStudent, "with_uniform", lambda self, batch, t: t
+    ),
     contract.seeded: lambda patch: patch.setattr(
         Items, "__call__", lambda self, index: index % self.size
     ),
@@ -247,8 +255,13 @@ FAULTS: dict[Check, Callable[[Patch], None]] = {
 def test_a_check_finds_its_fault(
     check: Check, tiny: Task, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    if check is contract.training_free:
-        case = Case("teacher", tiny, tmp_path / "case")
+    elsewhere = {
+        contract.training_free: "teacher",
+        contract.gradient_by_level: "progressive",
+        contract.trained_levels: "scm",
+    }
+    if check in elsewhere:
+        case = Case(elsewhere[check], tiny, tmp_path / "case")
     else:
         options = (
             {"history_layers": 0, **TEACHERS}

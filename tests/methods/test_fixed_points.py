@@ -208,10 +208,10 @@ IN_EXPECTATION: dict[
     "meanflow, plain": ("meanflow", {"distinct": 0.7, "power": 0.0}, jump, posterior),
     "shortcut": ("shortcut", {"bootstrap": 0.6}, step, fading),
     "ctm's denoising": ("ctm", {}, jump, end),
-    "sct": ("scm", {"source": "data", "ramp_steps": 0, "prior_weight": "none"}, end, fading),
+    "sct": ("scm", {"source": "data", "ramp_steps": 0}, end, fading),
     "sct, weighted": (
         "scm",
-        {"source": "data", "ramp_steps": 0, "prior_weight": "none", "normalisation": 1e3},
+        {"source": "data", "ramp_steps": 0, "normalisation": 1e3},
         end,
         fading,
     ),
@@ -466,7 +466,7 @@ def test_moments_agree_where_all_jumps_end_in_the_same_points() -> None:
 
     losses = []
     for formula in (same, posterior):
-        method = built("imm", formula, gap=2)
+        method = built("imm", formula, gap=2, label_dropout=0.0)
         drawn = method.times
         method.times = lambda batch, drawn=drawn: (*drawn(batch)[:2], drawn(batch)[2] / 4)  # r > s
         losses.append(max(float(method.loss(batch)[0].detach()) for batch in batches(2)))
@@ -475,7 +475,7 @@ def test_moments_agree_where_all_jumps_end_in_the_same_points() -> None:
 
 def test_moments_see_no_difference_between_equal_distributions() -> None:
     """Apart from a sample's own pair, whose ends differ, exact jumps leave no mean gradient."""
-    method = built("imm", jump, gap=2, group=8)
+    method = built("imm", jump, gap=2, group=8, label_dropout=0.0)
 
     def loss(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         batch.data[1].labels.copy_(torch.arange(COUNT) % 8)  # type: ignore[index, union-attr]
@@ -484,7 +484,7 @@ def test_moments_see_no_difference_between_equal_distributions() -> None:
         return method.loss(batch)[0] - with_own, {}
 
     assert largest_z(method, loss) < 4
-    method = built("imm", end, gap=2, group=8)
+    method = built("imm", end, gap=2, group=8, label_dropout=0.0)
     assert largest_z(method, loss) > 8
 
 
@@ -547,9 +547,7 @@ def test_backward_simulation_is_the_samplers_own_path() -> None:
 @pytest.mark.parametrize("source", ["teacher", "data"])
 def test_scms_tangent_points_to_where_the_path_leads(source: str) -> None:
     """Descending L moves F along g, that is against the change of f along the path (eq. 7)."""
-    method = built(
-        "scm", fading, ramp_steps=0, source=source, prior_weight="none", normalisation=1e3
-    )
+    method = built("scm", fading, ramp_steps=0, source=source, normalisation=1e3)
     drift = []
     for batch in batches(24):
         method.model.distortion.grad = None
