@@ -15,8 +15,8 @@ from torch import Tensor
 from harness.methods import METHODS, Batch, Update
 from harness.methods.ard import ARD
 from harness.methods.parts.players import EMA
-from harness.methods.parts.student import DenoisingStudent
 from harness.methods.parts.points import CachedSteps
+from harness.methods.parts.student import DenoisingStudent
 from harness.methods.teacher import Teacher
 from harness.solvers import sample
 from harness.tasks import Task
