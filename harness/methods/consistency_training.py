@@ -192,7 +192,7 @@ class ICT(ConsistencyTraining):
         "lr": Span(1e-4, 1e-2, log=True),
         "stage_steps": (75, 150, 300),
         "huber_c": Span(1e-4, 1e-1, log=True),
-        "uniform": (0.1, 0.25, 0.5),
+        "uniform": (0.1, 0.3, 0.6),
     }
     reference: ClassVar = "Song & Dhariwal 2023, arXiv 2310.14189, table 1 and sec. 3"
 
@@ -251,7 +251,7 @@ class ECT(ConsistencyTraining):
         "lr": Span(1e-4, 1e-2, log=True),
         "stage_steps": (75, 150, 300),
         "huber_c": Span(1e-6, 1e-1, log=True),
-        "uniform": (0.1, 0.25, 0.5),
+        "uniform": (0.1, 0.3, 0.6),
     }
     reference: ClassVar = "Geng et al. 2024, arXiv 2406.14548, eq. 13 to 15"
 

@@ -98,7 +98,7 @@ class SCM(DenoisingStudent):
         "lr": Span(3e-5, 3e-3, log=True),
         "ramp_steps": (300, 1000, 3000),
         "normalisation": (0.1, 1.0),
-        "uniform": (0.1, 0.25, 0.5),
+        "uniform": (0.1, 0.3, 0.6),
     }
     any_step = True
     reference: ClassVar = "Lu & Song 2024, arXiv 2410.11081, eq. 5 to 8 and alg. 1"

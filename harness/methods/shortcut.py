@@ -141,7 +141,7 @@ class Shortcut(DenoisingStudent):
         """The average's velocity over a step of d, guided where d is the smallest."""
         smallest = d * self.config.finest <= 1
         step = torch.where(smallest, 0.0, d)
-        found = self.s(self.target_model, y, tau, step, cond)
+        found = self.s(self.target_model, y, tau, step, cond).clone()
         rows = smallest.nonzero().squeeze(1)
         if self.scale == 1 or len(rows) == 0:
             return found

@@ -187,5 +187,5 @@ def test_curricula_count_steps(name: str, tiny: Task) -> None:
         with keyed_initialisation(0, name):
             method = cls(cls.Config(), tiny.teacher(torch.device("cpu")), tiny, 1, total)
         batch = Batch(index, tiny.split.train.batch(index), None, Keyed("train", 0, 0))
-        losses.append(float(next(iter(method.updates(19))).loss(batch)[0]))
+        losses.append(float(next(iter(method.updates(19))).loss(batch)[0].detach()))
     assert losses[0] == losses[1]

@@ -40,7 +40,7 @@ class DataConfig(StudentConfig):
 class TimesConfig(StudentConfig):
     """Options of methods whose papers draw times from a normal law."""
 
-    uniform: float = Field(0.25, ge=0, le=1)
+    uniform: float = Field(0.3, ge=0, le=1)
     """Share of a batch with uniform timesteps, so that sampling starts at trained levels."""
 
 
