@@ -19,7 +19,7 @@ from harness.diffusion.denoiser import Denoiser, Guided, PredictionType
 from harness.diffusion.randomness import Keyed
 from harness.diffusion.schedules import Schedule
 from harness.errors import UsageError
-from harness.methods.parts.options import MethodConfig
+from harness.methods.parts.options import MethodConfig, Span
 from harness.methods.parts.players import Player
 from harness.registry import Registry, registry_of
 from harness.solvers import Solver, Trajectory
@@ -144,6 +144,8 @@ class Method(ABC):
     """Whether the method needs class labels, which excludes tasks with text."""
     any_step: ClassVar[bool] = False
     """Whether training is independent of num_steps, so that one student serves every number."""
+    tunes: ClassVar[dict[str, Span | tuple[Any, ...]]] = {}
+    """The options that a fair search varies, with ranges; a tuple lists choices."""
     reference: ClassVar[str] = ""
     """The paper, for `harness describe`."""
 

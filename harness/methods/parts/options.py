@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -21,6 +22,27 @@ def _split(value: Any) -> Any:
 
 Numbers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split)]
 """Positive whole numbers, typed as 1,2,4: each once, in ascending order."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range of an option that a search varies.
+
+    Attributes:
+        low, high: its ends, both included; two whole numbers make a range of whole numbers.
+        log: whether values are drawn by their logarithm.
+    """
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @property
+    def ends(self) -> tuple[int | float, int | float]:
+        return self.low, self.high
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, (int, float)) and self.low <= value <= self.high
 
 
 class MethodConfig(BaseModel):
