@@ -12,13 +12,12 @@ from pathlib import Path
 import pandas as pd
 
 from harness.files import write_text
-from harness.records import publish_records, read_record
 from harness.sweeps.outcome import Outcome, read_outcomes, snippet, verdict
 from harness.sweeps.search import shown
 
 
 def publish_searches(results: Path) -> list[Path]:
-    """Writes `<results>/<task>/searches.md` and adds the records of all trials beside it.
+    """Writes `<results>/<task>/searches.md`; the records of trials are published like any others.
 
     Returns:
         The pages written. Raises UsageError for an outcome that cannot be read.
@@ -26,9 +25,6 @@ def publish_searches(results: Path) -> list[Path]:
     outcomes, pages = read_outcomes(results), []
     for task in dict.fromkeys(outcome.task for outcome in outcomes):
         here = [outcome for outcome in outcomes if outcome.task == task]
-        run_ids = {run_id for outcome in here for run_id in outcome.run_ids}
-        paths = [results / "runs" / run_id / "record.json" for run_id in sorted(run_ids)]
-        publish_records(results / task, [read_record(path) for path in paths if path.exists()])
         page = results / task / "searches.md"
         write_text(page, searches_page(task, here))
         pages.append(page)
@@ -44,7 +40,7 @@ def searches_page(task: str, outcomes: Sequence[Outcome]) -> str:
     ]
     if winners := snippet(outcomes):
         parts.append(
-            "## Winners\n\nOptions that differ from the methods' own, as `defaults` of a task file. "
+            "## Winners\n\nOptions that differ from their methods' own, for a task file. "
             f"Beside each stand its value and the first trial's.\n\n```yaml\n{winners}\n```"
         )
     return "\n\n".join([*parts, *map(_study, outcomes)]) + "\n"

@@ -67,14 +67,6 @@ class Outcome(_Part):
     defaults: dict[str, Any] | None
     """The winner's options that differ from its method's own."""
 
-    @property
-    def run_ids(self) -> list[str]:
-        """The runs of all trials and of the confirmation."""
-        return [
-            *(run_id for line in self.trials for run_id in line.run_ids),
-            *(run_id for one in self.confirmed for run_id in one.run_ids),
-        ]
-
 
 def outcome_of(plan: StudyPlan, study: optuna.Study, confirmed: Sequence[Confirmed]) -> Outcome:
     """The outcome of a study whose trials and confirmation are made."""

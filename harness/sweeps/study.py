@@ -19,6 +19,7 @@ from harness.errors import UsageError, unknown
 from harness.methods import METHODS
 from harness.metrics.evaluator import metrics_of, milestone_metrics
 from harness.records import Record
+from harness.runs.budgets import parse_budget
 from harness.runs.config import FIRST_TUNING_SEED, RunConfig, parse_config
 from harness.runs.identity import study_name
 from harness.runs.resolve import resolve
@@ -183,9 +184,12 @@ def _checked_task(plan: StudyPlan, results: Path, device: torch.device) -> Task:
         first = problem({**start, name: value})
         if first and all(problem({**rest, name: value}) for rest in (low, high)):
             raise first
+    task = resolve(plan.runs_of(start)[0], results=results, device=device).task
     for config in plan.confirmations_of(start):
-        resolve(config, results=results, device=device)
-    return resolve(plan.runs_of(start)[0], results=results, device=device).task
+        if config.budget not in task.spec.budgets:
+            parse_budget(config.budget, task)
+        resolve(config.model_copy(update={"budget": "steps=1"}), results=results, device=device)
+    return task
 
 
 def _tried(of: Range | list[Any]) -> list[Any]:
