@@ -177,9 +177,10 @@ def verdict(outcome: Outcome) -> str:
     runs = ""
     if outcome.confirmed:
         values = {one.trial: one.mean for one in outcome.confirmed}
-        runs = f", confirmed on {len(outcome.confirmed[0].run_ids)} seeds"
+        (won,) = (one for one in outcome.confirmed if one.trial == outcome.winner)
+        runs = f", confirmed with seed {', '.join(map(str, won.values))}"
     first = next(iter(values))
     own = values[first]
     beside = "failed" if own is None else f"{own:.4g}"
-    won = f"trial {outcome.winner}: {name} {values[outcome.winner]:.4g}{runs}"
-    return f"{won}; trial {first}: {beside}"
+    best = f"trial {outcome.winner}: {name} {values[outcome.winner]:.4g}{runs}"
+    return f"{best}; trial {first}: {beside}"
