@@ -16,6 +16,7 @@ from harness.report.latex import latex_report
 from harness.report.markdown import page
 from harness.report.publish import publish
 from harness.report.rows import load_records
+from harness.report.searches import publish_searches
 from harness.report.task_report import reports_of
 
 
@@ -47,7 +48,7 @@ def report_command(
     """Print tables of all records below RESULTS."""
     records = load_records(results)
     if to_publish:
-        for written in publish(records, results):
+        for written in [*publish(records, results), *publish_searches(results)]:
             click.echo(f"wrote {written}", err=True)
         return
     if as_json:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import torch
@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 
 from harness.cli.console import Display
-from harness.cli.options import chosen_device, common
+from harness.cli.options import chosen_device, common, say
 from harness.errors import RunFailed, UsageError
 from harness.files import read_yaml
 from harness.machine import busy_note
@@ -23,9 +23,6 @@ from harness.sweeps.child import Order, stop_with_driver
 from harness.sweeps.driver import Driver
 from harness.sweeps.engines import Engine, Local, Ray, Slurm, shares_of
 from harness.sweeps.sweep import Cell, expand, plan, run_sweep
-
-if TYPE_CHECKING:
-    from harness.sweeps.study import StudyPlan
 
 
 @dataclass(frozen=True)
@@ -120,6 +117,9 @@ def sweep_command(
                 f"--estimate times the runs of a grid, but {file} is a search, "
                 "whose runs are not known yet: leave it out"
             )
+        # Imported here because Optuna takes long to import.
+        from harness.cli.searches import run_searches
+
         run_searches(content, file, place, dry_run, as_json)
         return
     cells = plan(expand(content, f"sweep file {file}"), results, place.device, reuse)
@@ -186,71 +186,6 @@ def run_cells(cells: list[Cell], place: Place, as_json: bool) -> None:
                f"`harness report {place.results}` shows them")  # fmt: skip
     if failed:
         raise RunFailed(f"{len(failed)} of {len(cells)} runs failed: {', '.join(failed)}")
-
-
-def run_searches(
-    content: dict[str, Any], file: str, place: Place, dry_run: bool, as_json: bool
-) -> None:
-    """Makes, or only shows, the trials of a search.
-
-    Raises RunFailed if trials are missing or all failed.
-    """
-    # Imported here because Optuna takes long to import.
-    from harness.sweeps.database import known_study, lines_of
-    from harness.sweeps.search import Searcher
-    from harness.sweeps.study import study_plans
-
-    plans = study_plans(content, f"sweep file {file}", place.results, place.device)
-    if dry_run:
-        studies = [known_study(one, place.results) for one in plans]
-    else:
-        driver = place.driver()
-        studies = [
-            Searcher(one, place.results, place.device, driver, place.reuse, say).make()
-            for one in plans
-        ]
-    lines = [
-        line
-        for one, study in zip(plans, studies, strict=True)
-        if study is not None
-        for line in lines_of(one, study)
-    ]
-    show_trials(lines, plans, as_json)
-    done = sum(line["answered"] for line in lines)
-    if not dry_run and done < sum(one.spec.trials for one in plans):
-        raise RunFailed(
-            f"{done} of {sum(one.spec.trials for one in plans)} trials were made; "
-            "the same command makes the others"
-        )
-    if lines and not dry_run and not any(line["best"] for line in lines):
-        raise RunFailed("no trial finished: their records say why")
-
-
-def show_trials(lines: list[dict[str, Any]], plans: list[StudyPlan], as_json: bool) -> None:
-    """Prints a line for each trial."""
-    if as_json:
-        click.echo(json.dumps(lines, indent=1))
-        return
-    for line in lines:
-        shown = ", ".join(
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in line.items()
-            if name not in ("study", "trial", "state", "answered", "best")
-        )
-        click.echo(
-            f"{'*' if line['best'] else ' '} {line['study']} "
-            f"trial {line['trial']} {line['state']}: {shown}"
-        )
-    click.echo(
-        f"{sum(line['answered'] for line in lines)} of {sum(one.spec.trials for one in plans)} "
-        f"trials made in {len(plans)} studies; "
-        "* is best, or on the front (report a winner from seeds that its search has not used)"
-    )
-
-
-def say(text: str) -> None:
-    """Prints a line on stderr."""
-    click.echo(text, err=True)
 
 
 @click.command("_job", hidden=True)

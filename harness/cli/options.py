@@ -200,3 +200,8 @@ def chosen_device(name: str) -> torch.device:
             f"device {name!r} is not available here; give cpu, or cuda on a machine with a GPU"
         ) from error
     return device
+
+
+def say(text: str) -> None:
+    """Prints a line on stderr."""
+    click.echo(text, err=True)

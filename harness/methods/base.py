@@ -7,7 +7,7 @@ player alone, calls the loss on each micro-batch, clips, steps and moves the ave
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -145,8 +145,8 @@ class Method(ABC):
     """Whether the method needs class labels, which excludes tasks with text."""
     any_step: ClassVar[bool] = False
     """Whether training is independent of num_steps, so that one student serves every number."""
-    tunes: ClassVar[Mapping[str, Span | tuple[Any, ...]]] = {}
-    """The options that a fair search varies: their ranges, or tuples of choices."""
+    tunes: ClassVar[dict[str, Span | tuple[Any, ...]]] = {}
+    """The options that a fair search varies, with ranges; a tuple lists choices."""
     reference: ClassVar[str] = ""
     """The paper, for `harness describe`."""
 

@@ -239,6 +239,8 @@ class Evaluator:
             "library": library,
             "kid_subset_size": spec.evaluation.kid_subset_size,
         }
+        if self.task.purpose != "evaluate":
+            found["noise_purpose"] = self.task.purpose
         if spec.evaluation.neighbours:
             found["neighbours"] = spec.evaluation.neighbours
         for extractor, _ in self.extra:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from harness.methods import MethodConfig
 
 METHODS = registry_of("method")
+FIRST_TUNING_SEED = 1000
+"""Seeds from here on are for searches; tables use those below."""
 
 
 class RunConfig(BaseModel):
@@ -32,7 +34,10 @@ class RunConfig(BaseModel):
     num_steps: int = Field(4, ge=1, le=1000)
     """Steps in which the student samples (1 for a one-step method)."""
     seed: int = Field(0, ge=0, le=2**31)
-    """Seed of initialisation, batches and training noise."""
+    """Seed of initialisation, batches and training noise: 1000 or more for purpose tune, less for
+    evaluate."""
+    purpose: Literal["evaluate", "tune"] = "evaluate"
+    """Evaluation noise that judges the run: that of tables, or that of searches."""
     budget: str = "quick"
     """Training budget: one that the task names, or steps=NUMBER (0 leaves the student untrained),
     images=NUMBER, flops=NUMBER or seconds=NUMBER."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.runs.resolve import Resolved
     from harness.tasks import Task
 
-EVALUATION = ("noise_sets", "extra_features")
+EVALUATION = ("noise_sets", "extra_features", "purpose")
 """Fields of a run's identity that decide how the student is evaluated, not how it is made."""
 PLAIN_SETTINGS = {
     "precision": "fp32",
@@ -52,7 +52,13 @@ def run_settings(resolved: Resolved) -> dict[str, Any]:
         "init_from": parent
         and {"run_id": parent.run_id, "setting": parent.setting, "sha256": parent.sha256},
         "extra_features": ", ".join(features),
+        **other_purpose(resolved.task),
     }
+
+
+def other_purpose(task: Task) -> dict[str, str]:
+    """The purpose of a task's evaluation noise, as runs name it where it is not "evaluate"."""
+    return {} if task.purpose == "evaluate" else {"purpose": task.purpose}
 
 
 def run_identity(resolved: Resolved) -> dict[str, Any]:
@@ -90,6 +96,7 @@ def samples_key(resolved: Resolved, noise_set: int, device: torch.device) -> dic
     }
     return {
         **whole,
+        **other_purpose(resolved.task),
         "set": noise_set,
         "device": device.type,
         "code": code_digest(),

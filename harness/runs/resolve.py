@@ -14,7 +14,7 @@ from harness.metrics.extractors import EXTRACTORS
 from harness.records import TrainingBill, read_record
 from harness.runs import identity
 from harness.runs.budgets import evaluated_noise_sets, parse_budget, training_steps
-from harness.runs.config import RunConfig, parse_options
+from harness.runs.config import FIRST_TUNING_SEED, RunConfig, parse_options
 from harness.tasks import Task, load_task
 from harness.training.estimate import rehearsal
 from harness.training.settings import TrainSettings
@@ -105,7 +105,8 @@ def resolve(
     Raises:
         UsageError: for unknown names and for values that do not fit, in one sentence.
     """
-    task, num_steps = task or load_task(config.task), config.num_steps
+    task = (task or load_task(config.task)).judged_for(config.purpose)
+    num_steps = config.num_steps
     cls, options = METHODS[config.method], options_on(task, config)
     cls.check(options, task, num_steps)
     method, options = cls.canonical(options, num_steps)
@@ -114,6 +115,7 @@ def resolve(
     if not cls.sources:
         _check_training_free(config, task)
         return Resolved(task, method, options, UNTRAINED, num_steps, noise_sets, None, features)
+    _check_seed(config)
     settings = train_settings(config, options, task)
 
     def rehearse(total_steps: int) -> Trainer:
@@ -142,6 +144,16 @@ def options_on(task: Task, config: RunConfig) -> MethodConfig:
             f"{config.method} needs class labels, but task {task.spec.name} is conditioned on text"
         )
     return parse_options(config.method, {**tuned, **config.options})
+
+
+def _check_seed(config: RunConfig) -> None:
+    """Raises UsageError for a seed of the other purpose: no table may use a seed that chose."""
+    if (config.seed >= FIRST_TUNING_SEED) != (config.purpose == "tune"):
+        seeds = "from" if config.purpose == "tune" else "below"
+        raise UsageError(
+            f"seed is {config.seed}, but purpose {config.purpose} needs seeds "
+            f"{seeds} {FIRST_TUNING_SEED}: searches and tables share no seed"
+        )
 
 
 def train_settings(config: RunConfig, options: MethodConfig, task: Task) -> TrainSettings:
@@ -246,6 +258,11 @@ def find_parent(run_id: str, results: Path, task: Task, output: str) -> Parent:
             f"init_from is {run_id!r}, which is a {record.status} run of {record.task}: "
             f"give a finished one of {task.spec.name}"
         )
+    if (purpose := record.config.get("purpose", "evaluate")) != task.purpose:
+        raise UsageError(
+            f"init_from is {run_id!r}, a run of purpose {purpose}, but this one has purpose "
+            f"{task.purpose}: searches and tables share no student"
+        )
     theirs = METHODS[record.method].output(
         parse_options(record.method, record.options, f"init_from {run_id}"), task
     )
@@ -261,12 +278,13 @@ def find_parent(run_id: str, results: Path, task: Task, output: str) -> Parent:
 
 
 def reference_of(task: Task) -> Resolved:
-    """The run beside which every row of a task is shown."""
+    """The run beside which every row of a task is shown, judged by the task's noise."""
     wanted = task.spec.reference
     config = RunConfig(
         task=task.spec.name,
         method=wanted.method,
         num_steps=wanted.num_steps,
         options=wanted.options,
+        purpose=task.purpose,
     )
     return resolve(config, task)

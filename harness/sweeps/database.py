@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import UsageError
 from harness.sweeps.study import StudyPlan
@@ -46,14 +46,15 @@ def _database(results: Path) -> optuna.storages.RDBStorage:
         ) from error
 
 
+def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that have values of their own: neither failed nor pruned ones."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [trial for trial in complete if "reason" not in trial.user_attrs]
+
+
 def lines_of(plan: StudyPlan, study: optuna.Study) -> list[dict[str, Any]]:
     """One row per trial: number, state, values of the space, objectives, whether it is best."""
-    trials = study.get_trials(deepcopy=False)
-    finished = [
-        trial
-        for trial in trials
-        if trial.state == TrialState.COMPLETE and "reason" not in trial.user_attrs
-    ]
+    trials, finished = study.get_trials(deepcopy=False), finished_trials(study)
     best = {trial.number for trial in study.best_trials} if finished else set()
     lines = []
     for trial in trials:
@@ -65,7 +66,7 @@ def lines_of(plan: StudyPlan, study: optuna.Study) -> list[dict[str, Any]]:
                 "study": plan.name,
                 "trial": trial.number,
                 "state": state,
-                **trial.params,
+                **plan.spec.rounded(trial.params),
                 **values,
                 **reason,
                 "answered": trial.state in ANSWERED,

@@ -6,8 +6,8 @@ any others. So trials with equal options share runs, and interrupted runs resume
 Optuna's samplers ignore failed trials and keep proposing their neighbourhood. So a trial whose run
 fails gets a bad value, with the reason as its attribute.
 
-Trials are judged on the evaluation noise, so the best of many looks better than it is. Report a
-winner from seeds that no trial has used.
+Trials are judged on noise and seeds that no table uses. The best of many still looks better than it
+is, so `harness.sweeps.confirm` runs the best anew.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from harness.runs.locks import held
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.run import Run
 from harness.sweeps.child import MILESTONES_FILE, PRUNED, Pruning, job_of, milestones
-from harness.sweeps.database import ANSWERED, open_study
+from harness.sweeps.database import ANSWERED, finished_trials, open_study
 from harness.sweeps.driver import Driver
 from harness.sweeps.study import StudyPlan, objective
 from harness.sweeps.sweep import record_of
@@ -105,11 +105,6 @@ class Searcher:
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or None)
 
-    def _finished(self) -> list[FrozenTrial]:
-        return [
-            trial for trial in self._trials(TrialState.COMPLETE) if "reason" not in trial.user_attrs
-        ]
-
     def _refuse_other_code(self) -> None:
         others = {trial.user_attrs.get("code") for trial in self._trials()} - {self.code, None}
         if others and not self.reuse:
@@ -151,9 +146,12 @@ class Searcher:
 
     def _begin(self, frozen: FrozenTrial, anew: bool = False) -> None:
         """Starts a trial; one that is made anew forgets the milestones of equal runs."""
-        trial = Trial(frozen.number, frozen.params, f"{self.plan.name} trial {frozen.number}")
+        params = self.plan.spec.rounded(frozen.params)
+        trial = Trial(frozen.number, params, f"{self.plan.name} trial {frozen.number}")
         try:
-            trial.waiting = self._runs_of(frozen.params)
+            trial.waiting = self._runs_of(params)
+            run_ids = [resolved.run_id for _, resolved in trial.waiting]
+            self._handle(trial).set_user_attr("run_ids", run_ids)
             if anew and self.plan.spec.prune:
                 self._milestones_file(trial.waiting[0][1]).unlink(missing_ok=True)
         except UsageError as error:  # values that fit alone, but not together
@@ -169,7 +167,7 @@ class Searcher:
             record = run.finished_record(self.reuse)
             if record is None:
                 self.say(
-                    f"{trial.label}, {resolved.run_id} seed {config.seed}: {_shown(trial.params)}"
+                    f"{trial.label}, {resolved.run_id} seed {config.seed}: {shown(trial.params)}"
                 )
                 name = trial.label if self.driver.workers > 1 else ""
                 pruning = self._pruning()
@@ -210,7 +208,6 @@ class Searcher:
         if not np.isfinite(values).all():
             self._tell_failure(trial, f"{', '.join(objectives)}: {values}: not finite")
             return
-        self._handle(trial).set_user_attr("run_ids", [record.run_id for record in records])
         cost = records[0].cost
         if self.plan.spec.prune and cost is not None and cost.training is not None:
             (name,), steps = objectives, cost.training.steps
@@ -229,7 +226,7 @@ class Searcher:
         if died:
             self.study.tell(trial.number, state=TrialState.FAIL)
             return
-        seen = [found.values for found in self._finished()]
+        seen = [found.values for found in finished_trials(self.study)]
         directions = self.plan.spec.objectives.values()
         values = [
             bad_value(direction, [values[place] for values in seen])
@@ -250,7 +247,7 @@ class Searcher:
         if not self.plan.spec.prune:
             return None
         ((name, direction),) = self.plan.spec.objectives.items()
-        curves = [trial.intermediate_values for trial in self._finished()]
+        curves = [trial.intermediate_values for trial in finished_trials(self.study)]
         points = {
             place: [curve[place] for curve in curves if place in curve]
             for place in {place for curve in curves for place in curve}
@@ -273,7 +270,8 @@ def bad_value(direction: str, seen: Sequence[float]) -> float:
     return sign * (worst + (9 * abs(worst) or UNSEEN))
 
 
-def _shown(params: dict[str, Any]) -> str:
+def shown(params: dict[str, Any]) -> str:
+    """The values of a trial in a line."""
     texts = {
         name: f"{value:.4g}" if isinstance(value, float) else str(value)
         for name, value in params.items()

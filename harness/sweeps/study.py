@@ -1,14 +1,9 @@
-"""Studies: what a sweep file with `search` asks for.
+"""Studies: what a sweep file with `search` asks for (`harness.sweeps.spec` has its keys).
 
 Every cell of the file (its axes multiplied out) is one study, and may add to its `space`. Every
 trial of a study is one run for each seed.
 
-    search:
-      trials: 8
-      objectives: {fid: minimize}     # metrics, latency, macs, nfe, training_flops; or several
-      space: {options.lr: {low: 3.0e-4, high: 3.0e-2, log: true}, options.heads: [shared, per_step]}
-      sampler: tpe                    # or random
-      prune: false                    # stop runs that are worse than the median of finished ones
+Searches have noise and seeds that no table uses: their runs have purpose "tune".
 """
 
 from __future__ import annotations
@@ -16,26 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import UsageError, unknown
 from harness.methods import METHODS
 from harness.metrics.evaluator import metrics_of, milestone_metrics
 from harness.records import Record
-from harness.runs.config import RunConfig, explain, parse_config
+from harness.runs.budgets import parse_budget
+from harness.runs.config import FIRST_TUNING_SEED, RunConfig, parse_config
 from harness.runs.identity import study_name
 from harness.runs.resolve import resolve
+from harness.sweeps.spec import Range, SearchSpec, spec_of
 from harness.sweeps.sweep import expand
+from harness.tasks import Task
 
 COSTS: dict[str, Callable[[Any], float]] = {
     "latency": lambda cost: cost.latency.ratio,
@@ -46,50 +36,6 @@ COSTS: dict[str, Callable[[Any], float]] = {
 """Objectives that come from a record's cost."""
 MOST_TRIED = 32
 """At most so many whole numbers of a range are checked before the first run."""
-
-
-class Range(BaseModel):
-    """Numbers from low to high; whole ones if both are whole."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    low: int | float
-    high: int | float
-    log: bool = False
-    step: int | float | None = None
-
-    def distribution(self) -> BaseDistribution:
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return IntDistribution(self.low, self.high, log=self.log, step=int(self.step or 1))
-        return FloatDistribution(float(self.low), float(self.high), log=self.log, step=self.step)
-
-
-class SearchSpec(BaseModel):
-    """The `search` of a sweep file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    trials: int = Field(ge=1)
-    objectives: dict[str, Literal["minimize", "maximize"]] = Field(min_length=1)
-    space: dict[str, Range | list[Any]] = Field(min_length=1)
-    sampler: Literal["tpe", "random"] = "tpe"
-    seed: int = 0
-    prune: bool = False
-
-    def distributions(self) -> dict[str, BaseDistribution]:
-        return {
-            name: CategoricalDistribution(of) if isinstance(of, list) else of.distribution()
-            for name, of in self.space.items()
-        }
-
-    def sampler_of(self, number: int) -> BaseSampler:
-        """The sampler of a trial, seeded by its number: a search proposes the same after a stop."""
-        seed = self.seed + number
-        return (
-            RandomSampler(seed)
-            if self.sampler == "random"
-            else TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
-        )
 
 
 @dataclass(frozen=True)
@@ -107,6 +53,7 @@ class StudyPlan:
 
     def runs_of(self, params: dict[str, Any]) -> list[RunConfig]:
         """The runs of a trial with these values. Raises UsageError for values that do not fit."""
+        params = self.spec.rounded(params)
         options = {
             name.removeprefix("options."): value
             for name, value in params.items()
@@ -124,8 +71,22 @@ class StudyPlan:
             for config in self.configs
         ]
 
+    def confirmations_of(self, params: dict[str, Any]) -> list[RunConfig]:
+        """The runs that confirm a trial with these values, one a seed of `confirm`."""
+        confirm = self.spec.confirm
+        if confirm is None:
+            return []
+        config = self.runs_of(params)[0]
+        budget = confirm.budget or config.budget
+        return [
+            config.model_copy(update={"seed": seed, "budget": budget}) for seed in confirm.seeds
+        ]
+
     def defaults(self) -> dict[str, Any]:
-        """The method's own values for the space, as far as they lie in it."""
+        """The method's own values for the space, as far as they lie in it.
+
+        A task's defaults do not count here, so that every method starts from its own file.
+        """
         config = self.configs[0]
         known = METHODS[config.method].Config(**config.options).model_dump()
         known = {f"options.{name}": value for name, value in known.items()} | config.model_dump()
@@ -154,42 +115,32 @@ def study_plans(
         raise UsageError(f"{where}: each of cells should be a mapping from names to values")
     plans = []
     for cell in cells:
-        spec = _spec_of(cell, content["search"], where)
-        rest = {key: value for key, value in content.items() if key != "search"}
         own = {key: value for key, value in cell.items() if key != "space"}
         groups: dict[str, list[RunConfig]] = {}
-        for config in expand({**rest, "cells": [own]}, where):
+        for config in expand(_for_tuning({**content, "cells": [own]}), where):
+            if config.purpose != "tune":
+                raise UsageError(f"{where}: every trial has purpose tune: leave purpose out")
             groups.setdefault(config.model_dump_json(exclude={"seed"}), []).append(config)
         for configs in groups.values():
-            name = study_name(configs, spec.model_dump(mode="json", exclude={"trials"}))
-            plan = StudyPlan(name, tuple(configs), spec)
+            spec = spec_of(content["search"], cell.get("space", {}), configs[0].method, where)
+            plan = StudyPlan(study_name(configs, spec.of_trials), tuple(configs), spec)
             _check(plan, where, results, device)
             plans.append(plan)
     return plans
 
 
-def _spec_of(cell: dict[str, Any], search: Any, where: str) -> SearchSpec:
-    """The search of one cell, whose own space is added to the file's."""
-    try:
-        if isinstance(search, dict) and (own := cell.get("space", {})):
-            search = {**search, "space": {**search.get("space", {}), **own}}
-        spec = SearchSpec.model_validate(search)
-        spec.distributions()
-    except ValidationError as error:
-        raise explain(error, f"{where}: search", list(SearchSpec.model_fields)) from error
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{where}: search: space: {error}") from error
-    return spec
+def _for_tuning(content: dict[str, Any]) -> dict[str, Any]:
+    """A sweep file without its search, on tuning seeds and noise."""
+    rest = {key: value for key, value in content.items() if key != "search"}
+    base = rest.get("base", {})
+    if isinstance(base, dict):
+        rest["base"] = {"purpose": "tune", **base}
+    return {"seeds": [FIRST_TUNING_SEED], **rest}
 
 
 def _check(plan: StudyPlan, where: str, results: Path, device: torch.device) -> None:
-    """Raises UsageError for values, objectives and pruning that do not fit."""
-    spec = plan.spec
-    for number, corner in enumerate(_corners(spec)):
-        config = plan.runs_of(corner)[0]
-        if number and "budget" not in corner:  # the budget is settled once
-            config = config.model_copy(update={"budget": "steps=1"})
-        task = resolve(config, results=results, device=device).task
+    """Raises UsageError for values, objectives, pruning and seeds that do not fit."""
+    spec, task = plan.spec, _checked_task(plan, results, device)
     curve, known = milestone_metrics(task), {*metrics_of(task), *COSTS}
     for name in spec.objectives:
         if name not in known:
@@ -204,24 +155,50 @@ def _check(plan: StudyPlan, where: str, results: Path, device: torch.device) -> 
             f"{where}: search: prune needs a single objective, which must be one of: "
             f"{', '.join(curve)}"
         )
+    used = {config.seed for config in plan.configs}
+    if spec.confirm is not None and (twice := used & {*spec.confirm.seeds}):
+        raise UsageError(
+            f"{where}: search: confirm: seed {min(twice)} has chosen the best trials: give another"
+        )
 
 
-def _corners(spec: SearchSpec) -> list[dict[str, Any]]:
-    """Points to check: all lowest, all highest, and each other choice with the rest lowest."""
-    values: dict[str, list[Any]] = {}
-    for name, of in spec.space.items():
-        if isinstance(of, list):
-            values[name] = of
-        elif isinstance(of.low, int) and isinstance(of.high, int) and not of.log:
-            values[name] = [*range(of.low, of.high + 1, int(of.step or 1))][:MOST_TRIED]
-        else:
-            values[name] = [of.low, of.high]
+def _checked_task(plan: StudyPlan, results: Path, device: torch.device) -> Task:
+    """The study's task, once every value of the space is seen to fit.
+
+    A value fits if it does with the defaults, or with all lowest or all highest values of the
+    others. Raises UsageError for the first that does not.
+    """
+    values = {name: _tried(of) for name, of in plan.spec.space.items()}
     low, high = ({name: found[place] for name, found in values.items()} for place in (0, -1))
-    return [
-        low,
-        high,
-        *({**low, name: value} for name, found in values.items() for value in found[1:]),
-    ]
+    start = low | plan.defaults()
+
+    def problem(point: dict[str, Any]) -> UsageError | None:
+        settled = {} if "budget" in point else {"budget": "steps=1"}  # the budget is settled once
+        try:
+            resolve(plan.runs_of({**point, **settled})[0], results=results, device=device)
+        except UsageError as error:
+            return error
+        return None
+
+    for name, value in ((name, value) for name, found in values.items() for value in found):
+        first = problem({**start, name: value})
+        if first and all(problem({**rest, name: value}) for rest in (low, high)):
+            raise first
+    task = resolve(plan.runs_of(start)[0], results=results, device=device).task
+    for config in plan.confirmations_of(start):
+        if config.budget not in task.spec.budgets:
+            parse_budget(config.budget, task)
+        resolve(config.model_copy(update={"budget": "steps=1"}), results=results, device=device)
+    return task
+
+
+def _tried(of: Range | list[Any]) -> list[Any]:
+    """The values of a range or of choices that are checked before the first run."""
+    if isinstance(of, list):
+        return of
+    if isinstance(of.low, int) and isinstance(of.high, int) and not of.log:
+        return [*range(of.low, of.high + 1, int(of.step or 1))][:MOST_TRIED]
+    return [of.low, of.high]
 
 
 def objective(record: Record, name: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from importlib.resources import files
@@ -34,7 +35,12 @@ class Task:
 
     Args:
         folder: the first place to look for files of weights; the second is the shipped folder.
+
+    Attributes:
+        purpose: the evaluation noise that judges runs: "evaluate", or "tune" for searches.
     """
+
+    purpose = "evaluate"
 
     def __init__(self, spec: TaskSpec, folder: Path | None = None):
         self.spec, self.folder = spec, folder
@@ -46,6 +52,14 @@ class Task:
         self.trajectory_steps = spec.trajectories.steps
         self.network_teacher = spec.teacher is not None
         self.mixture: GaussianMixture | None = None
+
+    def judged_for(self, purpose: str) -> Task:
+        """This task with the evaluation noise of a purpose; nothing else differs."""
+        if purpose == self.purpose:
+            return self
+        other = copy(self)
+        other.purpose = purpose
+        return other
 
     @property
     def null(self) -> Condition:
@@ -148,15 +162,14 @@ class Task:
         )
 
     def evaluation_inputs(self, noise_set: int) -> tuple[Tensor, Condition]:
-        """Noise [N, C, H, W] and balanced conditions [N] that evaluate every run of the task.
+        """Noise [N, C, H, W] and balanced conditions [N] that evaluate every run of a purpose.
 
         Sets are disjoint: set k holds sample numbers k N .. (k + 1) N - 1.
         """
         spec = self.spec.evaluation
         index = torch.arange(noise_set * spec.samples, (noise_set + 1) * spec.samples)
-        return Keyed("evaluate", spec.seed).normal(
-            "x_T", index, self.shape
-        ), self.conditions.balanced(index)
+        x_T = Keyed(self.purpose, spec.seed).normal("x_T", index, self.shape)
+        return x_T, self.conditions.balanced(index)
 
     def ode_map(self, noise_set: int) -> Tensor:
         """End points of the exact ODE from a noise set's noise, float64 [N, C, H, W].
@@ -173,7 +186,7 @@ class Task:
         """
         spec = self.spec.evaluation
         index = torch.arange(noise_set * spec.samples, (noise_set + 1) * spec.samples)[rows]
-        return lambda name: Keyed("evaluate", spec.seed).normal(name, index, self.shape)
+        return lambda name: Keyed(self.purpose, spec.seed).normal(name, index, self.shape)
 
     @cached_property
     def digest(self) -> str:

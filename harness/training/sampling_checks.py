@@ -7,8 +7,10 @@ Each check takes a case and raises AssertionError. The first line of its docstri
 from __future__ import annotations
 
 import torch
+from pydantic import ValidationError
 
 from harness.methods import METHODS
+from harness.methods.parts.options import Span
 from harness.training.case import Case, all_close
 
 
@@ -97,6 +99,20 @@ def generator(case: Case) -> None:
     assert torch.equal(torch.get_rng_state(), before), (
         "torch's generator moved: draw from batch.normal and batch.uniform"
     )
+
+
+def tunes(case: Case) -> None:
+    """It declares 3 to 5 options for searches, with valid values around the default."""
+    cls, own = case.cls, case.cls.Config().model_dump()
+    assert 3 <= len(cls.tunes) <= 5, f"tunes has {len(cls.tunes)} names, but should have 3 to 5"
+    for name, of in cls.tunes.items():
+        assert name in own, f"tunes names {name}, which is no option"
+        for value in of.ends if isinstance(of, Span) else of:
+            try:
+                cls.Config(**{name: value})
+            except ValidationError as error:
+                raise AssertionError(f"tunes has {name} {value!r}: {error}") from error
+        assert own[name] in of, f"the default of {name} is {own[name]!r}, which its tunes leave out"
 
 
 def training_free(case: Case) -> None:

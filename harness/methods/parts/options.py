@@ -26,11 +26,23 @@ Numbers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_sp
 
 @dataclass(frozen=True)
 class Span:
-    """Numbers from `low` to `high` that a search may try; `log` makes it even in the logarithm."""
+    """A range of an option that a search varies.
 
-    low: float
-    high: float
+    Attributes:
+        low, high: its ends, both included; two whole numbers make a range of whole numbers.
+        log: whether values are drawn by their logarithm.
+    """
+
+    low: int | float
+    high: int | float
     log: bool = False
+
+    @property
+    def ends(self) -> tuple[int | float, int | float]:
+        return self.low, self.high
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, (int, float)) and self.low <= value <= self.high
 
 
 class MethodConfig(BaseModel):
