@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.methods import METHODS
 from harness.training.case import Case
+from harness.training.precision_checks import precision
 from harness.training.sampling_checks import (
     canonical,
     generator,
@@ -41,6 +42,7 @@ EVERY: tuple[Check, ...] = (names, canonical, sampling, points, neighbours, untr
 """Checks of all methods."""
 TRAINED: tuple[Check, ...] = (
     finite,
+    precision,
     isolation,
     averaged,
     accumulation,
