@@ -151,7 +151,8 @@ class MeanFlow(DenoisingStudent):
         y = expand_to(1 - tau, x_0) * x_0 + expand_to(tau, x_0) * eps
         t, v = time_of_flow(self.schedule, tau), eps - x_0
         if self.config.source == "teacher":
-            with torch.no_grad():
+            # Like the student in the JVP: in bf16 its rounding would hide how the two differ.
+            with torch.no_grad(), torch.autocast(x_0.device.type, enabled=False):
                 v = velocity(self.teacher(self.noised(x_0, eps, t), t, cond))
         elif self.guided:
             v = self.guided_velocity(v, y, tau, cond, self.dropped(batch))

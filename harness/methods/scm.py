@@ -162,7 +162,8 @@ class SCM(DenoisingStudent):
         cos, sin = (expand_to(c, x_0) for c in (angle.cos(), angle.sin()))
         z = self.sd * batch.normal("eps", x_0.shape[1:])
         x = cos * x_0 + sin * z
-        with torch.no_grad():
+        # Like the student in the JVP: in bf16 its rounding would hide how the two differ.
+        with torch.no_grad(), torch.autocast(x_0.device.type, enabled=False):
             slope = (
                 self.sd * self.F(self.teacher, x, angle, cond)
                 if self.config.source == "teacher"

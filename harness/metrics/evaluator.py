@@ -16,12 +16,15 @@ from torch import Tensor
 
 from harness.data.cache import cached_samples, cached_tensors
 from harness.data.images import to_uint8
+from harness.diffusion.randomness import Keyed
 from harness.errors import RunFailed, UsageError
 from harness.files import tensors_digest
 from harness.metrics import METRICS
 from harness.metrics.base import Features, SampledMap, SampleMetric
+from harness.metrics.caveats import singular_covariance
 from harness.metrics.extractors import Extractor
 from harness.metrics.features import classify
+from harness.metrics.fidelity import KID_SUBSETS
 from harness.metrics.sampling import Sampler
 from harness.provenance import code_digest
 from harness.records import Metric
@@ -34,7 +37,7 @@ FEW = 10_000
 def metrics_of(task: Task) -> dict[str, SampleMetric]:
     """The metrics that a task's runs can have, by name, without those of extra feature networks."""
     known = {"images", "labels", "kid_subset_size", "teacher_samples", "sampled_map"}
-    known |= {"mixture", "ode_map"} if task.mixture else {"features", "real"}
+    known |= {"mixture", "ode_map"} if task.mixture else {"features", "real", "floor_n"}
     found: dict[str, Any] = {name: METRICS[name] for name in METRICS.names()}
     return {name: metric for name, metric in found.items() if set(metric.needs) <= known}
 
@@ -42,6 +45,16 @@ def metrics_of(task: Task) -> dict[str, SampleMetric]:
 def milestone_metrics(task: Task) -> list[str]:
     """The metrics that are measured during a task's training."""
     return [name for name, metric in metrics_of(task).items() if metric.milestone]
+
+
+def numeric_mode(device: torch.device) -> dict[str, Any]:
+    """The part of a metric's identity that names the arithmetic of a device.
+
+    Its kind, and whether TF32 rounds the products of matrices or of convolutions.
+    """
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    tf32 = device.type == "cuda" and any(backend.allow_tf32 for backend in backends)
+    return {"device": device.type, "tf32": tf32}
 
 
 class Evaluator:
@@ -83,10 +96,19 @@ class Evaluator:
         key = {**self.task.hashes, "device": self.device.type, "code": code_digest("metrics")}
         return cached_samples(key, lambda: classify(classifier, images)[0])
 
+    @property
+    def kid_subset_size(self) -> int:
+        """Images in a subset of KID, the same for samples and for the floor."""
+        spec, split = self.task.spec.evaluation, self.task.split
+        return min(spec.kid_subset_size, spec.samples, len(split.held_out), len(split.train))
+
+    def floor_n(self, n: int) -> int:
+        """Number of held-out images that the floor beside n samples rests on: n if there are."""
+        return min(n, len(self.task.split.held_out))
+
     def known(self, images: Tensor, labels: Tensor | None) -> dict[str, Any]:
         """Inputs of metrics that follow from samples [n, C, H, W] alone, by name."""
-        spec = self.task.spec.evaluation
-        found: dict[str, Any] = {"images": images, "kid_subset_size": spec.kid_subset_size}
+        found: dict[str, Any] = {"images": images, "kid_subset_size": self.kid_subset_size}
         if labels is not None:
             found["labels"] = labels
         if self.task.mixture:
@@ -94,7 +116,9 @@ class Evaluator:
         if self.classifier is not None:
             generated, logits = classify(self.classifier, images)
             found["real"] = self.task.split.train
-            found["features"] = Features(generated, logits, self.reference, spec.neighbours)
+            neighbours = self.task.spec.evaluation.neighbours
+            found["features"] = Features(generated, logits, self.reference, neighbours)
+            found["floor_n"] = self.floor_n(len(images))
         return found
 
     def extra_features(self, images: Tensor) -> dict[str, Any]:
@@ -155,14 +179,14 @@ class Evaluator:
             name: self._metric(name, {k: measured[name] for k, measured in by_set.items()}, n)
             for name in names
         }
-        return found | self.floors()
+        return found | self.floors(n)
 
     def of_file(self, images: Tensor, labels: Tensor | None) -> dict[str, Metric]:
         """The metrics of samples [n, C, H, W] from unknown noise, with labels [n] if known."""
         measured, n = self.of_samples(images, labels), len(images)
         return {
             name: self._metric(name, {0: value}, n) for name, value in measured.items()
-        } | self.floors()
+        } | self.floors(n)
 
     def of_samples(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         """Values of all metrics that need only samples [n, C, H, W] and their labels [n]."""
@@ -172,34 +196,42 @@ class Evaluator:
         """The milestone metrics of the first samples of noise set 0, [n, C, H, W]."""
         return self.measure(self.known_of_set(images, 0), lambda metric: metric.milestone)
 
-    def floors(self) -> dict[str, Metric]:
-        """The metrics of held-out real images, each named after its metric with `_floor`."""
-        n = len(self.task.split.held_out)
+    def floors(self, n: int) -> dict[str, Metric]:
+        """The metrics of held-out real images, each named after its metric with `_floor`.
+
+        Args:
+            n: the number of samples that they stand beside.
+        """
+        count = self.floor_n(n)
         return {
-            f"{name}_floor": self._metric(f"{name}_floor", {0: value}, n)
-            for name, value in self.held_out().items()
+            f"{name}_floor": self._metric(f"{name}_floor", {0: value}, count)
+            for name, value in self.held_out(count).items()
         }
 
-    def held_out(self) -> dict[str, float]:
-        """The metrics of held-out real images, kept in the cache where the reference is large."""
-        held_out = self.task.split.held_out
-        labels = held_out.of(torch.arange(len(held_out))).labels
+    def held_out(self, count: int) -> dict[str, float]:
+        """The metrics of `count` held-out images, kept in the cache where the reference is large.
+
+        Fewer than all are drawn at random, since their order may be that of their classes.
+        """
+        held_out, spec = self.task.split.held_out, self.task.spec.evaluation
+        order = Keyed("evaluate", spec.seed).permutation("floor", len(held_out))
+        chosen = order[:count].sort().values
+        images, labels = held_out.images[chosen], held_out.of(chosen).labels
 
         def measure() -> dict[str, float]:
-            return self.of_samples(held_out.images, labels)
+            return self.of_samples(images, labels)
 
         if len(self.reference) < FEW:
             return measure()
-        spec = self.task.spec.evaluation
-        images = {"images": to_uint8(held_out.images), "labels": held_out.labels}
+        content = {"images": to_uint8(images), "labels": held_out.labels[chosen]}
         key = {
             **self.task.hashes,
-            "held out": tensors_digest(images),
+            "held out": tensors_digest(content),
             "metrics": METRICS.names(),
-            "kid_subset_size": spec.kid_subset_size,
+            "kid_subset_size": self.kid_subset_size,
             "neighbours": spec.neighbours,
             "extra": [[extractor.metric, extractor.sha256] for extractor, _ in self.extra],
-            "device": self.device.type,
+            **numeric_mode(self.device),
             "code": code_digest("metrics"),
         }
 
@@ -210,9 +242,22 @@ class Evaluator:
 
         return {name: float(value) for name, value in cached_tensors(key, tensors).items()}
 
+    def caveats(self, n: int) -> list[str]:
+        """Sentences on metrics of n samples that rest on too few images."""
+        counts = {
+            "samples": n,
+            "held-out images": self.floor_n(n),
+            "reference images": len(self.task.split.train),
+        }
+        found = (
+            singular_covariance(extractor.metric, features.shape[1], counts)
+            for extractor, features in self.extra
+        )
+        return [sentence for sentence in found if sentence]
+
     def _metric(self, name: str, values: dict[int, float], n: int) -> Metric:
         metric = METRICS[name.removesuffix("_floor")]
-        n = min(n, metric.most_samples or n)
+        n = self.floor_n(n) if "floor_n" in metric.needs else min(n, metric.most_samples or n)
         return Metric(
             values=values, n=n, direction=metric.direction, identity=self.identity(name, n)
         )
@@ -237,7 +282,9 @@ class Evaluator:
             "metrics_version": 1,
             "rounding": "none" if self.task.mixture else "uint8",
             "library": library,
-            "kid_subset_size": spec.evaluation.kid_subset_size,
+            "kid_subset_size": self.kid_subset_size,
+            "kid_subsets": KID_SUBSETS,
+            **numeric_mode(self.device),
         }
         if self.task.purpose != "evaluate":
             found["noise_purpose"] = self.task.purpose

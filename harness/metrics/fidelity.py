@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+KID_SUBSETS = 100
+"""Pairs of subsets that KID averages over."""
+
 
 def fid(features: Tensor, reference: Tensor) -> float:
     """Frechet distance between Gaussians that are fitted to two sets of features.
@@ -41,7 +44,17 @@ def frechet_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
     return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
 
 
-def kid(features: Tensor, reference: Tensor, subset_size: int, subsets: int = 100) -> float:
+def fid_of_parts(features: Tensor, reference: Tensor, size: int) -> float:
+    """Mean FID of the disjoint parts of `size` samples, which compares with FIDs at N = `size`.
+
+    Args:
+        features, reference: [n, d] and [m, d], float64; n is at least `size`.
+    """
+    parts = features[: len(features) // size * size].split(size)
+    return sum(fid(part, reference) for part in parts) / len(parts)
+
+
+def kid(features: Tensor, reference: Tensor, subset_size: int, subsets: int = KID_SUBSETS) -> float:
     """Unbiased squared MMD under the cubic kernel, averaged over subsets.
 
     Binkowski et al. 2018, arXiv 1801.01401.

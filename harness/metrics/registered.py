@@ -22,6 +22,14 @@ def fid(features: Features) -> float:
     return fidelity.fid(features.generated, features.real)
 
 
+@metric("fid_at_floor_n", direction="lower", heading="FID at the floor's N ↓", digits=2)
+def fid_at_floor_n(features: Features, floor_n: int) -> float:
+    """Mean FID of parts of as many samples as the floor has real images."""
+    if len(features.generated) <= floor_n:
+        return math.nan
+    return fidelity.fid_of_parts(features.generated, features.real, floor_n)
+
+
 @metric("kid", direction="lower", heading="KID ↓", digits=1)
 def kid(features: Features, kid_subset_size: int) -> float:
     """Kernel distance (unbiased) between the features of samples and of reference images."""

@@ -123,14 +123,28 @@ class TimestepEmbedder(nn.Module):
             nn.init.zeros_(last.bias)
 
     def forward(self, t: Tensor) -> Tensor:
-        """[...] -> [..., d]."""
-        half = self.num_features // 2
-        dtype = next(self.mlp.parameters()).dtype
-        frequencies = torch.exp(
-            -math.log(10000) * torch.arange(half, dtype=dtype, device=t.device) / half
-        )
-        angles = t.to(dtype).unsqueeze(-1) * frequencies
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], -1))
+        """[...] -> [..., d], in the type of the weights.
+
+        bf16 rounds 999 to 1000 and 749 to 748, so only the sines and cosines are cast to it.
+        """
+        weights = next(self.mlp.parameters()).dtype
+        precise = torch.promote_types(torch.promote_types(t.dtype, weights), torch.float32)
+        return self.mlp(sinusoids(t.to(precise), self.num_features).to(weights))
+
+
+def sinusoids(t: Tensor, num_features: int = 256) -> Tensor:
+    """Cosines, then sines, of t [...] at frequencies `10000^(-i / half)`: [..., num_features].
+
+    Args:
+        t: float32 or float64, which is also the type of the result.
+        num_features: twice the number of frequencies, `half`.
+    """
+    half = num_features // 2
+    frequencies = torch.exp(
+        -math.log(10000) * torch.arange(half, dtype=t.dtype, device=t.device) / half
+    )
+    angles = t.unsqueeze(-1) * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1)
 
 
 class LabelEmbedder(nn.Module):

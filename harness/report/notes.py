@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harness.metrics.caveats import floor_of_other_size
 from harness.records import LatencyEntry, Record
 from harness.report.labels import counted
 from harness.report.rows import Row
@@ -34,6 +35,8 @@ def _of_numbers(first: Record, name: str) -> list[str]:
         f"N = {first.metrics[name].n} generated samples in each noise set; "
         f"{plain_heading(name)} depends on N.",
     ]
+    if caveat := floor_of_other_size(first.metrics, name):
+        found.append(caveat)
     if "kl" in first.metrics:
         found.append(
             f"KL is by change of variables on the first {first.metrics['kl'].n} samples; "

@@ -226,7 +226,7 @@ class Run:
             "metrics": metrics,
             "exposure": measure_exposure(r, method, teacher, self.device),
             "cost": cost_of(method, nfe, macs, latency, bill),
-            "flags": flags_of(r, method, bill),
+            "flags": [*flags_of(r, method, bill), *evaluator.caveats(len(samples[0]))],
             "target": method.target,
             "init": method.init if task.network_teacher else "random",
             **training_curve(trainer, count),

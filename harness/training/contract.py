@@ -15,6 +15,7 @@ from typing import Any
 from harness.methods import METHODS
 from harness.training.case import Case
 from harness.training.level_checks import gradient_by_level, trained_levels
+from harness.training.precision_checks import precision
 from harness.training.sampling_checks import (
     canonical,
     generator,
@@ -42,6 +43,7 @@ EVERY: tuple[Check, ...] = (names, canonical, sampling, points, neighbours, untr
 """Checks of all methods."""
 TRAINED: tuple[Check, ...] = (
     finite,
+    precision,
     isolation,
     averaged,
     accumulation,

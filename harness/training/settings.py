@@ -8,6 +8,14 @@ from typing import Literal
 
 import torch
 
+Precision = Literal["fp32", "bf16"]
+"""The type that layers compute in; weights are float32."""
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which losses are called on a device."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -31,7 +39,7 @@ class TrainSettings:
     batch_size: int
     seed: int
     micro_batch_size: int | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     compile: bool = False
     checkpoint_seconds: float = 60.0
     log_every: int = 10

@@ -27,7 +27,7 @@ from harness.training.checkpoints import load_checkpoint, save_checkpoint
 from harness.training.compiling import compile_players
 from harness.training.flops import loss_flops, loss_key, rehearse, require_grad_of
 from harness.training.interrupts import signals_noted
-from harness.training.settings import Bill, TrainSettings, peak_memory
+from harness.training.settings import Bill, TrainSettings, autocast, peak_memory
 
 MILESTONES = (1 / 8, 1 / 4, 1 / 2)
 """Parts of the budget at which quality is measured; the evaluation itself measures the whole."""
@@ -200,9 +200,7 @@ class Trainer:
         """
         totals: dict[str, Tensor] = {}
         for batch in batches:
-            with torch.autocast(
-                self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"
-            ):
+            with autocast(self.device, self.settings.precision):
                 loss, metrics = loss_of(batch)
             (loss / len(batches)).backward()
             for name, value in {"loss": loss.detach(), **metrics}.items():

@@ -11,11 +11,13 @@ import copy
 import torch
 
 from harness.training.case import BATCH, CPU, STEPS, Case, all_close, losses, weights
+from harness.training.settings import Precision, autocast
 
 
 def finite(case: Case) -> None:
     """Losses are finite float32 scalars in fp32 and bf16, in the first step and the last."""
-    for precision in (torch.float32, torch.bfloat16):
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision in precisions:
         method = case.build()
         for step in (0, STEPS - 1):
             batch = case.batch(method)
@@ -24,7 +26,7 @@ def finite(case: Case) -> None:
                     f"an update names player {update.player!r}; "
                     f"players are {', '.join(method.players)}"
                 )
-                with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+                with autocast(case.device, precision):
                     loss, metrics = update.loss(batch)
                 assert (loss.shape, loss.dtype) == ((), torch.float32), (
                     f"a loss is {tuple(loss.shape)}, {loss.dtype}"

@@ -197,6 +197,12 @@ def leaky(self: Any, loss: Tensor) -> Tensor:
     return loss + sum(p.square().sum() for p in self.student.parameters())
 
 
+def bf16_trains_one_bias(self: Any, loss: Tensor) -> Tensor:
+    """A loss that under autocast loses the gradients of all other parameters."""
+    bias = self.players["student"].module.x_embedder.proj.bias
+    return loss.detach() + bias.sum() if torch.is_autocast_enabled("cpu") else loss
+
+
 def undocumented(patch: Patch) -> None:
     class Config(ARD.Config):
         knob: int = 3
@@ -229,6 +235,7 @@ FAULTS: dict[Check, Callable[[Patch], None]] = {
         Teacher, "updates", lambda self, step: [Update("student", LOSS)]
     ),
     contract.finite: lambda patch: changed_loss(patch, lambda self, loss: loss * float("nan")),
+    contract.precision: lambda patch: changed_loss(patch, bf16_trains_one_bias),
     contract.isolation: lambda patch: changed_loss(patch, leaky),
     contract.averaged: lambda patch: patch.setattr(EMA, "update", lambda self, module: None),
     contract.accumulation: lambda patch: changed_loss(patch, lambda self, loss: loss**2),
@@ -277,6 +284,16 @@ def test_a_check_finds_its_fault(
 
 def test_every_check_has_a_fault() -> None:
     assert set(FAULTS) == {check for name in METHODS.names() for check in checks_of(name)}
+
+
+def test_a_gradient_that_points_elsewhere_in_bf16_is_found(
+    tiny: Task, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    changed_loss(
+        monkeypatch, lambda self, loss: -loss if torch.is_autocast_enabled("cpu") else loss
+    )
+    with pytest.raises(AssertionError, match=r"in bf16 the gradient of \S+ has cosine -1.00"):
+        contract.precision(Case("ard", tiny, tmp_path / "case", {"history_layers": 2}))
 
 
 def test_the_suite_tells_what_is_wrong(tmp_path: Path, tiny: Task, monkeypatch: Patch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +17,9 @@ from harness.diffusion.randomness import Keyed
 from harness.errors import RunFailed
 from harness.methods import METHODS
 from harness.metrics import evaluator as evaluator_module
-from harness.metrics.evaluator import Evaluator
+from harness.metrics.evaluator import Evaluator, numeric_mode
 from harness.metrics.features import classify
-from harness.metrics.fidelity import fid
+from harness.metrics.fidelity import fid, kid
 from harness.metrics.manifold import density_coverage, precision_recall
 from harness.metrics.sampling import sample_grid, sample_set, sampling_cost
 from harness.records import Metric
@@ -81,6 +83,59 @@ def test_the_floor_is_that_of_held_out_images(tiny: Task) -> None:
         assert metrics[name].direction == metrics[f"{name}_floor"].direction == "lower"
 
 
+def with_held_out(task: Task, index: Tensor) -> Task:
+    """The task with some of its held-out images."""
+    other, whole = Task(task.spec), task.split.held_out
+    part = ImageSet(whole.images[index], whole.labels[index])
+    other.__dict__["split"] = replace(task.split, held_out=part)
+    return other
+
+
+def test_the_floor_is_at_the_samples_n_where_there_are_enough_images(
+    tiny: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images are drawn from all classes, also where the classes lie one after the other."""
+    by_class = with_held_out(tiny, tiny.split.held_out.labels.argsort())
+    found = Evaluator(by_class, lambda k: noise_images(tiny, 40), CPU)
+    floors = found.evaluate({0: noise_images(tiny, 40)})
+    assert floors["fid_floor"].n == floors["fid"].n == 40
+    assert floors["fid_floor"].identity["n"] == 40
+    asked: list[tuple[Tensor, Tensor]] = []
+    monkeypatch.setattr(Evaluator, "of_samples", lambda self, *args: asked.append(args) or {})
+    found.floors(100)
+    ((images, labels),) = asked
+    held_out = by_class.split.held_out
+    places = torch.cdist(images.flatten(1), held_out.images.flatten(1)).argmin(1)
+    assert len(places.unique()) == len(images) == 100
+    assert torch.equal(held_out.labels[places], labels)
+    assert labels.unique().tolist() == list(range(10))
+
+
+def test_samples_are_also_measured_at_the_floors_n(tiny: Task) -> None:
+    """As the mean over disjoint parts of as many samples; none where the floor has their N."""
+    images = noise_images(tiny, 40)
+    few = Evaluator(with_held_out(tiny, torch.arange(15)), lambda k: images, CPU)
+    metrics = few.evaluate({0: images})
+    features = classify(few.classifier, images)[0]
+    halves = [fid(part, few.reference) for part in (features[:15], features[15:30])]
+    assert metrics["fid_at_floor_n"].mean == pytest.approx(sum(halves) / 2)
+    assert metrics["fid_at_floor_n"].n == metrics["fid_floor"].n == 15
+    assert "fid_at_floor_n_floor" not in metrics
+    assert "fid_at_floor_n" not in Evaluator(tiny, lambda k: images, CPU).evaluate({0: images})
+
+
+def test_kid_takes_equal_subsets_of_samples_and_of_the_floor(tiny: Task) -> None:
+    images = noise_images(tiny, 40)
+    for held_out, size in ((360, 20), (15, 15)):
+        some = Evaluator(with_held_out(tiny, torch.arange(held_out)), lambda k: images, CPU)
+        metrics = some.evaluate({0: images})
+        expected = kid(classify(some.classifier, images)[0], some.reference, size, subsets=100)
+        assert metrics["kid"].mean == expected
+        for name in ("kid", "kid_floor"):
+            identity = metrics[name].identity
+            assert (identity["kid_subset_size"], identity["kid_subsets"]) == (size, 100)
+
+
 def test_neighbourhoods_of_a_part_of_the_reference(tiny: Task) -> None:
     """The part is in the identity; other metrics see all."""
     images = noise_images(tiny, 40)
@@ -125,14 +180,14 @@ def test_the_floor_beside_many_images_is_kept(tiny: Task, monkeypatch: pytest.Mo
     def evaluator(task: Task, *extra: Any) -> Evaluator:
         return Evaluator(task, lambda k: noise_images(task, 40), CPU, extra)
 
-    measured = evaluator(tiny).floors()
+    measured = evaluator(tiny).floors(360)
     monkeypatch.setattr(evaluator_module, "FEW", 1000)
-    assert evaluator(tiny).floors() == measured
+    assert evaluator(tiny).floors(360) == measured
     calls: list[int] = []
     monkeypatch.setattr(
         Evaluator, "of_samples", lambda *args: calls.append(0) or {"fid": float(len(calls))}
     )
-    assert evaluator(tiny).floors() == measured
+    assert evaluator(tiny).floors(360) == measured
     # for each thing that decides it there is one
     other_held_out, other_train = Task(tiny.spec), Task(tiny.spec)
     fewer = {
@@ -146,10 +201,10 @@ def test_the_floor_beside_many_images_is_kept(tiny: Task, monkeypatch: pytest.Mo
     others = [evaluator(task) for task in (other_held_out, other_train, some, smaller)]
     others += [evaluator(tiny, Extractor("fid_inception")), evaluator(tiny, Extractor("fid_clean"))]
     for _ in range(2):
-        assert [other.floors()["fid_floor"].mean for other in others] == [1, 2, 3, 4, 5, 6]
+        assert [other.floors(360)["fid_floor"].mean for other in others] == [1, 2, 3, 4, 5, 6]
         with monkeypatch.context() as patch:
             patch.setattr(evaluator_module, "code_digest", lambda *args: "other code")
-            assert evaluator(tiny).floors()["fid_floor"].mean == 7
+            assert evaluator(tiny).floors(360)["fid_floor"].mean == 7
 
 
 def test_every_noise_set_has_its_value(tiny: Task) -> None:
@@ -223,6 +278,41 @@ def test_an_identity_holds_n_and_the_metric(tiny: Task) -> None:
     assert identity_hash(tiny) == identity_hash(changed(tiny))
     assert identity_hash(tiny, n=41) != identity_hash(tiny)
     assert identity_hash(tiny, "kid") != identity_hash(tiny)
+
+
+@contextmanager
+def tf32_allowed(matrices: bool, convolutions: bool) -> Iterator[None]:
+    """Torch's settings; `monkeypatch` would delete them afterwards."""
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cuda.allow_tf32, cudnn.allow_tf32
+    cuda.allow_tf32, cudnn.allow_tf32 = matrices, convolutions
+    try:
+        yield
+    finally:
+        cuda.allow_tf32, cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize(
+    ("kind", "matrices", "convolutions", "tf32"),
+    [
+        ("cpu", True, True, False),
+        ("cuda", False, False, False),
+        ("cuda", True, False, True),
+        ("cuda", False, True, True),
+    ],
+)
+def test_an_identity_holds_the_numeric_mode(
+    kind: str,
+    matrices: bool,
+    convolutions: bool,
+    tf32: bool,
+    tiny: Task,
+) -> None:
+    evaluator, mode = Evaluator(tiny, lambda k: torch.zeros(1), CPU), {"device": kind, "tf32": tf32}
+    evaluator.device = torch.device(kind)
+    with tf32_allowed(matrices, convolutions):
+        assert numeric_mode(torch.device(kind)) == mode
+        assert mode.items() <= evaluator.identity("fid", 40).items()
 
 
 @pytest.mark.parametrize("network", ["features", "teacher"])

@@ -161,13 +161,16 @@ def test_they_stand_beside_the_tasks_own(tiny: Task, dinov2_file: Path) -> None:
     )
     tiny.__dict__["split"] = small
     images = small.train.images[:20].repeat(2, 1, 1, 1)
-    metrics = Evaluator(tiny, lambda k: images, CPU, [extractor]).evaluate({0: images})
+    evaluator = Evaluator(tiny, lambda k: images, CPU, [extractor])
+    metrics = evaluator.evaluate({0: images})
     assert metrics["fd_dinov2"].mean == pytest.approx(
         fid(extractor(images), extractor(small.train.images))
     )
     assert metrics["fd_dinov2"].identity["features"] == extractor.sha256
     assert metrics["fid"].identity["features"] == tiny.hashes["features"]
     assert metrics["fd_dinov2_floor"].n == 24
+    (caveat,) = evaluator.caveats(len(images))
+    assert caveat.startswith("fd_dinov2 has 48 features but 40 samples and 24 held-out images and")
 
 
 def test_their_weights_are_in_the_run_id(tiny: Task, dinov2_file: Path) -> None:

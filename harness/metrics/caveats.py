@@ -1,0 +1,46 @@
+"""When a metric's number must not be compared, in one sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from harness.metrics import METRICS
+from harness.records import Metric
+
+
+def singular_covariance(metric: str, width: int, counts: Mapping[str, int]) -> str:
+    """A warning where a Frechet distance has fewer images than its features have numbers.
+
+    The covariance of n vectors has rank n - 1 at most. Below full rank the distance measures n more
+    than it measures the images.
+
+    Args:
+        metric: the distance's name.
+        width: numbers in a feature vector.
+        counts: numbers of images by what they are, e.g. "samples".
+
+    Returns:
+        A sentence without its full stop, or "" where every set is larger than `width`.
+    """
+    few = [f"{count:,} {what}" for what, count in counts.items() if count <= width]
+    if not few:
+        return ""
+    return (
+        f"{metric} has {width:,} features but {' and '.join(few)}: "
+        "the covariance is singular, so the number means little"
+    )
+
+
+def floor_of_other_size(metrics: Mapping[str, Metric], name: str) -> str:
+    """A warning where a metric's floor rests on fewer images than its samples, or ""."""
+    floor, samples, beside = metrics.get(f"{name}_floor"), metrics[name], f"{name}_at_floor_n"
+    if floor is None or floor.n == samples.n:
+        return ""
+    sizes = f"the floor is at N = {floor.n:,}, samples are at N = {samples.n:,}: not comparable"
+    pair = f"; compare the floor with {plain_heading(beside)}" if beside in metrics else ""
+    return f"{plain_heading(name)} of {sizes}{pair}."
+
+
+def plain_heading(name: str) -> str:
+    """A metric's heading without its arrow."""
+    return METRICS[name].heading.rstrip(" ↓↑")
