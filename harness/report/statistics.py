@@ -7,7 +7,8 @@ are crossed: each seed's student meets the same noise sets. So its mean has the 
 
 from the mean squares of the two-way layout without replication, never below MS_rest / (S K). Its
 degrees of freedom are Satterthwaite's (1946, "An Approximate Distribution of Estimates of Variance
-Components", Biometrics 2), and its interval is that of Student's t.
+Components", Biometrics 2), and its interval is that of Student's t. A sum of mean squares never has
+fewer degrees of freedom than its poorest term, so neither has this one in spite of its minus.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def standard_error(values: Values) -> tuple[float, float]:
     whole = of_seed + of_set - rest
     if whole <= rest:
         return math.sqrt(rest / values.size), float(free[2])
-    return math.sqrt(whole / values.size), float(whole**2 / (squares**2 / free).sum())
+    freedom = max(whole**2 / (squares**2 / free).sum(), free.min())
+    return math.sqrt(whole / values.size), float(freedom)
 
 
 def matrix_of(records: Sequence[Record], name: str) -> Values:

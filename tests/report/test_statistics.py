@@ -105,6 +105,23 @@ def test_a_mean_is_no_surer_than_the_rest_allows() -> None:
     assert (error, freedom) == (pytest.approx(math.sqrt(4 / 2 / 6)), 2)
 
 
+def test_three_equal_mean_squares_leave_the_poorest_factors_freedom() -> None:
+    """Satterthwaite's 1 / (1/2 + 1/2 + 1/4) = 0.8 would make an interval ten times as wide."""
+    draw = np.random.default_rng(0)
+    parts = draw.standard_normal((3, 1)), draw.standard_normal((1, 3)), draw.standard_normal((3, 3))
+    seeds, sets, rest = parts[0] - parts[0].mean(), parts[1] - parts[1].mean(), parts[2]
+    rest = rest - rest.mean(0) - rest.mean(1, keepdims=True) + rest.mean()
+    seeds, sets = (
+        seeds / math.sqrt(3 * (seeds**2).sum() / 2),
+        sets / math.sqrt(3 * (sets**2).sum() / 2),
+    )
+    error, freedom = standard_error(
+        1.01 * seeds + 1.01 * sets + rest / math.sqrt((rest**2).sum() / 4)
+    )
+    assert error == pytest.approx(math.sqrt((2 * 1.01**2 - 1) / 9))
+    assert freedom == 2
+
+
 def test_factors_that_do_not_vary_leave_the_others_interval() -> None:
     """All noise sets alike within a seed: K columns say no more than one, and the reverse."""
     seeds = np.array([[1.0], [4.0], [5.5]])

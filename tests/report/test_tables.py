@@ -391,7 +391,8 @@ def test_a_ratio_is_over_the_reference_with_most_noise_sets() -> None:
     assert float(next(iter(ratios))[0].split(" ± ")[0]) == pytest.approx(
         (5.5 + 7.5) / (15.5 + 19.5), abs=1e-3
     )
-    assert list(differences_of([*pair, one])["over the teacher's, first / second"]) == [""]
+    (on_one,) = differences_of([*pair, one])["over the teacher's, first / second"]
+    assert float(on_one.split(" ± ")[0]) == pytest.approx((6 + 8) / (16 + 20), abs=1e-3)
 
 
 def test_what_a_task_gives_a_method_says_nothing_to_another() -> None:
