@@ -14,8 +14,14 @@ from harness.errors import UsageError
 from harness.files import read_yaml
 from harness.records import Record
 from harness.report.labels import counted
-from harness.report.rows import HEADLINES, reference_record, rows_of
-from harness.report.statistics import Interval, degradation_ratio, paired_difference, t_interval
+from harness.report.rows import HEADLINES, reference_record, rows_of, without_trials
+from harness.report.statistics import (
+    Interval,
+    crossed_interval,
+    degradation_ratio,
+    matrix_of,
+    paired_difference,
+)
 from harness.runs.config import parse_config, parse_options
 from harness.runs.cost import paper_problem, sampling_cost_on_meta
 from harness.runs.identity import key_of_record
@@ -76,7 +82,7 @@ def _line(claim: Claim, found: tuple[Interval, str] | None) -> dict[str, str]:
         "on": place,
         "verdict": verdict(claim, value)
         if value
-        else f"not run: {claim.needs or 'its runs are not finished'}",
+        else f"not run: {claim.needs or 'its runs are not finished, or a seed diverged'}",
     }
 
 
@@ -126,9 +132,8 @@ def measured(claim: Claim, records: Sequence[Record]) -> tuple[Interval, str] | 
             f"claims: quantity is {quantity!r}, but must be one of: "
             "degradation_ratio, difference, macs_ratio"
         )
-    reference = reference_record(
-        record for record in records if record.task == first[0].task and record.status == "finished"
-    )
+    of_task = without_trials([record for record in records if record.task == first[0].task])
+    reference = reference_record(record for record in of_task if record.status == "finished")
     ratio = degradation_ratio(first, second, reference, name) if reference else None
     return (ratio, _place(first)) if ratio else None
 
@@ -143,26 +148,22 @@ def _macs_ratio(
 
 
 def _row(asked: dict[str, Any], records: Sequence[Record]) -> list[Record]:
-    """The finished records of a run config, one a seed."""
+    """The finished records of a run config, one a seed; none if a seed diverged."""
     of_task = [record for record in records if record.task == asked["task"]]
     if not of_task:
         return []
     resolved = resolve(parse_config(asked))
-    alike = [
-        record
-        for record in of_task
-        if (record.method, record.config["num_steps"]) == (resolved.method, resolved.num_steps)
-    ]
-    found = [
-        record
-        for record in alike
-        if key_of_record(record) == resolved.with_seed(record.config["seed"]).key
-    ]
-    return [record for row in rows_of(found) for record in row.finished]
+    for row in rows_of(of_task):
+        first = row.records[0]
+        if (first.method, row.num_steps) == (resolved.method, resolved.num_steps) and key_of_record(
+            first
+        ) == resolved.with_seed(first.config["seed"]).key:
+            return [] if row.diverged else list(row.finished)
+    return []
 
 
 def _difference(first: list[Record], second: list[Record], name: str) -> Interval:
-    """first - second over shared seeds; over shared noise sets if the second is not trained."""
+    """first - second over shared seeds and noise sets, or noise sets alone of an untrained one."""
     if second[0].config["total_steps"]:
         found = paired_difference(first, second, name)
         return (
@@ -170,13 +171,11 @@ def _difference(first: list[Record], second: list[Record], name: str) -> Interva
             if found
             else Interval(first[0].metrics[name].mean - second[0].metrics[name].mean, math.nan)
         )
-    beside = second[0].metrics[name].values
-    differences = []
-    for record in first:
-        values = record.metrics[name].values
-        shared = values.keys() & beside.keys()
-        differences.append(sum(values[k] - beside[k] for k in shared) / len(shared))
-    return t_interval(differences)
+    values = matrix_of([*first, second[0]], name)
+    differences = values[:-1] - values[-1]
+    if len(first) == 1:
+        return Interval(float(differences.mean()), math.nan)
+    return crossed_interval(differences)
 
 
 def _place(row: Sequence[Record]) -> str:

@@ -14,23 +14,25 @@ from pydantic import ValidationError
 from harness.methods import METHODS
 from harness.records import Milestone, Record
 from harness.report.labels import counted
+from harness.report.pairs import Compared, comparable
 from harness.report.rows import Row
-from harness.report.statistics import metric_interval, paired_difference, t_interval
+from harness.report.statistics import t_interval
 from harness.report.tables import QUALITY
 
 FEWEST = 5
 """Methods that a comparison at equal cost needs."""
 APART = 0.02
-"""Largest relative difference of training FLOPs that count as equal."""
+"""Largest relative difference of total training FLOPs that count as equal."""
 ABOVE = "above the best"
 """The column of differences."""
 
 
 def equal_compute(rows: Sequence[Row]) -> list[Row]:
-    """The largest set of trained rows whose training FLOPs agree within `APART`.
+    """The largest set of trained rows whose total training FLOPs agree within `APART`.
 
-    Such rows come from a sweep of methods under one budget. Runs take a whole number of steps, so
-    their FLOPs differ a little. Fewer than `FEWEST` methods give an empty list.
+    The total holds the trajectories that a row learns from. Such rows come from a sweep of methods
+    under one budget. Runs take a whole number of steps, so their FLOPs differ a little. Fewer than
+    `FEWEST` methods give an empty list.
     """
     flops = [_training_flops(row) for row in rows]
     groups = [
@@ -42,15 +44,16 @@ def equal_compute(rows: Sequence[Row]) -> list[Row]:
 
 
 def _training_flops(row: Row) -> float:
-    """Training FLOPs of a row's first finished run; 0 without training."""
+    """Total training FLOPs of a row's first finished run; 0 without training."""
     cost = row.finished[0].cost if row.finished and row.training[0] else None
-    return cost.training.student_flops if cost and cost.training else 0.0
+    return cost.training.whole_flops if cost and cost.training else 0.0
 
 
 def equal_compute_table(group: Sequence[Row], name: str) -> pd.DataFrame:
-    """The headline metric by method, a column for each number of steps.
+    """The headline metric by method, a column for each number of steps, and the bill.
 
-    The best in any column comes first.
+    The best in any column comes first. A bill counts the store of trajectories once, and a student
+    that serves several columns once.
 
     Args:
         group: rows of equal compute.
@@ -64,11 +67,7 @@ def equal_compute_table(group: Sequence[Row], name: str) -> pd.DataFrame:
     for named, found in by_setting(group).items():
         mine = {row.num_steps: row for row in found}
         first = found[0]
-        bills = [row.finished[0].cost.training for row in mine.values() if row.finished[0].cost]
-        if trained_once(first.records[0]):  # whichever of its numbers of steps trained it
-            bills = bills[:1]
-        whole = sum(bill.whole_flops for bill in bills if bill)
-        best = min(metric_interval(row.finished, name).mean for row in mine.values())
+        best = min(row.interval(name).mean for row in mine.values())
         lines.append(
             (
                 best,
@@ -78,13 +77,27 @@ def equal_compute_table(group: Sequence[Row], name: str) -> pd.DataFrame:
                         f"{heading}, {counted(n)}": _cell(mine.get(n), name, digits) for n in counts
                     },
                     "seeds": _seeds([_finished_of_all(mine[n]) for n in counts if n in mine]),
-                    "training TFLOPs for all its columns": f"{whole / 1e12:.3g}",
+                    **_bill(list(mine.values())),
                     "target": first.records[0].target,
                     "init": first.records[0].init,
                 },
             )
         )
     return pd.DataFrame([line for _, line in sorted(lines, key=lambda found: found[0])])
+
+
+def _bill(rows: Sequence[Row]) -> dict[str, str]:
+    """Total FLOPs and seconds of the students that serve rows of one setting."""
+    bills = [cost.training for row in rows if (cost := row.finished[0].cost) and cost.training]
+    if trained_once(rows[0].records[0]):  # whichever of its numbers of steps trained it
+        bills = bills[:1]
+    store = max((bill.trajectory_flops for bill in bills), default=0.0)
+    whole = store + sum(bill.student_flops for bill in bills)
+    seconds = sum(bill.seconds + bill.inherited_seconds for bill in bills)
+    return {
+        "training TFLOPs for all its columns": f"{whole / 1e12:.3g}",
+        "training seconds": f"{seconds:.0f}",
+    }
 
 
 def by_setting(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -136,7 +149,7 @@ def trained_once(record: Record) -> bool:
 
 
 def _cell(row: Row | None, name: str, digits: int) -> str:
-    return metric_interval(row.finished, name).text(digits) if row else ""
+    return row.text(name, digits) if row else ""
 
 
 def _finished_of_all(row: Row) -> str:
@@ -184,9 +197,11 @@ def equal_images_table(group: Sequence[Row], name: str) -> pd.DataFrame:
     without: dict[tuple[str, str], list[str]] = {}
     for row in group:
         found = curves[id(row)]
-        if found and found[0][0].images <= images:
+        if row.diverged:
+            without.setdefault((row.label, "a seed diverged"), []).append(str(row.num_steps))
+        elif found and found[0][0].images <= images:
             here = t_interval([at_images(points, name, images) for points in found])
-            line = {"method": row.shown, "steps": str(row.num_steps), column: here.text(digits)}
+            line = {"method": row.label, "steps": str(row.num_steps), column: here.text(digits)}
             lines.append(
                 (
                     row.num_steps,
@@ -200,7 +215,7 @@ def equal_images_table(group: Sequence[Row], name: str) -> pd.DataFrame:
                 if found
                 else "its curve was taken at another number of steps"
             )
-            without.setdefault((row.shown, reason), []).append(str(row.num_steps))
+            without.setdefault((row.label, reason), []).append(str(row.num_steps))
     measured = [line for *_, line in sorted(lines, key=lambda line: line[:2])]
     rest = [
         {"method": label, "steps": ", ".join(at), column: f"not measured: {reason}"}
@@ -209,45 +224,53 @@ def equal_images_table(group: Sequence[Row], name: str) -> pd.DataFrame:
     return pd.DataFrame([*measured, *rest]).fillna("")
 
 
-def against_best_table(group: Sequence[Row], name: str) -> pd.DataFrame:
-    """Rows of equal compute with two seeds or more against the best of their number of steps.
-
-    Differences are paired within seed and noise set. p is a two-sided paired t test's times the
-    number of the other rows; it assumes normal seeds. Below 0.05 a row is shown not to be the best.
-    The truly best row is called so in fewer than one case in 20, although the same numbers choose
-    the best: each other row had one chance to look better (Hsu 1984, by Bonferroni).
-    """
-    group, lines = [row for row in group if len(row.finished) > 1], []
-    for steps in sorted({row.num_steps for row in group}):
+def compared_with_best(group: Sequence[Row], name: str) -> list[Compared]:
+    """Comparable rows of equal compute, each with the best of its number of steps as the second."""
+    found, rows = [], comparable(group)
+    for steps in sorted({row.num_steps for row in rows}):
         best, *others = sorted(
-            (row for row in group if row.num_steps == steps),
-            key=lambda row: metric_interval(row.finished, name).mean,
+            (row for row in rows if row.num_steps == steps),
+            key=lambda row: row.interval(name).mean,
         )
-        if not others:
+        found += [Compared.of(row, best, name) for row in others]
+    return found
+
+
+def against_best_table(compared: Sequence[Compared], name: str, largest_p: float) -> pd.DataFrame:
+    """Rows of equal compute against the best of their number of steps.
+
+    A row is shown not to be the best if it is worse and its p is small enough. The same numbers
+    choose the best, so a truly best row may look worse than any of the others. It has one chance
+    for each (Hsu 1984), and each stands in the family of tests.
+
+    Args:
+        compared: what `compared_with_best` gives.
+        largest_p: the largest p that the page's correction rejects.
+    """
+    lines: list[dict[str, str]] = []
+    for pair in compared:
+        best = {**_known_by(pair.second), ABOVE: "the best"}
+        lines += [] if best in lines else [best]
+        found = pair.difference
+        if not found:
+            lines.append({**_known_by(pair.first), ABOVE: "fewer than two seeds in common"})
             continue
-        lines.append({**_known_by(best), ABOVE: "the best"})
-        for row in others:
-            found = paired_difference(row.finished, best.finished, name)
-            if not found:
-                lines.append({**_known_by(row), ABOVE: "fewer than two seeds in common"})
-                continue
-            p = min(1, found.p_value * len(others))
-            shown = p < 0.05 and found.interval.mean > 0
-            lines.append(
-                {
-                    **_known_by(row),
-                    ABOVE: found.interval.text(QUALITY[name][1]),
-                    "seeds": str(found.seeds),
-                    "p, corrected": f"{p:.2g}",
-                    "not the best (95 %)": "shown" if shown else "not shown",
-                }
-            )
+        shown = found.p_value <= largest_p and found.interval.mean > 0
+        lines.append(
+            {
+                **_known_by(pair.first),
+                ABOVE: found.interval.text(QUALITY[name][1]),
+                "seeds × noise sets": f"{found.seeds} × {found.noise_sets}",
+                "p": f"{found.p_value:.2g}",
+                "not the best (Holm, 95 %)": "shown" if shown else "not shown",
+            }
+        )
     return pd.DataFrame(lines).fillna("")
 
 
 def _known_by(row: Row) -> dict[str, str]:
     return {
         "steps": str(row.num_steps),
-        "method": row.shown,
+        "method": row.label,
         "training": f"{row.training[0]} × {row.training[1]}",
     }

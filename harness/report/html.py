@@ -14,7 +14,6 @@ from harness.records import Cost, Record
 from harness.report.figures import curves_figure, pareto_figure
 from harness.report.labels import counted
 from harness.report.publish import grid_caption
-from harness.report.statistics import metric_interval
 from harness.report.tables import plain_heading
 from harness.report.task_report import (
     CLAIMS,
@@ -50,7 +49,7 @@ def html_page(records: Sequence[Record], results: Path, claims: Path = CLAIMS) -
     others = (*agreement_section(reports), *claims_section(records, claims), *_failures(records))
     for section in others:
         name, inner = section.heading.split()[0].lower(), _table(section.table, prose=True)
-        sections.append((name, section.heading, _text(section) + inner))
+        sections.append((name, section.heading, _text(section.text) + inner))
     lead = (
         f"{len(records)} runs. Click a heading to sort; "
         "± is the 95 % interval that each task's notes explain."
@@ -90,7 +89,7 @@ def _task(report: TaskReport, results: Path) -> str:
         filter_id = f"filter-{report.task}-{number}" if len(section.table) >= FILTERED else ""
         parts.append(
             f"<h3>{html.escape(section.heading)}</h3>"
-            f"{_text(section)}{_table(section.table, filter_id)}"
+            f"{_text(section.text)}{_table(section.table, filter_id)}{_text(section.below)}"
         )
     if figures := _figures(report):
         parts.append(f'<h3>Plots</h3><div class="figures">{"".join(figures)}</div>')
@@ -102,8 +101,8 @@ def _task(report: TaskReport, results: Path) -> str:
     return "".join(parts)
 
 
-def _text(section: Section) -> str:
-    return f"<p>{html.escape(section.text)}</p>" if section.text else ""
+def _text(sentences: str) -> str:
+    return f"<p>{html.escape(sentences)}</p>" if sentences else ""
 
 
 def _table(table: pd.DataFrame, filter_id: str = "", prose: bool = False) -> str:
@@ -151,12 +150,12 @@ def _pareto(report: TaskReport, label: str) -> str:
     points = []
     for row in report.finished:
         cost = row.finished[0].cost
-        if cost and (x := COSTS[label](cost)):
+        if cost and not row.diverged and (x := COSTS[label](cost)):
             points.append(
                 (
                     f"{row.label}, {counted(row.num_steps)}",
                     x,
-                    metric_interval(row.finished, report.headline).mean,
+                    row.interval(report.headline).mean,
                 )
             )
     if len(points) < 2:

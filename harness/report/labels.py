@@ -80,6 +80,11 @@ def defaults_of(task: str) -> Mapping[str, Mapping[str, Any]]:
     return load_task(task).spec.defaults if task in task_names() else {}
 
 
+def guidance_of(task: str) -> float:
+    """The guidance scale of a task's teacher; 1, which is none, for an unknown task."""
+    return load_task(task).spec.guidance.scale if task in task_names() else 1.0
+
+
 def _short(value: Any) -> str:
     """A list with commas, a long number with four digits."""
     if isinstance(value, float) and len(str(value)) > len("0.00054"):

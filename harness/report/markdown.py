@@ -23,8 +23,10 @@ def task_section(report: TaskReport, level: int) -> str:
 
 
 def section_text(section: Section, level: int) -> str:
-    """A heading, its sentences if there are any, and the table."""
+    """A heading, its sentences if there are any, the table, and the sentence below it."""
     table = section.table.to_markdown(index=False, disable_numparse=True)
     return "\n\n".join(
-        part for part in (f"{'#' * level} {section.heading}", section.text, table) if part
+        part
+        for part in (f"{'#' * level} {section.heading}", section.text, table, section.below)
+        if part
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from harness.metrics.caveats import floor_of_other_size
 from harness.records import LatencyEntry, Record
 from harness.report.labels import counted
-from harness.report.rows import Row
+from harness.report.rows import ABSURD, Row, is_trial
 from harness.report.tables import plain_heading
 
 
@@ -17,10 +18,12 @@ def notes(rows: Sequence[Row], name: str) -> list[str]:
     Args:
         name: the headline metric.
     """
-    records = [record for row in rows for record in row.finished]
+    finished = [row for row in rows if row.finished]
+    records = [record for row in finished for record in row.finished]
     return [
         *_of_numbers(records[0], name),
-        *_of_cost(records),
+        *_of_intervals(finished),
+        *_of_cost(records, finished),
         *_of_curves(records),
         *_of_rows(rows),
         *sorted({f"{record.run_id}: {flag}." for record in records for flag in record.flags}),
@@ -42,14 +45,7 @@ def _of_numbers(first: Record, name: str) -> list[str]:
             f"KL is by change of variables on the first {first.metrics['kl'].n} samples; "
             "a stochastic sampler has none."
         )
-    found.append(
-        "± is the 95 % t interval over training seeds, "
-        "or over evaluation noise sets for a row without training."
-    )
-    found.append(
-        "Seeds differ in batch order, initial weights and training noise; "
-        "they share trajectories and evaluation noise."
-    )
+    found += _of_floors(first)
     if "kid_floor" in first.metrics:
         floor = f"{first.metrics['kid_floor'].mean:.0f}"
         found.append(
@@ -59,11 +55,55 @@ def _of_numbers(first: Record, name: str) -> list[str]:
     return found
 
 
-def _of_cost(records: Sequence[Record]) -> list[str]:
+def _of_floors(first: Record) -> list[str]:
+    """The number of real samples behind a floor, where it is not that of the generated ones."""
+    sizes = {
+        (floor.n, first.metrics[name].n)
+        for name in first.metrics
+        if (floor := first.metrics.get(f"{name}_floor")) and floor.n != first.metrics[name].n
+    }
+    return [
+        f"The floor has N = {real:,} held-out real samples, not {generated:,}; "
+        "a metric that depends on N is higher or lower for that alone."
+        for real, generated in sorted(sizes)
+    ]
+
+
+def _of_intervals(rows: Sequence[Row]) -> list[str]:
+    found = [
+        "± is the 95 % t interval over training seeds crossed with evaluation noise sets, both as "
+        "random factors (Satterthwaite's degrees of freedom). "
+        "A row without training has noise sets alone.",
+        "Seeds differ in batch order, initial weights and training noise; they share noise sets.",
+    ]
+    if any(len(row.records) > 1 and row.records[0].config["noise_sets"] == 1 for row in rows):
+        found.append("Where a row has one noise set, ± covers training seeds only.")
+    if any(row.training[0] and len(row.records) == 1 for row in rows):
+        found.append("A trained row of one seed has no ±: one seed says nothing of another.")
+    if all(is_trial(record) for row in rows for record in row.records):
+        found.append("These runs are a search's trials: they chose options and enter no table.")
+    return found
+
+
+def _of_cost(records: Sequence[Record], rows: Sequence[Row]) -> list[str]:
     latencies = [record.cost.latency for record in records if record.cost and record.cost.latency]
     return [
         *dict.fromkeys(map(_protocol, latencies)),
-        "Each run is charged the trajectory FLOPs of the whole store.",
+        *_of_stores(rows),
+        "Training seconds are wall-clock seconds on the machine named below; "
+        "whether it was idle is not recorded.",
+    ]
+
+
+def _of_stores(rows: Sequence[Row]) -> list[str]:
+    """The stores of trajectories that rows share, told apart by their FLOPs."""
+    bills = [cost.training for row in rows if (cost := row.finished[0].cost) and cost.training]
+    stores = Counter(bill.trajectory_flops for bill in bills if bill.trajectory_flops)
+    return [
+        f"{counted(count, 'row')} share one store of trajectories, "
+        f"made once for {flops / 1e12:.3g} TFLOPs; each is charged the whole of it."
+        for flops, count in sorted(stores.items())
+        if count > 1
     ]
 
 
@@ -116,6 +156,20 @@ def _of_failures(rows: Sequence[Row]) -> list[str]:
         f"{row.label}, {counted(row.num_steps)} ({row.records[0].reason})."
         for row in rows
         if not row.finished
+    ] + _of_diverged(rows)
+
+
+def _of_diverged(rows: Sequence[Row]) -> list[str]:
+    """How divergence is called, and the rows that have it."""
+    found = [
+        f"{row.label}, {counted(row.num_steps)}" for row in rows if row.finished and row.diverged
+    ]
+    if not found:
+        return []
+    return [
+        f"A seed diverged if it failed, or if its headline metric is not finite or over {ABSURD} "
+        "times both its row's best seed and the teacher's. "
+        f"Such a row has no ± and is in no comparison and no plot: {'; '.join(found)}."
     ]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
 from operator import xor
@@ -13,7 +13,7 @@ from harness.methods import METHODS
 from harness.records import Record
 from harness.report.labels import defaults_of, off_default
 from harness.report.rows import Row
-from harness.report.statistics import metric_interval
+from harness.report.statistics import Difference, paired_difference
 from harness.runs.identity import settings_of
 
 CROWD = 30
@@ -26,10 +26,34 @@ def off_task(row: Row, defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, A
     return off_default(method, row.options, defaults.get(method))
 
 
-def neighbours(
-    rows: Sequence[Row], name: str
-) -> tuple[list[tuple[Row, Row]], Counter[tuple[int, ...]]]:
-    """Pairs of rows that differ in one thing, and how many pairs are left out by `Row.budget`.
+@dataclass(frozen=True)
+class Compared:
+    """Two rows with their difference, which is None with fewer than two seeds in common."""
+
+    first: Row
+    second: Row
+    difference: Difference | None
+
+    @classmethod
+    def of(cls, first: Row, second: Row, name: str) -> Compared:
+        """Two rows compared in a metric."""
+        return cls(first, second, paired_difference(first.finished, second.finished, name))
+
+
+def comparable(rows: Sequence[Row]) -> list[Row]:
+    """The trained rows with two seeds or more of which none diverged."""
+    return [row for row in rows if row.training[0] and len(row.records) > 1 and not row.diverged]
+
+
+def compared_neighbours(rows: Sequence[Row], name: str) -> tuple[list[Compared], int]:
+    """Comparable rows that differ in one thing, and how many such pairs are left out."""
+    pairs, left_out = neighbours(comparable(rows), name)
+    found = [Compared.of(a, b, name) for a, b in pairs]
+    return [pair for pair in found if pair.difference], left_out
+
+
+def neighbours(rows: Sequence[Row], name: str) -> tuple[list[tuple[Row, Row]], int]:
+    """Pairs of rows that differ in one thing, and how many such pairs are left out.
 
     The one thing is the method, an option off its default on this task, or a setting other than
     steps and training. Of more than `CROWD` rows that differ in the same thing, each is paired with
@@ -51,14 +75,12 @@ def neighbours(
         # An option at its default equals an option that a method lacks.
         sides.append(dict.fromkeys(_options_of(record), "") | side)
     groups = alike_but_one(sides, [side.keys() - {"rows"} for side in sides])
-    found, left_out = set(), Counter[tuple[int, ...]]()
+    found, left_out = set(), 0
     for members in groups.values():
         pairs = set(combinations(members, 2))
         if len(members) > CROWD:
-            best = min(
-                members, key=lambda number: metric_interval(rows[number].finished, name).mean
-            )
-            left_out[rows[best].budget] += sum(best not in pair for pair in pairs)
+            best = min(members, key=lambda number: rows[number].interval(name).mean)
+            left_out += sum(best not in pair for pair in pairs)
             pairs = {pair for pair in pairs if best in pair}
         found |= pairs
     return [(rows[a], rows[b]) for a, b in sorted(found)], left_out

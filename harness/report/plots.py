@@ -10,7 +10,7 @@ from harness.report.compare import by_setting
 from harness.report.labels import counted
 from harness.report.pairs import alike_but_one
 from harness.report.rows import Row, headline, trains
-from harness.report.statistics import Interval, metric_interval, t_interval
+from harness.report.statistics import Interval, t_interval
 from harness.report.tables import plain_heading
 from harness.runs.identity import settings_of
 
@@ -57,18 +57,19 @@ class Plot:
 
 
 def task_plots(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[Plot]:
-    """The plots that finished rows have data for.
+    """The plots that finished rows have data for, without rows of which a seed diverged.
 
     Args:
         equal: those of equal compute.
         name: the headline metric.
     """
     heading = plain_heading(name)
+    rows, equal = ([row for row in of if not row.diverged] for of in (rows, equal))
     found = [
         _passes_plot(rows, equal, name),
         Plot(
             "ablations",
-            f"{heading} where one number alone changes. Bars are 95 % intervals over seeds.",
+            f"{heading} where one number alone changes. Bars are 95 % intervals.",
             heading,
             ablations(rows, equal, name),
             bars=True,
@@ -133,7 +134,7 @@ def passes_lines(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[L
         [row for row in [*equal, *beside] if row.finished[0].cost]
     ).items():
         passes = [row.finished[0].cost.nfe for row in mine if row.finished[0].cost]
-        lines.append(_line(label, passes, [metric_interval(row.finished, name) for row in mine]))
+        lines.append(_line(label, passes, [row.interval(name) for row in mine]))
     return [line for line in lines if len(line.x) > 1]
 
 
@@ -227,7 +228,7 @@ def _ablation(axis: str, members: Sequence[tuple[float, Row]], name: str) -> Pan
             _line(
                 axis,
                 [value for value, _ in members],
-                [metric_interval(row.finished, name) for _, row in members],
+                [row.interval(name) for _, row in members],
             )
         ],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +14,15 @@ from harness.methods import METHODS
 from harness.provenance import code_digest
 from harness.records import Record, published_records, read_record
 from harness.report.labels import label, off_default
+from harness.report.statistics import Interval, metric_interval
 from harness.runs.identity import all_options, row_key
 
 HEADLINES = ("fid", "frechet_distance")
-"""The metrics that rows are compared by; the first that a task has counts."""
+"""The metrics that rows are compared by, lower ones better; the first that a task has counts."""
+ABSURD = 10
+"""A seed has diverged if it failed, if its headline metric is not finite, or if that exceeds both
+its row's best seed and the teacher this many times. Seeds of one setting that train differ by far
+less; a row whose seeds are all bad is a bad method, not one that diverges."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +35,51 @@ class Row:
     """All options in canonical form."""
     off_default: Mapping[str, Any]
     """The options that differ from their method's defaults."""
+    teacher: float = 0.0
+    """The headline metric of the teacher's own output; 0 where there is none."""
 
     @cached_property
     def finished(self) -> tuple[Record, ...]:
         return tuple(record for record in self.records if record.status == "finished")
 
-    @property
-    def shown(self) -> str:
-        """The label, with the number of failed seeds where others finished."""
-        failed = len(self.records) - len(self.finished)
-        return self.label + (
-            f" ({failed} of {len(self.records)} seeds failed)" if failed and self.finished else ""
+    @cached_property
+    def diverged(self) -> tuple[Record, ...]:
+        """The seeds that diverged (see `ABSURD`)."""
+        values = {record.run_id: _headline_value(record) for record in self.finished}
+        best = min(filter(math.isfinite, values.values()), default=0.0)
+        limit = ABSURD * max(best, self.teacher)
+        return tuple(
+            record
+            for record in self.records
+            if record.run_id not in values
+            or not math.isfinite(value := values[record.run_id])
+            or value > limit
         )
+
+    def interval(self, name: str) -> Interval:
+        """A metric's mean and interval; an infinite mean where a seed diverged, which has none."""
+        if self.diverged:
+            return Interval(math.inf, math.nan)
+        return metric_interval(self.finished, name)
+
+    def text(self, name: str, digits: int) -> str:
+        """A metric with its interval, or such as "1 of 3 seeds diverged: 787 (others 2.31, 4.58)".
+
+        A failed seed has the word in the place of its number.
+        """
+        if not self.diverged:
+            return self.interval(name).text(digits)
+        gone = [
+            f"{record.metrics[name].mean:.3g}" if name in record.metrics else "failed"
+            for record in self.diverged
+        ]
+        others = [
+            f"{record.metrics[name].mean:.{digits}f}"
+            for record in self.finished
+            if record.run_id not in {bad.run_id for bad in self.diverged}
+        ]
+        rest = f" (others {', '.join(others)})" if others else ""
+        return f"{len(gone)} of {len(self.records)} seeds diverged: {', '.join(gone)}{rest}"
 
     @property
     def num_steps(self) -> int:
@@ -90,15 +129,31 @@ def present_last(records: Iterable[Record]) -> list[Record]:
     )
 
 
+def is_trial(record: Record) -> bool:
+    """Whether a record is a search's trial, which chose options."""
+    return bool(record.config.get("purpose") == "tune")
+
+
+def without_trials(records: Sequence[Record]) -> Sequence[Record]:
+    """A task's records without trials; all of them where there are trials alone.
+
+    What chose something is not averaged. A search's own folder shows its trials.
+    """
+    return [record for record in records if not is_trial(record)] or records
+
+
 def rows_of(records: Sequence[Record]) -> list[Row]:
-    """Groups records that differ in the seed alone.
+    """Groups a task's records that differ in the seed alone, without trials.
 
     Rows without training come first, then rows by training and steps. Of two records with one seed,
     the later in `present_last` counts.
 
     Raises NotComparable if metrics of one name have different identities in two records.
     """
+    records = without_trials(records)
     refuse_mixed_identities(records)
+    reference = reference_record(record for record in records if record.status == "finished")
+    teacher = _headline_value(reference) if reference else 0.0
     groups: dict[str, tuple[dict[str, Any], list[Record]]] = {}
     for record in present_last(records):
         options = all_options(record)
@@ -113,6 +168,7 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
                 tuple(by_seed[seed] for seed in sorted(by_seed)),
                 options,
                 off,
+                teacher,
             )
         )
     return sorted(
@@ -170,3 +226,9 @@ def headline(rows: Sequence[Row]) -> str:
     """The metric that a task's rows are compared by; one of them must have finished."""
     metrics = next(record for row in rows for record in row.finished).metrics
     return next(name for name in HEADLINES if name in metrics)
+
+
+def _headline_value(record: Record) -> float:
+    """A record's headline metric; 0 where it has none."""
+    name = next((name for name in HEADLINES if name in record.metrics), None)
+    return record.metrics[name].mean if name else 0.0

@@ -1,15 +1,29 @@
-"""Means, intervals and paired differences of records: pure functions."""
+"""Means, intervals and paired differences of records: pure functions.
+
+A metric of a trained row is a matrix [seed, noise set]. Both sides are random factors, and they
+are crossed: each seed's student meets the same noise sets. So its mean has the variance
+
+    (MS_seed + MS_noise - MS_rest) / (S K)
+
+from the mean squares of the two-way layout without replication, never below MS_rest / (S K). Its
+degrees of freedom are Satterthwaite's (1946, "An Approximate Distribution of Estimates of Variance
+Components", Biometrics 2), and its interval is that of Student's t. A sum of mean squares never has
+fewer degrees of freedom than its poorest term, so neither has this one in spite of its minus.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy import special
 
 from harness.records import Record
+
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -27,25 +41,56 @@ class Interval:
 
 def t_interval(values: Sequence[float]) -> Interval:
     """Mean and 95 % t interval of independent values."""
-    n = len(values)
-    mean = sum(values) / n
-    if n < 2:
-        return Interval(mean, math.nan)
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    return Interval(mean, _quantile(n - 1) * deviation / math.sqrt(n))
+    return crossed_interval(np.asarray(values, float)[:, None])
 
 
-@cache
-def _quantile(freedom: int) -> float:
-    """The 97.5 % quantile of the t distribution."""
-    return float(special.stdtrit(freedom, 0.975))
+def crossed_interval(values: Values) -> Interval:
+    """Mean and 95 % t interval of a matrix [seed, noise set] of two crossed random factors.
+
+    A matrix of one row or one column gives the t interval over the other factor.
+    """
+    error, freedom = standard_error(values)
+    quantile = float(special.stdtrit(freedom, 0.975))
+    return Interval(float(values.mean()), quantile * error)
+
+
+def standard_error(values: Values) -> tuple[float, float]:
+    """The standard error of a matrix's mean and its degrees of freedom; NaN for a single value."""
+    seeds, sets = values.shape
+    if 1 in (seeds, sets):
+        error = values.std(ddof=1) / math.sqrt(values.size) if values.size > 1 else math.nan
+        return float(error), values.size - 1
+    mean, by_seed, by_set = values.mean(), values.mean(1, keepdims=True), values.mean(0)
+    free = np.array([seeds - 1, sets - 1, (seeds - 1) * (sets - 1)])
+    sums = [
+        sets * ((by_seed - mean) ** 2).sum(),
+        seeds * ((by_set - mean) ** 2).sum(),
+        ((values - by_seed - by_set + mean) ** 2).sum(),
+    ]
+    of_seed, of_set, rest = squares = np.array(sums) / free
+    whole = of_seed + of_set - rest
+    if whole <= rest:
+        return math.sqrt(rest / values.size), float(free[2])
+    freedom = max(whole**2 / (squares**2 / free).sum(), free.min())
+    return math.sqrt(whole / values.size), float(freedom)
+
+
+def matrix_of(records: Sequence[Record], name: str) -> Values:
+    """A metric [seed, noise set] on the noise sets that all records have; a record is a seed."""
+    values = [record.metrics[name].values for record in records]
+    shared = sorted(set.intersection(*map(set, values)))
+    return np.array([[of[number] for number in shared] for of in values], float)
 
 
 def metric_interval(records: Sequence[Record], name: str) -> Interval:
-    """A metric over training seeds, or over noise sets for a row without training."""
-    if not records[0].config["total_steps"]:
-        return t_interval(list(records[0].metrics[name].values.values()))
-    return t_interval([record.metrics[name].mean for record in records])
+    """A metric over training seeds crossed with noise sets, or over noise sets without training.
+
+    One trained seed gives the mean alone, since noise sets say nothing of another training.
+    """
+    values = matrix_of(records, name)
+    if records[0].config["total_steps"] and len(records) == 1:
+        return Interval(float(values.mean()), math.nan)
+    return crossed_interval(values)
 
 
 @dataclass(frozen=True)
@@ -53,78 +98,81 @@ class Difference:
     """A metric of one row minus that of another, paired within training seed and noise set.
 
     Attributes:
-        interval: mean and 95 % t interval over seeds.
-        p_value: two-sided, of a paired t test over seeds.
-        seeds: number of pairs.
+        interval: mean and 95 % t interval over seeds crossed with noise sets.
+        p_value: two-sided, of the same t.
+        seeds, noise_sets: the pairs' numbers of both.
     """
 
     interval: Interval
     p_value: float
     seeds: int
+    noise_sets: int
 
 
 def paired_difference(
     first: Sequence[Record], second: Sequence[Record], name: str
 ) -> Difference | None:
-    """first - second over shared seeds; None with fewer than two of them."""
-    by_seed = [
-        {record.config["seed"]: record.metrics[name].values for record in row}
-        for row in (first, second)
-    ]
-    pairs = []
-    for seed in sorted(by_seed[0].keys() & by_seed[1].keys()):
-        a, b = by_seed[0][seed], by_seed[1][seed]
-        shared = a.keys() & b.keys()
-        if shared:
-            pairs.append(sum(a[k] - b[k] for k in shared) / len(shared))
-    if len(pairs) < 2:
+    """first - second over shared seeds and noise sets; None with fewer than two shared seeds."""
+    ones, others = _shared_seeds(first, second)
+    if len(ones) < 2:
         return None
-    return Difference(t_interval(pairs), _p_value(pairs), len(pairs))
+    values = matrix_of([*ones, *others], name)
+    seeds, sets = len(ones), values.shape[1]
+    if not sets:
+        return None
+    differences = values[:seeds] - values[seeds:]
+    return Difference(crossed_interval(differences), p_value(differences), seeds, sets)
 
 
-def _p_value(values: Sequence[float]) -> float:
-    """Two-sided, of a t test that the mean of independent values is 0."""
-    n, mean = len(values), sum(values) / len(values)
-    error = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
+def _shared_seeds(
+    first: Sequence[Record], second: Sequence[Record]
+) -> tuple[list[Record], list[Record]]:
+    """The records of two rows' shared seeds, in the order of the seeds."""
+    one, other = ({record.config["seed"]: record for record in row} for row in (first, second))
+    seeds = sorted(one.keys() & other.keys())
+    return [one[seed] for seed in seeds], [other[seed] for seed in seeds]
+
+
+def p_value(values: Values) -> float:
+    """Two-sided, of a t test that the mean of a matrix of two crossed random factors is 0."""
+    mean, (error, freedom) = float(values.mean()), standard_error(values)
     if error == 0:
         return 1.0 if mean == 0 else 0.0
-    return float(2 * special.stdtr(n - 1, -abs(mean) / error))
+    return float(2 * special.stdtr(freedom, -abs(mean) / error))
 
 
 def degradation_ratio(
     first: Sequence[Record], second: Sequence[Record], reference: Record, name: str
 ) -> Interval | None:
-    """One row's excess over the reference, divided by another's, paired in seed and noise set.
+    """One row's mean excess over the reference, divided by another's, on what all three share.
 
-    Returns the mean and 95 % t interval over shared seeds; None if a row does not exceed the
-    reference or has noise sets that the reference lacks.
+    The interval is by the delta method: r = mean(a) / mean(b) of two excesses has the error of the
+    mean of (a - r b) / mean(b), which is a matrix [seed, noise set] like any other. One seed gives
+    the ratio alone. None if a row does not exceed the reference in each seed, or nothing is shared.
     """
-    excesses, beside = [], reference.metrics[name].values
-    for row in (first, second):
-        sets = {record.config["seed"]: record.metrics[name].values for record in row}
-        if any(values.keys() - beside.keys() for values in sets.values()):
-            return None
-        excesses.append(
-            {
-                seed: sum(v - beside[k] for k, v in values.items()) / len(values)
-                for seed, values in sets.items()
-            }
-        )
-    seeds = sorted(excesses[0].keys() & excesses[1].keys())
-    if not seeds or min(min(excess[seed] for seed in seeds) for excess in excesses) <= 0:
+    ones, others = _shared_seeds(first, second)
+    values = matrix_of([*ones, *others, reference], name)
+    a, b = values[: len(ones)] - values[-1], values[len(ones) : -1] - values[-1]
+    if not a.size or min(a.mean(1).min(), b.mean(1).min()) <= 0:
         return None
-    return t_interval([excesses[0][seed] / excesses[1][seed] for seed in seeds])
+    ratio = float(a.mean() / b.mean())
+    if len(ones) == 1:
+        return Interval(ratio, math.nan)
+    return Interval(ratio, crossed_interval((a - ratio * b) / b.mean()).half_width)
 
 
-def holm(p_values: Sequence[float], level: float = 0.05, unseen: int = 0) -> list[bool]:
-    """Which hypotheses Holm's step-down procedure rejects at a family-wise level (Holm 1979).
+def holm(p_values: Sequence[float], level: float = 0.05, unseen: int = 0) -> float:
+    """The p up to which Holm's step-down procedure rejects at a family-wise level (Holm 1979).
 
     Args:
         unseen: further hypotheses of the family, whose p is taken to be 1.
+
+    Returns:
+        The largest p that is rejected; 0 if none is.
     """
-    rejected = [False] * len(p_values)
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        if p_values[index] > level / (len(p_values) + unseen - rank):
+    largest = 0.0
+    for rank, p in enumerate(sorted(p_values)):
+        if p > level / (len(p_values) + unseen - rank):
             break
-        rejected[index] = True
-    return rejected
+        largest = p
+    return largest

@@ -11,7 +11,6 @@ from typing import Any
 from harness.errors import UsageError
 from harness.records import Record, read_record
 from harness.report.rows import headline, rows_of
-from harness.report.statistics import metric_interval
 from harness.report.tables import QUALITY
 from harness.runs.locks import held_names
 from harness.runs.log import LINE
@@ -110,10 +109,10 @@ def _best(records: Sequence[Record]) -> dict[str, object]:
         name = headline(rows)
         first = min(
             (row for row in rows if row.num_steps == steps),
-            key=lambda row: metric_interval(row.finished, name).mean,
+            key=lambda row: row.interval(name).mean,
         )
         heading, digits = QUALITY[name]
         trained = f"trained {first.training[0]} × {first.training[1]}"
-        value = metric_interval(first.finished, name).text(digits)
+        value = first.text(name, digits)
         best[steps] = f"{first.label}, {trained}: {heading.rstrip(' ↓↑')} {value}"
     return {"finished": sum(record.status == "finished" for record in records), "best": best}

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import pandas as pd
 
 from harness.metrics import METRICS
 from harness.records import Record
-from harness.report.pairs import neighbours
+from harness.report.pairs import Compared
 from harness.report.rows import Row, trains
 from harness.report.statistics import (
     Difference,
     degradation_ratio,
-    holm,
-    metric_interval,
-    paired_difference,
     t_interval,
 )
 
@@ -65,7 +61,7 @@ KEYS = ["method", "steps", "training", "seeds × noise sets"]
 
 
 def results_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """One line a row: quality with 95 % t intervals, and cost."""
+    """One line a row: quality with 95 % intervals, and cost."""
     return pd.DataFrame([_line(row) for row in rows]).fillna("")
 
 
@@ -80,7 +76,7 @@ def _keys(row: Row) -> dict[str, str]:
     untrained = "untrained" if trains(first) else "none"
     seeds = len(row.finished) if steps else "-"
     return {
-        "method": row.shown,
+        "method": row.label,
         "steps": str(row.num_steps),
         "training": f"{steps} × {batch}" if steps else untrained,
         "seeds × noise sets": f"{seeds} × {first.config['noise_sets']}",
@@ -94,7 +90,7 @@ def _short_keys(row: Row) -> dict[str, str]:
 
 def _quality(row: Row) -> dict[str, str]:
     return {
-        heading: metric_interval(row.finished, name).text(digits)
+        heading: row.text(name, digits)
         for name, (heading, digits) in {**QUALITY, **diversity()}.items()
         if all(name in record.metrics for record in row.finished)
     }
@@ -142,7 +138,7 @@ def exposure_table(rows: Sequence[Row]) -> pd.DataFrame:
     lines = []
     for row in rows:
         exposures = [record.exposure for record in row.finished if record.exposure]
-        if not exposures or not row.training[0]:
+        if not exposures or not row.training[0] or row.diverged:
             continue
         gaps = [
             [
@@ -172,17 +168,15 @@ def error_split_table(rows: Sequence[Row]) -> pd.DataFrame:
     """The parts of the error of the ODE map, as root mean squares that do not add up."""
     lines = []
     for row in rows:
-        if not row.finished or "map_error" not in row.finished[0].metrics:
+        if not row.finished or row.diverged or "map_error" not in row.finished[0].metrics:
             continue
         exposures = [
             record.exposure for record in row.finished if record.exposure and record.exposure.drift
         ]
         line = {
             **_short_keys(row),
-            "whole": metric_interval(row.finished, "map_error").text(4),
-            "solver: the teacher's trajectories": metric_interval(
-                row.finished, "solver_error"
-            ).text(4),
+            "whole": row.text("map_error", 4),
+            "solver: the teacher's trajectories": row.text("solver_error", 4),
         }
         if exposures:
             line["approximation: on the teacher's history"] = t_interval(
@@ -195,47 +189,27 @@ def error_split_table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(lines).fillna("")
 
 
-def differences_table(rows: Sequence[Row], name: str, reference: Record | None) -> pd.DataFrame:
-    """Pairs of trained rows that differ in one thing, paired within seed and noise set.
-
-    Holm's correction covers the pairs of one number of steps and one training, so that rows of
-    another budget change nothing. Of a crowd (see `neighbours`) it counts all pairs.
+def differences_table(
+    compared: Sequence[Compared], name: str, largest_p: float, reference: Record | None
+) -> pd.DataFrame:
+    """Pairs of rows that differ in one thing, paired within seed and noise set.
 
     Args:
+        compared: what `compared_neighbours` gives.
         name: the headline metric.
+        largest_p: the largest p that the page's correction rejects.
         reference: the teacher's own output.
     """
-    trained = [row for row in rows if row.training[0] and len(row.finished) > 1]
-    pairs, left_out = neighbours(trained, name)
-    found = [(a, b, paired_difference(a.finished, b.finished, name)) for a, b in pairs]
-    compared = [(a, b, difference) for a, b, difference in found if difference]
-    return pd.DataFrame(
-        [
-            _difference_line(a, b, difference, shown, name, reference)
-            for (a, b, difference), shown in zip(
-                compared, _significant(compared, left_out), strict=True
-            )
-        ]
-    )
-
-
-def _significant(
-    pairs: Sequence[tuple[Row, Row, Difference]], left_out: Counter[tuple[int, ...]]
-) -> list[bool]:
-    """Which differences Holm's procedure shows, within each budget."""
-    families: dict[tuple[int, ...], list[int]] = {}
-    for place, (a, _, _) in enumerate(pairs):
-        families.setdefault(a.budget, []).append(place)
-    found = [False] * len(pairs)
-    for budget, places in families.items():
-        shown = holm([pairs[place][2].p_value for place in places], unseen=left_out[budget])
-        for place, significant in zip(places, shown, strict=True):
-            found[place] = significant
-    return found
+    lines = [
+        _difference_line(pair.first, pair.second, pair.difference, name, largest_p, reference)
+        for pair in compared
+        if pair.difference
+    ]
+    return pd.DataFrame(lines)
 
 
 def _difference_line(
-    a: Row, b: Row, difference: Difference, shown: bool, name: str, reference: Record | None
+    a: Row, b: Row, difference: Difference, name: str, largest_p: float, reference: Record | None
 ) -> dict[str, str]:
     lower = a.label if difference.interval.mean < 0 else b.label
     ratio = degradation_ratio(a.finished, b.finished, reference, name) if reference else None
@@ -244,9 +218,9 @@ def _difference_line(
         "second": b.label,
         "steps": str(a.num_steps),
         "training": f"{a.training[0]} × {a.training[1]}",
-        "seeds": str(difference.seeds),
+        "seeds × noise sets": f"{difference.seeds} × {difference.noise_sets}",
         f"{plain_heading(name)} first − second": difference.interval.text(QUALITY[name][1]),
         "p": f"{difference.p_value:.3g}",
-        "better (Holm, 95 %)": lower if shown else "not shown",
+        "better (Holm, 95 %)": lower if difference.p_value <= largest_p else "not shown",
         "over the teacher's, first / second": ratio.text(3) if ratio else "",
     }

@@ -14,15 +14,17 @@ from harness.report.agreement import agreement_table
 from harness.report.claims import claims_table, read_claims
 from harness.report.compare import (
     against_best_table,
+    compared_with_best,
     equal_compute,
     equal_compute_table,
     equal_images_table,
 )
+from harness.report.labels import guidance_of
 from harness.report.notes import notes
-from harness.report.pairs import CROWD
+from harness.report.pairs import CROWD, Compared, compared_neighbours
 from harness.report.plots import Plot, task_plots
 from harness.report.rows import Row, headline, reference_record, rows_of
-from harness.report.statistics import metric_interval
+from harness.report.statistics import holm
 from harness.report.tables import (
     KEYS,
     QUALITY,
@@ -46,11 +48,12 @@ GRIDS = (
 
 @dataclass(frozen=True)
 class Section:
-    """A table with its heading and the sentences that explain it."""
+    """A table with its heading, the sentences that explain it, and one to stand below it."""
 
     heading: str
     text: str
     table: pd.DataFrame
+    below: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,44 @@ class TaskReport:
         return reference_record(record for row in self.finished for record in row.finished)
 
     @cached_property
+    def unguided(self) -> list[Row]:
+        """Trained rows that aim at the data where the teacher is guided: they have another aim."""
+        if guidance_of(self.task) == 1:
+            return []
+        return [row for row in self.rows if row.training[0] and row.records[0].target == "data"]
+
+    @cached_property
+    def ranked(self) -> list[Row]:
+        """The rows that are compared with each other."""
+        apart = set(map(id, self.unguided))
+        return [row for row in self.rows if id(row) not in apart]
+
+    @cached_property
     def equal(self) -> list[Row]:
-        """The largest group of trained rows with equal training FLOPs."""
-        return equal_compute(self.rows)
+        """The largest group of ranked rows with equal total training FLOPs."""
+        return equal_compute(self.ranked)
+
+    @cached_property
+    def with_best(self) -> list[Compared]:
+        """Rows of equal compute against the best of their number of steps."""
+        return compared_with_best(self.equal, self.headline)
+
+    @cached_property
+    def pairs(self) -> tuple[list[Compared], int]:
+        """Ranked rows that differ in one thing, and how many such pairs are left out."""
+        return compared_neighbours(self.ranked, self.headline)
+
+    @cached_property
+    def p_values(self) -> list[float]:
+        """All p values of the page."""
+        return [
+            pair.difference.p_value for pair in (*self.with_best, *self.pairs[0]) if pair.difference
+        ]
+
+    @cached_property
+    def largest_p(self) -> float:
+        """The largest p that Holm's procedure over the whole page rejects."""
+        return holm(self.p_values, unseen=self.pairs[1])
 
     @cached_property
     def results(self) -> pd.DataFrame:
@@ -107,9 +145,7 @@ class TaskReport:
     def grids(self) -> list[Row]:
         """The rows whose samples are shown: the best of each method, the best methods first."""
         best: dict[str, Row] = {}
-        for row in sorted(
-            self.finished, key=lambda row: metric_interval(row.finished, self.headline).mean
-        ):
+        for row in sorted(self.finished, key=lambda row: row.interval(self.headline).mean):
             best.setdefault(row.records[0].method, row)
         return list(best.values())[:MOST_GRIDS]
 
@@ -125,18 +161,21 @@ class TaskReport:
     def _of_equal_compute(self) -> Iterator[Section]:
         yield Section(
             "Methods at equal training FLOPs",
-            "Training FLOPs agree within 2 %; trajectories come on top. "
-            "The best of its columns ranks a method.",
+            "Total training FLOPs agree within 2 %, with those of the trajectories. "
+            "The best of its columns ranks a method. "
+            "Seconds are those of the machine in the notes; whether it was idle is not recorded.",
             equal_compute_table(self.equal, self.headline),
+            self._unguided_named(),
         )
         yield Section(
             "Distance to the best",
-            "Rows with two seeds or more against the best of their number of steps: "
+            "Rows with two seeds or more, none of them diverged, "
+            "against the best of their number of steps: "
             "difference with 95 % interval, paired within training seed and noise set. "
-            "p is that of a t test times the number of other rows. "
+            f"{self._family()} "
             "A row whose distance is not shown may still be far from the best if seeds differ "
             "much.",
-            against_best_table(self.equal, self.headline),
+            against_best_table(self.with_best, self.headline, self.largest_p),
         )
         yield Section(
             "After equally many images",
@@ -153,7 +192,7 @@ class TaskReport:
         ]
         spread = [heading for heading, _ in diversity().values() if heading in table]
         cost = [name for name in table.columns if name not in (*KEYS, *quality, *spread)]
-        yield Section("All rows", "", table[[*KEYS, *quality]])
+        yield Section("All rows", "", table[[*KEYS, *quality]], self._unguided_named())
         yield Section(
             "Floor",
             "Held-out real samples against the same reference. "
@@ -178,10 +217,27 @@ class TaskReport:
             "Differences",
             "Rows that differ in one thing (a method or an option), "
             "paired within training seed and noise set. "
-            "Holm's correction covers the rows of one number of steps and one training. "
+            f"{self._family()} "
             f"Of more than {CROWD} such rows, each is shown against the best alone, "
-            "but the correction counts all pairs.",
-            differences_table(self.rows, self.headline, self.reference),
+            "but the correction counts all pairs. "
+            "The last column is the ratio of mean excesses; its interval is by the delta method.",
+            differences_table(self.pairs[0], self.headline, self.largest_p, self.reference),
+        )
+
+    def _family(self) -> str:
+        """What the correction of p values covers."""
+        printed, unseen = len(self.p_values), self.pairs[1]
+        more = f" and {unseen} pairs that it leaves out" if unseen else ""
+        return f"Holm's correction covers all {printed} p values of this page{more}."
+
+    def _unguided_named(self) -> str:
+        """The rows that no ranked table holds, since the teacher is guided and they are not."""
+        labels = sorted({row.label for row in self.unguided})
+        if not labels:
+            return ""
+        return (
+            "In no ranked table, since the teacher is guided "
+            f"and these learn the data without guidance: {'; '.join(labels)}."
         )
 
 
@@ -196,7 +252,8 @@ def agreement_section(reports: Sequence[TaskReport]) -> list[Section]:
     table = agreement_table({report.task: report.equal for report in reports})
     text = (
         "Spearman's rank correlation between tasks, "
-        "over the methods at equal training FLOPs that both have."
+        "over the methods at equal training FLOPs that both have. "
+        "It describes these rows alone: they were chosen by hand, so it has no p value."
     )
     return [Section("Agreement between tasks", text, table)] if len(table) else []
 

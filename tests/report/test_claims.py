@@ -157,7 +157,7 @@ def test_what_is_not_there_is_not_run() -> None:
     lines = claims_table([claim(here=None, needs="a GPU"), claim()], []).to_dict("records")
     assert [line["verdict"] for line in lines] == [
         "not run: a GPU",
-        "not run: its runs are not finished",
+        "not run: its runs are not finished, or a seed diverged",
     ]
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from rich.console import Console
+from scipy import stats
 from written import ENVIRONMENT, metric, record
 
 from harness.errors import NotComparable, UsageError
@@ -19,6 +20,7 @@ from harness.records import Exposure, Record, publish_records, write_record
 from harness.report.console import print_results
 from harness.report.markdown import page
 from harness.report.notes import notes
+from harness.report.pairs import compared_neighbours
 from harness.report.publish import publish
 from harness.report.rows import latest_versions, load_records, rows_of
 from harness.report.tables import differences_table, exposure_table, floor_table, results_table
@@ -44,7 +46,7 @@ def line_of(records: list[Record], place: int = 0) -> dict[str, str]:
 
 def differences_of(records: list[Record]) -> pd.DataFrame:
     report = TaskReport.of(records)
-    return differences_table(report.rows, report.headline, report.reference)
+    return differences_table(report.pairs[0], report.headline, report.largest_p, report.reference)
 
 
 # rows
@@ -149,7 +151,9 @@ def test_the_cells_of_a_row() -> None:
         "100 × 64",
         "2 × 2",
     )
-    assert line["FID ↓"] == "5.50 ± 12.71"  # means 4.5 and 6.5; t of 1 degree of freedom is 12.706
+    # Mean squares 4 of seeds and 1 of noise sets over 4 numbers; 25 / 17 degrees of freedom.
+    half_width = stats.t.ppf(0.975, 25 / 17) * (5 / 4) ** 0.5
+    assert line["FID ↓"] == f"5.50 ± {half_width:.2f}"
     assert (line["NFE"], line["MMACs / sample"], line["parameters"]) == ("4", "3.0", "2.500 M")
     assert line["latency / teacher"] == "0.250"
     assert line["training TFLOPs + trajectories"] == "2.0 + 3.0"
@@ -188,11 +192,42 @@ def test_a_failed_row_shows_its_reason() -> None:
     assert line["FID ↓"] == line["KID ↓"] == ""
 
 
-def test_failed_seeds_are_counted_and_do_not_enter_the_mean() -> None:
-    line = line_of([record(seed=0, fid=4.0), failed(seed=1)])
-    assert line["method"] == "ard, history_layers 6 (1 of 2 seeds failed)"
-    assert line["seeds × noise sets"] == "1 × 2"
-    assert line["FID ↓"].startswith("4.50")
+def test_a_row_of_which_a_seed_failed_has_a_rate_and_no_interval() -> None:
+    line = line_of([record(seed=0, fid=4.0), record(seed=1, fid=6.0), failed(seed=2)])
+    assert line["method"] == "ard, history_layers 6"
+    assert line["seeds × noise sets"] == "2 × 2"
+    assert line["FID ↓"] == "1 of 3 seeds diverged: failed (others 4.50, 6.50)"
+    assert "±" not in "".join(line.values())
+
+
+def test_a_seed_far_from_its_row_has_diverged() -> None:
+    line = line_of(seeds("ard", [4.0, 786.9, 6.0]))
+    assert line["FID ↓"] == "1 of 3 seeds diverged: 787 (others 4.50, 6.50)"
+    assert line_of(seeds("ard", [4.0, float("nan")]))["FID ↓"].endswith(
+        "diverged: nan (others 4.50)"
+    )
+
+
+def test_a_bad_method_has_not_diverged_and_neither_has_a_seed_near_the_teacher() -> None:
+    def diverged(*fids: float, beside: float | None = None) -> int:
+        own = {"distance_to_teacher": metric("distance_to_teacher", {0: 0.0, 1: 0.0})}
+        free = teacher(fid=beside or 0.0)
+        free = free.model_copy(update={"metrics": {**free.metrics, **own}})
+        row = rows_of([*seeds("ard", list(fids)), *([free] if beside else [])])[-1]
+        return len(row.diverged)
+
+    assert diverged(700.0, 800.0, 900.0) == 0
+    assert diverged(0.5, 9.0) == 0  # means 1.0 and 9.5
+    assert diverged(0.5, 10.0) == 1
+    assert diverged(0.5, 10.0, beside=0.6) == 0  # 10 times the teacher is 11
+    assert diverged(0.5, 11.0, beside=0.6) == 1
+
+
+def test_diverged_seeds_are_named_below_and_in_no_comparison() -> None:
+    report = TaskReport.of([*seeds("ard", [4.0, 4.1, 787.0]), *seeds("denoising", [5.0, 5.1, 5.3])])
+    assert "no comparison and no plot: ard, history_layers 6, 4 steps." in "\n".join(report.notes)
+    assert not report.pairs[0]
+    assert [row.records[0].method for row in report.grids] == ["denoising", "ard"]
 
 
 def test_a_page_of_failures_alone() -> None:
@@ -217,7 +252,7 @@ def test_failures_have_no_differences() -> None:
             record("step-distillation", 1),
         ]
     )
-    assert differences_table(rows, "fid", None).empty
+    assert compared_neighbours(rows, "fid") == ([], 0)
 
 
 def test_one_seed_measured_twice_is_one_record() -> None:
@@ -261,10 +296,10 @@ def test_the_lower_fid_is_better_whichever_row_comes_first(sign: int) -> None:
         seeds("ard", [10.0, 20.0, 30.0]),
         seeds("step-distillation", [10 + sign * 2.0, 20 + sign * 2.1, 30 + sign * 1.9]),
     )
-    assert (line["first"], line["second"], line["seeds"]) == (
+    assert (line["first"], line["second"], line["seeds × noise sets"]) == (
         "ard, history_layers 6",
         "step-distillation",
-        "3",
+        "3 × 2",
     )
     assert float(line[FIRST].split(" ± ")[0]) == pytest.approx(-sign * 2)
     assert line[BETTER] == ("ard, history_layers 6" if sign == 1 else "step-distillation")
@@ -278,7 +313,7 @@ def test_an_uncertain_difference_is_not_named() -> None:
 
 
 def test_a_difference_that_holm_does_not_reject_is_not_named() -> None:
-    """Alone p = 0.03 names a better row; beside two more comparisons it does not."""
+    """Alone its p names a better row; beside two more comparisons it does not."""
     first, second = seeds("ard", [10.0, 10.0, 10.0]), seeds("step-distillation", [11.0, 11.5, 12.2])
     alone = difference(first, second)
     assert 0.02 < float(alone["p"]) < 0.05
@@ -290,23 +325,24 @@ def test_a_difference_that_holm_does_not_reject_is_not_named() -> None:
     assert alone["p"] in [line["p"] for line in lines]
 
 
-def test_rows_of_another_budget_do_not_change_what_is_shown() -> None:
+def test_holms_family_is_the_whole_page() -> None:
+    """Comparisons at another number of steps, and those with the best, count too."""
     first, second = seeds("ard", [10.0, 10.0, 10.0]), seeds("step-distillation", [11.0, 11.5, 12.2])
     elsewhere = [
         made
-        for changes in ({"steps": 200}, {"num_steps": 2})
-        for made in (
-            *seeds("ard", [5.0, 9.0, 7.0], **changes),
-            *seeds("denoising", [7.0, 7.0, 8.0], **changes),
-        )
+        for method, fids in (("ard", [5.0, 9.0, 7.0]), ("denoising", [7.0, 7.0, 8.0]))
+        for made in seeds(method, fids, num_steps=2)
     ]
-    lines = differences_of([*first, *second, *elsewhere]).to_dict("records")
-    shown = {(line["steps"], line["training"]): line[BETTER] for line in lines}
-    assert shown == {
-        ("4", "100 × 64"): "ard, history_layers 6",
-        ("4", "200 × 64"): "not shown",
-        ("2", "100 × 64"): "not shown",
+    (alone,) = differences_of([*first, *second]).to_dict("records")
+    both = {
+        line["steps"]: line
+        for line in differences_of([*first, *second, *elsewhere]).to_dict("records")
     }
+    assert both["4"]["p"] == alone["p"]
+    assert 0.025 < float(alone["p"]) < 0.05
+    assert (alone[BETTER], both["4"][BETTER]) == ("ard, history_layers 6", "not shown")
+    text = page(reports_of([*first, *second, *elsewhere]))
+    assert "Holm's correction covers all 2 p values of this page." in text
 
 
 def crowd(count: int) -> list[Record]:
@@ -353,9 +389,10 @@ def test_a_ratio_is_over_the_reference_with_most_noise_sets() -> None:
               for free in ([one, two], [two, one], [two])}  # fmt: skip
     assert len(ratios) == 1
     assert float(next(iter(ratios))[0].split(" ± ")[0]) == pytest.approx(
-        (5.5 / 15.5 + 7.5 / 19.5) / 2, abs=1e-3
+        (5.5 + 7.5) / (15.5 + 19.5), abs=1e-3
     )
-    assert list(differences_of([*pair, one])["over the teacher's, first / second"]) == [""]
+    (on_one,) = differences_of([*pair, one])["over the teacher's, first / second"]
+    assert float(on_one.split(" ± ")[0]) == pytest.approx((6 + 8) / (16 + 20), abs=1e-3)
 
 
 def test_what_a_task_gives_a_method_says_nothing_to_another() -> None:
@@ -417,10 +454,12 @@ def test_notes_say_what_a_reader_must_know() -> None:
     for part in (
         "N = 40",
         "held-out real images have",
-        "they share trajectories and evaluation noise",
-        "95 % t interval",
+        "they share noise sets",
+        "95 % t interval over training seeds crossed with evaluation noise sets",
+        "A trained row of one seed has no ±",
+        "whether it was idle is not recorded",
         "Latency: batch 16, float32, cpu with 2 threads, 2 warm-ups, median of 9",
-        "trajectory FLOPs of the whole store",
+        "2 rows share one store of trajectories, made once for 3 TFLOPs",
         "The target is not the guided teacher in denoising: data",
         "ard-4-100-0: short average.",
         "Made on cpu (a cpu), Python 3.11, torch 2.15.0, commit 0123456789, code c.",
