@@ -21,7 +21,7 @@ from torch import Tensor
 from harness.diffusion.denoiser import Denoiser, Guided, expand_to, of_pair
 from harness.diffusion.schedules import NUM_LEVELS, few_step_levels
 from harness.methods.base import METHODS, Batch, Method, Problem, Update
-from harness.methods.parts.options import OptimizerConfig
+from harness.methods.parts.options import OptimizerConfig, Span
 from harness.networks.dit import DiT
 from harness.solvers import DDIM
 
@@ -36,6 +36,11 @@ class Denoising(Method):
 
     sources = frozenset({"data"})
     target = "data"
+    tunes: ClassVar = {
+        "lr": Span(1e-4, 1e-2, log=True),
+        "weight_decay": (0.0, 0.01, 0.1),
+        "label_dropout": (0.1, 0.2),
+    }
     init: Literal["teacher", "random"] = "random"
     reference: ClassVar = (
         "Ho et al. 2020, arXiv 2006.11239, eq. 14; Peebles & Xie 2023, arXiv 2212.09748"

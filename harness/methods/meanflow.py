@@ -135,12 +135,11 @@ class MeanFlow(DenoisingStudent):
         self, v: Tensor, y: Tensor, tau: Tensor, cond: Condition, dropped: Tensor
     ) -> Tensor:
         """The data's velocities v at points y, guided where the label is not dropped [B]."""
-        everywhere = torch.ones_like(tau, dtype=torch.bool)
-        null = self.u(y, tau, tau, cond.replaced(everywhere, self.task.null))
-        kappa = self.config.kappa
-        guided = self.omega * v + (1 - self.omega - kappa) * null
-        if kappa:
-            guided = guided + kappa * self.u(y, tau, tau, cond)
+        everywhere, kappa = torch.ones_like(tau, dtype=torch.bool), self.config.kappa
+        with torch.autocast(y.device.type, enabled=False):  # like the student in the JVP
+            null = self.u(y, tau, tau, cond.replaced(everywhere, self.task.null))
+            own = self.u(y, tau, tau, cond) if kappa else v
+        guided = self.omega * v + (1 - self.omega - kappa) * null + kappa * own
         return torch.where(dropped.reshape(-1, 1, 1, 1), v, guided)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

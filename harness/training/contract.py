@@ -24,6 +24,7 @@ from harness.training.sampling_checks import (
     points,
     sampling,
     training_free,
+    tunes,
     untrained,
 )
 from harness.training.tiny_task import tiny_task
@@ -53,6 +54,7 @@ TRAINED: tuple[Check, ...] = (
     any_step,
     gradient_by_level,
     trained_levels,
+    tunes,
 )
 """Checks of methods that train."""
 UNTRAINED: tuple[Check, ...] = (training_free,)
