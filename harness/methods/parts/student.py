@@ -215,7 +215,7 @@ class DenoisingStudent(Method):
     def with_uniform(self, batch: Batch, t: Tensor) -> Tensor:
         """Timesteps t [B], of which the share `uniform` is replaced by uniform ones."""
         replaced = batch.uniform("uniform") < self.config.uniform
-        return torch.where(replaced, batch.uniform("uniform t").clamp(min=1e-3), t)
+        return torch.where(replaced, 1e-3 + (1 - 1e-3) * batch.uniform("uniform t"), t)
 
     def start_from(self, state: dict[str, Tensor]) -> None:
         super().start_from(state)
