@@ -19,7 +19,7 @@ from harness.diffusion.denoiser import Denoiser, Guided, PredictionType
 from harness.diffusion.randomness import Keyed
 from harness.diffusion.schedules import Schedule
 from harness.errors import UsageError
-from harness.methods.parts.options import MethodConfig
+from harness.methods.parts.options import MethodConfig, Span
 from harness.methods.parts.players import Player
 from harness.registry import Registry, registry_of
 from harness.solvers import Solver, Trajectory
@@ -63,6 +63,10 @@ class Problem(Protocol):
     @property
     def trajectory_steps(self) -> int:
         """K, the number of teacher evaluations in a stored trajectory."""
+
+    @property
+    def trajectory_levels(self) -> Tensor:
+        """Timesteps of a stored trajectory's states, [K + 1], float64."""
 
     @property
     def network_teacher(self) -> bool:
@@ -146,6 +150,8 @@ class Method(ABC):
     """Whether training is independent of num_steps, so that one student serves every number."""
     reference: ClassVar[str] = ""
     """The paper, for `harness describe`."""
+    tunes: ClassVar[dict[str, Span | tuple[Any, ...]]] = {}
+    """The options that a fair search varies, with their ranges or choices."""
 
     players: dict[str, Player]
     student: nn.Module
@@ -170,6 +176,11 @@ class Method(ABC):
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         """Raises UsageError if the options do not suit the task; runs before any computation."""
+
+    @classmethod
+    def trajectory_grid(cls, config: Any) -> tuple[str, int] | None:
+        """The grid of levels and K of the trajectories to learn from; None for the task's own."""
+        return None
 
     @classmethod
     def output(cls, config: Any, task: Problem) -> str:
@@ -223,10 +234,17 @@ class Method(ABC):
                 "give a run with the same options"
             ) from error
 
+    def continue_optimizer(self, state: dict[str, Tensor] | None) -> None:
+        """Takes the optimizer's state of the run that `start_from` came from; most start anew.
+
+        Args:
+            state: the state by name, as `parts/players.py` writes it; None if the run has none.
+        """
+
     def teacher_points(self, trajectory: Trajectory) -> Tensor:
         """The states that the student's steps should reach, [B, S + 1, C, H, W], noise first."""
-        steps = len(self.levels) - 1
-        return trajectory.states[:, :: trajectory.steps // steps]
+        places = torch.searchsorted(-trajectory.levels, -self.levels)
+        return trajectory.states[:, places]
 
     @property
     def sampled_network(self) -> nn.Module:

@@ -14,7 +14,6 @@ from torch import Tensor
 from harness.data.trajectories import Recipe
 from harness.diffusion.conditions import Conditions
 from harness.diffusion.randomness import Keyed, keyed_initialisation
-from harness.diffusion.schedules import few_step_levels
 from harness.methods import METHODS, Method, MethodConfig
 from harness.solvers import Trajectory
 from harness.tasks import Task
@@ -46,7 +45,7 @@ class Blank:
         steps = self.recipe.steps
         states = Keyed("blank", 0).normal("states", items, (steps + 1, *self.recipe.shape))
         return Trajectory(
-            states, states[:, 1:], few_step_levels(steps), self.conditions.balanced(items)
+            states, states[:, 1:], self.recipe.levels, self.conditions.balanced(items)
         )
 
 
@@ -68,7 +67,10 @@ def rehearsal(
     method.to(device)
     sources: dict[str, Source] = {
         "data": task.split.train,
-        "trajectory": Blank(task.recipe, task.conditions),
+        "trajectory": Blank(
+            task.recipe.of_run(settings.seed, METHODS[name].trajectory_grid(config)),
+            task.conditions,
+        ),
     }
     return Trainer(method, sources, replace(settings, compile=False), None, device)
 

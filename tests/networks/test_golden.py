@@ -238,6 +238,7 @@ class Problem:
 
     shape, num_classes, network_options = (4, 32, 32), 10, {**OPTIONS, "image_size": 32}
     schedule, prediction_type, trajectory_steps, network_teacher = VPSchedule(), "eps", 4, True
+    trajectory_levels = few_step_levels(4)
 
 
 @pytest.mark.parametrize("layers", LAYERS)

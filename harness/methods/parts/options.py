@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -21,6 +22,15 @@ def _split(value: Any) -> Any:
 
 Numbers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split)]
 """Positive whole numbers, typed as 1,2,4: each once, in ascending order."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range of numbers that a search draws from, evenly or on a logarithmic scale."""
+
+    low: float
+    high: float
+    log: bool = False
 
 
 class MethodConfig(BaseModel):
