@@ -26,7 +26,7 @@ from harness.training.estimate import (
 from harness.training.settings import TrainSettings
 
 CPU = torch.device("cpu")
-GAN = {"history_layers": 2, "gan_from": 0.5, "gan_virtual_batch": 2}
+GAN = {"history_layers": 2, "gan_from": 0.5, "gan_warmup_steps": 1, "gan_virtual_batch": 2}
 
 
 def resolved(budget: str, **changes: Any) -> Any:
