@@ -7,7 +7,7 @@ aside and renamed under a lock. So an interrupted build resumes, and two process
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from harness.data.cache import locked_folder
 from harness.diffusion.conditions import Conditions
 from harness.diffusion.denoiser import Model
 from harness.diffusion.randomness import Keyed
-from harness.diffusion.schedules import few_step_levels
+from harness.diffusion.schedules import GRIDS
 from harness.errors import UsageError
 from harness.files import cache_folder, digest, map_tensors, write_mapped, write_text
 from harness.progress import Progress
@@ -33,11 +33,12 @@ class Recipe:
         teacher: SHA-256 of the teacher's weights file.
         schedule, prediction_type: the schedule's name and the teacher's prediction type.
         guidance_scale, guidance_channels: the teacher's guidance.
-        solver, steps: the solver's name and its number of steps K, on `few_step_levels(K)`.
+        solver, steps: the solver's name and its number of steps K.
         count, seed: number of trajectories and the seed of their noise.
         shape: [C, H, W] of a state.
         num_classes: number of conditions; sample i has condition i mod `num_classes`.
         conditions: SHA-256 of the prompts, if the conditions are prompts.
+        grid: the name of the grid of levels; see `GRIDS`.
         code: digest of the sources that compute trajectories.
     """
 
@@ -53,7 +54,22 @@ class Recipe:
     shape: tuple[int, int, int]
     num_classes: int
     conditions: str = ""
+    grid: str = "few-step"
     code: str = field(default_factory=lambda: code_digest("data"))
+
+    @property
+    def levels(self) -> Tensor:
+        """Timesteps of the states, [K + 1], float64."""
+        return GRIDS[self.grid](self.steps)
+
+    def of_run(self, seed: int, grid: tuple[str, int] | None = None) -> Recipe:
+        """The recipe of a run with this seed: seeds have noise of their own.
+
+        Args:
+            grid: the name and K of the grid that the run's method asks for, if any.
+        """
+        name, steps = grid or (self.grid, self.steps)
+        return replace(self, seed=self.seed + seed, grid=name, steps=steps)
 
 
 class TrajectoryStore:
@@ -61,7 +77,7 @@ class TrajectoryStore:
 
     def __init__(self, folder: Path, recipe: Recipe, conditions: Conditions):
         self.folder, self.recipe, self.conditions = folder, recipe, conditions
-        self.levels = few_step_levels(recipe.steps)
+        self.levels = recipe.levels
         manifest = folder / "manifest.json"
         try:
             content = json.loads(manifest.read_text())
@@ -100,7 +116,7 @@ def _compute(
     """States and predictions of items [B]."""
     x_T = Keyed("trajectory", recipe.seed).normal("x_T", items, recipe.shape).to(device)
     cond = conditions.balanced(items).to(device)
-    path = trace(SOLVERS[recipe.solver](), teacher, x_T, few_step_levels(recipe.steps), cond)
+    path = trace(SOLVERS[recipe.solver](), teacher, x_T, recipe.levels, cond)
     return {"states": path.states, "predictions": path.predictions}
 
 

@@ -7,6 +7,7 @@ tensor of timesteps that falls from 1 to 0. DiT's level k = 0..999 is t = (k + 1
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -154,4 +155,20 @@ def few_step_levels(num_steps: int) -> Tensor:
     return torch.tensor(steps, dtype=torch.float64, device="cpu")
 
 
+def respaced_levels(num_steps: int) -> Tensor:
+    """The grid of DiT's respaced samplers, timesteps [K + 1], float64; K is at least 2.
+
+    It holds DiT's levels round(999 i / (K - 1)) for i = K - 1..0, then clean data. It suits 25 or
+    more steps: with 2 the second stands at level 0 (Peebles & Xie 2022, arXiv 2212.09748, code).
+    """
+    levels = [round((NUM_LEVELS - 1) * i / (num_steps - 1)) for i in range(num_steps - 1, -1, -1)]
+    steps = [*((level + 1) / NUM_LEVELS for level in levels), 0.0]
+    return torch.tensor(steps, dtype=torch.float64, device="cpu")
+
+
+GRIDS: dict[str, Callable[[int], Tensor]] = {
+    "few-step": few_step_levels,
+    "respaced": respaced_levels,
+}
+"""Grids of levels by name, from the number of steps."""
 SCHEDULES: dict[str, type[Schedule]] = {"vp": VPSchedule, "flow": FlowSchedule}

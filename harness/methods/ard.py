@@ -8,8 +8,11 @@ The lowest N layers attend to earlier states under a block mask; the layers abov
 own state alone. Training is one masked forward pass over all S states. Sampling caches the keys and
 values of the lowest N layers. N = 0 is step distillation, whose file holds everything but the mask.
 
-Untrained: under `parametrization: teacher` and `heads: shared` the first step is that of the
-unguided teacher under S-step DDIM.
+Points are noisy states, predicted in the teacher's parametrisation by one head. The released code
+uses x_0-predictions and one head for each step: `protocol: released`. On its own grid of levels it
+is `protocol: released, grid: released`.
+
+Untrained, the first step under the defaults is that of the unguided teacher under S-step DDIM.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from pydantic import Field
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Problem
 from harness.methods.parts.points import DistillationConfig
-from harness.methods.step_distillation import StepDistillation, TrajectoryDistillation
+from harness.methods.step_distillation import TUNES, StepDistillation, TrajectoryDistillation
 from harness.networks.history import Visible, causal, keep_first, window
 
 
@@ -39,9 +42,10 @@ class ARD(TrajectoryDistillation):
     """Autoregressive distillation: the lowest N layers attend to earlier states."""
 
     Config = ARDConfig
+    tunes: ClassVar = {**TUNES, "history_layers": (1, 3, 6)}
     reference: ClassVar = (
         "Kim et al. 2025, arXiv 2504.11295, eq. 4 and sec. 3.2; "
-        "released code for x_0-predictions and per-step heads"
+        "its released code for protocol and grid 'released'"
     )
 
     @staticmethod

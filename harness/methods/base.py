@@ -65,6 +65,10 @@ class Problem(Protocol):
         """K, the number of teacher evaluations in a stored trajectory."""
 
     @property
+    def trajectory_levels(self) -> Tensor:
+        """Timesteps of a stored trajectory's states, [K + 1], float64."""
+
+    @property
     def network_teacher(self) -> bool:
         """Whether the teacher is a DiT with weights and blocks, rather than a closed formula."""
 
@@ -175,6 +179,11 @@ class Method(ABC):
         """Raises UsageError if the options do not suit the task; runs before any computation."""
 
     @classmethod
+    def trajectory_grid(cls, config: Any) -> tuple[str, int] | None:
+        """The grid of levels and K of the trajectories to learn from; None for the task's own."""
+        return None
+
+    @classmethod
     def output(cls, config: Any, task: Problem) -> str:
         """The meaning of the network's output; `--init-from` needs a student with the same one."""
         return task.prediction_type
@@ -226,10 +235,17 @@ class Method(ABC):
                 "give a run with the same options"
             ) from error
 
+    def continue_optimizer(self, state: dict[str, Tensor] | None) -> None:
+        """Takes the optimizer's state of the run that `start_from` came from; most start anew.
+
+        Args:
+            state: the state by name, as `parts/players.py` writes it; None if the run has none.
+        """
+
     def teacher_points(self, trajectory: Trajectory) -> Tensor:
         """The states that the student's steps should reach, [B, S + 1, C, H, W], noise first."""
-        steps = len(self.levels) - 1
-        return trajectory.states[:, :: trajectory.steps // steps]
+        places = torch.searchsorted(-trajectory.levels, -self.levels)
+        return trajectory.states[:, places]
 
     @property
     def sampled_network(self) -> nn.Module:

@@ -7,7 +7,7 @@ teacher's samples, both noised again. The hinge loss is the only loss:
     L_student = -D(noised x^_0),    L_D = max(0, 1 - D(noised x_0)) + max(0, 1 + D(noised x^_0))
 
 Ours: the timestep at the discriminator's input is uniform up to `gan_max_time`, the student's level
-is uniform over its steps, and logits are averaged over heads and tokens.
+is uniform over its steps, logits are averaged over heads and tokens, and heads are not clipped.
 
 Untrained: the first step is the unguided teacher's x_0-prediction. Saddle point: if the student has
 the teacher's distribution, the best discriminator is 0 everywhere and the student's gradient is 0.
@@ -25,6 +25,7 @@ from harness.diffusion.denoiser import Guided
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem, Update
 from harness.methods.parts.adversarial import Critic
+from harness.methods.parts.options import Span
 from harness.methods.parts.student import DenoisingStudent, StudentConfig
 
 
@@ -48,6 +49,11 @@ class LADD(DenoisingStudent):
     """Latent adversarial distillation: only a GAN loss, on features of the frozen teacher."""
 
     Config = LADDConfig
+    tunes: ClassVar = {
+        "lr": Span(1e-5, 1e-3, log=True),
+        "gan_lr": Span(1e-4, 1e-2, log=True),
+        "gan_max_time": (0.25, 0.5, 1.0),
+    }
     sources = frozenset({"trajectory"})
     reference: ClassVar = (
         "Sauer et al. 2024, arXiv 2403.12015, sec. 3; "
@@ -67,7 +73,6 @@ class LADD(DenoisingStudent):
             self.teacher,
             task,
             config.gan_lr,
-            config.clip,
             config.gan_virtual_batch,
             config.gan_max_time,
         )
@@ -92,6 +97,8 @@ class LADD(DenoisingStudent):
         t = self.levels.to(path.states.device)[place]
         x_t = self.noised(path.states[:, -1], batch.normal("eps", path.states.shape[2:]), t)
         x_0 = self.model(x_t, t, path.cond).x_0
+        # The same value, whose gradient is that of a v network.
+        x_0 = x_0.detach() + self.conditioned(x_0 - x_0.detach(), t)
         batch.carry["x_0"] = x_0.detach()
         loss = -self.critic.logits(x_0, path.cond, batch, "student").mean()
         return loss, {"distance": (x_0.detach() - path.states[:, -1]).square().mean()}

@@ -51,8 +51,9 @@ class ShortcutConfig(DataConfig):
 
     @property
     def counted_samples(self) -> int:
-        """Enough for bootstrapped samples of each size to have their share."""
-        return 64
+        """Enough for bootstrapped samples of each size, with a whole number of them."""
+        counts = (count for count in range(64, 200) if (count * self.bootstrap).is_integer())
+        return next(counts, 200)
 
 
 @METHODS.register("shortcut")

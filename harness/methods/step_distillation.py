@@ -7,8 +7,10 @@ errors. Sampling takes S steps.
 `TrajectoryDistillation` also serves a student that attends to earlier states (`ard.py`). Here each
 step has its own state alone.
 
-Untrained: under `parametrization: teacher` and `heads: shared` the student is the unguided teacher
-under S-step DDIM.
+The defaults regress noisy states by one shared head in the teacher's parametrisation. The released
+code regresses x_0-predictions directly, by one head for each step (`protocol: released`).
+
+Untrained, the student under the defaults is the unguided teacher under S-step DDIM.
 """
 
 from __future__ import annotations
@@ -23,15 +25,28 @@ from torch import Tensor
 
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Denoiser, Guided
-from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Loss, Method, Problem, Update
 from harness.methods.parts.adversarial import Adversary
 from harness.methods.parts.matching import MatchingStage
+from harness.methods.parts.options import Span
 from harness.methods.parts.players import Player
-from harness.methods.parts.points import CachedSteps, DistillationConfig, Points
+from harness.methods.parts.points import (
+    PROTOCOLS,
+    RELEASED_GRID,
+    CachedSteps,
+    DistillationConfig,
+    Points,
+)
 from harness.networks.history import HistoryDiT, Visible, causal
 from harness.solvers import DDIM, Trajectory, sample, trace
+
+TUNES: dict[str, Span | tuple[Any, ...]] = {
+    "lr": Span(1e-4, 1e-2, log=True),
+    "protocol": tuple(PROTOCOLS),
+    "own_history": (0.0, 0.5),
+}
+"""What a search varies without history; every combination is valid."""
 
 
 class Stage(Protocol):
@@ -82,16 +97,15 @@ class TrajectoryDistillation(Method):
         ema = self.players["student"].ema
         assert ema is not None
         self.student = ema.module
-        self.levels = few_step_levels(num_steps)
-        self.points = Points(config, task.schedule, task.prediction_type, self.levels)
-        self.trained_points = [
-            replace(self.points, levels=few_step_levels(n)) for n in config.step_counts
-        ]
+        self.points = Points.of(config, task, num_steps)
+        self.levels = self.points.levels
+        self.trained_points = [Points.of(config, task, n) for n in config.step_counts]
         self.solver = CachedSteps(self.points)
         self.stage: Stage | None = None
         if config.gan_from is not None:
             head = network.head(num_steps - 1).linear
             self.stage = Adversary(config, teacher, task, head, total_steps)
+            self.players["student"].rate = self.stage.student_rate
         elif config.dmd_from is not None:
             self.stage = MatchingStage(config, teacher, task, total_steps)
         if self.stage is not None:
@@ -119,7 +133,8 @@ class TrajectoryDistillation(Method):
 
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
-        for count in (num_steps, *config.step_counts):
+        config.check_options(task, num_steps)
+        for count in (num_steps, *config.step_counts) if config.grid == "task" else ():
             if task.trajectory_steps % count:
                 divisors = [
                     n for n in range(1, task.trajectory_steps + 1) if task.trajectory_steps % n == 0
@@ -129,7 +144,6 @@ class TrajectoryDistillation(Method):
                     f"divide the {task.trajectory_steps} evaluations of the task's trajectories: "
                     f"one of {', '.join(map(str, divisors))}"
                 )
-        config.check_options(task, num_steps)
         depth = task.network_options["depth"]
         if (layers := cls.history(config)[0]) > depth:
             raise UsageError(
@@ -137,14 +151,32 @@ class TrajectoryDistillation(Method):
             )
 
     @classmethod
+    def trajectory_grid(cls, config: Any) -> tuple[str, int] | None:
+        return RELEASED_GRID if config.grid == "released" else None
+
+    @classmethod
     def output(cls, config: Any, task: Problem) -> str:
         if config.parametrization == "teacher":
-            return task.prediction_type
+            return task.prediction_type if task.network_teacher else "v"
         return "the next noisy state" if config.trajectory == "states" else "x_0"
 
     def teacher_points(self, trajectory: Trajectory) -> Tensor:
         x, target = self.points.inputs_and_targets(trajectory)
         return torch.cat([x, target[:, -1:]], 1)
+
+    def continue_optimizer(self, state: dict[str, Tensor] | None) -> None:
+        """A GAN stage from the first step on continues a finished student with its optimizer.
+
+        Raises UsageError if that run has no optimizer state that fits.
+        """
+        if self.config.gan_from != 0:
+            return
+        if not state:
+            raise UsageError(
+                "gan_from is 0, which continues the optimizer of the run in init_from, "
+                "but that run has kept none: train it again, or give gan_from above 0"
+            )
+        self.players["student"].load_optimizer_state(state)
 
     def untrained_sampler(self) -> Callable[[Tensor, Condition], Tensor] | None:
         """The unguided teacher under DDIM, for the teacher's parametrisation and shared heads.
@@ -234,6 +266,7 @@ class StepDistillation(TrajectoryDistillation):
     """Step distillation: each step regresses the trajectory's next point from its own state."""
 
     Config = DistillationConfig
+    tunes: ClassVar = TUNES
     reference: ClassVar = "Kim et al. 2025, arXiv 2504.11295, sec. 3.1 and table 1 (its baseline)"
 
     @classmethod

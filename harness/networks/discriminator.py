@@ -1,8 +1,9 @@
 """Discriminator heads on the tokens of a frozen diffusion transformer (ARD, arXiv 2504.11295).
 
 Each block of the teacher has one head. A head is a spectrally normalised convolution along the
-tokens with kernel 1, then a residual one with kernel 9. Each is followed by batch norm over
-virtual batches and a leaky ReLU. The logits are projected on an embedding of time and class.
+tokens with kernel 1, then a residual one with kernel 9 and circular padding. Each is followed by
+batch norm over virtual batches and a leaky ReLU. The logits are projected on an embedding of time
+and class.
 
 A forward pass changes no state: the spectral norm's power iteration is a call of its own.
 """
@@ -45,9 +46,14 @@ class SpectralConv1d(nn.Module):
         self.left.copy_(F.normalize(matrix @ self.right, dim=0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, channels, T] -> [N, out_channels, T], padded with zeros."""
+        """[N, channels, T] -> [N, out_channels, T], with circular padding.
+
+        `F.pad` goes around once at most, which few tokens do not allow.
+        """
         norm = self.left @ self.weight.flatten(1) @ self.right
-        return F.conv1d(x, self.weight / norm, self.bias, padding=self.weight.shape[2] // 2)
+        half = self.weight.shape[2] // 2
+        around = torch.arange(-half, x.shape[2] + half, device=x.device) % x.shape[2]
+        return F.conv1d(x[:, :, around], self.weight / norm, self.bias)
 
 
 class VirtualBatchNorm(nn.Module):

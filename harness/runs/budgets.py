@@ -32,12 +32,17 @@ def parse_budget(budget: str, task: Task) -> tuple[str, float]:
 
 
 def training_steps(
-    budget: str, task: Task, batch_size: int, rehearse: Callable[[int], Trainer]
+    budget: str,
+    task: Task,
+    batch_size: int,
+    rehearse: Callable[[int], Trainer],
+    stored: Callable[[], float],
 ) -> int:
-    """The training steps of a budget.
+    """The training steps of a budget. FLOPs include those of the trajectories.
 
     Args:
         rehearse: returns a trainer of so many steps, on which FLOPs and seconds are measured.
+        stored: returns the FLOPs of the run's trajectories.
 
     Raises UsageError if the budget is unknown, or smaller than one step.
     """
@@ -47,13 +52,15 @@ def training_steps(
     count = {
         "steps": lambda: int(number),
         "images": lambda: int(number) // batch_size,
-        "flops": lambda: steps_within(number, rehearse),
+        "flops": lambda: steps_within(number - stored(), rehearse),
         "seconds": lambda: int(number / seconds_a_step(rehearse(NOMINAL_STEPS))),
     }
     steps = count[unit]()
     if steps == 0 and budget != "steps=0":
+        beside = f" beside {stored():.3g} FLOPs of trajectories" if unit == "flops" else ""
         raise UsageError(
             f"budget is {budget!r}, which is less than one training step of {batch_size} images"
+            f"{beside}"
         )
     return steps
 

@@ -27,6 +27,9 @@ def build(resolved: Resolved, teacher: Guided, device: torch.device) -> Method:
     if r.parent:
         method.start_from(read_tensors(r.parent.weights, r.parent.sha256))
     method.to(device)
+    if r.parent and r.settings.total_steps:  # after the move: the state follows its parameters
+        kept = r.parent.optimizer
+        method.continue_optimizer(read_tensors(kept) if kept else None)
     return method
 
 

@@ -40,7 +40,7 @@ class RunConfig(BaseModel):
     """Evaluation noise that judges the run: that of tables, or that of searches."""
     budget: str = "quick"
     """Training budget: one that the task names, or steps=NUMBER (0 leaves the student untrained),
-    images=NUMBER, flops=NUMBER or seconds=NUMBER."""
+    images=NUMBER, flops=NUMBER (trajectories included) or seconds=NUMBER."""
     noise_sets: int | None = Field(None, ge=1)
     """Noise sets on which the student is evaluated (by default those of a named budget; all sets
     of the task for a NUMBER)."""

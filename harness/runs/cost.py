@@ -16,7 +16,7 @@ from torch.nn.modules.module import (
 
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Denoiser, Guided
-from harness.diffusion.schedules import Schedule, VPSchedule
+from harness.diffusion.schedules import Schedule, VPSchedule, few_step_levels
 from harness.errors import UsageError, unknown
 from harness.methods import METHODS, MethodConfig
 from harness.metrics.compute import count_macs, macs_by_kind, parameters
@@ -45,6 +45,10 @@ class PaperProblem:
     @property
     def null(self) -> Condition:
         return Conditions(self.num_classes).null
+
+    @property
+    def trajectory_levels(self) -> torch.Tensor:
+        return few_step_levels(self.trajectory_steps)
 
 
 @dataclass(frozen=True)

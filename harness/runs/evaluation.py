@@ -9,20 +9,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.diffusion.counting import count_flops
 from harness.diffusion.denoiser import Guided
-from harness.diffusion.schedules import few_step_levels
 from harness.files import write_aside, write_tensors
 from harness.methods import Method
 from harness.metrics.compute import parameters
 from harness.metrics.exposure import exposure_bias
 from harness.metrics.latency import interleaved_latency
 from harness.metrics.sampling import Sampler, sample_grid
-from harness.networks.passes import count_passes
 from harness.records import Cost, Exposure, LatencyEntry, Milestone, TrainingBill
 from harness.runs.resolve import Resolved
-from harness.solvers import SOLVERS, sample, trace
+from harness.solvers import SOLVERS, trace
 from harness.tasks import Task
+from harness.training.estimate import store_bill
 from harness.training.settings import Bill
 from harness.training.trainer import Trainer
 
@@ -42,14 +40,18 @@ def training_bill(
     before = parent.bill if parent else None
     evaluations, trajectory_flops = 0, 0.0
     if trainer and "trajectory" in method.sources:
-        evaluations, trajectory_flops = trajectory_bill(teacher, resolved.task, device)
+        evaluations, trajectory_flops = store_bill(teacher, resolved.recipe, resolved.task)
+    inherited = before.trajectory_flops if before else 0.0
+    one_store = parent is None or parent.recipe == resolved.recipe
     shares = (p.ema.initial_weight for p in method.players.values() if p.ema)
     return TrainingBill(
         steps=trainer.step if trainer else 0,
         images=bill.images,
         flops=bill.flops,
-        # One store of trajectories serves both runs.
-        trajectory_flops=max(trajectory_flops, before.trajectory_flops if before else 0.0),
+        # A run of the same seed and grid reads the store of the run it started from.
+        trajectory_flops=max(trajectory_flops, inherited)
+        if one_store
+        else trajectory_flops + inherited,
         teacher_evaluations=evaluations + bill.teacher_evaluations,
         seconds=bill.seconds,
         peak_memory_bytes=bill.peak_memory_bytes,
@@ -60,33 +62,24 @@ def training_bill(
     )
 
 
-def trajectory_bill(teacher: Guided, task: Task, device: torch.device) -> tuple[int, float]:
-    """Teacher passes and FLOPs of all the task's trajectories, counted on two made the same way."""
-    x_T, cond = task.evaluation_inputs(0)
-    x_T, cond, solver = x_T[:2].to(device), cond[:2].to(device), SOLVERS[task.recipe.solver]()
-    levels = few_step_levels(task.trajectory_steps)
-    with torch.no_grad(), count_passes(teacher.denoiser.network) as passes:
-        flops = count_flops(lambda: sample(solver, teacher, x_T, levels, cond))
-    return passes.total * task.recipe.count // 2, flops * task.recipe.count / 2
-
-
 def measure_exposure(
     resolved: Resolved, method: Method, teacher: Guided, device: torch.device
 ) -> Exposure | None:
     """Exposure bias on the first batch of evaluation noise, on fresh teacher trajectories.
 
-    None for one step, for a sampler that draws noise, and for levels that trajectories do not have.
+    The noise is the same for every seed. None for one step, for a sampler that draws noise, and for
+    levels that trajectories do not have.
     """
-    task, steps = resolved.task, resolved.num_steps
-    on_path = torch.equal(method.levels, few_step_levels(steps))
-    if steps == 1 or task.trajectory_steps % steps or method.solver.stochastic or not on_path:
+    task, recipe = resolved.task, resolved.recipe
+    on_path = bool(torch.isin(method.levels, recipe.levels).all())
+    if resolved.num_steps == 1 or method.solver.stochastic or not on_path:
         return None
     x_T, cond = task.evaluation_inputs(0)
     count = task.spec.evaluation.batch_size
     x_T, cond = x_T[:count].to(device), cond[:count].to(device)
-    solver = SOLVERS[task.recipe.solver]()
+    solver = SOLVERS[recipe.solver]()
     with torch.no_grad():
-        path = trace(solver, teacher, x_T, few_step_levels(task.trajectory_steps), cond)
+        path = trace(solver, teacher, x_T, recipe.levels, cond)
         errors = exposure_bias(
             method.solver, method.student, method.teacher_points(path), method.levels, cond
         )
@@ -175,7 +168,7 @@ def flags_of(resolved: Resolved, method: Method, bill: TrainingBill | None) -> l
 def write_results(
     folder: Path, method: Method, samples: Tensor, reference: Tensor, run_id: str
 ) -> None:
-    """Writes the grid (student above teacher, same noise) and the student's weights."""
+    """Writes the grid (student above teacher, same noise), the student and its optimizer."""
     picture = Image.fromarray(sample_grid([samples, reference]).numpy())
     write_aside(folder / "samples.png", lambda aside: picture.save(aside, "png"))
     if method.players:
@@ -184,3 +177,5 @@ def write_results(
         write_tensors(
             folder / "student.safetensors", average.module.state_dict(), {"run_id": run_id}
         )
+        if state := method.student_player.optimizer_state():
+            write_tensors(folder / "optimizer.safetensors", state, {"run_id": run_id})

@@ -20,9 +20,6 @@ from harness.tasks import Task
 from harness.training.estimate import rehearsal, seconds_a_step, shortest
 from harness.training.trainer import MILESTONES
 
-SHARED = ("reference samples", "trajectories")
-"""Parts that the runs of one task share."""
-
 
 @dataclass(frozen=True)
 class Preview:
@@ -97,8 +94,8 @@ def _parts(
     }
     seconds: dict[str, float] = {}
     if steps and "trajectory" in METHODS[resolved.method].sources:
-        samples_of["trajectories"] = task.recipe.count
-        cached["trajectories"] = (store_folder(task.recipe) / "manifest.json").exists()
+        samples_of["trajectories"] = resolved.recipe.count
+        cached["trajectories"] = has_trajectories(resolved)
     if missing := {part: count for part, count in samples_of.items() if not cached[part]}:
         one = timed(reference.sampler, task, device)
         seconds |= {part: one * count for part, count in missing.items()}
@@ -129,9 +126,10 @@ def _training_seconds(resolved: Resolved, one: float, device: torch.device) -> d
 
 
 def estimate(missing: Sequence[Resolved], results: Path, device: torch.device) -> dict[str, float]:
-    """Seconds of each part of many runs; parts that they share count once.
+    """Seconds of each part of many runs; what they share counts once.
 
-    Of runs that differ only in the seed, one is timed.
+    All share reference samples, and those of equal seed and grid share trajectories. Of runs that
+    differ only in the seed, one is timed.
     """
     alike: dict[str, list[Resolved]] = {}
     for resolved in missing:
@@ -139,13 +137,23 @@ def estimate(missing: Sequence[Resolved], results: Path, device: torch.device) -
             replace(resolved, settings=replace(resolved.settings, seed=0)).run_id, []
         ).append(resolved)
     total: dict[str, float] = {}
+    stores: dict[Path, float] = {}
     for group in alike.values():
-        for part, seconds in preview(group[0], results, device).seconds.items():
-            if part in SHARED:
+        timed_run = min(group, key=has_trajectories)  # one whose trajectories are missing, if any
+        for part, seconds in preview(timed_run, results, device).seconds.items():
+            if part == "reference samples":
                 total[part] = max(total.get(part, 0.0), seconds)
+            elif part == "trajectories":
+                unbuilt = [r.recipe for r in group if not has_trajectories(r)]
+                stores |= {store_folder(recipe): seconds for recipe in unbuilt}
             else:
                 total[part] = total.get(part, 0.0) + seconds * len(group)
-    return total
+    return total | ({"trajectories": sum(stores.values())} if stores else {})
+
+
+def has_trajectories(resolved: Resolved) -> bool:
+    """Whether the store of a run's trajectories is complete."""
+    return (store_folder(resolved.recipe) / "manifest.json").exists()
 
 
 def timed(sampler: Sampler, task: Task, device: torch.device) -> float:

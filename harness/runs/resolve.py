@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from harness.data.trajectories import Recipe
 from harness.errors import UsageError, unknown
 from harness.files import file_hash
 from harness.methods import METHODS, Method, MethodConfig
@@ -16,7 +17,7 @@ from harness.runs import identity
 from harness.runs.budgets import evaluated_noise_sets, parse_budget, training_steps
 from harness.runs.config import FIRST_TUNING_SEED, RunConfig, parse_options
 from harness.tasks import Task, load_task
-from harness.training.estimate import rehearsal
+from harness.training.estimate import rehearsal, store_bill
 from harness.training.settings import TrainSettings
 from harness.training.trainer import Trainer
 
@@ -33,6 +34,8 @@ class Parent:
         weights, sha256: the file of the student's weights and its SHA-256.
         setting: a name of its method and settings without the seed.
         bill: the cost of its training, if it was trained.
+        optimizer: the file of its optimizer's state, if the run has one.
+        recipe: the recipe of its trajectories, if it was made here.
     """
 
     run_id: str
@@ -40,6 +43,8 @@ class Parent:
     sha256: str
     setting: str
     bill: TrainingBill | None
+    optimizer: Path | None = None
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,12 @@ class Resolved:
     def cls(self) -> type[Method]:
         """The method's class."""
         return METHODS[self.method]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the run's trajectories: the task's, with the run's seed."""
+        grid = self.cls.trajectory_grid(self.config)
+        return self.task.recipe.of_run(self.settings.seed, grid)
 
     @property
     def shares_student(self) -> bool:
@@ -123,7 +134,14 @@ def resolve(
         trained = replace(settings, total_steps=total_steps, seed=0)
         return rehearsal(method, options, task, num_steps, trained, device)
 
-    total_steps = training_steps(config.budget, task, settings.batch_size, rehearse)
+    def stored() -> float:
+        cls = METHODS[method]
+        if "trajectory" not in cls.sources:
+            return 0.0
+        recipe = task.recipe.of_run(0, cls.trajectory_grid(options))
+        return store_bill(task.teacher(device), recipe, task)[1]
+
+    total_steps = training_steps(config.budget, task, settings.batch_size, rehearse, stored)
     parent = None
     if config.init_from:
         output = METHODS[method].output(options, task)
@@ -263,17 +281,24 @@ def find_parent(run_id: str, results: Path, task: Task, output: str) -> Parent:
             f"init_from is {run_id!r}, a run of purpose {purpose}, but this one has purpose "
             f"{task.purpose}: searches and tables share no student"
         )
-    theirs = METHODS[record.method].output(
-        parse_options(record.method, record.options, f"init_from {run_id}"), task
-    )
+    cls = METHODS[record.method]
+    options = parse_options(record.method, record.options, f"init_from {run_id}")
+    theirs = cls.output(options, task)
     if theirs != output:
         raise UsageError(
             f"init_from is {run_id!r}, whose network gives {theirs}, "
             f"but this one gives {output}: start from the same kind"
         )
     weights = folder / "student.safetensors"
+    kept = folder.parent / (record.trained_in or run_id) / "optimizer.safetensors"
     return Parent(
-        run_id, weights, file_hash(weights), identity.setting_name(record), record.cost.training
+        run_id,
+        weights,
+        file_hash(weights),
+        identity.setting_name(record),
+        record.cost.training,
+        kept if kept.is_file() else None,
+        task.recipe.of_run(record.config["seed"], cls.trajectory_grid(options)),
     )
 
 

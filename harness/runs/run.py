@@ -168,7 +168,11 @@ class Run:
         if "trajectory" in method.sources:
             progress = self.report("trajectories")
             sources["trajectory"] = open_store(
-                task.recipe, teacher, self.device, progress=progress, conditions=task.conditions
+                self.resolved.recipe,
+                teacher,
+                self.device,
+                progress=progress,
+                conditions=task.conditions,
             )
         key = checkpoint_key(self.resolved, self.environment.code)
         return Trainer(

@@ -88,6 +88,9 @@ class TrajectorySpec(_Spec):
     steps: int
     count: int
     seed: int
+    """Seed of the noise; a run adds its own seed."""
+    grid: Literal["few-step", "respaced"] = "few-step"
+    """Levels: those of few-step samplers, or DiT's respacing, which ends at level 0."""
 
 
 class EvaluationSpec(_Spec):

@@ -18,7 +18,7 @@ from harness.data.trajectories import Recipe
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Denoiser, Guided, PredictionType
 from harness.diffusion.randomness import Keyed, keyed_initialisation
-from harness.diffusion.schedules import SCHEDULES, Schedule
+from harness.diffusion.schedules import GRIDS, SCHEDULES, Schedule
 from harness.errors import UsageError
 from harness.files import digest, read_tensors, tensors_digest
 from harness.networks.classifier import Classifier
@@ -65,6 +65,11 @@ class Task:
     def null(self) -> Condition:
         """The null condition."""
         return self.conditions.null
+
+    @property
+    def trajectory_levels(self) -> Tensor:
+        """Timesteps of a stored trajectory's states, [K + 1], float64."""
+        return GRIDS[self.spec.trajectories.grid](self.trajectory_steps)
 
     @cached_property
     def conditions(self) -> Conditions:
@@ -144,7 +149,7 @@ class Task:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of the task's trajectories."""
+        """The recipe of the task's trajectories; a run adds its seed (`Recipe.of_run`)."""
         spec, guidance = self.spec.trajectories, self.spec.guidance
         return Recipe(
             self.teacher_hash,
@@ -159,6 +164,7 @@ class Task:
             self.shape,
             self.conditions.count,
             self.spec.prompts.sha256 if self.spec.prompts else "",
+            spec.grid,
         )
 
     def evaluation_inputs(self, noise_set: int) -> tuple[Tensor, Condition]:

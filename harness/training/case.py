@@ -57,7 +57,11 @@ class Case:
     def sources(self) -> dict[str, Any]:
         return {
             "data": self.task.split.train,
-            "trajectory": open_store(self.task.recipe, self.task.teacher(self.device), self.device),
+            "trajectory": open_store(
+                self.task.recipe.of_run(0, self.cls.trajectory_grid(self.config)),
+                self.task.teacher(self.device),
+                self.device,
+            ),
         }
 
     def teachers(self) -> tuple[Case, Case]:

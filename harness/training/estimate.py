@@ -13,10 +13,12 @@ from torch import Tensor
 
 from harness.data.trajectories import Recipe
 from harness.diffusion.conditions import Conditions
+from harness.diffusion.counting import count_flops
+from harness.diffusion.denoiser import Guided
 from harness.diffusion.randomness import Keyed, keyed_initialisation
-from harness.diffusion.schedules import few_step_levels
 from harness.methods import METHODS, Method, MethodConfig
-from harness.solvers import Trajectory
+from harness.networks.passes import count_passes
+from harness.solvers import SOLVERS, Trajectory, sample
 from harness.tasks import Task
 from harness.training.batches import Source
 from harness.training.settings import TrainSettings
@@ -46,7 +48,7 @@ class Blank:
         steps = self.recipe.steps
         states = Keyed("blank", 0).normal("states", items, (steps + 1, *self.recipe.shape))
         return Trajectory(
-            states, states[:, 1:], few_step_levels(steps), self.conditions.balanced(items)
+            states, states[:, 1:], self.recipe.levels, self.conditions.balanced(items)
         )
 
 
@@ -68,9 +70,26 @@ def rehearsal(
     method.to(device)
     sources: dict[str, Source] = {
         "data": task.split.train,
-        "trajectory": Blank(task.recipe, task.conditions),
+        "trajectory": Blank(
+            task.recipe.of_run(settings.seed, METHODS[name].trajectory_grid(config)),
+            task.conditions,
+        ),
     }
     return Trainer(method, sources, replace(settings, compile=False), None, device)
+
+
+def store_bill(teacher: Guided, recipe: Recipe, task: Task) -> tuple[int, float]:
+    """Teacher passes and FLOPs of all trajectories of a recipe, counted on two made the same way.
+
+    The numbers do not depend on values, so they are counted where the teacher is.
+    """
+    device = next(iter(teacher.parameters()), torch.zeros(0)).device
+    x_T = Keyed("blank", 0).normal("x_T", torch.arange(2), recipe.shape).to(device)
+    cond = task.conditions.balanced(torch.arange(2)).to(device)
+    with torch.no_grad(), count_passes(teacher.denoiser.network) as passes:
+        solver = SOLVERS[recipe.solver]()
+        flops = count_flops(lambda: sample(solver, teacher, x_T, recipe.levels, cond))
+    return passes.total * recipe.count // 2, flops * recipe.count / 2
 
 
 def total_flops(trainer: Trainer) -> float:
@@ -121,6 +140,8 @@ def steps_within(flops: float, build: Callable[[int], Trainer]) -> int:
         build: makes the trainer of a run of so many steps. What a step costs may depend on its
             place in the run.
     """
+    if flops <= 0:
+        return 0
     first = build(NOMINAL_STEPS)
     steps = max(1, int(flops / (total_flops(first) / NOMINAL_STEPS)))  # mostly right, or nearly
     gap = 1

@@ -23,7 +23,7 @@ from harness.data.trajectories import Recipe, TrajectoryStore, open_store
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Prediction, predict
 from harness.diffusion.randomness import Keyed
-from harness.diffusion.schedules import VPSchedule, few_step_levels
+from harness.diffusion.schedules import GRIDS, VPSchedule, few_step_levels
 from harness.errors import UsageError
 from harness.files import tensors_digest
 from harness.solvers import DDIM, trace
@@ -144,6 +144,7 @@ def test_shards_and_batches_do_not_change_the_content(
         {"count": 5},
         {"seed": 4},
         {"num_classes": 2},
+        {"grid": "respaced"},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -152,6 +153,24 @@ def test_another_recipe_is_another_store(change: dict) -> None:
     changed = opened(other, replace(RECIPE, **change))
     assert changed.folder != store.folder
     assert other.asked == changed.recipe.count * changed.recipe.steps
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_store_is_on_its_grid(grid: str) -> None:
+    found = opened(Teacher(), replace(RECIPE, grid=grid)).batch(ITEMS)
+    assert torch.equal(found.levels, GRIDS[grid](4))
+    expected = trace(DDIM(), Teacher(), found.states[:, 0], GRIDS[grid](4), found.cond)
+    assert torch.equal(found.states, expected.states)
+
+
+def test_a_run_draws_trajectories_with_its_seed() -> None:
+    """A run of the task's seed reads the task's store; other seeds have noise of their own."""
+    assert RECIPE.of_run(0) == RECIPE
+    first, second = (opened(Teacher(), RECIPE.of_run(seed)) for seed in (0, 5))
+    x_T = Keyed("trajectory", 3 + 5).normal("x_T", ITEMS, (2, 4, 4))
+    assert torch.equal(second.batch(ITEMS).states[:, 0], x_T)
+    assert not torch.equal(first.batch(ITEMS).states[:, 0], x_T)
+    assert RECIPE.of_run(5, ("respaced", 25)) == replace(RECIPE, seed=8, grid="respaced", steps=25)
 
 
 def test_progress_is_reported() -> None:

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.diffusion.schedules import FlowSchedule, Schedule, VPSchedule, few_step_levels
+from harness.diffusion.schedules import (
+    GRIDS,
+    FlowSchedule,
+    Schedule,
+    VPSchedule,
+    few_step_levels,
+    respaced_levels,
+)
 
 SCHEDULE = VPSchedule()
 LEVELS = torch.arange(1, 1001, dtype=torch.float64) / 1000
@@ -101,9 +108,18 @@ def test_few_step_levels_of_four() -> None:
     )
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 7, 24, 1000])
-def test_levels_fall_from_noise_to_data(steps: int) -> None:
-    levels = few_step_levels(steps)
+def test_respaced_levels_are_dits() -> None:
+    """Those of 25 steps, whose 1st, 11th, 16th and 21st ARD's released code uses."""
+    levels = SCHEDULE.network_time(respaced_levels(25)[:-1])
+    expected = [round(i * 999 / 24) for i in range(24, -1, -1)]
+    torch.testing.assert_close(levels, torch.tensor(expected).float(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(levels[[0, 10, 15, 20]], torch.tensor([999.0, 583, 375, 166]))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("steps", [2, 3, 7, 24, 1000])
+def test_levels_fall_from_noise_to_data(steps: int, grid: str) -> None:
+    levels = GRIDS[grid](steps)
     assert levels.dtype == torch.float64
     assert len(levels) == steps + 1
     assert levels[0] == 1

@@ -131,7 +131,7 @@ def test_a_watched_layers_weight_gradient() -> None:
 
 
 def test_the_stage_has_its_phases(tiny: Task) -> None:
-    method = student(tiny, gan_from=0.5, gan_warmup=0.25)
+    method = student(tiny, gan_from=0.5, gan_warmup_steps=5)
 
     def phases(step: int) -> list[tuple[str, str]]:
         return [(update.player, update.phase) for update in method.updates(step)]
@@ -139,6 +139,47 @@ def test_the_stage_has_its_phases(tiny: Task) -> None:
     assert phases(0) == phases(19) == [("student", "")]
     assert phases(20) == phases(24) == [("student", ""), ("discriminator", "")]
     assert phases(25) == phases(39) == [("student", "gan"), ("discriminator", "")]
+
+
+def test_the_students_schedule_ends_where_the_stage_begins(tiny: Task) -> None:
+    """Up to there it is that of a run of its own, then a constant; the heads' is one throughout."""
+    alone = METHODS["ard"].Config(history_layers=2, lr=1e-3).player(nn.Linear(1, 1), 20)
+    stage = student(tiny, gan_from=0.5, lr=1e-3, gan_student_lr=2e-4)
+    rate = stage.players["student"].rate
+    for step in range(1, 21):
+        assert rate(step / STEPS) == pytest.approx(alone.rate(step / 20), abs=1e-12)
+    assert rate(20 / STEPS) == pytest.approx(0, abs=1e-12)
+    assert [rate(step / STEPS) for step in range(21, 41)] == [pytest.approx(0.2)] * 20
+    heads = stage.players["discriminator"]
+    assert {heads.rate(step / STEPS) for step in range(1, 41)} == {1.0}
+    assert heads.clip is None
+
+
+def test_up_to_the_stage_the_run_is_the_regression_alone(tiny: Task) -> None:
+    sources = {
+        "data": tiny.split.train,
+        "trajectory": open_store(tiny.recipe, tiny.teacher(CPU), CPU),
+    }
+    trained = []
+    for total, options in ((4, {"gan_from": None}), (8, {"gan_from": 0.5, "gan_warmup_steps": 1})):
+        with keyed_initialisation(0, "student"):
+            config = METHODS["ard"].Config(history_layers=2, **options)
+            method = METHODS["ard"](config, tiny.teacher(CPU), tiny, 2, total)
+        training = Trainer(method, sources, TrainSettings(total, 8, 0), None, CPU)
+        training.train(until=4)
+        trained.append(method)
+    alone, staged = (method.student_player for method in trained)
+    for one, other in (
+        (alone.module.state_dict(), staged.module.state_dict()),
+        (alone.optimizer_state(), staged.optimizer_state()),
+    ):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    training.train()
+    after = staged.optimizer_state()
+    assert {float(v) for name, v in after.items() if name.startswith("step ")} == {8.0}
+    weights = alone.module.state_dict()
+    assert not all(torch.equal(weights[n], v) for n, v in staged.module.state_dict().items())
 
 
 def test_hinge(tiny: Task, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +197,7 @@ def test_the_heads_learn_to_tell_real_images_from_the_students(tiny: Task) -> No
         "data": tiny.split.train,
         "trajectory": open_store(tiny.recipe, tiny.teacher(CPU), CPU),
     }
-    method = student(tiny, 120, gan_from=0.0, gan_warmup=0.99, gan_lr=3e-2)
+    method = student(tiny, 120, gan_from=0.0, gan_warmup_steps=119, gan_lr=3e-2)
     training = Trainer(method, sources, TrainSettings(120, 16, 0, log_every=1), None, CPU)
     training.train(until=100)
     losses = [point["discriminator/loss"] for point in training.curve]
@@ -169,7 +210,7 @@ def test_the_bill_counts_each_phase(tiny: Task) -> None:
         "trajectory": open_store(tiny.recipe, tiny.teacher(CPU), CPU),
     }
     training = Trainer(
-        student(tiny, 8, gan_warmup=0.5),
+        student(tiny, 8, gan_warmup_steps=2),
         sources,
         TrainSettings(8, 8, 0),
         None,
@@ -192,7 +233,7 @@ def test_the_bill_counts_the_discriminators_teacher(tiny: Task) -> None:
     }
     with keyed_initialisation(0, "student"):
         teacher = tiny.teacher(CPU)
-        config = METHODS["ard"].Config(history_layers=2, gan_from=0.5, gan_warmup=0.5)
+        config = METHODS["ard"].Config(history_layers=2, gan_from=0.5, gan_warmup_steps=2)
         method = METHODS["ard"](config, teacher, tiny, 2, 8)
     training = Trainer(method, sources, TrainSettings(8, 8, 0), None, CPU, teacher.denoiser.network)
     passes = []
@@ -223,7 +264,7 @@ def test_flops_are_counted_on_whole_virtual_batches(tiny: Task) -> None:
         "data": tiny.split.train,
         "trajectory": open_store(tiny.recipe, tiny.teacher(CPU), CPU),
     }
-    method = student(tiny, 4, gan_from=0.0, gan_warmup=0.1, gan_virtual_batch=6)
+    method = student(tiny, 4, gan_from=0.0, gan_warmup_steps=1, gan_virtual_batch=6)
     training = Trainer(method, sources, TrainSettings(4, 12, 0, sample_group=6), None, CPU)
     training.train()
     assert training.step == 4
@@ -270,13 +311,25 @@ def test_the_spectral_norm_becomes_one() -> None:
     assert float(norm) == pytest.approx(
         float(torch.linalg.matrix_norm(conv.weight.detach().flatten(1), 2)), rel=1e-4
     )
-    x = torch.eye(6).unsqueeze(-1).repeat(1, 1, 5)
+    x = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))
+    around = nn.functional.pad(x, (1, 1), mode="circular")
     torch.testing.assert_close(
         conv(x),
-        nn.functional.conv1d(x, conv.weight / norm, conv.bias, padding=1),
+        nn.functional.conv1d(around, conv.weight / norm, conv.bias),
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 16])
+def test_a_head_goes_around_its_tokens(tokens: int) -> None:
+    """Turning the tokens turns the logits, whatever the number of tokens beside the kernel's 9."""
+    with keyed_initialisation(0, "head"):
+        head = Heads(1, 8, 4)[0]
+    x = torch.randn(4, tokens, 8, generator=torch.Generator().manual_seed(0))
+    c = torch.ones(4, 8)
+    turned = head(x.roll(2, 1), c)
+    torch.testing.assert_close(turned, head(x, c).roll(2, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_a_loss_does_not_move_the_heads_buffers(tiny: Task, batch: Batch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,11 +15,12 @@ from harness.data.trajectories import TrajectoryStore, open_store
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Guided
 from harness.diffusion.randomness import Keyed, keyed_initialisation
-from harness.diffusion.schedules import few_step_levels
+from harness.diffusion.schedules import VPSchedule, few_step_levels, respaced_levels
 from harness.errors import UsageError
 from harness.methods import METHODS, Batch
 from harness.methods.ard import ARD, ARDConfig
-from harness.methods.parts.points import DistillationConfig
+from harness.methods.parts.options import Span
+from harness.methods.parts.points import PROTOCOLS, DistillationConfig
 from harness.methods.step_distillation import TrajectoryDistillation
 from harness.runs.config import RunConfig
 from harness.runs.resolve import resolve
@@ -98,6 +100,12 @@ def whole_batch(store: TrajectoryStore) -> Batch:
     return Batch(torch.arange(len(store)), None, paths(store, len(store)), Keyed("train", 0))
 
 
+class Deep:
+    """A problem whose teacher has as many layers as digits'."""
+
+    trajectory_steps, network_teacher, network_options = 24, True, {"depth": 12}
+
+
 def run_id(method: str, num_steps: int = 2, **options: Any) -> str:
     return resolve(
         RunConfig(method=method, task="tiny", num_steps=num_steps, options=options)
@@ -106,13 +114,44 @@ def run_id(method: str, num_steps: int = 2, **options: Any) -> str:
 
 def test_without_history_ard_is_step_distillation(tiny: Task) -> None:
     assert run_id("ard", history_layers=0) == run_id("step-distillation")
-    assert run_id("ard", history_layers=0, heads="shared", lr=0.01) == run_id(
-        "step-distillation", heads="shared", lr=0.01
+    assert run_id("ard", history_layers=0, heads="per_step", lr=0.01) == run_id(
+        "step-distillation", heads="per_step", lr=0.01
     )
     assert run_id("ard", history_layers=1) != run_id("step-distillation")
     assert run_id("ard", history_layers=1) != run_id("ard", history_layers=2)
-    assert run_id("step-distillation", heads="shared") != run_id("step-distillation")
-    assert run_id("step-distillation", trajectory="states") != run_id("step-distillation")
+    assert run_id("step-distillation", heads="per_step") != run_id("step-distillation")
+    assert run_id("step-distillation", protocol="released") != run_id("step-distillation")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_protocol_is_a_name_for_options(name: str, tiny: Task) -> None:
+    """A run has one id under the name and under what the name stands for."""
+    plain = PROTOCOLS[name]
+    assert run_id("ard", history_layers=1, protocol=name) == run_id(
+        "ard", history_layers=1, **plain
+    )
+    config = ARDConfig(protocol=name)
+    assert config == ARDConfig(**plain)
+    assert config == ARDConfig(**config.model_dump())  # as a record gives it back
+    assert ARDConfig(**plain, protocol=name) == config
+
+
+def test_a_protocol_and_another_value_contradict_each_other(tiny: Task) -> None:
+    with pytest.raises(UsageError, match="protocol 'released' means heads 'per_step', but heads"):
+        ARDConfig(protocol="released", heads="shared")
+    own = {"trajectory": "renoised", "parametrization": "direct"}
+    assert ARDConfig(protocol="tuned", **own).trajectory == "renoised"
+    with pytest.raises(UsageError, match="protocol is 'paper', but it should be 'tuned'"):
+        run_id("ard", protocol="paper")
+
+
+@pytest.mark.parametrize("method", ["ard", "step-distillation", "ladd"])
+def test_whatever_a_search_draws_is_valid(method: str, tiny: Task) -> None:
+    cls = METHODS[method]
+    assert 3 <= len(cls.tunes) <= 5
+    choices = [(r.low, r.high) if isinstance(r, Span) else tuple(r) for r in cls.tunes.values()]
+    for drawn in itertools.product(*choices):
+        cls.check(cls.Config(**dict(zip(cls.tunes, drawn, strict=True))), Deep(), 4)
 
 
 def test_equal_masks_are_one_model(tiny: Task) -> None:
@@ -129,16 +168,23 @@ def test_equal_masks_are_one_model(tiny: Task) -> None:
 
 def test_in_one_step_all_variants_are_one_model(tiny: Task) -> None:
     ids = {
-        run_id("ard", 1, history_layers=layers, heads=heads, trajectory=trajectory)
+        run_id(
+            "ard",
+            1,
+            history_layers=layers,
+            heads=heads,
+            trajectory=trajectory,
+            parametrization="direct",
+        )
         for layers in (0, 1, 3)
         for heads in ("shared", "per_step")
         for trajectory in ("states", "predictions", "renoised")
     }
-    assert ids == {run_id("step-distillation", 1)}
-    assert {
-        run_id("ard", 1, history_layers=2, mask=mask) for mask in ("causal", "keep_first")
-    } == ids
-    assert run_id("step-distillation", 1, trajectory="states", parametrization="teacher") not in ids
+    assert ids == {run_id("step-distillation", 1, protocol="released")}
+    assert {run_id("ard", 1, history_layers=2, mask=mask) for mask in ("causal", "keep_first")} == {
+        run_id("step-distillation", 1)
+    }
+    assert run_id("step-distillation", 1) not in ids
 
 
 def test_models_that_share_an_id_in_one_step_train_alike(
@@ -150,9 +196,9 @@ def test_models_that_share_an_id_in_one_step_train_alike(
         x_T, cond = tiny.evaluation_inputs(0)
         return sample(method.solver, method.student, x_T, method.levels, cond)
 
-    first = train(history_layers=0, heads="shared", trajectory="states")
+    first = train(history_layers=0, trajectory="states", parametrization="direct")
     torch.testing.assert_close(
-        train(history_layers=2, heads="per_step", trajectory="predictions"),
+        train(history_layers=2, protocol="released"),
         first,
         rtol=1e-3,
         atol=1e-3,
@@ -174,8 +220,14 @@ def test_models_that_share_an_id_in_one_step_train_alike(
         ),
         (
             2,
-            {"history_layers": 1, "parametrization": "teacher"},
+            {"history_layers": 1, "trajectory": "predictions"},
             "parametrization 'teacher' .* give trajectory 'states'",
+        ),
+        (2, {"history_layers": 1, "grid": "released"}, "grid 'released' has the points of 4 steps"),
+        (
+            4,
+            {"history_layers": 1, "grid": "released", "step_counts": [2, 4]},
+            "give num_steps 4 without step_counts",
         ),
         (
             2,
@@ -209,7 +261,7 @@ def test_points_are_what_the_evaluations_have_produced(
 ) -> None:
     path = store.batch(torch.arange(3))
     states = build(tiny, num_steps, trajectory="states").teacher_points(path)
-    predictions = build(tiny, num_steps, trajectory="predictions").teacher_points(path)
+    predictions = build(tiny, num_steps, protocol="released").teacher_points(path)
     assert states.shape == predictions.shape == (3, num_steps + 1, *tiny.shape)
     for i in range(num_steps + 1):
         j = 4 * i // num_steps
@@ -221,7 +273,7 @@ def test_points_are_what_the_evaluations_have_produced(
 
 def test_renoised_points_have_the_noise_mixed_in_again(tiny: Task, store: TrajectoryStore) -> None:
     path = store.batch(torch.arange(3))
-    method = build(tiny, 4, trajectory="renoised")
+    method = build(tiny, 4, trajectory="renoised", parametrization="direct")
     points = method.teacher_points(path)
     assert torch.equal(points[:, 0], path.states[:, 0])
     assert torch.equal(points[:, 4], path.predictions[:, 3])
@@ -235,13 +287,14 @@ def test_times_are_true_levels_or_labels_of_the_step(tiny: Task) -> None:
     assert build(tiny, 4, trajectory="states").points.times.tolist() == pytest.approx(
         [999, 749, 499, 249], abs=1e-3
     )
-    assert build(tiny, 4, trajectory="renoised").points.times.tolist() == pytest.approx(
-        [999, 749, 499, 249], abs=1e-3
-    )
-    assert build(tiny, 4, trajectory="predictions").points.times.tolist() == pytest.approx(
-        [999, 749.25, 499.5, 249.75], abs=1e-3
-    )
-    assert build(tiny, 2, trajectory="predictions").points.times.tolist() == pytest.approx(
+    renoised = build(tiny, 4, trajectory="renoised", parametrization="direct")
+    assert renoised.points.times.tolist() == pytest.approx([999, 749, 499, 249], abs=1e-3)
+    for grid in ("task", "released"):
+        released = build(tiny, 4, protocol="released", grid=grid)
+        assert released.points.times.tolist() == pytest.approx(
+            [999, 749.25, 499.5, 249.75], abs=1e-3
+        )
+    assert build(tiny, 2, protocol="released").points.times.tolist() == pytest.approx(
         [999, 499.5], abs=1e-3
     )
     assert build(tiny, 4, time_embedding="constant").points.times.tolist() == pytest.approx(
@@ -251,6 +304,34 @@ def test_times_are_true_levels_or_labels_of_the_step(tiny: Task) -> None:
 
 def test_states_stand_at_the_levels_of_the_sampler(tiny: Task, store: TrajectoryStore) -> None:
     assert torch.equal(store.levels[::2], build(tiny, 2, trajectory="states").levels)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_released_grids_points(protocol: str, tiny: Task) -> None:
+    """After 10, 15, 20 and 25 evaluations on DiT's respacing to 25 steps."""
+    method = build(tiny, 4, protocol=protocol, grid="released")
+    assert ARD.trajectory_grid(method.config) == ("respaced", 25)
+    recipe = tiny.recipe.of_run(0, ARD.trajectory_grid(method.config))
+    path = open_store(recipe, tiny.teacher(CPU), CPU).batch(torch.arange(3))
+    assert path.steps == 25
+    levels = VPSchedule().network_time(method.levels).tolist()
+    assert levels == pytest.approx([999, 583, 375, 166, -1], abs=1e-3)
+    x, target = method.points.inputs_and_targets(path)
+    kind = path.predictions if protocol == "released" else path.states[:, 1:]
+    assert torch.equal(x[:, 0], path.states[:, 0])
+    for i, evaluation in enumerate((10, 15, 20)):
+        assert torch.equal(x[:, i + 1], kind[:, evaluation - 1])
+        assert torch.equal(target[:, i], kind[:, evaluation - 1])
+    assert torch.equal(target[:, 3], path.states[:, 25])
+
+
+def test_a_tasks_own_respaced_grid(tiny: Task) -> None:
+    """Points are as many evaluations apart, at the levels of the states there."""
+    trajectories = tiny.spec.trajectories.model_copy(update={"grid": "respaced", "steps": 10})
+    task = Task(tiny.spec.model_copy(update={"trajectories": trajectories}), tiny.folder)
+    method = build(task, 5)
+    assert torch.equal(method.levels, respaced_levels(10)[::2])
+    assert torch.equal(method.levels, task.recipe.levels[list(method.points.places)])
 
 
 UNTRAINED = {"trajectory": "states", "heads": "shared", "parametrization": "teacher"}
@@ -290,7 +371,7 @@ def test_noise_channels_change_nothing_before_training(tiny: Task) -> None:
         plain, wide = (
             sample(method.solver, method.student, x_T, method.levels, cond)
             for method in (
-                in_float64(build(tiny, 2, teacher, noise_channels=channels))
+                in_float64(build(tiny, 2, teacher, noise_channels=channels, protocol="released"))
                 for channels in (False, True)
             )
         )
@@ -298,11 +379,11 @@ def test_noise_channels_change_nothing_before_training(tiny: Task) -> None:
 
 
 VARIANTS = [
-    {"trajectory": "predictions", "heads": "per_step"},
-    {"trajectory": "predictions", "heads": "shared", "noise_channels": True},
-    {"trajectory": "predictions", "mask": "keep_first"},
-    {"trajectory": "renoised", "time_embedding": "constant"},
-    {"trajectory": "states", "heads": "per_step", "history_depth": 1},
+    {"trajectory": "predictions", "heads": "per_step", "parametrization": "direct"},
+    {"trajectory": "predictions", "noise_channels": True, "parametrization": "direct"},
+    {"trajectory": "predictions", "mask": "keep_first", "parametrization": "direct"},
+    {"trajectory": "renoised", "time_embedding": "constant", "parametrization": "direct"},
+    {"trajectory": "states", "heads": "per_step", "history_depth": 1, "parametrization": "direct"},
     {"trajectory": "states", "heads": "shared", "parametrization": "teacher"},
 ]
 
@@ -368,7 +449,7 @@ def test_what_of_the_history_is_seen(
 def test_per_step_heads_start_as_the_teachers_and_each_is_trained_by_its_step(
     tiny: Task, store: TrajectoryStore
 ) -> None:
-    method = build(tiny, 2)
+    method = build(tiny, 2, heads="per_step")
     network = method.players["student"].module
     assert all(
         torch.equal(a, b)
@@ -395,8 +476,8 @@ def test_training_lowers_the_loss(name: str, tiny: Task, store: TrajectoryStore)
     assert mean_error(method, store) < 0.8 * before
 
 
-def test_the_defaults_are_the_released_codes() -> None:
-    config = ARDConfig()
+def test_the_released_codes_protocol() -> None:
+    config = ARDConfig(protocol="released")
     assert (config.history_layers, config.mask, config.history_depth) == (6, "causal", None)
     assert (config.trajectory, config.heads, config.parametrization) == (
         "predictions",
@@ -416,6 +497,7 @@ def test_a_share_of_the_batch_sees_its_own_history(
             history_layers=2,
             own_history=0.5,
             trajectory=trajectory,
+            parametrization="direct",
             teacher=loud_teacher(tiny),
         )
     )

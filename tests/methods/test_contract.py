@@ -47,7 +47,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
     "ict, few levels": ("ict", {"levels_from": 10, "levels_to": 40}),
     "ard with a GAN stage": (
         "ard",
-        {"history_layers": 2, "gan_from": 0.0, "gan_warmup": 0.1, "gan_virtual_batch": 2},
+        {"history_layers": 2, "gan_from": 0.0, "gan_warmup_steps": 1, "gan_virtual_batch": 2},
     ),
     "consistency-distillation, karras": (
         "consistency-distillation",

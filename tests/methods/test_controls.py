@@ -74,6 +74,7 @@ def test_cached_steps_on_the_teachers_points_give_the_masked_passs_answers(
             "heads": heads,
             "time_embedding": time,
             "noise_channels": noise,
+            "parametrization": "direct",
             **history,
         },
     )
@@ -97,7 +98,8 @@ def test_cached_steps_on_the_teachers_points_give_the_masked_passs_answers(
 
 
 def test_renoised_points_stand_at_their_levels(tiny: Task) -> None:
-    method = build(tiny, "step-distillation", {"trajectory": "renoised"})
+    options = {"trajectory": "renoised", "parametrization": "direct"}
+    method = build(tiny, "step-distillation", options)
     path = trajectory(tiny)
     x, target = method.points.inputs_and_targets(path)
     alpha, sigma = (c.float() for c in tiny.schedule.alpha_sigma(method.levels[1]))
@@ -135,22 +137,15 @@ def test_noise_on_the_channels_is_seen_by_every_step(tiny: Task) -> None:
 
 
 def test_under_a_constant_time_the_untrained_student_is_nothing_simple(tiny: Task) -> None:
-    options = {"trajectory": "states", "heads": "shared", "parametrization": "teacher"}
-    assert build(tiny, "step-distillation", options).untrained_sampler() is not None
-    assert (
-        build(
-            tiny, "step-distillation", {**options, "time_embedding": "constant"}
-        ).untrained_sampler()
-        is None
-    )
+    assert build(tiny, "step-distillation", {}).untrained_sampler() is not None
+    constant = build(tiny, "step-distillation", {"time_embedding": "constant"})
+    assert constant.untrained_sampler() is None
 
 
 def test_a_constant_time_is_the_noises(tiny: Task) -> None:
-    for kind in ("states", "predictions"):
-        times = build(
-            tiny, "ard", {"history_layers": 1, "trajectory": kind, "time_embedding": "constant"}
-        ).points.times
-        assert times.tolist() == [999.0] * 4
+    for protocol in ("states", "released"):
+        options = {"history_layers": 1, "protocol": protocol, "time_embedding": "constant"}
+        assert build(tiny, "ard", options).points.times.tolist() == [999.0] * 4
 
 
 def test_a_mask_decides_which_states_are_seen(tiny: Task) -> None:

@@ -282,7 +282,9 @@ def next_below(grid: Tensor, schedule: Schedule) -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize("name", ["consistency-training", "ict", "ect"])
 def test_consistency_training_finds_conditional_means(name: str, loss: str) -> None:
     options: dict[str, Any] = {"loss": loss, **({"huber_c": 0.05} if loss == "huber" else {})}
-    options |= {"stages": 4, "stage_steps": 20} if name == "ect" else {"levels_from": 6, "levels_to": 12}
+    options |= (
+        {"stages": 4, "stage_steps": 20} if name == "ect" else {"levels_from": 6, "levels_to": 12}
+    )
     method, schedule = built(name, num_steps=1, **options), SCHEDULES["vp"]()
     if name == "ect":
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Denoiser, Guided
 from harness.diffusion.randomness import Keyed
-from harness.diffusion.schedules import FlowSchedule, VPSchedule
+from harness.diffusion.schedules import FlowSchedule, VPSchedule, few_step_levels, respaced_levels
 from harness.methods.ard import ARD, ARDConfig
 from harness.methods.base import Batch
 from harness.networks.dit import DiT
@@ -238,21 +238,33 @@ class Problem:
 
     shape, num_classes, network_options = (4, 32, 32), 10, {**OPTIONS, "image_size": 32}
     schedule, prediction_type, trajectory_steps, network_teacher = VPSchedule(), "eps", 4, True
+    trajectory_levels = few_step_levels(4)
 
 
+@pytest.mark.parametrize("grid", ["task", "released"])
 @pytest.mark.parametrize("layers", LAYERS)
-def test_the_method_itself_has_their_loss_and_samples(ard: dict[str, Tensor], layers: int) -> None:
+def test_the_method_itself_has_their_loss_and_samples(
+    ard: dict[str, Tensor], layers: int, grid: str
+) -> None:
+    """The points are the four predictions of the trajectory, or those after 10, 15, 20, 25 of 25.
+
+    Of all other states and predictions nothing may be read.
+    """
     teacher = Guided(
         Denoiser(DiT(**Problem.network_options), VPSchedule()), 1.5, Conditions(10).null
     ).double()
-    method = ARD(ARDConfig(history_layers=layers), teacher, Problem(), 4, 1)
+    config = ARDConfig(history_layers=layers, protocol="released", grid=grid)
+    method = ARD(config, teacher, Problem(), 4, 1)
+    close(method.points.times, ard["io.times"])
     for network in (method.players["student"].module, method.student):
         network.double().load_state_dict(part(ard, "ard."))
     states, cond = ard["io.states"], Condition(ard["io.labels"])
+    steps, places = (4, [0, 1, 2, 3]) if grid == "task" else (25, [9, 14, 19, 24])
+    unread = torch.full((2, steps + 1, *states.shape[2:]), torch.nan, dtype=states.dtype)
     trajectory = Trajectory(
-        torch.full_like(states, torch.nan).index_copy(1, torch.tensor([0]), states[:, :1]),
-        states[:, 1:],
-        method.levels,
+        unread.index_copy(1, torch.tensor([0]), states[:, :1]),
+        unread[:, 1:].index_copy(1, torch.tensor(places), states[:, 1:]),
+        few_step_levels(4) if grid == "task" else respaced_levels(25),
         cond,
     )
     loss, _ = method.loss(Batch(torch.arange(2), None, trajectory, Keyed("test", 0)))

@@ -423,7 +423,7 @@ def test_a_row_is_known_on_another_task_without_what_suits_a_network() -> None:
         return known_as(row, {})
 
     assert known(history_layers=6) == known(history_layers=4)
-    assert known(history_layers=6, trajectory="states") != known(history_layers=6)
+    assert known(history_layers=6, heads="per_step") != known(history_layers=6)
 
 
 def test_what_was_tuned_on_a_task_does_not_hide_a_method_from_another() -> None:

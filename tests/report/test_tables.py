@@ -101,8 +101,8 @@ def test_a_label_names_the_options_that_matter() -> None:
     defaults = {**METHODS["ard"].Config().model_dump(), "history_layers": 6}
     assert label(options=defaults) == "ard, history_layers 6"
     assert (
-        label(options={"history_layers": 2, "lr": 0.07, "heads": "shared"})
-        == "ard, history_layers 2, lr 0.07, heads shared"
+        label(options={"history_layers": 2, "lr": 0.07, "heads": "per_step"})
+        == "ard, history_layers 2, lr 0.07, heads per_step"
     )
     assert (
         label(config={**record().config, "precision": "bf16"})

@@ -161,7 +161,7 @@ def test_numbers_of_steps_are_read_as_they_are_typed() -> None:
             {"step_counts": [1, 2], "heads": "shared"},
             "num_steps is 4, but step_counts say that the student is trained for 1, 2",
         ),
-        (2, {"step_counts": [1, 2]}, "give heads 'shared' with it"),
+        (2, {"step_counts": [1, 2], "heads": "per_step"}, "give heads 'shared' with it"),
         (2, {"step_counts": [2, 3], "heads": "shared"}, "step_counts is 3, but must divide"),
     ],
 )
@@ -183,7 +183,7 @@ def test_numbers_of_steps_that_do_not_fit_are_refused(
 def test_such_a_student_answers_in_steps_as_in_a_masked_pass(num_steps: int, tiny: Task) -> None:
     """And what it answers depends on the size of the step, once its weights have moved."""
     config = METHODS["ard"].Config(
-        history_layers=2, heads="shared", step_counts=[1, 2, 4], trajectory="states"
+        history_layers=2, step_counts=[1, 2, 4], parametrization="direct"
     )
     with keyed_initialisation(0, "several"), torch.no_grad():
         method: Any = METHODS["ard"](config, tiny.teacher(CPU), tiny, num_steps, 10)

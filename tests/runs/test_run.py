@@ -21,8 +21,8 @@ from harness.files import read_tensors
 from harness.methods import METHODS
 from harness.metrics.sampling import sample_set
 from harness.networks.passes import count_passes
-from harness.records import Record, read_record
-from harness.runs import run
+from harness.records import Record, TrainingBill, read_record
+from harness.runs import evaluation, run
 from harness.runs.build import Reference, build
 from harness.runs.identity import run_settings
 from harness.runs.resolve import resolve
@@ -206,9 +206,8 @@ def test_a_signal_in_the_middle_of_accumulation_waits_for_the_step(
 
 
 def test_the_untrained_student_is_a_row(tiny: Task, tmp_path: Path) -> None:
-    options = {"trajectory": "states", "parametrization": "teacher", "heads": "shared"}
     record = new_run(
-        tmp_path, method="step-distillation", options=options, num_steps=4, budget="steps=0"
+        tmp_path, method="step-distillation", options={}, num_steps=4, budget="steps=0"
     ).execute()
     assert (
         record.status,
@@ -264,6 +263,35 @@ def test_a_run_starts_from_another_ones_student(tiny: Task, tmp_path: Path) -> N
     assert run_settings(fourth)["init_from"]["setting"] == third.config["init_from"]["setting"]
 
 
+def test_a_gan_stage_goes_on_with_a_students_optimizer(tiny: Task, tmp_path: Path) -> None:
+    """The last step of the parent and the first of the stage are neighbours for AdamW."""
+    parent = new_run(tmp_path, budget="steps=4").execute()
+    file = tmp_path / "runs" / parent.run_id / "optimizer.safetensors"
+    kept = read_tensors(file)
+    options = {**ARD, "gan_from": 0.0, "gan_virtual_batch": 2}
+    stage = resolve(
+        config(budget="steps=2", options=options, init_from=parent.run_id), results=tmp_path
+    )
+    method = build(stage, tiny.teacher(CPU), CPU)
+    found = method.student_player.optimizer_state()
+    assert found.keys() == kept.keys()
+    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    assert {float(value) for name, value in kept.items() if name.startswith("step ")} == {4.0}
+    assert {name.partition(" ")[0] for name in kept} == {"step", "exp_avg", "exp_avg_sq"}
+    assert method.student_player.rate(0.5) == pytest.approx(
+        stage.config.gan_student_lr / stage.config.lr  # type: ignore[attr-defined]
+    )
+    regression = resolve(config(budget="steps=2", init_from=parent.run_id), results=tmp_path)
+    assert not build(regression, tiny.teacher(CPU), CPU).student_player.optimizer_state()
+    record = Run(stage, tmp_path, CPU).execute()
+    after = read_tensors(tmp_path / "runs" / record.run_id / "optimizer.safetensors")
+    assert {float(value) for name, value in after.items() if name.startswith("step ")} == {6.0}
+    file.unlink()
+    again = config(budget="steps=1", options=options, init_from=parent.run_id)
+    with pytest.raises(UsageError, match=r"continues the optimizer .* that run has kept none"):
+        Run(resolve(again, results=tmp_path), tmp_path, CPU).execute()
+
+
 @pytest.mark.parametrize(("changes", "complaint"), [
     ({"init_from": "nothing-4-0"}, "holds no finished run"),
     ({"init_from": "parent", "method": "teacher", "options": {}, "num_steps": 4}, "trains nothing"),
@@ -276,7 +304,7 @@ def test_what_cannot_be_started_from(
 
 
 def test_a_student_of_another_shape_is_refused(tiny: Task, tmp_path: Path) -> None:
-    parent = new_run(tmp_path, budget="steps=1", options={**ARD, "heads": "shared"}).execute()
+    parent = new_run(tmp_path, budget="steps=1", options={**ARD, "heads": "per_step"}).execute()
     with pytest.raises(UsageError, match="another network"):
         Run(
             resolve(config(budget="steps=2", init_from=parent.run_id), results=tmp_path),
@@ -290,10 +318,14 @@ def test_a_student_of_another_shape_is_refused(tiny: Task, tmp_path: Path) -> No
     [
         (
             "step-distillation",
-            {"trajectory": "states", "heads": "shared"},
+            {"parametrization": "direct"},
             {"parametrization": "teacher"},
         ),
-        ("step-distillation", {"trajectory": "states"}, {"trajectory": "predictions"}),
+        (
+            "step-distillation",
+            {"parametrization": "direct"},
+            {"trajectory": "predictions"},
+        ),
         ("ect", {"init": "random"}, {"init": "teacher"}),
     ],
 )
@@ -465,9 +497,43 @@ def test_trajectories_are_billed_by_the_passes_that_made_them(
     monkeypatch.setattr(run, "open_store", store)
     bill = new_run(tmp_path).execute().cost.training
     assert built == [bill.teacher_evaluations] == [96]
-    again = new_run(tmp_path, seed=1).execute().cost.training
+    again = new_run(tmp_path, budget="steps=1").execute().cost.training
     assert built[1] == 0  # the store is shared, yet charged in full
     assert (again.teacher_evaluations, again.trajectory_flops) == (96, bill.trajectory_flops)
+    other = new_run(tmp_path, seed=1).execute().cost.training
+    assert built[2] == other.teacher_evaluations == 96  # another seed has a store of its own
+    four = {**ARD, "grid": "released"}
+    released = new_run(tmp_path, num_steps=4, options=four).execute().cost.training
+    assert built[3] == released.teacher_evaluations == 12 * 25 * 2
+
+
+def test_the_bill_of_a_chain_counts_each_store_once(tiny: Task, tmp_path: Path) -> None:
+    first = new_run(tmp_path, budget="steps=1").execute()
+
+    def bill(seed: int) -> TrainingBill:
+        again = config(budget="steps=1", init_from=first.run_id, seed=seed)
+        return Run(resolve(again, results=tmp_path), tmp_path, CPU).execute().cost.training
+
+    alone = first.cost.training.trajectory_flops
+    assert [bill(seed).trajectory_flops for seed in (0, 1)] == [alone, 2 * alone]
+
+
+def test_exposure_is_measured_on_the_same_trajectories_for_every_seed(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    measure = evaluation.exposure_bias
+    monkeypatch.setattr(
+        evaluation,
+        "exposure_bias",
+        lambda solver, model, points, *rest: (
+            seen.append(points),
+            measure(solver, model, points, *rest),
+        )[1],
+    )
+    for seed in (0, 1):
+        assert new_run(tmp_path, seed=seed).execute().exposure
+    assert torch.equal(*seen)
 
 
 def test_without_guidance_an_evaluation_is_one_pass(tiny: Task, tmp_path: Path) -> None:

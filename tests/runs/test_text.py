@@ -74,7 +74,10 @@ def written(folder: Path, prompts: int = 0) -> Task:
     ("method", "options"),
     [
         ("step-distillation", {}),
-        ("ard", {"history_layers": 2, "gan_from": 0.0, "gan_warmup": 0.1, "gan_virtual_batch": 2}),
+        (
+            "ard",
+            {"history_layers": 2, "gan_from": 0.0, "gan_warmup_steps": 1, "gan_virtual_batch": 2},
+        ),
         ("consistency-distillation", {}),
         ("meanflow", {}),
         ("dmd2", {}),

@@ -53,14 +53,14 @@ def test_a_search_makes_runs_and_marks_the_best(
 def test_trial_0_is_the_methods_defaults(tiny: Task, tmp_path: Path, executed: list[Any]) -> None:
     (plan,) = study_plans(content(), "here", tmp_path, CPU)
     first = made(plan, tmp_path).trials[0]
-    assert first.params == {"options.lr": 3e-3, "options.heads": "per_step"}
+    assert first.params == {"options.lr": 3e-3, "options.heads": "shared"}
     narrow = {
         "options.lr": {"low": 1e-2, "high": 1e-1, "log": True},
-        "options.heads": ["shared", "per_step"],
+        "options.heads": ["per_step", "shared"],
     }
     (plan,) = study_plans(content(space=narrow), "here", tmp_path, CPU)
     first = made(plan, tmp_path).trials[0]
-    assert first.params["options.heads"] == "per_step"
+    assert first.params["options.heads"] == "shared"
     assert first.params["options.lr"] >= 1e-2
 
 

@@ -16,6 +16,7 @@ from inprocess import Here, driver
 
 from harness.cli.main import main
 from harness.data.images import IMAGE_SETS, ImageSet, Split
+from harness.data.trajectories import open_store
 from harness.errors import UsageError
 from harness.report.publish import publish
 from harness.report.rows import load_records
@@ -334,10 +335,11 @@ def test_an_estimate_counts_seeds_and_shares_what_is_shared(
     cells = plan(
         expand(content(seeds=[0, 1, 2], axes={"num_steps": [2, 4]}), "here"), tmp_path, CPU
     )
-    assert estimate([cell.resolved for cell in cells], tmp_path, CPU) == {
-        "trajectories": 40.0,
-        "training": 18.0,
-    }
+    missing = [cell.resolved for cell in cells]
+    # a store for each seed, which runs of other numbers of steps read too
+    assert estimate(missing, tmp_path, CPU) == {"trajectories": 3 * 40.0, "training": 18.0}
+    open_store(missing[0].recipe, tiny.teacher(CPU), CPU)
+    assert estimate(missing, tmp_path, CPU) == {"trajectories": 2 * 40.0, "training": 18.0}
 
 
 def test_the_command(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

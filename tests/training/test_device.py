@@ -33,7 +33,7 @@ def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"options": {**ARD, "gan_from": 0.3}},
+        {"options": {**ARD, "gan_from": 0.3, "gan_warmup_steps": 1}},
         {"method": "consistency-distillation", "options": {}},
         {"method": "teacher", "options": {"solver": "unipc"}},
     ],

@@ -1,13 +1,19 @@
 """The GAN stage of ARD (arXiv 2504.11295): a discriminator on a frozen teacher's features.
 
-From `gan_from` on, the student's loss is `MSE + lambda GAN`. The discriminator has one head on each
-block of the teacher (`networks/discriminator.py`). Under the hinge loss it compares the student's
-x_0 with real images, both noised.
+The regression ends at `gan_from`, with its whole learning rate schedule. From there on the finished
+student goes on with its optimizer at the constant rate `gan_student_lr`, and its loss is
+`MSE + lambda GAN`. The discriminator has one head on each block of the teacher
+(`networks/discriminator.py`). Under the hinge loss it compares the student's x_0 with real images,
+both noised.
 
     lambda = gan_weight clamp(|grad MSE| / (|grad GAN| + 1e-4), 0, 1e4)
 
-with gradients of the last layer's weight (VQGAN, arXiv 2012.09841, eq. 7). lambda is 0 while the
-heads warm up.
+with gradients of the last layer's weight (VQGAN, arXiv 2012.09841, eq. 7). lambda is 0 in the
+stage's first `gan_warmup_steps` steps, in which the heads warm up. With `gan_from: 0` and
+`init_from: RUN` the student and its optimizer come from a run of their own, as in the paper.
+
+The heads' gradients are not clipped, and a forward pass changes none of their buffers: batch norm
+has no running statistics, and the spectral norm moves once a step.
 
 The released code lacks its GAN losses. These choices are ours:
 
@@ -22,7 +28,6 @@ The released code lacks its GAN losses. These choices are ours:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +43,7 @@ from harness.diffusion.denoiser import Guided, expand_to
 from harness.diffusion.schedules import NUM_LEVELS
 from harness.methods.base import Batch, Loss, Problem, Update
 from harness.methods.parts.options import OptimizerConfig
-from harness.methods.parts.players import Player
+from harness.methods.parts.players import Player, cosine
 from harness.networks.discriminator import Heads
 from harness.networks.dit import DiT
 
@@ -47,13 +52,17 @@ class GANOptions(OptimizerConfig):
     """Options of the GAN stage; `gan_from` turns it on."""
 
     gan_from: float | None = Field(None, ge=0, lt=1)
-    """Fraction of the run after which the GAN stage begins; none means never. Needs images."""
-    gan_lr: float = Field(1e-3, gt=0, le=1)
-    """Learning rate of the discriminator's heads."""
-    gan_warmup: float = Field(0.4, ge=0, lt=1)
-    """Fraction of the stage in which the heads train alone (paper: 3,000 of 40,000 steps)."""
-    gan_weight: float = Field(1.0, ge=0, le=1e6)
-    """Factor of the ratio of gradient norms (paper: 10, which diverges in runs of 1,000 steps)."""
+    """Fraction of the run at which the student is finished and the GAN stage begins; none means
+    never. 0 with init_from goes on with that run's student and optimizer. Needs images."""
+    gan_student_lr: float = Field(3e-5, gt=0, le=1)
+    """Constant learning rate of the student in the stage (paper: 1e-4, at which heads that have
+    trained for 100 steps only lead it astray)."""
+    gan_lr: float = Field(3e-4, gt=0, le=1)
+    """Constant learning rate of the discriminator's heads (paper: 1e-3, 10 times the student's)."""
+    gan_warmup_steps: int = Field(100, ge=0, le=10**7)
+    """First steps of the stage, in which the GAN has no weight (paper: 3,000 of 40,000)."""
+    gan_weight: float = Field(10.0, ge=0, le=1e6)
+    """Factor of the ratio of gradient norms (paper: 10)."""
     gan_max_time: float = Field(0.25, gt=0, le=1)
     """Largest timestep of the noised discriminator input."""
     gan_lag: int = Field(1, ge=0, le=1)
@@ -109,7 +118,7 @@ class Critic:
     """A discriminator on the tokens of a frozen teacher's blocks, and its player.
 
     Args:
-        lr, clip: learning rate and gradient norm of the heads.
+        lr: learning rate of the heads, which are not clipped.
         virtual_batch: number of samples that the heads normalise together.
         max_time: largest timestep of the noised input.
     """
@@ -119,7 +128,6 @@ class Critic:
         teacher: Guided,
         task: Problem,
         lr: float,
-        clip: float,
         virtual_batch: int,
         max_time: float,
     ):
@@ -130,7 +138,7 @@ class Critic:
         optimizer = torch.optim.AdamW(
             self.heads.parameters(), lr, betas=(0.9, 0.999), weight_decay=0.0
         )
-        self.player = Player(self.heads, optimizer, clip)
+        self.player = Player(self.heads, optimizer, clip=None)
 
     def logits(self, x_0: Tensor, cond: Condition, batch: Batch, name: str) -> Tensor:
         """The heads' logits [heads, B, T] for images x_0 [B, C, H, W] after keyed noising."""
@@ -178,14 +186,21 @@ class Adversary(Critic):
     ):
         assert config.gan_from is not None
         super().__init__(
-            teacher, task, config.gan_lr, config.clip, config.gan_virtual_batch, config.gan_max_time
+            teacher, task, config.gan_lr, config.gan_virtual_batch, config.gan_max_time
         )
         self.config, self.last_layer = config, last_layer
-        self.start = round(config.gan_from * total_steps)
-        self.warm = self.start + math.ceil(config.gan_warmup * (total_steps - self.start))
+        self.total_steps, self.start = total_steps, round(config.gan_from * total_steps)
+        self.warm = self.start + config.gan_warmup_steps
         self.weight = 0.0
         # Sums over micro-batches.
         self.gradients, self.samples = torch.zeros(2, *last_layer.weight.shape), 0
+
+    def student_rate(self, progress: float) -> float:
+        """The factor of the student's rate: its whole schedule up to the stage, then a constant."""
+        steps = round(progress * self.total_steps)
+        if steps <= self.start:
+            return cosine(self.config.warmup)(steps / self.start)
+        return self.config.gan_student_lr / self.config.lr
 
     def student_update(self, step: int) -> int:
         return step

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Rate = Callable[[float], float]
 """From the fraction of the run that is done, in (0, 1], to the factor of the learning rate."""
@@ -74,3 +74,28 @@ class Player:
     clip: float | None = 1.0
     ema: EMA | None = None
     rate: Rate = constant
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimizer's tensors by "<quantity> <parameter>"; empty before its first step."""
+        states = self.optimizer.state
+        return {
+            f"{quantity} {name}": value
+            for name, parameter in self.module.named_parameters()
+            for quantity, value in states.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
+
+    def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
+        """Restores what `optimizer_state` gave for a player of equal parameters; rates stay.
+
+        Raises KeyError for a parameter without a state.
+        """
+        named: dict[str, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            quantity, _, name = key.partition(" ")
+            named.setdefault(name, {})[quantity] = value
+        names = {parameter: name for name, parameter in self.module.named_parameters()}
+        plain = self.optimizer.state_dict()
+        order = [p for group in self.optimizer.param_groups for p in group["params"]]
+        plain["state"] = {i: named[names[p]] for i, p in enumerate(order)}
+        self.optimizer.load_state_dict(plain)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import expand_to, full_precision, predict
-from harness.diffusion.schedules import Schedule
+from harness.diffusion.schedules import Schedule, respaced_levels
 from harness.errors import UsageError
 from harness.methods.base import Problem
 from harness.methods.parts.adversarial import GANOptions
@@ -24,18 +24,39 @@ from harness.networks.history import EMPTY, Cache, HistoryDiT
 from harness.solvers import Noise, Solver, Trajectory, ddim_step
 from harness.solvers.ddim import implied_x_0
 
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "tuned": {},
+    "states": {"trajectory": "states", "heads": "per_step", "parametrization": "direct"},
+    "released": {"trajectory": "predictions", "heads": "per_step", "parametrization": "direct"},
+}
+"""What a named protocol stands for; "tuned" leaves the options at what they are."""
+RELEASED_GRID = ("respaced", 25)
+"""The released code's grid of levels, with K."""
+RELEASED_PLACES: tuple[int, ...] = (0, 10, 15, 20, 25)
+"""The numbers of evaluations before the released code's points."""
+
 
 class DistillationConfig(GANOptions, StageOptions):
-    """Options of step distillation and ARD. The defaults are those of ARD's released code."""
+    """Options of step distillation and ARD.
 
+    The defaults are the best recipe found: noisy states, one head, the teacher's parametrisation.
+    """
+
+    protocol: Literal["tuned", "states", "released"] = "tuned"
+    """A name for trajectory, heads and parametrization: those given, noisy states predicted
+    directly by a head for each step, or the protocol of ARD's released code."""
     lr: float = Field(3e-3, gt=0, le=1)
     """Peak learning rate of AdamW (paper: 1e-4 in runs of 300,000 steps)."""
-    trajectory: Literal["states", "predictions", "renoised"] = "predictions"
+    trajectory: Literal["states", "predictions", "renoised"] = "states"
     """Points of the trajectory: noisy states, x_0-predictions, or renoised predictions."""
-    heads: Literal["shared", "per_step"] = "per_step"
+    heads: Literal["shared", "per_step"] = "shared"
     """One final layer for all steps, or one for each; all start as the teacher's."""
-    parametrization: Literal["direct", "teacher"] = "direct"
-    """The output: the next point, or the teacher's quantity for a DDIM step (needs states)."""
+    parametrization: Literal["direct", "teacher"] = "teacher"
+    """The output: the next point, or the teacher's quantity for a DDIM step (needs states); from
+    random weights this quantity is v."""
+    grid: Literal["task", "released"] = "task"
+    """Points: equally many evaluations of the task's trajectories apart, or after 10, 15, 20 and 25
+    evaluations on DiT's respacing, as in the released code (4 steps alone)."""
     time_embedding: Literal["per_state", "constant"] = "per_state"
     """The time input: each state's own time, or the noise's time for all."""
     noise_channels: bool = False
@@ -45,12 +66,36 @@ class DistillationConfig(GANOptions, StageOptions):
     step_counts: Numbers = ()
     """Numbers of steps, as in 1,2,4, that one student trains for in turn; none means num_steps."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, values: Any) -> Any:
+        """The options that a protocol stands for; the protocol itself becomes "tuned".
+
+        Raises UsageError if another value is given for one of them.
+        """
+        name = values.get("protocol") if isinstance(values, dict) else None
+        if not isinstance(name, str) or name not in PROTOCOLS:
+            return values
+        meant = PROTOCOLS[name]
+        for option, value in meant.items():
+            if (given := values.get(option, value)) != value:
+                raise UsageError(
+                    f"protocol {name!r} means {option} {value!r}, but {option} is {given!r}: "
+                    "give one of the two"
+                )
+        return {**values, **meant, "protocol": "tuned"}
+
     def check_options(self, task: Problem, num_steps: int) -> None:
         """Raises UsageError for contradictory options."""
+        if self.grid == "released" and (num_steps != 4 or self.step_counts):
+            raise UsageError(
+                "grid 'released' has the points of 4 steps: give num_steps 4 without step_counts, "
+                "or grid 'task'"
+            )
         if self.parametrization == "teacher" and self.trajectory != "states":
             raise UsageError(
                 "parametrization 'teacher' is a DDIM step between noisy states: "
-                "give trajectory 'states'"
+                "give trajectory 'states', or parametrization 'direct'"
             )
         if self.step_counts and num_steps not in self.step_counts:
             counts = ", ".join(map(str, self.step_counts))
@@ -85,15 +130,27 @@ class DistillationConfig(GANOptions, StageOptions):
 class Points:
     """The S + 1 points of a trajectory that a student visits; point i is at `levels[i]`.
 
-    Point 0 is the noise x_T. Point i is the result of the first K i / S of the teacher's K
-    evaluations: the noisy state ("states"), the last x_0 ("predictions"), or
-    `alpha x_0 + sigma x_T` ("renoised").
+    Point 0 is the noise x_T. Point i is the result of the teacher's first `places[i]` evaluations:
+    the noisy state ("states"), the last x_0 ("predictions"), or `alpha x_0 + sigma x_T`
+    ("renoised"). They are K i / S of K, or those of the released code.
     """
 
     config: DistillationConfig
     schedule: Schedule
     prediction_type: Any
     levels: Tensor
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: DistillationConfig, task: Problem, num_steps: int) -> Points:
+        """The points of a student that takes `num_steps` steps on a task."""
+        if config.grid == "released":
+            places, levels = RELEASED_PLACES, respaced_levels(RELEASED_GRID[1])
+        else:
+            every, levels = task.trajectory_steps // num_steps, task.trajectory_levels
+            places = tuple(range(0, task.trajectory_steps + 1, every))
+        output = task.prediction_type if task.network_teacher else "v"
+        return cls(config, task.schedule, output, levels[list(places)], places)
 
     def scalars(self, count: int, device: torch.device) -> dict[str, Tensor]:
         """The size of a step [count], an input of a student for several numbers of steps."""
@@ -116,11 +173,11 @@ class Points:
 
     def inputs_and_targets(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         """The student's inputs and targets, [B, S, C, H, W] each."""
-        every = trajectory.steps // (len(self.levels) - 1)
+        places = torch.tensor(self.places)
         if self.config.trajectory == "states":
-            states = trajectory.states[:, ::every]
+            states = trajectory.states[:, places]
             return states[:, :-1], states[:, 1:]
-        x_T, targets = trajectory.states[:, :1], trajectory.predictions[:, every - 1 :: every]
+        x_T, targets = trajectory.states[:, :1], trajectory.predictions[:, places[1:] - 1]
         following = [
             self.next_input(targets[:, i], x_T[:, 0], s) for i, s in enumerate(self.levels[1:-1])
         ]
