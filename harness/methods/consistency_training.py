@@ -16,7 +16,7 @@ noisier point learns the value at the other:
 
 f is the network's x_0-prediction, as in `consistency.py`. CT's unit weight suits the paper's
 bounded c_out; an eps network takes its differences times alpha_t instead. iCT's and ECT's weights
-fall like 1 / sigma, which keeps the gradient of either network bounded. A share `uniform` of iCT's
+fall like 1 / sigma. As in the papers the gradient is therefore small at high noise. A share `uniform` of iCT's
 and ECT's batches has uniform timesteps: on DiT's schedule their log-normal levels are above
 t = 0.95 in 3 of 1,000 samples, and one-step sampling starts at t = 1. The growth of the number of
 levels is counted in steps, not in parts of a run.
@@ -118,7 +118,7 @@ class CTConfig(HuberConfig, DataConfig):
     """Number of levels at the start (s_0)."""
     levels_to: int = Field(150, ge=2, le=10000)
     """Number of levels at the end (s_1)."""
-    curriculum_steps: int = Field(1000, ge=1, le=10**8)
+    curriculum_steps: int = Field(400, ge=1, le=10**8)
     """Steps in which the number of levels grows to `levels_to` (paper: the whole run)."""
     target_half_life: float = Field(13.5, gt=0, le=1e6)
     """Half-life of the target average in steps (paper: it grows)."""
@@ -132,7 +132,7 @@ class CT(ConsistencyTraining):
     tunes: ClassVar = {
         "lr": Span(1e-4, 1e-2, log=True),
         "loss": ("l2", "huber"),
-        "curriculum_steps": (300, 1000, 3000),
+        "curriculum_steps": (150, 400, 1000),
         "target_half_life": Span(3.0, 100.0, log=True),
     }
     reference: ClassVar = "Song et al. 2023, arXiv 2303.01469, alg. 3 and appendix C"
@@ -179,7 +179,7 @@ class ICTConfig(LogNormalConfig):
     """Number of levels at the start (s_0)."""
     levels_to: int = Field(1280, ge=2, le=100000)
     """Number of levels at the end (s_1)."""
-    stage_steps: int = Field(150, ge=1, le=10**8)
+    stage_steps: int = Field(60, ge=1, le=10**8)
     """Steps after which the number of levels doubles (paper: an eighth of the run)."""
 
 
@@ -190,7 +190,7 @@ class ICT(ConsistencyTraining):
     Config = ICTConfig
     tunes: ClassVar = {
         "lr": Span(1e-4, 1e-2, log=True),
-        "stage_steps": (75, 150, 300),
+        "stage_steps": (30, 60, 120),
         "huber_c": Span(1e-4, 1e-1, log=True),
         "uniform": (0.1, 0.3, 0.6),
     }
@@ -238,7 +238,7 @@ class ECTConfig(LogNormalConfig):
     """Factor by which the gap shrinks from stage to stage."""
     stages: int = Field(8, ge=1, le=64)
     """Number of stages."""
-    stage_steps: int = Field(150, ge=1, le=10**8)
+    stage_steps: int = Field(60, ge=1, le=10**8)
     """Steps of a stage (paper: an eighth of the run); the last goes on to the end."""
 
 
@@ -249,7 +249,7 @@ class ECT(ConsistencyTraining):
     Config = ECTConfig
     tunes: ClassVar = {
         "lr": Span(1e-4, 1e-2, log=True),
-        "stage_steps": (75, 150, 300),
+        "stage_steps": (30, 60, 120),
         "huber_c": Span(1e-6, 1e-1, log=True),
         "uniform": (0.1, 0.3, 0.6),
     }

@@ -7,7 +7,7 @@ between x_0 and eps. The two sets of ends must agree in all moments of a kernel,
     L = mean_ij [k(y_t^i, y_t^j) + k(y_r^i, y_r^j) - 2 k(y_t^i, y_r^j)]
     y_t = G(x_t, t, s),    y_r = sg G(x_r, r, s)
 
-k is the Laplace kernel `exp(-|y - y'| / (b c sqrt(D)))` for samples of one label, else 0; so it is
+k is the Laplace kernel `exp(-|y - y'| / (b c D))` for samples of one label, else 0; so it is
 a kernel of sample and label. c is what an error of a v network is multiplied by in the jump from t
 to s, `c = alpha_s sigma_t - alpha_t sigma_s`, which on a flow is t - s. The paper scales the kernel
 by 1 / c_out(s, t) likewise. So differences count in units of the network's output at all times. An
@@ -17,8 +17,8 @@ Times t are uniform in the schedule's time, and s below t is too. At r, sigma / 
 a fixed part of its range. G is DDIM's step with a prediction that has s as an input, as in
 `ctm.py`.
 
-Ours: the weight over times is 1, the distance is divided by sqrt(D) where the paper divides by D,
-and the kernel uses labels. The method learns the distribution of the data, without guidance.
+Ours: the weight over times is 1, and the kernel uses labels, so that a group of 16 holds one or two
+partners of a sample among ten classes (the paper's M = 4 has three). The method learns the distribution of the data, without guidance.
 
 Untrained, from the teacher's weights: the student is the unguided teacher under S-step DDIM. Exact:
 the loss is 0, its minimum, if jumps from t and r end in the same points.
@@ -61,9 +61,9 @@ class IMM(DenoisingStudent):
     Config = IMMConfig
     tunes: ClassVar = {
         "lr": Span(1e-5, 1e-2, log=True),
-        "group": (4, 16, 32),
+        "group": (16, 32, 64),
         "gap": (6, 9, 12),
-        "bandwidth": Span(0.3, 3.0, log=True),
+        "bandwidth": Span(0.1, 3.0, log=True),
     }
     any_step = True
     needs_labels = True
@@ -123,7 +123,7 @@ class IMM(DenoisingStudent):
 
         def kernel(x: Tensor, y: Tensor) -> Tensor:
             distance = ((x.unsqueeze(2) - y.unsqueeze(1)).square().sum(-1) + 1e-8).sqrt()
-            return same * torch.exp(-distance / (width * x.shape[-1] ** 0.5))
+            return same * torch.exp(-distance / (width * x.shape[-1]))
 
         loss = (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)).mean()
         return loss, {"mse": (from_t - from_r).detach().square().mean()}

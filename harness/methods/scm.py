@@ -57,6 +57,8 @@ from harness.networks.layers import TimestepEmbedder
 
 
 class SCMConfig(DataConfig, TimesConfig):
+    lr: float = Field(2e-4, gt=0, le=1)
+    """Peak learning rate of AdamW."""
     source: Literal["teacher", "data"] = "teacher"
     """The velocity dx/dt: of the guided teacher (sCD), or of data and noise (sCT)."""
     level_mean: float = Field(-1.0, ge=-10, le=10)
@@ -69,7 +71,7 @@ class SCMConfig(DataConfig, TimesConfig):
     """Constant c in g / (|g| + c)."""
     norm: Literal["l2", "rms"] = "l2"
     """The norm |g|: L2 over a sample, or this over sqrt(D)."""
-    ramp_steps: int = Field(1000, ge=0, le=10**8)
+    ramp_steps: int = Field(300, ge=0, le=10**8)
     """Steps in which r rises (paper: 10,000)."""
     weight_lr: float = Field(1e-3, gt=0, le=1)
     """Learning rate of w(t)."""
@@ -96,7 +98,7 @@ class SCM(DenoisingStudent):
     Config = SCMConfig
     tunes: ClassVar = {
         "lr": Span(3e-5, 3e-3, log=True),
-        "ramp_steps": (300, 1000, 3000),
+        "ramp_steps": (100, 300, 600),
         "normalisation": (0.1, 1.0),
         "uniform": (0.1, 0.3, 0.6),
     }

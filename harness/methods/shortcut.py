@@ -132,11 +132,11 @@ class Shortcut(DenoisingStudent):
 
     @torch.no_grad()
     def two_steps(self, y: Tensor, tau: Tensor, d: Tensor, cond: Condition) -> Tensor:
-        """The average's mean velocity over two steps of d; the smallest d enters as 0."""
+        """The average's mean velocity over two steps of d, clipped as in the released code."""
         first = self.guided(y, tau, d, cond)
         halfway = (tau - d).clamp(min=1e-6)
         second = self.guided(y - expand_to(tau - halfway, y) * first, halfway, d, cond)
-        return (first + second).to(y) / 2
+        return ((first + second).to(y) / 2).clamp(-4, 4)
 
     def guided(self, y: Tensor, tau: Tensor, d: Tensor, cond: Condition) -> Tensor:
         """The average's velocity over a step of d, guided where d is the smallest."""

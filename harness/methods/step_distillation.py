@@ -229,7 +229,7 @@ class TrajectoryDistillation(Method):
         return bool(config.step_counts)
 
     def loss(self, batch: Batch, points: Points | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean of S squared errors.
+        """The mean of S squared errors, of an eps network's DDIM steps times alpha_t.
 
         Inputs are the teacher's points, or for the share `own_history` the student's own.
         """
@@ -249,9 +249,12 @@ class TrajectoryDistillation(Method):
         answer = points.answer(
             output[:, :, : x.shape[2]].flatten(0, 1), x.flatten(0, 1), t, s
         ).unflatten(0, x.shape[:2])
-        errors = (answer - target).square().mean((0, 2, 3, 4))
-        batch.carry["x_0"] = answer[:, -1]  # the answer at t = 0 is an x_0
-        return errors.mean(), {f"mse_step{i + 1}": error.detach() for i, error in enumerate(errors)}
+        off, last = answer - target, answer.detach()
+        # The answer at t = 0 is an x_0; what a stage adds has the same factor as the regression.
+        batch.carry["x_0"] = (last + points.evened(answer - last))[:, -1]
+        errors = off.detach().square().mean((0, 2, 3, 4))
+        metrics = {f"mse_step{i + 1}": error for i, error in enumerate(errors)}
+        return points.evened(off).square().mean(), metrics
 
     @torch.no_grad()
     def own_points(self, points: Points, x_T: Tensor, cond: Condition) -> Tensor:

@@ -251,6 +251,7 @@ class Searcher:
         points = {
             place: [curve[place] for curve in curves if place in curve]
             for place in {place for curve in curves for place in curve}
+            if place >= 1000 * self.plan.spec.prune_from
         }
         medians = {
             place: float(np.median(values))

@@ -72,6 +72,8 @@ class SearchSpec(BaseModel):
     sampler: Literal["tpe", "random"] = "tpe"
     seed: int = 0
     prune: bool = False
+    prune_from: float = Field(0.0, ge=0, le=1)
+    """Part of a run before which it is not pruned, so that slow starts are not held against it."""
     confirm: Confirm | None = None
 
     def distributions(self) -> dict[str, BaseDistribution]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -22,8 +23,8 @@ from harness.records import read_record, write_record
 from harness.runs.locks import held
 from harness.runs.run import Run
 from harness.sweeps.database import known_study, lines_of, open_study
-from harness.sweeps.driver import TRIES
-from harness.sweeps.search import UNSEEN, bad_value
+from harness.sweeps.driver import TRIES, Driver
+from harness.sweeps.search import PRUNED_AFTER, UNSEEN, Searcher, bad_value
 from harness.sweeps.study import objective, study_plans
 from harness.tasks import Task
 from harness.training.trainer import Trainer
@@ -216,6 +217,23 @@ def test_what_does_not_fit_is_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(UsageError, match=complaint):
         study_plans(content(**changes), "here", tmp_path, CPU)
+
+
+def test_early_points_of_a_run_may_be_spared(tiny: Task, tmp_path: Path) -> None:
+    """Under `prune_from` a run is compared only at milestones from that part on."""
+    for start, expected in ((0.0, {125, 250, 500}), (0.3, {500})):
+        given = {**content(prune=True, prune_from=start), "seeds": [1000]}
+        (plan,) = study_plans(given, "here", tmp_path, CPU)
+        searcher = Searcher(plan, tmp_path, CPU, Driver(Here(), 1))
+        searcher.study = optuna.create_study()
+        for value in range(PRUNED_AFTER):
+            trial = searcher.study.ask(plan.spec.distributions())
+            for place in (125, 250, 500):
+                trial.report(float(value), place)
+            searcher.study.tell(trial, float(value))
+        pruning = searcher._pruning()
+        assert pruning is not None
+        assert set(pruning.medians) == expected
 
 
 def test_several_seeds_are_not_pruned(tiny: Task, tmp_path: Path) -> None:

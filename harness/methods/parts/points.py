@@ -191,6 +191,17 @@ class Points:
             predict(output, x_t, t, self.schedule, self.prediction_type), s, self.schedule
         )
 
+    def evened(self, off: Tensor) -> Tensor:
+        """Differences of answers [B, S, C, H, W], of an eps network's DDIM steps times alpha_t.
+
+        An error of the network moves a DDIM step 1 / alpha_t times as far under eps as under v:
+        43 times its size in the first of two steps on DiT's schedule, and 3.4 times in the second.
+        """
+        if self.config.parametrization == "direct" or self.prediction_type != "eps":
+            return off
+        alpha = self.schedule.alpha_sigma(self.levels[:-1])[0].to(off)
+        return alpha.reshape(1, -1, 1, 1, 1) * off
+
     def next_input(self, answer: Tensor, x_T: Tensor, s: Tensor) -> Tensor:
         """The next step's input: the answer itself, with noise added again under "renoised"."""
         if self.config.trajectory != "renoised":
