@@ -16,10 +16,10 @@ noisier point learns the value at the other:
 
 f is the network's x_0-prediction, as in `consistency.py`. CT's unit weight suits the paper's
 bounded c_out; an eps network takes its differences times alpha_t instead. iCT's and ECT's weights
-fall like 1 / sigma. As in the papers the gradient is therefore small at high noise. A share `uniform` of iCT's
-and ECT's batches has uniform timesteps: on DiT's schedule their log-normal levels are above
-t = 0.95 in 3 of 1,000 samples, and one-step sampling starts at t = 1. The growth of the number of
-levels is counted in steps, not in parts of a run.
+fall like 1 / sigma. As in the papers the gradient is therefore small at high noise. A share
+`uniform` of iCT's and ECT's batches has uniform timesteps: on DiT's schedule their log-normal
+levels are above t = 0.95 in 3 of 1,000 samples, and one-step sampling starts at t = 1. The growth
+of the number of levels is counted in steps, not in parts of a run.
 
 All learn the distribution of the data
 without guidance. The papers' CT and iCT start from random weights. Constants in sigma are the

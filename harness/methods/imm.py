@@ -18,7 +18,8 @@ a fixed part of its range. G is DDIM's step with a prediction that has s as an i
 `ctm.py`.
 
 Ours: the weight over times is 1, and the kernel uses labels, so that a group of 16 holds one or two
-partners of a sample among ten classes (the paper's M = 4 has three). The method learns the distribution of the data, without guidance.
+partners of a sample among ten classes (the paper's M = 4 has three). The method learns the
+distribution of the data, without guidance.
 
 Untrained, from the teacher's weights: the student is the unguided teacher under S-step DDIM. Exact:
 the loss is 0, its minimum, if jumps from t and r end in the same points.
