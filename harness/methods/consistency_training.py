@@ -21,9 +21,8 @@ fall like 1 / sigma. As in the papers the gradient is therefore small at high no
 levels are above t = 0.95 in 3 of 1,000 samples, and one-step sampling starts at t = 1. The growth
 of the number of levels is counted in steps, not in parts of a run.
 
-All learn the distribution of the data
-without guidance. The papers' CT and iCT start from random weights. Constants in sigma are the
-papers' for sigma_data 0.5, scaled to the task's.
+All learn the distribution of the data without guidance. The papers' CT and iCT start from random
+weights. Constants in sigma are the papers' for sigma_data 0.5, scaled to the task's.
 
 Untrained, from the teacher's weights: the first step is the unguided teacher's x_0-prediction.
 In expectation: the gradient is 0 at f(x_t) = E[f(x_s) | x_t], solved from clean data upwards (for
