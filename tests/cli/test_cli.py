@@ -42,7 +42,7 @@ def test_shells_can_complete(
 
 def test_help_lists_the_allowed_words(harness: Harness) -> None:
     text = " ".join(harness("run", "--method", "ard", "--help").out.split())
-    assert "one of: states, predictions, renoised; default: predictions" in text
+    assert "one of: states, predictions, renoised; default: states" in text
     assert "one of: fp32, bf16; default: fp32" in text
 
 

@@ -418,8 +418,15 @@ def test_a_masked_pass_equals_sampling_steps_on_the_teachers_points(
 
 
 def test_the_loss_is_the_mean_of_the_steps_errors(tiny: Task, store: TrajectoryStore) -> None:
-    loss, metrics = scrambled(build(tiny, 4, history_layers=1)).loss(whole_batch(store))
-    assert float(loss.detach()) == pytest.approx(sum(map(float, metrics.values())) / 4, rel=1e-9)
+    """An eps network's DDIM steps count times alpha_t, direct predictions plainly."""
+    levels = build(tiny, 4, history_layers=1).levels[:-1]
+    alphas = tiny.schedule.alpha_sigma(levels)[0].tolist()
+    for protocol, factors in (("states", [1.0] * 4), ("tuned", alphas)):
+        method = scrambled(build(tiny, 4, history_layers=1, protocol=protocol))
+        loss, metrics = method.loss(whole_batch(store))
+        errors = [float(metrics[f"mse_step{i + 1}"]) for i in range(4)]
+        expected = sum(a**2 * error for a, error in zip(factors, errors, strict=True)) / 4
+        assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(

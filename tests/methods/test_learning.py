@@ -21,6 +21,13 @@ CPU = torch.device("cpu")
 STEPS = 100
 OPTIONS: dict[str, dict[str, Any]] = {
     "ard": {"history_layers": 2},
+    # curricula and averages in steps, for a run of a hundred
+    "consistency-distillation": {"target_half_life": 1.35},
+    "consistency-training": {"target_half_life": 1.35, "curriculum_steps": 100},
+    "ctm": {"target_half_life": 1.35},
+    "ect": {"stage_steps": 12},
+    "ict": {"stage_steps": 12},
+    "lcm": {"target_half_life": 1.35},
     "dmd2": {
         "student_every": 1,
         "lr": 1e-3,

@@ -124,7 +124,12 @@ class Sweep:
         ] * count
         for record in records:
             config = parse_config(
-                {**self.base, "seed": record.config["seed"], "options": record.options}
+                {
+                    **self.base,
+                    "seed": record.config["seed"],
+                    "purpose": record.config.get("purpose", "evaluate"),
+                    "options": record.options,
+                }
             )
             quiet = Run(resolve(config), self.folder / "quiet", CPU).execute()
             assert (quiet.run_id, quiet.metrics) == (record.run_id, record.metrics)

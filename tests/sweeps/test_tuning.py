@@ -95,7 +95,7 @@ def test_the_space_is_what_the_method_declares(tiny: Task, tmp_path: Path, decla
     assert set(own.spec.space) == {*plain.spec.space, "options.clip"}
     assert own.defaults() == {
         "options.lr": 3e-3,
-        "options.heads": "per_step",
+        "options.heads": "shared",
         "options.weight_decay": 0.0,
         "options.clip": 1.0,
     }
@@ -222,7 +222,7 @@ def test_the_command_names_the_winners_and_report_publishes_all_trials(
     assert outcome.defaults == {
         name.removeprefix("options."): value
         for name, value in outcome.trials[outcome.winner].params.items()
-        if value != "per_step"
+        if value != "shared"
     }
     CliRunner().invoke(main, ["report", str(results), "--publish"], catch_exceptions=False)
     assert {one.run_id for one in published_records(results)} == {run.run_id for run in executed}
@@ -268,7 +268,7 @@ def test_a_file_that_is_no_outcome(tiny: Task, tmp_path: Path, executed: list[An
         ({"heads": ("per_step", "both")}, "tunes has heads 'both'"),
         ({"lr": Span(1e-3, 2.0)}, "tunes has lr 2.0"),
         ({"lr": Span(1e-4, 1e-3)}, "the default of lr is 0.003, which its tunes leave out"),
-        ({"heads": ("shared",)}, "the default of heads is 'per_step'"),
+        ({"heads": ("per_step",)}, "the default of heads is 'shared'"),
         ({name: Span(0, 1) for name in "abc"}, "tunes has 6 names"),
     ],
 )
