@@ -246,7 +246,7 @@ FAULTS: dict[Check, Callable[[Patch], None]] = {
     contract.precision: lambda patch: changed_loss(patch, bf16_trains_one_bias),
     contract.isolation: lambda patch: changed_loss(patch, leaky),
     contract.averaged: lambda patch: patch.setattr(EMA, "update", lambda self, module: None),
-    contract.accumulation: lambda patch: changed_loss(patch, lambda self, loss: (10 * loss) ** 2),
+    contract.accumulation: lambda patch: changed_loss(patch, lambda self, loss: (1e6 * loss) ** 2),
     contract.resume: lambda patch: changed_loss(patch, counted),
     contract.own_state: lambda patch: patch.setattr(
         ARD, "state_dict", lambda self: {"number": id(self)}
