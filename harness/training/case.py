@@ -70,9 +70,9 @@ class Case:
         return tuple(replace(self, task=as_teacher(self.task, *kind)) for kind in kinds)  # type: ignore[return-value]
 
     def step_counts(self) -> list[int]:
-        """The numbers of steps 1, 2 and 4 that the method takes; 4 alone if they share training."""
+        """Which of 1 and 4 steps the method takes; 4 alone if they share training."""
         found = []
-        for count in (4,) if self.cls.trained_once(self.config) else (1, 2, 4):
+        for count in (4,) if self.cls.trained_once(self.config) else (1, 4):
             with suppress(UsageError):
                 self.cls.check(self.config, self.task, count)
                 found.append(count)

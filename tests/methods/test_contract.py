@@ -74,8 +74,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
 ALL = [(name, check) for name, (method, _) in CASES.items() for check in checks_of(method)]
 
 
+LONG = {contract.gradient_by_level, contract.trained_levels, contract.precision}
+"""Checks that variants of a method pass in `tox -e slow` alone."""
+
+
 @pytest.mark.parametrize(
-    ("name", "check"), ALL, ids=[f"{name}-{check.__name__}" for name, check in ALL]
+    ("name", "check"),
+    [
+        pytest.param(
+            name,
+            check,
+            id=f"{name}-{check.__name__}",
+            marks=[pytest.mark.slow] if check in LONG and name not in METHODS.names() else [],
+        )
+        for name, check in ALL
+    ],
 )
 def test_contract(name: str, check: Check, tiny: Task, tmp_path: Path) -> None:
     method, options = CASES[name]
