@@ -45,7 +45,6 @@ def _of_numbers(first: Record, name: str) -> list[str]:
             f"KL is by change of variables on the first {first.metrics['kl'].n} samples; "
             "a stochastic sampler has none."
         )
-    found += _of_floors(first)
     if "kid_floor" in first.metrics:
         floor = f"{first.metrics['kid_floor'].mean:.0f}"
         found.append(
@@ -53,20 +52,6 @@ def _of_numbers(first: Record, name: str) -> list[str]:
             f"held-out real images have {floor}."
         )
     return found
-
-
-def _of_floors(first: Record) -> list[str]:
-    """The number of real samples behind a floor, where it is not that of the generated ones."""
-    sizes = {
-        (floor.n, first.metrics[name].n)
-        for name in first.metrics
-        if (floor := first.metrics.get(f"{name}_floor")) and floor.n != first.metrics[name].n
-    }
-    return [
-        f"The floor has N = {real:,} held-out real samples, not {generated:,}; "
-        "a metric that depends on N is higher or lower for that alone."
-        for real, generated in sorted(sizes)
-    ]
 
 
 def _of_intervals(rows: Sequence[Row]) -> list[str]:
