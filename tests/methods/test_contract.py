@@ -74,8 +74,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
 ALL = [(name, check) for name, (method, _) in CASES.items() for check in checks_of(method)]
 
 
-LONG = {contract.gradient_by_level, contract.trained_levels, contract.precision}
-"""Checks that variants of a method pass in `tox -e slow` alone."""
+SHORT = {
+    contract.sampling,
+    contract.untrained,
+    contract.finite,
+    contract.isolation,
+    contract.resume,
+}
+"""Checks that variants of a method pass in every run; `tox -e slow` has them all."""
 
 
 @pytest.mark.parametrize(
@@ -85,7 +91,7 @@ LONG = {contract.gradient_by_level, contract.trained_levels, contract.precision}
             name,
             check,
             id=f"{name}-{check.__name__}",
-            marks=[pytest.mark.slow] if check in LONG and name not in METHODS.names() else [],
+            marks=[pytest.mark.slow] if check not in SHORT and name not in METHODS.names() else [],
         )
         for name, check in ALL
     ],
