@@ -99,8 +99,7 @@ class DMD2(DenoisingStudent):
                 x_t = self.noised(
                     x_0, batch.normal(f"{name} step {i + 1}", self.task.shape), levels[i + 1]
                 )
-        x = model(x_t, levels[place], cond).x_0
-        return x.detach() + self.conditioned(x - x.detach(), levels[place])
+        return self.with_gradient(model(x_t, levels[place], cond).x_0, levels[place])
 
     def loss_at(self, batch: Batch, place: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's loss at step `place`."""

@@ -101,8 +101,7 @@ class IMM(DenoisingStudent):
     def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition) -> Tensor:
         """G from t to s, [B] each."""
         prediction = self.model(x_t, t, cond.with_scalars(target=self.schedule.network_time(s)))
-        y = ddim_step(prediction, s, self.schedule)
-        return y.detach() + self.conditioned(y - y.detach(), t)
+        return self.with_gradient(ddim_step(prediction, s, self.schedule), t)
 
     def width(self, t: Tensor, s: Tensor) -> Tensor:
         """The kernel's width b c of each group, [G, 1, 1]."""

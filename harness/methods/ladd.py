@@ -96,9 +96,7 @@ class LADD(DenoisingStudent):
         place = (batch.uniform("level") * steps).long()
         t = self.levels.to(path.states.device)[place]
         x_t = self.noised(path.states[:, -1], batch.normal("eps", path.states.shape[2:]), t)
-        x_0 = self.model(x_t, t, path.cond).x_0
-        # The same value, whose gradient is that of a v network.
-        x_0 = x_0.detach() + self.conditioned(x_0 - x_0.detach(), t)
+        x_0 = self.with_gradient(self.model(x_t, t, path.cond).x_0, t)
         batch.carry["x_0"] = x_0.detach()
         loss = -self.critic.logits(x_0, path.cond, batch, "student").mean()
         return loss, {"distance": (x_0.detach() - path.states[:, -1]).square().mean()}

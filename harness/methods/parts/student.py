@@ -199,6 +199,10 @@ class DenoisingStudent(Method):
             return off
         return expand_to(self.schedule.alpha_sigma(t)[0], off) * off
 
+    def with_gradient(self, x: Tensor, t: Tensor) -> Tensor:
+        """The same x_0 or jump's end [B, ...], whose gradient is that of a v network."""
+        return x.detach() + self.conditioned(x - x.detach(), t)
+
     def output_error(self, found: Prediction, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """The error of a prediction of the student in the quantity that its network predicts."""
         kind = self.model.prediction_type
