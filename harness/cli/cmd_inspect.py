@@ -48,7 +48,11 @@ def task_summaries() -> dict[str, str]:
 @click.argument("name")
 @common()
 def describe_command(name: str, as_json: bool) -> None:
-    """Describe a method (paper, equations, sources, options), a task, a solver or a metric."""
+    """Describe a method (paper, equations, sources, options), a task, a solver, a metric or a
+    network.
+
+    A network is named as in the DiT paper, such as DiT-XL/2, and counted on 256 px.
+    """
     if name in registry_of("method").names():
         describe_method(name, as_json)
         return
@@ -64,7 +68,12 @@ def describe_command(name: str, as_json: bool) -> None:
 
 
 def description(name: str) -> tuple[str, dict[str, Any]]:
-    """Text and facts on a task, a solver or a metric. Raises UsageError for an unknown name."""
+    """Text and facts on a task, a solver, a metric or a network.
+
+    Raises UsageError for an unknown name.
+    """
+    if name.startswith("DiT-"):
+        return network_facts(name)
     from harness.metrics import METRICS
     from harness.solvers import SOLVERS
     from harness.tasks import load_task, task_names
@@ -85,6 +94,27 @@ def description(name: str) -> tuple[str, dict[str, Any]]:
         name,
         [*registry_of("method").names(), *task_names(), *SOLVERS.names(), *METRICS.names()],
     )
+
+
+def network_facts(name: str) -> tuple[str, dict[str, Any]]:
+    """Sizes, parameters and GMACs of a pass of a network of the DiT paper on 256 px latents."""
+    from harness.runs.config import parse_options
+    from harness.runs.cost import paper_problem, sampling_cost_on_meta
+
+    problem = paper_problem(name, 256, True, 1000, 1)
+    cost = sampling_cost_on_meta("teacher", parse_options("teacher", {}), problem, 1)
+    options = problem.network_options
+    facts = {
+        **options,
+        "tokens": (options["image_size"] // options["patch_size"]) ** 2,
+        "parameters": cost.parameters,
+        "gmacs_per_pass": round(cost.macs / 1e9, 2),
+    }
+    doc = (
+        "a transformer of the DiT paper (arXiv 2212.09748, table 1) on latents of 256 px, "
+        f"{cost.parameters / 1e6:.1f} M parameters; `harness cost` counts other images"
+    )
+    return doc, facts
 
 
 def kind_of(annotation: Any) -> str:

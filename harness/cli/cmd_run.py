@@ -180,6 +180,6 @@ def estimate_text(found: Preview) -> str:
     start = "from its start " if found.state == "interrupted" else ""
     compiled = ", as if not compiled" if found.config.get("compile") else ""
     return (
-        f"about {duration} {start}on {torch.get_num_threads()} threads{compiled}, "
-        f"metrics not counted: {parts}{busy_note()}"
+        f"about {duration} {start}on {torch.get_num_threads()} threads{compiled}: "
+        f"{parts}{busy_note()}"
     )

@@ -19,6 +19,7 @@ from harness.errors import RunFailed, UsageError
 from harness.files import read_yaml
 from harness.machine import busy_note
 from harness.runs.preview import estimate
+from harness.runs.resolve import Resolved
 from harness.sweeps.child import Order, stop_with_driver
 from harness.sweeps.driver import Driver
 from harness.sweeps.engines import Engine, Local, Ray, Slurm, shares_of
@@ -164,26 +165,46 @@ def show_cells(cells: list[Cell], place: Place, timing: bool, as_json: bool) -> 
     others = sum(cell.published for cell in missing)
     hint = f"; {others} are published, made by other code: --reuse takes them" if others else ""
     click.echo(f"{len(missing)} of {len(cells)} runs are missing{hint}")
-    if timing:
-        parts = estimate([cell.resolved for cell in missing], place.results, place.device)
-        minutes = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in parts.items())
-        click.echo(
-            f"about {sum(parts.values()) / 60:.0f} minutes on {torch.get_num_threads()} threads, "
-            f"one run at a time, metrics not counted: {minutes}{busy_note()}"
-        )
+    if timing and missing:
+        click.echo(estimate_text([cell.resolved for cell in missing], place))
+
+
+def estimate_text(missing: list[Resolved], place: Place) -> str:
+    """How long the missing runs take by the sweep's workers, with the minutes of each part.
+
+    Runs of this machine's CPU are timed on a worker's share of the threads.
+    """
+    whole, at_once = torch.get_num_threads(), min(place.workers, len(missing))
+    if place.engine == "local" and place.device.type == "cpu":
+        torch.set_num_threads(max(1, whole // place.workers))
+    try:
+        parts, threads = estimate(missing, place.results, place.device), torch.get_num_threads()
+    finally:
+        torch.set_num_threads(whole)
+    minutes = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in parts.items())
+    runs = "one run at a time" if at_once == 1 else f"{at_once} runs at a time"
+    total = sum(parts.values()) / at_once / 60
+    return (
+        f"about {total:.0f} minutes, {runs} on {threads} threads each; "
+        f"minutes of work: {minutes}{busy_note()}"
+    )
 
 
 def run_cells(cells: list[Cell], place: Place, as_json: bool) -> None:
     """Makes the missing runs of a grid. Raises RunFailed if some fail."""
-    records = run_sweep(cells, place.results, place.device, place.driver(), place.reuse, say)
+    driver = place.driver()
+    records = run_sweep(cells, place.results, place.device, driver, place.reuse, say)
     if as_json:
         click.echo(
             json.dumps([json.loads(record.model_dump_json()) for record in records], indent=1)
         )
         return
     failed = [record.run_id for record in records if record.status == "failed"]
-    click.echo(f"{len(records) - len(failed)} of {len(cells)} runs finished, {len(failed)} failed; "
-               f"`harness report {place.results}` shows them")  # fmt: skip
+    lost = f", {len(driver.lost)} processes died on the way" if driver.lost else ""
+    click.echo(
+        f"{len(records) - len(failed)} of {len(cells)} runs finished, {len(failed)} failed{lost}; "
+        f"`harness report {place.results}` shows them"
+    )
     if failed:
         raise RunFailed(f"{len(failed)} of {len(cells)} runs failed: {', '.join(failed)}")
 

@@ -176,8 +176,13 @@ def _with_device(command: Callable) -> Callable:
 
 
 def _set_data_folder(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-    """Sets HARNESS_DATA, for this process and its children."""
+    """Sets HARNESS_DATA, for this process and its children. Raises UsageError without a folder."""
     if value is not None:
+        if not Path(value).is_dir():
+            raise UsageError(
+                f"--data-dir is {value}, but there is no such folder: give the one with the data "
+                "sets, or make an empty one for downloads"
+            )
         os.environ["HARNESS_DATA"] = str(Path(value).resolve())
 
 

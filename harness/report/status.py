@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,8 +22,8 @@ class Working:
     """A run under way.
 
     Attributes:
-        stage: such as "training"; empty before the first stage.
-        done, total: how far the stage is; 0 of 0 before its first line in the log.
+        stage: the one that wrote the last line, such as "training"; empty before the first stage.
+        done, total: how far that stage is; 0 of 0 before its first count in the log.
         seconds_left: of the stage, at the pace since it started; None before there is a pace.
         silent_for: seconds since its log grew.
     """
@@ -43,35 +44,38 @@ def working(results: Path, now: datetime | None = None) -> list[Working]:
 
 def _read_log(folder: Path, now: datetime) -> Working:
     path = folder / "run.log"
-    found = [
-        match
-        for line in (path.read_text(encoding="utf-8").splitlines() if path.exists() else [])
-        if (match := LINE.match(line))
-    ]
-    start = max(
-        (i for i, match in enumerate(found) if not match[3] and match[0].endswith("starts")),
-        default=None,
-    )
-    if start is None:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = [match for line in lines if (match := LINE.match(line))]
+    starts = [i for i, match in enumerate(found) if match["run"]]
+    found = found[starts[-1] :] if starts else []
+    if not found:
         return Working(folder.name, "", 0, 0, None, 0.0)
-    stage, last = found[start][2], datetime.fromisoformat(found[-1][1])
-    points = [
-        (datetime.fromisoformat(match[1]), int(match[3])) for match in found[start:] if match[3]
-    ]
-    total = int(found[-1][4]) if points else 0
-    # A resumed run does not begin at 0.
-    first = points[0] if len(points) > 1 else (datetime.fromisoformat(found[start][1]), 0)
-    done, left = points[-1][1] if points else 0, None
-    if points and done > first[1]:
-        left = (total - done) * (last - first[0]).total_seconds() / (done - first[1])
-    return Working(
-        folder.name,
-        "" if stage.startswith("run ") else stage,
-        done,
-        total,
-        left,
-        max(0.0, (now - last).total_seconds()),
-    )
+    last = datetime.fromisoformat(found[-1]["time"])
+    stage, done, total, left = _progress(found[1:])
+    return Working(folder.name, stage, done, total, left, max(0.0, (now - last).total_seconds()))
+
+
+def _progress(found: Sequence[re.Match[str]]) -> tuple[str, int, int, float | None]:
+    """The stage of the last line, its items done and in all, and the seconds that it has left.
+
+    Stages nest: training makes the reference's samples at its first milestone. So only lines of the
+    stage itself count.
+    """
+    if not found:
+        return "", 0, 0, None
+    stage = found[-1]["stage"]
+    own = [match for match in found if match["stage"] == stage]
+    begins = max((i for i, match in enumerate(own) if match["starts"]), default=0)
+    # A resumed stage does not begin at 0, so two points make a pace, or the start and one.
+    times = [datetime.fromisoformat(match["time"]) for match in own[begins:]]
+    counts = [int(match["done"] or match["all"] or 0) for match in own[begins:]]
+    total = int(own[-1]["total"] or own[-1]["all"] or 0)
+    first = 1 if len(counts) > 2 else 0
+    done, left = counts[-1], None
+    if done > counts[first]:
+        pace = (times[-1] - times[first]).total_seconds() / (done - counts[first])
+        left = (total - done) * pace
+    return stage, done, total, left
 
 
 def summary(results: Path) -> dict[str, Any]:

@@ -19,8 +19,11 @@ from harness.provenance import code_digest
 Report = Callable[[str], Progress]
 """From the name of a stage to its progress callback."""
 
-LINE = re.compile(r"^(\S+) (.+?)(?:: (\d+)/(\d+)| starts| is done: \d+)$")
-"""A line of `logging_report`: time, name of the stage, items done and items in all."""
+LINE = re.compile(
+    r"^(?P<time>\S+) (?:run (?P<run>\S+) starts: .*|(?P<stage>.+?)"
+    r"(?:: (?P<done>\d+)/(?P<total>\d+)|(?P<starts> starts)| is done: (?P<all>\d+)))$"
+)
+"""A line of `logged` for a run's start, or of `logging_report`: a stage, its items done and all."""
 
 
 def silent(stage: str) -> Progress:

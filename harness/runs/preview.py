@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from harness.data.trajectories import store_folder
-from harness.methods import METHODS
+from harness.methods import METHODS, Method
+from harness.metrics.evaluator import Evaluator
+from harness.metrics.extractors import EXTRACTORS
 from harness.metrics.sampling import Sampler, sampling_cost
 from harness.runs.build import Reference, build, sampler_of
 from harness.runs.identity import run_settings
@@ -20,6 +22,13 @@ from harness.tasks import Task
 from harness.training.estimate import rehearsal, seconds_a_step, shortest
 from harness.training.trainer import MILESTONES
 
+TIMES = 4
+"""Calls of which the shortest counts."""
+FEW, PATIENCE = 2, 3.0
+"""Samples of a small batch, and the seconds that it may take before larger ones are left out."""
+JUDGED = 2000
+"""Samples whose metrics are timed."""
+
 
 @dataclass(frozen=True)
 class Preview:
@@ -28,8 +37,8 @@ class Preview:
     Attributes:
         state: "finished", "interrupted" (it would resume) or "new".
         cached: for each part that runs share, whether it exists.
-        seconds: an estimate for each missing part, from small pieces timed now; an interrupted run
-            counts from its start.
+        seconds: an estimate for each missing part, from small pieces timed now, the metrics among
+            them; an interrupted run counts from its start.
     """
 
     run_id: str
@@ -67,7 +76,7 @@ def preview(
     cached = {"reference record": Run(beside, results, device).finished_record(reuse) is not None}
     seconds: dict[str, float] = {}
     if not finished:
-        known, seconds = _parts(run, reference, sampler)
+        known, seconds = _parts(run, reference, method, sampler)
         cached |= known
     return Preview(
         resolved.run_id,
@@ -83,7 +92,7 @@ def preview(
 
 
 def _parts(
-    run: Run, reference: Reference, sampler: Sampler
+    run: Run, reference: Reference, method: Method, sampler: Sampler
 ) -> tuple[dict[str, bool], dict[str, float]]:
     """Of an unfinished run: whether shared parts exist, and the seconds of each missing part."""
     resolved, task, device = run.resolved, run.resolved.task, run.device
@@ -99,20 +108,47 @@ def _parts(
     if missing := {part: count for part, count in samples_of.items() if not cached[part]}:
         one = timed(reference.sampler, task, device)
         seconds |= {part: one * count for part, count in missing.items()}
-    one = timed(sampler, task, device)
+    one, judged = timed(sampler, task, device), metric_seconds(run, method)
     if steps and (sibling := run.sibling()):
         cached[f"student of {sibling.run_id}"] = True
     elif steps:
-        seconds |= _training_seconds(resolved, one, device)
+        seconds |= _training_seconds(resolved, one + judged["milestone"], device)
     seconds["samples"] = one * n * resolved.noise_sets
+    seconds["metrics"] = judged["sample"] * n * resolved.noise_sets + judged["once"]
     return cached, seconds
+
+
+def metric_seconds(run: Run, method: Method) -> dict[str, float]:
+    """Seconds of the metrics: of a "sample", of a "milestone" sample, and "once" for a run.
+
+    Real images stand for the samples. At most `JUDGED` are timed, and the rest counts in
+    proportion, so that a metric of all pairs takes longer than this says.
+    """
+    task, device, few = run.resolved.task, run.device, 2
+    spec, real = task.spec.evaluation, task.split.train.images
+    count = min(spec.samples, JUDGED)
+    images = real[torch.arange(count) % len(real)]
+    evaluator = Evaluator(task, lambda noise_set: images, device)
+    exact = None if method.solver.stochastic else sampler_of(method, grad=True)
+    found = {
+        "sample": shortest(lambda: evaluator.measure(evaluator.known_of_set(images, 0, exact)),
+                           device, few) / count,
+        "milestone": shortest(lambda: evaluator.quality(images), device, few) / count,
+        "once": shortest(lambda: evaluator.floors(count), device, few),
+    }  # fmt: skip
+    for wanted in run.resolved.extra_features:
+        extractor = EXTRACTORS[wanted.name](wanted.path, device)
+        one = shortest(lambda made=extractor: made(images[:FEW]), device, few) / FEW  # type: ignore[misc]
+        found["sample"] += one
+        found["once"] += one * (len(real) + evaluator.floor_n(spec.samples))
+    return found
 
 
 def _training_seconds(resolved: Resolved, one: float, device: torch.device) -> dict[str, float]:
     """The seconds of training and of its milestones.
 
     Args:
-        one: the seconds of one sample.
+        one: the seconds of one sample and its quality.
     """
     task, settings = resolved.task, resolved.settings
     trainer = rehearsal(
@@ -157,7 +193,7 @@ def has_trajectories(resolved: Resolved) -> bool:
 
 
 def timed(sampler: Sampler, task: Task, device: torch.device) -> float:
-    """Seconds per sample, from two batches after a small one."""
+    """Seconds per sample: the shortest of several batches, small ones if a sample takes long."""
     x_T, cond = task.evaluation_inputs(0)
     size = min(task.spec.evaluation.batch_size, 100)
 
@@ -167,5 +203,5 @@ def timed(sampler: Sampler, task: Task, device: torch.device) -> float:
             x_T[part].to(device), cond[part].to(device), lambda name: x_T[part].to(device)
         )
 
-    call(2)()
-    return shortest(call(size), device, 2) / size
+    small = shortest(call(FEW), device, 2)
+    return small / FEW if small > PATIENCE else shortest(call(size), device, TIMES) / size

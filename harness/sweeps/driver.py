@@ -25,11 +25,16 @@ class Driver(Generic[T]):
 
     Args:
         workers: K.
+
+    Attributes:
+        lost: the items whose processes died, with the reasons, in the order of their ends; an item
+            that was started again stands there too.
     """
 
     def __init__(self, engine: Engine, workers: int):
         self.engine, self.workers, self.stopped = engine, workers, False
-        self.flying: dict[Future[str], T] = {}
+        self.flying: dict[Future[tuple[str, list[str]]], T] = {}
+        self.lost: list[tuple[T, str]] = []
 
     def __enter__(self) -> Driver[T]:
         self.pool = ThreadPoolExecutor(self.workers)
@@ -73,24 +78,27 @@ class Driver(Generic[T]):
         """
         ended, _ = wait(self.flying, return_when=FIRST_COMPLETED)
         future = next(future for future in self.flying if future in ended)
-        return self.flying.pop(future), future.result()
+        item = self.flying.pop(future)
+        died, reasons = future.result()
+        self.lost += [(item, reason) for reason in reasons]
+        return item, died
 
-    def _settle(self, job: Job) -> str:
-        """Runs a job, again if it dies. Returns why it died the last time, or ""."""
-        reason = ""
+    def _settle(self, job: Job) -> tuple[str, list[str]]:
+        """Runs a job, again if it dies. Returns why it left no record, or "", and every death."""
+        reasons = []
         for _ in range(TRIES):
             try:
                 code = self.engine.run(job)
             except Died as died:
-                reason = str(died)
+                reasons.append(str(died))
             else:
                 if code in REFUSED:
                     raise UsageError(
                         "a run was refused; its message is above, or in the logs of its job"
                     )
                 if code in ANSWERS:
-                    return ""
-                reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                    return "", reasons
+                reasons.append(signal.Signals(-code).name if code < 0 else f"exit code {code}")
             if self.stopped:
                 break
-        return f"its process died {TRIES} times, at last by {reason}"
+        return f"its process died {len(reasons)} times, at last by {reasons[-1]}", reasons

@@ -182,7 +182,13 @@ def run_sweep(
                 job = job_of(cell.config, cell.resolved, results, device, reuse, shown)
                 driver.start(cell, job)
                 continue
+            known = len(driver.lost)
             cell, died = driver.next()
+            for _, reason in driver.lost[known:] if not died else ():
+                say(
+                    f"{names[cell.resolved.run_id]}: its process died by {reason}, "
+                    "and its run was started again"
+                )
             record = record_of(Run(cell.resolved, results, device), died)
             records[cell.resolved.run_id] = record
             reason = f": {record.reason}" if record.reason else ""

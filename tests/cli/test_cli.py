@@ -95,7 +95,7 @@ def test_a_run_prints_its_row_beside_the_references(
     for part in ("teacher", "ard", "FID", "held-out", "record.json"):
         assert part in done.out
     assert re.match(
-        r"about \d+ s on 1 threads, metrics not counted: reference samples .*, training .*\n",
+        r"about \d+ s on 1 threads: reference samples .*, training .*\n",
         done.err,
     )
     assert "training: 3/3" in done.err

@@ -55,6 +55,17 @@ def test_describe_an_unknown_name(harness: Harness) -> None:
     assert (done.code, done.err) == (2, "harness: unknown name 'hein'; did you mean heun?\n")
 
 
+def test_describe_a_network_of_the_paper(harness: Harness) -> None:
+    """The paper's table 4 has 675 M parameters and 118.64 Gflops, which count MACs."""
+    found = json.loads(harness("describe", "DiT-XL/2", "--json").out)
+    assert (found["depth"], found["hidden_size"], found["num_heads"]) == (28, 1152, 16)
+    assert found["parameters"] == pytest.approx(675.1e6, rel=1e-3)
+    assert found["gmacs_per_pass"] == pytest.approx(118.62, abs=0.01)
+    assert "gmacs_per_pass: 118.62" in harness("describe", "DiT-XL/2").out
+    done = harness("describe", "DiT-XL/3")
+    assert (done.code, "unknown network 'DiT-XL/3'; did you mean DiT-XL/" in done.err) == (2, True)
+
+
 def test_env_names_versions(harness: Harness) -> None:
     found = json.loads(harness("env", "--json").out)
     assert found["harness"] == __version__

@@ -187,6 +187,10 @@ def test_a_folder_of_data_can_be_given(tmp_path: Path, monkeypatch: pytest.Monke
     """Also a relative one, for the command and for the workers that it starts."""
     monkeypatch.setenv("HARNESS_DATA", "elsewhere")
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(main, ["env", "--device", "cpu", "--data-dir", "data"])
+    words = ["env", "--device", "cpu", "--data-dir", "data"]
+    refused = CliRunner().invoke(main, words)
+    assert (refused.exit_code, "there is no such folder" in refused.output) == (2, True)
+    (tmp_path / "data").mkdir()
+    done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
     assert data_folder() == tmp_path / "data"

@@ -65,6 +65,7 @@ def test_a_run_under_way_says_how_far_it_is(tmp_path: Path) -> None:
         (TRAINING[:4], "training", None),
         (TRAINING[:5], "training", 900 * 20 / 100),
         ((*TRAINING, (60, "sampling, noise set 0 starts")), "sampling, noise set 0", None),
+        ((*TRAINING, (200, "run ard-4 starts: code c, torch 2")), "", None),
         ((), "", None),
     ],
 )
@@ -74,6 +75,25 @@ def test_stages(
     with log(tmp_path, "ard-4", *lines):
         (one,) = working(tmp_path, now=START + timedelta(seconds=100))
     assert (one.stage, one.seconds_left) == (stage, left)
+
+
+def test_a_stage_inside_of_another_has_its_own_count(tmp_path: Path) -> None:
+    """At its first milestone training makes the reference's samples, then goes on."""
+    inside = (
+        (60, "sampling, noise set 0 starts"),
+        (80, "sampling, noise set 0: 500/2000"),
+    )
+    after = ((100, "sampling, noise set 0 is done: 2000"), (130, "training: 400/1000"))
+    found = []
+    for number, lines in enumerate((inside, (*inside, after[0]), (*inside, *after))):
+        with log(tmp_path, f"ard-{number}", *TRAINING, *lines):
+            (one,) = working(tmp_path, now=START + timedelta(seconds=131))
+        found.append((one.stage, one.done, one.total, one.seconds_left))
+    assert found == [
+        ("sampling, noise set 0", 500, 2000, 60.0),
+        ("sampling, noise set 0", 2000, 2000, 0.0),
+        ("training", 400, 1000, 600 * 100 / 300),
+    ]
 
 
 def test_a_resumed_stage_is_paced_from_where_it_went_on(tmp_path: Path) -> None:

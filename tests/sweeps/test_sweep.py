@@ -14,6 +14,7 @@ import yaml
 from click.testing import CliRunner
 from inprocess import Here, driver
 
+from harness.cli.cmd_sweep import Place, estimate_text
 from harness.cli.main import main
 from harness.data.images import IMAGE_SETS, ImageSet, Split
 from harness.data.trajectories import open_store
@@ -239,6 +240,24 @@ def test_a_process_that_dies_thrice_leaves_a_failed_record(
     assert list(tries) == [0]
 
 
+def test_a_process_that_dies_on_the_way_is_told(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run is started again and finishes; a sweep without a loss says nothing of the kind."""
+    run, tries = Here.run, iter([-9, 0])
+    monkeypatch.setattr(Here, "run", lambda self, job: next(tries) or run(self, job))
+    monkeypatch.setattr("harness.cli.cmd_sweep.Local", lambda shares: Here())
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(content(cells=[{"method": "teacher"}])))
+    words = ["sweep", str(file), "--results", str(tmp_path / "results"), "--device", "cpu"]
+    lost, again = CliRunner().invoke(main, words), CliRunner().invoke(main, words)
+    assert "1/1 teacher-2-" in lost.output
+    assert "its process died by SIGKILL, and its run was started again" in lost.output
+    told = "1 of 1 runs finished, 0 failed, 1 processes died on the way"
+    assert (lost.exit_code, told in lost.output) == (0, True)
+    assert "died" not in again.output
+
+
 def test_a_process_that_dies_after_its_run_finished_is_no_failure(
     tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +359,32 @@ def test_an_estimate_counts_seeds_and_shares_what_is_shared(
     assert estimate(missing, tmp_path, CPU) == {"trajectories": 3 * 40.0, "training": 18.0}
     open_store(missing[0].recipe, tiny.teacher(CPU), CPU)
     assert estimate(missing, tmp_path, CPU) == {"trajectories": 2 * 40.0, "training": 18.0}
+
+
+@pytest.mark.parametrize(
+    ("workers", "engine", "shown"),
+    [
+        (1, "local", "about 10 minutes, one run at a time on 4 threads each"),
+        (2, "local", "about 5 minutes, 2 runs at a time on 2 threads each"),
+        (8, "local", "about 3 minutes, 3 runs at a time on 1 threads each"),
+        (3, "slurm", "about 3 minutes, 3 runs at a time on 4 threads each"),
+    ],
+)
+def test_an_estimate_is_divided_by_the_workers(
+    workers: int, engine: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three runs, ten minutes in all, on four threads."""
+    threads = [4]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(
+        "harness.cli.cmd_sweep.estimate", lambda *missing: {"training": 560.0, "metrics": 40.0}
+    )
+    place = Place(Path("results"), CPU, engine, workers, {}, False)
+    assert estimate_text([resolve(parse_config({"method": "teacher"}))] * 3, place).startswith(
+        shown
+    )
+    assert threads[-1] == 4
 
 
 def test_the_command(tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
