@@ -97,6 +97,19 @@ def test_the_pages_example_keeps_the_contract(method_file: Path) -> None:
     assert not any(outcome["problem"] for outcome in outcomes)
 
 
+def test_an_example_that_takes_any_number_of_steps_fails(method_file: Path) -> None:
+    """Four steps of a map from noise to data: after the first no noise is left."""
+    refusal = re.compile(r"    @classmethod\n    def check.*?(?=    def __init__)", re.DOTALL)
+    text = refusal.sub("", method_file.read_text())
+    method_file.write_text(text.replace("default_num_steps = 1", "default_num_steps = 4"))
+    done = call("test-method", method_file, "--json")
+    assert done.exit_code == 1
+    found = json.loads(done.stdout.partition("\nharness:")[0])["penalised"]
+    problems = {one["check"]: one["problem"] for one in found if one["problem"]}
+    assert problems.keys() == {"default_steps", "trained_levels"}
+    assert "at 4 steps, on an exact teacher, the state at t = 0.75" in problems["default_steps"]
+
+
 def test_the_pages_example_runs_sweeps_and_reports_like_ours(
     method_file: Path, tiny: Task, tmp_path: Path
 ) -> None:

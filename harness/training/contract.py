@@ -15,6 +15,7 @@ from typing import Any
 from harness.errors import UsageError
 from harness.methods import METHODS
 from harness.training.case import Case
+from harness.training.exact_checks import default_steps
 from harness.training.level_checks import gradient_by_level, trained_levels
 from harness.training.precision_checks import precision
 from harness.training.sampling_checks import (
@@ -41,7 +42,16 @@ from harness.training.training_checks import (
 )
 
 Check = Callable[[Case], None]
-EVERY: tuple[Check, ...] = (names, canonical, sampling, points, neighbours, untrained, generator)
+EVERY: tuple[Check, ...] = (
+    names,
+    canonical,
+    sampling,
+    points,
+    neighbours,
+    untrained,
+    generator,
+    default_steps,
+)
 """Checks of all methods."""
 TRAINED: tuple[Check, ...] = (
     finite,

@@ -258,6 +258,7 @@ FAULTS: dict[Check, Callable[[Patch], None]] = {
     contract.neighbours: lambda patch: changed_step(patch, lambda x: x + x.mean()),
     contract.untrained: lambda patch: changed_step(patch, lambda x: 1.01 * x),
     contract.generator: lambda patch: changed_loss(patch, lambda self, loss: loss * torch.rand(())),
+    contract.default_steps: lambda patch: changed_step(patch, lambda x: 1.2 * x),
     contract.training_free: lambda patch: patch.setattr(
         Teacher, "updates", lambda self, step: [Update("student", LOSS)]
     ),
