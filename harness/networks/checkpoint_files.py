@@ -38,7 +38,7 @@ class StateDict:
         group: the place in the checkpoint, such as "ema"; "" for a plain state dict.
         wrappers: the prefixes that were taken off.
         args: the options of the training script, if the checkpoint has them.
-        metadata: the metadata of a safetensors file.
+        metadata: of a safetensors file. One that names its `network` has that network's own names.
     """
 
     tensors: dict[str, Tensor]
@@ -58,8 +58,8 @@ def read_state_dict(path: Path) -> StateDict:
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
     if path.suffix == ".safetensors":
-        tensors, metadata = read_tensors(path), metadata_of(path)
-        return _unwrapped(path, StateDict(tensors, metadata=metadata))
+        found = StateDict(read_tensors(path), metadata=metadata_of(path))
+        return found if "network" in found.metadata else _unwrapped(path, found)
     content = load_pickled(path)
     state, group = _network_in(path, content)
     return _unwrapped(path, StateDict(state, group, args=_arguments(content)))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import UsageError
-from harness.files import file_hash, write_tensors
+from harness.files import file_hash, read_tensors, write_tensors
 from harness.networks import diffusers_folders as folders
 from harness.networks.checkpoint_files import StateDict, read_state_dict
 from harness.networks.dit import DiT, size_options
@@ -112,7 +112,7 @@ def write_teacher(teacher: Teacher, path: Path) -> str:
         "prediction_type": teacher.prediction_type,
     }
     write_tensors(path, teacher.weights, metadata)
-    written = read_state_dict(path).tensors
+    written = read_tensors(path)
     if not all(torch.equal(written[name], value) for name, value in teacher.weights.items()):
         raise UsageError(f"{path} does not hold what was written: the disk may be full or broken")
     return file_hash(path)
@@ -124,7 +124,7 @@ def skeleton(network: dict[str, Any]) -> nn.Module:
     Raises UsageError for arguments that the network does not take.
     """
     if network.get("backbone") == "diffusers":
-        return folders.skeleton(network)
+        return nn.ModuleDict({"model": folders.skeleton(network)})
     options = {k: v for k, v in network.items() if k not in ("backbone", "convention", "size")}
     try:
         options |= size_options(network["size"]) if "size" in network else {}
@@ -141,6 +141,7 @@ def _from_folder(folder: Path, where: str) -> Teacher:
     check_fit(folders.skeleton(network).state_dict(), weights, where)
     schedule, prediction_type = folders.trained_as(folder, network["class"])
     facts = {"source": where, "class": f"{network['class']} of diffusers"}
+    weights = {f"model.{name}": value for name, value in weights.items()}  # the backbone's names
     return Teacher(network, weights, schedule, prediction_type, facts)
 
 

@@ -74,6 +74,8 @@ def transformer_folder(folder: Path) -> Path:
 def read_config(folder: Path) -> dict[str, Any]:
     """`{backbone: diffusers, class, config}` of a transformer's folder, as a task's `network`.
 
+    A DiT has `source: diffusers` beside, which names the rule of its time frequencies.
+
     Raises UsageError for a class that is not supported, and for options that diffusers ignores.
     """
     content = _json(folder / "config.json")
@@ -92,7 +94,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             "diffusers does not know: install the version that wrote it"
         )
     config = {key: value for key, value in options.items() if key in known}
-    return {"backbone": "diffusers", "class": name, "config": config}
+    source = {"source": "diffusers"} if name == "DiTTransformer2DModel" else {}
+    return {"backbone": "diffusers", "class": name, **source, "config": config}
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -101,13 +104,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises UsageError if files are missing or broken.
     """
     index = folder / f"{WEIGHTS}.safetensors.index.json"
+    whole, pickled = folder / f"{WEIGHTS}.safetensors", folder / f"{WEIGHTS}.bin"
     if index.is_file():
-        names = sorted(set(_json(index)["weight_map"].values()))
-        return {k: v for name in names for k, v in read_tensors(folder / name).items()}
-    if (whole := folder / f"{WEIGHTS}.safetensors").is_file():
-        return read_tensors(whole)
-    if (pickled := folder / f"{WEIGHTS}.bin").is_file():
-        return load_pickled(pickled)
+        shards = [folder / name for name in sorted(set(_json(index)["weight_map"].values()))]
+        return {name: v for shard in shards for name, v in read_tensors(shard).items()}
+    if whole.is_file() or pickled.is_file():
+        return read_tensors(whole) if whole.is_file() else load_pickled(pickled)
     raise UsageError(
         f"{folder} has no {WEIGHTS}.safetensors; its files: "
         f"{', '.join(sorted(path.name for path in folder.iterdir()))}"

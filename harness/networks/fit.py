@@ -53,7 +53,7 @@ def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where
     if parts:
         raise UsageError(
             f"{where} does not fit the network ({'; '.join(parts)}); "
-            f"{reason(found, missing, unexpected)}"
+            f"{reason(found, missing, unexpected, expected)}"
         )
 
 
@@ -64,10 +64,16 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(listed[:SHOWN]) + more
 
 
-def reason(found: Iterable[str], missing: Sequence[str], unexpected: Sequence[str]) -> str:
+def reason(
+    found: Iterable[str],
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    expected: Iterable[str] = (),
+) -> str:
     """Why weights probably do not fit."""
+    usual = " ".join(expected)
     for part, cause in CAUSES:
-        if any(part in name for name in unexpected):
+        if part not in usual and any(part in name for name in unexpected):
             return f"probably {cause}"
     if not set(found) - set(unexpected):
         return "probably this is another kind of network"
