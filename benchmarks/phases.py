@@ -96,7 +96,7 @@ def main(task_name: str = "digits", method: str = "step-distillation") -> None:
         "denoising",
         task,
         {"data": task.split.train},
-        network.training.batch_size if network else task.spec.batch_size,
+        network.training.batch_size if network and network.training else task.spec.batch_size,
     )
     distilling = trainer_of(
         method, task, {"trajectory": store, "data": task.split.train}, task.spec.batch_size

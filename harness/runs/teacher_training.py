@@ -46,13 +46,14 @@ def train_networks(
 ) -> list[Made]:
     """Trains the feature network, then the teacher; scans guidance; writes weights and cards.
 
-    An interrupted call resumes. Networks that the task borrows from another are not trained.
+    An interrupted call resumes. Networks that the task borrows or has from others are not trained,
+    nor those that it has while another one is missing.
 
     Returns:
         The written files.
     """
-    made = []
-    for part in _own(task):
+    made, own = [], _own(task)
+    for part in [part for part in own if task.trained(part).sha256 is None] or own:
         weights, name, method = task.trained(part), *_METHODS[part]
         path = folder / Path(weights.file).name
         network = _train(name, method, weights, task, folder / part, device, report)
@@ -70,10 +71,18 @@ _METHODS: dict[Part, tuple[str, type[Method]]] = {
 
 
 def _own(task: Task) -> list[Part]:
-    """The networks that a task does not borrow. Raises UsageError if it borrows all."""
-    if own := [part for part in _METHODS if not borrows(task, part)]:
-        return own
-    raise UsageError(f"task {task.spec.name} has the networks of {task.spec.like}: name that one")
+    """The networks that are trained for a task: neither borrowed nor from others.
+
+    Raises UsageError if there is none.
+    """
+    own: list[Part] = [part for part in _METHODS if not borrows(task, part)]
+    if not own:
+        raise UsageError(
+            f"task {task.spec.name} has the networks of {task.spec.like}: name that one"
+        )
+    if trained := [part for part in own if task.trained(part).training is not None]:
+        return trained
+    raise UsageError(f"the {' and '.join(own)} of task {task.spec.name} are not trained here")
 
 
 def _quality(part: Part, task: Task, device: torch.device, report: Report) -> dict[str, Any]:
@@ -95,6 +104,7 @@ def _train(
 ) -> nn.Module:
     """The averaged network of a method that learns from real images."""
     training = weights.training
+    assert training is not None
     with keyed_initialisation(training.seed, name):
         method = cls(
             cls.Config(**training.options), None, task, task.trajectory_steps, training.steps
@@ -128,7 +138,7 @@ def _finish(path: Path, weights: Weights, task: Task, quality: dict[str, Any]) -
         "command": f"harness teacher train --task {task.spec.name}",
         "sha256": sha256,
         "format": "fp16 safetensors of the averaged weights",
-        "training": weights.training.model_dump(mode="json"),
+        "training": weights.model_dump(mode="json")["training"],
         "data": {
             **task.spec.data.model_dump(mode="json"),
             "images": len(task.split.train),

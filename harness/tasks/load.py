@@ -30,21 +30,35 @@ def load_task(name: str) -> Task:
         if path.parent == task.FOLDER:
             raise unknown("task", name, task_names())
         raise UsageError(f"there is no task file {path}")
-    try:
-        spec = TaskSpec.model_validate(_read(path))
-    except ValidationError as error:
-        raise UsageError(f"task file {path} is broken: {' '.join(str(error).split())}") from error
+    spec = spec_of(read_task(path), path)
     return MixtureTask(spec, path.parent) if spec.mixture else Task(spec, path.parent)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def spec_of(content: dict[str, Any], path: Path) -> TaskSpec:
+    """A task's typed content. Raises UsageError if it is broken."""
+    try:
+        return TaskSpec.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(
+            ": ".join(filter(None, [".".join(map(str, each["loc"])), _plain(each["msg"])]))
+            for each in error.errors()
+        )
+        raise UsageError(f"task file {path} is broken: {problems}") from error
+
+
+def _plain(message: str) -> str:
+    """A message of pydantic without its prefix."""
+    return message.removeprefix("Value error, ")
+
+
+def read_task(path: Path) -> dict[str, Any]:
     """The content of a task's file.
 
     With `like`, fields that are missing come from the other task, except its tuned defaults.
     """
     content = read_yaml(path)
     return (
-        {**_read(task.FOLDER / f"{content['like']}.yaml"), "defaults": {}, **content}
+        {**read_task(task.FOLDER / f"{content['like']}.yaml"), "defaults": {}, **content}
         if "like" in content
         else content
     )

@@ -34,13 +34,20 @@ class Training(_Spec):
 
 
 class Weights(_Spec):
-    """A shipped file of weights; its card (`.yaml`) lies beside it."""
+    """A file of weights; the card (`.yaml`) of one that was trained here lies beside it."""
 
     file: str
-    """Path of the safetensors file, relative to the folder of the tasks."""
-    sha256: str
-    """SHA-256 of the file."""
-    training: Training
+    """Path of the safetensors file, relative to the folder of the task."""
+    sha256: str | None = None
+    """SHA-256 of the file; none until `harness teacher train` has made it."""
+    training: Training | None = None
+    """How it was trained here; none if it comes from others."""
+
+    @model_validator(mode="after")
+    def _made_or_makeable(self) -> Weights:
+        if self.sha256 is None and self.training is None:
+            raise ValueError(f"{self.file} has neither sha256 nor training: give one of them")
+        return self
 
 
 class Guidance(_Spec):
@@ -134,9 +141,9 @@ class TaskSpec(_Spec):
     """A shipped task, which supplies the fields that this file leaves out."""
     summary: str
     data: DataSpec
-    network: dict[str, int]
-    """Constructor arguments of the teacher's DiT, with `text_width` for prompts or `num_classes`
-    for labels."""
+    network: dict[str, Any]
+    """The teacher's network: arguments of our DiT, in which `size: DiT-XL/2` stands for depth,
+    width, heads and patch; or `backbone: diffusers` with `class` and `config`."""
     schedule: str
     prediction_type: Literal["eps", "x_0", "v"]
     teacher: Weights | None
@@ -170,6 +177,27 @@ class TaskSpec(_Spec):
                     f"prediction_type is eps, but under schedule {self.schedule} "
                     "nothing of x_0 is left at t = 1: give v"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _network_fits_data(self) -> TaskSpec:
+        """The network has the data's channels, size and classes."""
+        channels, height, width = self.data.shape
+        sizes = self.network.get("config", self.network)
+        side = sizes.get("image_size", sizes.get("sample_size", height))
+        found = [
+            sizes.get("in_channels", channels),
+            *(side if isinstance(side, list) else [side] * 2),
+        ]
+        if found != [channels, height, width]:
+            raise ValueError(
+                f"network is for {found}, but data.shape is {[channels, height, width]}"
+            )
+        classes = sizes.get("num_classes", sizes.get("num_embeds_ada_norm", self.data.num_classes))
+        if self.prompts is None and classes not in (0, self.data.num_classes):
+            raise ValueError(
+                f"network has {classes} classes, but data.num_classes is {self.data.num_classes}"
+            )
         return self
 
     @model_validator(mode="after")

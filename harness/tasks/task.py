@@ -23,6 +23,7 @@ from harness.errors import UsageError
 from harness.files import digest, read_tensors, tensors_digest
 from harness.networks.classifier import Classifier
 from harness.networks.dit import DiT
+from harness.networks.fit import load_into
 from harness.solvers import Noise
 from harness.tasks.spec import Part, PromptSpec, TaskSpec, Weights
 
@@ -108,7 +109,7 @@ class Task:
         """
         with keyed_initialisation(0, "overwritten by what is loaded"):
             network = DiT(**self.network_options)
-        network.load_state_dict(self._weights(self.trained("teacher")))
+        self._load(network, "teacher")
         return self.guided(network.requires_grad_(False).eval().to(device))
 
     def guided(self, network: nn.Module) -> Guided:
@@ -123,7 +124,7 @@ class Task:
         """
         with keyed_initialisation(0, "overwritten by what is loaded"):
             network = Classifier(self.shape, self.num_classes)
-        network.load_state_dict(self._weights(self.trained("features")))
+        self._load(network, "features")
         return network.requires_grad_(False).eval().to(device)
 
     def trained(self, part: Part) -> Weights:
@@ -136,16 +137,35 @@ class Task:
     @property
     def teacher_hash(self) -> str:
         """SHA-256 of the teacher's weights file."""
-        return self.trained("teacher").sha256
+        return self.made("teacher")
+
+    def made(self, part: Part) -> str:
+        """SHA-256 of a trained network. Raises UsageError if it is still to be trained."""
+        if (sha256 := self.trained(part).sha256) is None:
+            raise UsageError(
+                f"task {self.spec.name} has no {part} yet: harness teacher train --task FILE.yaml "
+                "makes it and puts its sha256 into the file"
+            )
+        return sha256
 
     def path(self, weights: Weights | PromptSpec) -> Path:
         """The path of a shipped file of weights; its card has the same name with `.yaml`."""
-        own = (self.folder or FOLDER) / weights.file
-        return own if own.is_file() else FOLDER / weights.file
+        own, shipped = (self.folder or FOLDER) / weights.file, FOLDER / weights.file
+        return shipped if shipped.is_file() and not own.is_file() else own
 
-    def _weights(self, weights: Weights) -> dict[str, Tensor]:
-        state = read_tensors(self.path(weights), weights.sha256)
-        return {name: tensor.float() for name, tensor in state.items()}
+    def _load(self, network: nn.Module, part: Part) -> None:
+        """Loads a trained network, in float32.
+
+        Raises UsageError if the file is missing, was changed, or does not fit.
+        """
+        sha256, path = self.made(part), self.path(self.trained(part))
+        if not path.is_file():
+            raise UsageError(
+                f"task {self.spec.name} has no file {path} for its {part}: put it there, or change "
+                f"{part}.file in the task"
+            )
+        state = {name: tensor.float() for name, tensor in read_tensors(path, sha256).items()}
+        load_into(network, state, f"{part} of task {self.spec.name} ({path})")
 
     @property
     def recipe(self) -> Recipe:
@@ -208,7 +228,7 @@ class Task:
         """SHA-256 of everything on which a run's numbers rest."""
         found = {
             "teacher": self.teacher_hash,
-            "features": self.trained("features").sha256,
+            "features": self.made("features"),
             "reference": self.reference_hash,
         }
         return found | ({"conditions": self.spec.prompts.sha256} if self.spec.prompts else {})

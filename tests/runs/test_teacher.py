@@ -216,7 +216,7 @@ def test_changed_weights_are_refused_by_their_sha256(which: str, carded: Task) -
 
 def test_missing_weights_are_told(carded: Task) -> None:
     carded.path(carded.spec.teacher).unlink()
-    with pytest.raises(UsageError, match=r"there is no file .*teacher\.safetensors"):
+    with pytest.raises(UsageError, match=r"no file .*teacher\.safetensors for its teacher"):
         verify(carded, CPU)
 
 

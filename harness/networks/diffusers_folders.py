@@ -1,0 +1,175 @@
+"""Transformers in the folders of diffusers: config.json, and weights that fit it exactly.
+
+A folder is a pipeline's, with `model_index.json` and `transformer/`, or a transformer's own. A name
+such as `facebook/DiT-XL-2-256` is downloaded from the hub, or found in its cache.
+
+diffusers' DiT is not the official one: its time frequencies and an epsilon differ, by 61 % of the
+output at t = 999. So such weights stay a network of diffusers and are not renamed to our DiT's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import UsageError, unknown
+from harness.files import read_tensors
+from harness.networks.checkpoint_files import load_pickled
+
+KINDS = {
+    "DiTTransformer2DModel": ("vp", "eps"),
+    "PixArtTransformer2DModel": ("vp", "eps"),
+    "SD3Transformer2DModel": ("flow", "v"),
+}
+"""Schedule and prediction type of a class, as its authors trained it."""
+WEIGHTS = "diffusion_pytorch_model"
+"""diffusers' name of a file of weights, without its suffix."""
+DOWNLOADED = ("model_index.json", "config.json", f"{WEIGHTS}*", "transformer/*", "scheduler/*")
+PACKAGE = "pip install 'distillation-harness[diffusers]'"
+
+
+def hub_folder(name: str) -> Path:
+    """The local copy of a repository on the hub; it is downloaded if it is not cached.
+
+    Raises UsageError if it is neither cached nor reachable.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(DOWNLOADED)))
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise UsageError(
+            f"{name} is neither a file nor a folder here, nor in the cache of the hub, "
+            "and the hub cannot be reached: give a local file or folder"
+        ) from error
+    except HfHubHTTPError as error:
+        raise UsageError(f"the hub has no {name} for you: {str(error).splitlines()[0]}") from error
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether a source has the form of a repository's name, `owner/name`."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None
+
+
+def transformer_folder(folder: Path) -> Path:
+    """The transformer of a pipeline's folder, or the folder itself.
+
+    Raises UsageError if there is no config.json.
+    """
+    own = folder / "transformer" if (folder / "model_index.json").is_file() else folder
+    if not (own / "config.json").is_file():
+        raise UsageError(
+            f"{own} has no config.json: give a folder that save_pretrained of diffusers wrote"
+        )
+    return own
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`{backbone: diffusers, class, config}` of a transformer's folder, as a task's `network`.
+
+    A DiT has `source: diffusers` beside, which names the rule of its time frequencies.
+
+    Raises UsageError for a class that is not supported, and for options that diffusers ignores.
+    """
+    content = _json(folder / "config.json")
+    name = str(content.get("_class_name"))
+    legacy = name == "Transformer2DModel" and content.get("norm_type") == "ada_norm_zero"
+    name = "DiTTransformer2DModel" if legacy else name
+    if name not in KINDS:
+        raise unknown("class of diffusers", name, KINDS, str(folder / "config.json"))
+    options = {key: value for key, value in content.items() if not key.startswith("_")}
+    known = set(inspect.signature(_class(name).__init__).parameters)
+    idle = _defaults("Transformer2DModel") if legacy else {}
+    strange = [key for key in options if key not in known and options[key] != idle.get(key)]
+    if strange:
+        raise UsageError(
+            f"{folder / 'config.json'} has {', '.join(strange[:5])}, which {name} of the installed "
+            "diffusers does not know: install the version that wrote it"
+        )
+    config = {key: value for key, value in options.items() if key in known}
+    source = {"source": "diffusers"} if name == "DiTTransformer2DModel" else {}
+    return {"backbone": "diffusers", "class": name, **source, "config": config}
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a transformer's folder, from all its shards.
+
+    Raises UsageError if files are missing or broken.
+    """
+    index = folder / f"{WEIGHTS}.safetensors.index.json"
+    whole, pickled = folder / f"{WEIGHTS}.safetensors", folder / f"{WEIGHTS}.bin"
+    if index.is_file():
+        shards = [folder / name for name in sorted(set(_json(index)["weight_map"].values()))]
+        return {name: v for shard in shards for name, v in read_tensors(shard).items()}
+    if whole.is_file() or pickled.is_file():
+        return read_tensors(whole) if whole.is_file() else load_pickled(pickled)
+    raise UsageError(
+        f"{folder} has no {WEIGHTS}.safetensors; its files: "
+        f"{', '.join(sorted(path.name for path in folder.iterdir()))}"
+    )
+
+
+def skeleton(network: dict[str, Any]) -> nn.Module:
+    """The transformer of a config on the meta device, for names and shapes."""
+    with torch.device("meta"):
+        return _class(network["class"]).from_config(network["config"])
+
+
+def trained_as(folder: Path, name: str) -> tuple[str, str]:
+    """Schedule and prediction type of a folder: its scheduler's, or those of the class.
+
+    Raises UsageError for a scheduler that is not DDPM's linear one or rectified flow's.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        return KINDS[name]
+    config = _json(path)
+    if str(config.get("_class_name", "")).startswith("FlowMatch"):
+        return "flow", "v"
+    needed = {
+        "beta_schedule": "linear",
+        "beta_start": 0.0001,
+        "beta_end": 0.02,
+        "num_train_timesteps": 1000,
+    }
+    for key, value in needed.items():
+        if config.get(key, value) != value:
+            raise UsageError(
+                f"{path} has {key} {config[key]}, but the schedule vp has {value}: "
+                "this teacher's schedule is not known"
+            )
+    types = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
+    said = config.get("prediction_type", "epsilon")
+    if said not in types:
+        raise unknown("prediction_type", said, types, str(path))
+    return "vp", types[said]
+
+
+def _class(name: str) -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise UsageError(f"a teacher of diffusers needs that package: {PACKAGE}") from error
+    return getattr(diffusers, name)
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    parameters = inspect.signature(_class(name).__init__).parameters
+    return {key: parameter.default for key, parameter in parameters.items()}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not a readable JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} must hold a mapping from names to values")
+    return content

@@ -1,0 +1,72 @@
+"""Puts networks into a task's file: a teacher from others, or what was just trained for it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UsageError
+from harness.networks.checkpoints import Teacher, write_teacher
+from harness.tasks.edit import set_entries
+from harness.tasks.load import read_task, spec_of
+from harness.tasks.spec import Part
+
+UNKNOWN = "0" * 64
+"""A SHA-256 while the file is not yet written."""
+
+
+def teacher_entries(teacher: Teacher, file: str, sha256: str) -> dict[str, Any]:
+    """The entries of a task that describe a teacher from others."""
+    return {
+        "network": teacher.network,
+        "schedule": teacher.schedule,
+        "prediction_type": teacher.prediction_type,
+        "teacher": {"file": file, "sha256": sha256},
+    }
+
+
+def adopt_teacher(task_file: Path, teacher: Teacher) -> Path:
+    """Writes a teacher beside a task's file, and its entries into the file.
+
+    Returns:
+        The file of weights.
+
+    Raises:
+        UsageError: if the teacher does not suit the task's data, or if files cannot be written.
+    """
+    content = read_task(task_file)
+    file = weights_file(str(content.get("name", task_file.stem)), "teacher")
+    spec_of({**content, **teacher_entries(teacher, file, UNKNOWN)}, task_file)
+    path = task_file.parent / file
+    set_entries(task_file, teacher_entries(teacher, file, write_teacher(teacher, path)))
+    return path
+
+
+def adopt_trained(task_file: Path, made: Mapping[Part, tuple[Path, str]], **more: Any) -> None:
+    """Copies trained networks and their cards beside a task's file, and sets their hashes in it.
+
+    Args:
+        made: file of weights and SHA-256 by part.
+        more: further entries of the task.
+    """
+    content = read_task(task_file)
+    for part, (path, sha256) in made.items():
+        target = task_file.parent / content[part]["file"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        shutil.copyfile(path.with_suffix(".yaml"), target.with_suffix(".yaml"))
+        more[part] = {**content[part], "sha256": sha256}
+    set_entries(task_file, more)
+
+
+def weights_file(name: str, part: Part) -> str:
+    """Where a task's network lies, relative to the task's file."""
+    return f"weights/{name}-{part}.safetensors"
+
+
+def check_free(path: Path) -> None:
+    """Raises UsageError if a file exists."""
+    if path.exists():
+        raise UsageError(f"{path} exists: move it away, or take another name")
