@@ -135,7 +135,11 @@ def _loaded(folder: Path) -> Any:
     except (ValueError, OSError, RuntimeError) as error:
         raise UsageError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
     # from_pretrained is not strict: it leaves missing weights empty.
-    wrong = [f"{kind.replace('_', ' ')} {sorted(map(str, keys))[:5]}" for kind, keys in info.items() if keys]
+    wrong = [
+        f"{kind.replace('_', ' ')} {', '.join(sorted(map(str, keys))[:5])}"
+        for kind, keys in info.items()
+        if keys
+    ]
     if wrong:
         raise UsageError(f"the weights in {folder} do not fit its config.json: {'; '.join(wrong)}")
     return network

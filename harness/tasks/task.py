@@ -222,18 +222,38 @@ class Task:
             spec.grid,
         )
 
-    def evaluation_inputs(self, noise_set: int) -> tuple[Tensor, Condition]:
+    def evaluation_inputs(
+        self, noise_set: int, rows: slice = slice(None)
+    ) -> tuple[Tensor, Condition]:
         """Noise [N, C, H, W] and conditions [N] that evaluate every run of a purpose.
 
         Sets are disjoint: set k holds sample numbers k N .. (k + 1) N - 1.
+
+        Args:
+            rows: the part of the set that is made.
         """
-        spec = self.spec.evaluation
-        index = torch.arange(noise_set * spec.samples, (noise_set + 1) * spec.samples)
-        keyed = Keyed(self.purpose, spec.seed)
-        x_T = keyed.normal("x_T", index, self.shape)
-        if spec.labels == "drawn":
-            return x_T, self.conditions.drawn(keyed, index)
-        return x_T, self.conditions.balanced(index)
+        index, keyed = self._evaluation_index(noise_set)[rows], self._evaluation_keyed
+        return keyed.normal("x_T", index, self.shape), self._evaluation_conditions(index)
+
+    def evaluation_labels(self, noise_set: int) -> Tensor | None:
+        """The class labels of `evaluation_inputs`, [N]; None where prompts condition samples."""
+        if self.conditions.table is not None:
+            return None
+        return self._evaluation_conditions(self._evaluation_index(noise_set)).labels
+
+    def _evaluation_conditions(self, index: Tensor) -> Condition:
+        """The conditions of samples: balanced, or drawn uniformly."""
+        if self.spec.evaluation.labels == "drawn":
+            return self.conditions.drawn(self._evaluation_keyed, index)
+        return self.conditions.balanced(index)
+
+    def _evaluation_index(self, noise_set: int) -> Tensor:
+        count = self.spec.evaluation.samples
+        return torch.arange(noise_set * count, (noise_set + 1) * count)
+
+    @property
+    def _evaluation_keyed(self) -> Keyed:
+        return Keyed(self.purpose, self.spec.evaluation.seed)
 
     def ode_map(self, noise_set: int) -> Tensor:
         """End points of the exact ODE from a noise set's noise, float64 [N, C, H, W].
@@ -248,9 +268,8 @@ class Task:
         Args:
             rows: the rows of `evaluation_inputs` that are sampled.
         """
-        spec = self.spec.evaluation
-        index = torch.arange(noise_set * spec.samples, (noise_set + 1) * spec.samples)[rows]
-        return lambda name: Keyed(self.purpose, spec.seed).normal(name, index, self.shape)
+        index, keyed = self._evaluation_index(noise_set)[rows], self._evaluation_keyed
+        return lambda name: keyed.normal(name, index, self.shape)
 
     @cached_property
     def digest(self) -> str:
