@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import platformdirs
+import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.errors import UsageError
+
+LARGE = 2**28
+"""Bytes from which a set of samples lies in a file instead of memory."""
 
 
 def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
@@ -134,6 +140,27 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} was changed since it was written; delete {path.parent} and it is made again"
         )
     return tensors
+
+
+def room_for(shape: Sequence[int]) -> Tensor:
+    """An empty float32 tensor; a large one is mapped to a file that ends with the process.
+
+    So a set of many images does not have to fit into memory.
+    """
+    count = math.prod(shape)
+    if 4 * count < LARGE:
+        return torch.empty(shape)
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.truncate(4 * count)
+            return torch.from_file(file.name, True, count, dtype=torch.float32).view(*shape)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {4 * count / 1e9:.1f} GB below {folder}: {error.strerror}; "
+            "set HARNESS_CACHE to another folder"
+        ) from error
 
 
 def file_hash(path: Path) -> str:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @click.option(
     "--samples",
     type=click.Path(path_type=Path),
-    help="File .npz: arr_0, images, uint8 [n, H, W, C]; arr_1, labels, if known.",
+    help="File .npz: arr_0, images, uint8 [n, H, W, C]; arr_1, labels, if known. "
+    "Or a folder of PNG, with a subfolder for each class if labels are known.",
 )
 @click.option(
     "--student",
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     "--callable",
     "function",
     metavar="MODULE:FUNCTION",
-    help="Function from noise [B, C, H, W] and labels [B] to samples.",
+    help="Function from noise [B, C, H, W] and labels [B] to samples; "
+    "the current directory is on the import path.",
 )
 @click.option(
     "--method",
@@ -52,6 +54,11 @@ if TYPE_CHECKING:
 )
 @click.option("--name", help="Name in tables [default: that of the file or function].")
 @click.option("--stated", default="", help="What its training cost, as its author states it.")
+@click.option(
+    "--save-samples",
+    type=click.Choice(["npz", "png"]),
+    help="Also write the samples for other evaluators: an .npz file, or PNG by class.",
+)
 @common(results=True, device=True)
 def evaluate_command(
     samples: Path | None,
@@ -62,6 +69,7 @@ def evaluate_command(
     num_steps: int,
     name: str | None,
     stated: str,
+    save_samples: str | None,
     as_json: bool,
     results: Path,
     device: str,
@@ -74,22 +82,24 @@ def evaluate_command(
     from harness.cli.console import Display
     from harness.runs.config import parse_config
     from harness.runs.external import Outside, evaluate_callable, evaluate_samples, evaluate_student
+    from harness.runs.saving import check_form
     from harness.tasks import load_task
 
     outside = Outside(name or Path(source.replace(":", ".")).stem, num_steps, stated)
-    where = chosen_device(device)
+    where, chosen = chosen_device(device), load_task(task)
+    save = check_form(save_samples, chosen)
     with Display(Console(stderr=True)) as display:
         if samples is not None:
-            record = evaluate_samples(samples, outside, load_task(task), results, where, display)
+            record = evaluate_samples(samples, outside, chosen, results, where, save)
         elif function is not None:
-            record = evaluate_callable(function, outside, load_task(task), results, where, display)
+            record = evaluate_callable(function, outside, chosen, results, where, display, save)
         elif student is not None:
-            chosen = {key: value for key, value in options.items() if value is not None}
+            given = {key: value for key, value in options.items() if value is not None}
             config = parse_config(
-                {"method": method, "task": task, "num_steps": num_steps, "options": chosen}
+                {"method": method, "task": task, "num_steps": num_steps, "options": given}
             )
-            record = evaluate_student(student, config, outside, results, where, display)
-    warn_of_size(record, task, load_task(task).spec.evaluation.samples)
+            record = evaluate_student(student, config, outside, results, where, display, save)
+    warn_of_size(record, task, chosen.spec.evaluation.samples)
     print_record(record, results, as_json)
 
 
@@ -127,7 +137,7 @@ def warn_of_size(record: Record, task: str, expected: int) -> None:
     if n != expected:
         click.echo(
             f"harness: these are {n} samples, but rows of {task} have {expected}: "
-            "a report refuses to mix them",
+            "a report shows them in a section of their own",
             err=True,
         )
 

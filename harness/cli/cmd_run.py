@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from harness.runs.preview import Preview
     from harness.runs.resolve import Resolved
+    from harness.runs.saving import Form
 
 RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", "options")]
 
@@ -49,6 +50,11 @@ RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", 
     help="KEY=VALUE for a field of the run or an option of the method.",
     metavar="KEY=VALUE",
 )
+@click.option(
+    "--save-samples",
+    type=click.Choice(["npz", "png"]),
+    help="Also write the samples for other evaluators: an .npz file, or PNG by class.",
+)
 @click.option("--reuse", is_flag=True, help="Take a finished record that other code made.")
 @click.option(
     "--dry-run",
@@ -62,6 +68,7 @@ def run_command(
     method: str | None,
     config: str | None,
     assignments: tuple[str, ...],
+    save_samples: str | None,
     reuse: bool,
     dry_run: bool,
     as_json: bool,
@@ -85,7 +92,10 @@ def run_command(
 
         show_preview(preview(resolved, results, where, reuse), as_json)
         return
-    execute(resolved, results, where, reuse, as_json)
+    from harness.runs.saving import check_form
+
+    form = check_form(save_samples, resolved.task)
+    execute(resolved, results, where, reuse, as_json, form)
 
 
 for _option in field_options(RunConfig, RUN_FIELDS):
@@ -127,7 +137,12 @@ def run_values(
 
 
 def execute(
-    resolved: Resolved, results: Path, device: torch.device, reuse: bool, as_json: bool
+    resolved: Resolved,
+    results: Path,
+    device: torch.device,
+    reuse: bool,
+    as_json: bool,
+    save: Form | None = None,
 ) -> None:
     """Runs and prints the row; before a new run it prints an estimate of the time."""
     from rich.console import Console
@@ -141,7 +156,7 @@ def execute(
         with suppress(Exception):  # the run itself meets the same error, and records it
             click.echo(estimate_text(preview(resolved, results, device, reuse)), err=True)
     with Display(Console(stderr=True)) as display:
-        record, reference = run(resolved, results, device, display, reuse)
+        record, reference = run(resolved, results, device, display, reuse, save)
     if as_json:
         click.echo(record.model_dump_json(indent=1))
         return

@@ -14,7 +14,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from harness.errors import UsageError
-from harness.files import cache_folder, digest, map_tensors, write_mapped
+from harness.files import LARGE, cache_folder, digest, map_tensors, write_mapped
 
 
 @contextmanager
@@ -54,7 +54,9 @@ def cached_tensors(
         with locked_folder(folder):
             if not path.exists():
                 write_mapped(path, compute())
-    return {name: tensor.clone() for name, tensor in map_tensors(path).items()}
+    # A large tensor stays in its file.
+    found = map_tensors(path)
+    return {name: x if x.nbytes >= LARGE else x.clone() for name, x in found.items()}
 
 
 def cached_samples(key: dict[str, Any], compute: Callable[[], Tensor]) -> Tensor:

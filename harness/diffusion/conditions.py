@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from harness.diffusion.randomness import Keyed
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -98,6 +100,10 @@ class Conditions:
     def balanced(self, index: Tensor) -> Condition:
         """Condition i mod `count` for sample i; a multiple of `count` samples is balanced."""
         return self.of(index % self.count)
+
+    def drawn(self, keyed: Keyed, index: Tensor) -> Condition:
+        """A condition for each sample, uniform over all `count`."""
+        return self.of((keyed.uniform("labels", index) * self.count).long())
 
     @property
     def null(self) -> Condition:

@@ -11,24 +11,31 @@ file of samples each get their own metrics. `KNOWN` lists all inputs. The built-
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.metrics.manifold import density_coverage, precision_recall
+from harness.metrics.manifold import density_coverage, half_distances, precision_recall
+from harness.metrics.moments import Pair
 from harness.registry import Registry, registry_of
 
 Direction = Literal["lower", "higher", "none"]
+NEITHER = (math.nan, math.nan)
 
 KNOWN = {
     "images": "the samples, [n, C, H, W] in [-1, 1]",
     "real": "the reference images and their labels where samples are images, an `ImageSet`",
     "labels": "the labels that the samples were made for, [n]",
     "features": "samples and reference in the task's feature network, `Features`",
+    "logits": "the logits of the task's own classifier for the samples, float64 [n, classes]",
+    "spatial": "moments of Inception's spatial features of samples and reference, `Pair` each",
+    "split_score": "the Inception score, averaged over contiguous parts of the samples",
     "kid_subset_size": "the task's, at most the number of samples, held-out and reference images",
     "floor_n": "the number of held-out images that the floor rests on, at most n",
     "teacher_samples": "the teacher's output from the same noise, [n, C, H, W]",
@@ -47,25 +54,42 @@ class Features:
     """Features of samples and of real images in one feature network.
 
     Attributes:
-        generated, logits: features and logits of the samples, float64 [n, d] and [n, classes].
-        real: features of the reference, float64 [m, d].
+        generated, real: features of samples and reference, float64 [n, d] and [m, d], or None where
+            only moments are known.
+        moments, real_moments: their means [d] and covariances [d, d], float64.
         neighbours: number of the reference's first features that have neighbourhoods; None is all.
+        half: whether precision and recall round distances as ADM's evaluator does.
     """
 
-    generated: Tensor
-    logits: Tensor
-    real: Tensor
+    generated: Tensor | None
+    real: Tensor | None
+    moments: Pair
+    real_moments: Pair
     neighbours: int | None = None
+    half: bool = False
+
+    @property
+    def both(self) -> tuple[Tensor, Tensor] | None:
+        """Features of samples and of the reference, or None where one is missing."""
+        if self.generated is None or self.real is None:
+            return None
+        return self.generated, self.real
+
+    @property
+    def near(self) -> tuple[Tensor, Tensor] | None:
+        """The same with the part of the reference that has neighbourhoods."""
+        return self.both and (self.both[0], self.both[1][: self.neighbours])
 
     @cached_property
     def precision_recall(self) -> tuple[float, float]:
         """Improved precision and recall, which share their distances."""
-        return precision_recall(self.generated, self.real[: self.neighbours])
+        distances = half_distances if self.half else torch.cdist
+        return precision_recall(*self.near, distances=distances) if self.near else NEITHER
 
     @cached_property
     def density_coverage(self) -> tuple[float, float]:
         """Density and coverage, which share their distances."""
-        return density_coverage(self.generated, self.real[: self.neighbours])
+        return density_coverage(*self.near) if self.near else NEITHER
 
 
 @dataclass(frozen=True)
@@ -74,13 +98,11 @@ class SampledMap:
 
     Attributes:
         sample: differentiable map from noise [n, C, H, W] and conditions to samples [n, C, H, W].
-        x_T: the noise, [n, C, H, W].
-        cond: the conditions of the n samples.
+        first: the noise [count, C, H, W] and the conditions of the first samples.
     """
 
     sample: Callable[[Tensor, Condition], Tensor]
-    x_T: Tensor
-    cond: Condition
+    first: Callable[[int], tuple[Tensor, Condition]]
 
 
 @dataclass(frozen=True)

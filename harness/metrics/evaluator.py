@@ -7,54 +7,31 @@ after the same rounding to 8 bits. All of these belong to a metric's identity.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.data.cache import cached_samples, cached_tensors
+from harness.data.cache import cached_tensors
 from harness.data.images import to_uint8
+from harness.data.pictures import Pictures
+from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import Keyed
 from harness.errors import RunFailed, UsageError
 from harness.files import tensors_digest
 from harness.metrics import METRICS
-from harness.metrics.base import Features, SampledMap, SampleMetric
+from harness.metrics.base import SampledMap, SampleMetric
 from harness.metrics.caveats import singular_covariance
 from harness.metrics.extractors import Extractor
-from harness.metrics.features import classify
-from harness.metrics.fidelity import KID_SUBSETS
+from harness.metrics.identities import identity, numeric_mode
+from harness.metrics.pixels import Pixels
 from harness.metrics.sampling import Sampler
+from harness.metrics.spaces import FEW, PublishedSpace, in_parts, reference_file, space_of
 from harness.provenance import code_digest
 from harness.records import Metric
 from harness.tasks import Task
-
-FEW = 10_000
-"""Sets of fewer images bypass the cache: computing their features is faster than reading them."""
-
-
-def metrics_of(task: Task) -> dict[str, SampleMetric]:
-    """The metrics that a task's runs can have, by name, without those of extra feature networks."""
-    known = {"images", "labels", "kid_subset_size", "teacher_samples", "sampled_map"}
-    known |= {"mixture", "ode_map"} if task.mixture else {"features", "real", "floor_n"}
-    found: dict[str, Any] = {name: METRICS[name] for name in METRICS.names()}
-    return {name: metric for name, metric in found.items() if set(metric.needs) <= known}
-
-
-def milestone_metrics(task: Task) -> list[str]:
-    """The metrics that are measured during a task's training."""
-    return [name for name, metric in metrics_of(task).items() if metric.milestone]
-
-
-def numeric_mode(device: torch.device) -> dict[str, Any]:
-    """The part of a metric's identity that names the arithmetic of a device.
-
-    Its kind, and whether TF32 rounds the products of matrices or of convolutions.
-    """
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
-    tf32 = device.type == "cuda" and any(backend.allow_tf32 for backend in backends)
-    return {"device": device.type, "tf32": tf32}
 
 
 class Evaluator:
@@ -65,7 +42,7 @@ class Evaluator:
         device: where features are computed.
         extra: feature networks of the literature, each of which adds a Frechet distance.
 
-    Raises UsageError for extra feature networks where samples are no images.
+    Raises UsageError for extra feature networks where samples are no images, and as `space_of`.
     """
 
     def __init__(
@@ -81,72 +58,102 @@ class Evaluator:
                 f"but samples of task {task.spec.name} are none: leave it out"
             )
         self.task, self.reference_samples, self.device = task, reference_samples, device
-        self.classifier = None if task.mixture else task.classifier(device)
-        self.reference = self._reference_features()
+        self.space = space_of(task, device)
+        # Computed before anything is trained, so that what is missing is found at once.
+        self.reference = self.space.reference if self.space else None
         self.ode_map = cache(task.ode_map)
-        self.extra = [(extractor, extractor(task.split.train.images)) for extractor in extra]
+        self.pixels = Pixels(task, device) if extra else None
+        self.extra = [
+            (extractor, extractor.of_pictures(self._reference_pictures(extractor)))
+            for extractor in extra
+        ]
 
-    def _reference_features(self) -> Tensor:
-        """Features of the training images, float64 [m, d], kept in the cache if there are many."""
-        if self.classifier is None:
-            return torch.empty(0)
-        classifier, images = self.classifier, self.task.split.train.images
-        if len(images) < FEW:
-            return classify(classifier, images)[0]
-        key = {**self.task.hashes, "device": self.device.type, "code": code_digest("metrics")}
-        return cached_samples(key, lambda: classify(classifier, images)[0])
+    def _reference_pictures(self, extractor: Extractor) -> Iterable[Tensor]:
+        """The reference images, uint8 [B, C, H, W] each. Raises UsageError if there are none."""
+        file = reference_file(self.task)
+        if file and file.pictures is None:
+            raise UsageError(f"extra_features need reference images, but {file.path} has none")
+        if file and file.pictures:
+            return file.pictures.batches(extractor.at_once)
+        return self._pictures(in_parts(self.task.split.train), extractor)
+
+    def _pictures(self, parts: Iterable[Tensor], extractor: Extractor) -> Iterable[Tensor]:
+        """Samples as pictures, uint8 [B, C, H, W] each."""
+        assert self.pixels is not None
+        for part in parts:
+            yield from self.pixels.batches(part, extractor.at_once)
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether held-out real samples stand beside the reference."""
+        if self.task.spec.evaluation.reference_npz or self.task.spec.features is None:
+            return self.task.mixture is not None
+        return len(self.task.split.held_out) > 1
 
     @property
     def kid_subset_size(self) -> int:
         """Images in a subset of KID, the same for samples and for the floor."""
-        spec, split = self.task.spec.evaluation, self.task.split
-        return min(spec.kid_subset_size, spec.samples, len(split.held_out), len(split.train))
+        spec = self.task.spec.evaluation
+        sizes = [spec.kid_subset_size, spec.samples]
+        if self.has_floor:
+            sizes.append(len(self.task.split.held_out))
+        if self.task.mixture:
+            sizes.append(len(self.task.split.train))
+        elif self.space and self.space.reference_size:
+            sizes.append(self.space.reference_size)
+        return min(sizes)
 
     def floor_n(self, n: int) -> int:
         """Number of held-out images that the floor beside n samples rests on: n if there are."""
         return min(n, len(self.task.split.held_out))
 
-    def known(self, images: Tensor, labels: Tensor | None) -> dict[str, Any]:
-        """Inputs of metrics that follow from samples [n, C, H, W] alone, by name."""
+    def known(self, images: Tensor, labels: Tensor | None, keep: bool = False) -> dict[str, Any]:
+        """Inputs of metrics that follow from samples [n, C, H, W] alone, by name.
+
+        Args:
+            keep: whether the features of a published network go to the cache.
+        """
         found: dict[str, Any] = {"images": images, "kid_subset_size": self.kid_subset_size}
         if labels is not None:
             found["labels"] = labels
         if self.task.mixture:
             found["mixture"] = self.task.mixture
-        if self.classifier is not None:
-            generated, logits = classify(self.classifier, images)
-            found["real"] = self.task.split.train
-            neighbours = self.task.spec.evaluation.neighbours
-            found["features"] = Features(generated, logits, self.reference, neighbours)
+        if self.space is not None:
+            found |= self.space.of_samples(images, keep)
+        if self.has_floor:
             found["floor_n"] = self.floor_n(len(images))
         return found
 
     def extra_features(self, images: Tensor) -> dict[str, Any]:
         """Features of samples and reference in the extra networks, by the names in `KNOWN`."""
         return {
-            extractor.need: (extractor(images), reference) for extractor, reference in self.extra
+            extractor.need: (extractor.of_pictures(self._pictures([images], extractor)), reference)
+            for extractor, reference in self.extra
         }
 
     def known_of_set(
-        self, images: Tensor, noise_set: int, sampler: Sampler | None = None
+        self, images: Tensor, noise_set: int, sampler: Sampler | None = None, keep: bool = False
     ) -> dict[str, Any]:
         """Inputs of metrics for samples of known noise, by name.
 
         Args:
             images: samples from the first n inputs of the noise set, [n, C, H, W].
             sampler: the sampler that made them, if it is deterministic and differentiable.
+            keep: as in `known`.
         """
-        x_T, cond = self.task.evaluation_inputs(noise_set)
-        n, device = len(images), self.device
-        found = self.known(images, cond[:n].labels)
+        n, labels = len(images), self.task.evaluation_labels(noise_set)
+        found = self.known(images, None if labels is None else labels[:n], keep)
         found["teacher_samples"] = self.reference_samples(noise_set)[:n]
         if self.task.mixture:
             found["ode_map"] = self.ode_map(noise_set)[:n]
         if sampler is not None:
             made = sampler  # for mypy: inside the lambda it is not None
-            found["sampled_map"] = SampledMap(
-                lambda x, c: made(x, c, lambda name: x), x_T[:n].to(device), cond[:n].to(device)
-            )
+
+            def first(count: int) -> tuple[Tensor, Condition]:
+                x_T, cond = self.task.evaluation_inputs(noise_set, slice(min(count, n)))
+                return x_T.to(self.device), cond.to(self.device)
+
+            found["sampled_map"] = SampledMap(lambda x, c: made(x, c, lambda name: x), first)
         return found
 
     def measure(
@@ -171,8 +178,8 @@ class Evaluator:
         for noise_set, images in samples.items():
             if not bool(images.isfinite().all()):
                 raise RunFailed(f"samples of noise set {noise_set} are not finite")
-            known = self.known_of_set(images, noise_set, sampler) | self.extra_features(images)
-            by_set[noise_set] = self.measure(known)
+            known = self.known_of_set(images, noise_set, sampler, keep=True)
+            by_set[noise_set] = self.measure(known | self.extra_features(images))
         n = len(next(iter(samples.values())))
         names = sorted(set.intersection(*map(set, by_set.values())))
         found = {
@@ -181,16 +188,33 @@ class Evaluator:
         }
         return found | self.floors(n)
 
-    def of_file(self, images: Tensor, labels: Tensor | None) -> dict[str, Metric]:
-        """The metrics of samples [n, C, H, W] from unknown noise, with labels [n] if known."""
-        measured, n = self.of_samples(images, labels), len(images)
+    def of_pictures(self, pictures: Pictures) -> dict[str, Metric]:
+        """The metrics of 8-bit pictures from unknown noise.
+
+        Raises UsageError where nothing judges pictures, or where they do not fit.
+        """
+        if self.space is None:
+            raise UsageError(f"task {self.task.spec.name} has nothing that judges pictures")
+        n, labels = len(pictures), pictures.labels
+        found = {"kid_subset_size": self.kid_subset_size, **self.space.of_pictures(pictures)}
+        if labels is not None:
+            found["labels"] = labels
+        if self.has_floor:
+            found["floor_n"] = self.floor_n(n)
+        expected = self.task.picture_shape or self.task.shape
+        size = {} if pictures.shape == expected else {"size": list(pictures.shape)}
+        metrics = {
+            name: self._metric(name, {0: value}, n) for name, value in self.measure(found).items()
+        }
         return {
-            name: self._metric(name, {0: value}, n) for name, value in measured.items()
+            name: metric.model_copy(update={"identity": metric.identity | size})
+            for name, metric in metrics.items()
         } | self.floors(n)
 
     def of_samples(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         """Values of all metrics that need only samples [n, C, H, W] and their labels [n]."""
-        return self.measure(self.known(images, labels) | self.extra_features(images))
+        known = self.known(images, labels, keep=True)
+        return self.measure(known | self.extra_features(images))
 
     def quality(self, images: Tensor) -> dict[str, float]:
         """The milestone metrics of the first samples of noise set 0, [n, C, H, W]."""
@@ -202,6 +226,8 @@ class Evaluator:
         Args:
             n: the number of samples that they stand beside.
         """
+        if not self.has_floor:
+            return {}
         count = self.floor_n(n)
         return {
             f"{name}_floor": self._metric(f"{name}_floor", {0: value}, count)
@@ -221,7 +247,7 @@ class Evaluator:
         def measure() -> dict[str, float]:
             return self.of_samples(images, labels)
 
-        if len(self.reference) < FEW:
+        if self.task.mixture or len(self.task.split.train) < FEW:
             return measure()
         content = {"images": to_uint8(images), "labels": held_out.labels[chosen]}
         key = {
@@ -244,15 +270,16 @@ class Evaluator:
 
     def caveats(self, n: int) -> list[str]:
         """Sentences on metrics of n samples that rest on too few images."""
-        counts = {
-            "samples": n,
-            "held-out images": self.floor_n(n),
-            "reference images": len(self.task.split.train),
-        }
-        found = (
-            singular_covariance(extractor.metric, features.shape[1], counts)
-            for extractor, features in self.extra
-        )
+        counts = {"samples": n}
+        if self.has_floor:
+            counts["held-out images"] = self.floor_n(n)
+        size = self.space.reference_size if self.space else 0
+        if size:
+            counts["reference images"] = size
+        widths = {extractor.metric: features.shape[1] for extractor, features in self.extra}
+        if isinstance(self.space, PublishedSpace):
+            widths["fid"] = len(self.space.reference.moments[0])
+        found = (singular_covariance(name, width, counts) for name, width in widths.items())
         return [sentence for sentence in found if sentence]
 
     def _metric(self, name: str, values: dict[int, float], n: int) -> Metric:
@@ -263,34 +290,7 @@ class Evaluator:
         )
 
     def identity(self, name: str, n: int) -> dict[str, Any]:
-        """A metric's identity: everything that determines the meaning of its number."""
-        spec = self.task.spec
-        library = (
-            "torch-fidelity's Frechet distance on exact moments"
-            if self.task.mixture
-            else "torch-fidelity for fid and kid"
-        )
-        found = {
-            "metric": name,
-            "n": n,
-            "task": spec.name,
-            "task_version": spec.version,
-            **self.task.hashes,
-            "noise_seed": spec.evaluation.seed,
-            "labels": "balanced",
-            "guidance": spec.guidance.model_dump(),
-            "metrics_version": 1,
-            "rounding": "none" if self.task.mixture else "uint8",
-            "library": library,
-            "kid_subset_size": self.kid_subset_size,
-            "kid_subsets": KID_SUBSETS,
-            **numeric_mode(self.device),
-        }
-        if self.task.purpose != "evaluate":
-            found["noise_purpose"] = self.task.purpose
-        if spec.evaluation.neighbours:
-            found["neighbours"] = spec.evaluation.neighbours
-        for extractor, _ in self.extra:
-            if name.removesuffix("_floor") == extractor.metric:
-                found |= {"features": extractor.sha256, "extractor": type(extractor).__name__}
-        return found
+        """A metric's identity; see `harness.metrics.identities.identity`."""
+        extra = [extractor for extractor, _ in self.extra]
+        subset = self.kid_subset_size
+        return identity(self.task, self.space, self.device, name, n, subset, extra)

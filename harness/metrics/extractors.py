@@ -10,14 +10,14 @@ The weights are a local file or a download.
   arXiv 2306.04675). timm resamples the position embedding to 224 pixels with antialiasing; the
   original does not. So compare these numbers with one another, not with published ones.
 
-Images of one channel are repeated to three.
+Images of one channel are repeated to three. A file's SHA-256 is compared before anything reads it.
 """
 
 from __future__ import annotations
 
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 from sys import stderr
@@ -40,20 +40,31 @@ DINOV2 = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 class Extractor(ABC):
     """A network from images to features.
 
+    Args:
+        weights: the file of weights; None downloads it, or finds it in torch's hub folder.
+        sha256: the SHA-256 that the file must have; "" takes any file.
+
     Attributes:
         metric: the name of the Frechet distance on these features.
         need: the parameter through which that metric gets them.
         sha256: SHA-256 of the weights file.
+        at_once: pictures that the network sees at once.
     """
 
     metric: str
     need: str
+    at_once = 64
 
-    def __init__(self, weights: Path | None, device: torch.device):
+    def __init__(self, weights: Path | None, device: torch.device, sha256: str = ""):
         self.path, self.device = self.fetched() if weights is None else weights, device
         if not self.path.is_file():
             raise UsageError(f"there is no file of weights {self.path}")
         self.sha256 = file_hash(self.path)
+        if sha256 and self.sha256 != sha256:
+            raise UsageError(
+                f"{self.path} has SHA-256 {self.sha256}, but {sha256} was expected: "
+                "it is not the file of weights that the task names"
+            )
         try:
             self.network = self.build(self.read()).requires_grad_(False).eval().to(device)
         except (RuntimeError, KeyError) as error:
@@ -76,6 +87,7 @@ class Extractor(ABC):
 
         A hash in the file's name is checked. Raises UsageError if the download fails.
         """
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
         try:
             with redirect_stdout(stderr):
                 torch.hub.load_state_dict_from_url(
@@ -83,9 +95,10 @@ class Extractor(ABC):
                 )
         except (URLError, OSError) as error:
             raise UsageError(
-                f"cannot download {url} ({error}); give a local file as NAME=FILE"
+                f"cannot download {url} ({error}); put the file into {folder}, "
+                "or give a local file as NAME=FILE, or as features.file of a task"
             ) from error
-        return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+        return folder / url.rpartition("/")[2]
 
     @abstractmethod
     def fetched(self) -> Path:
@@ -99,23 +112,31 @@ class Extractor(ABC):
     def features(self, images: Tensor) -> Tensor:
         """Features [n, d] of images [n, 3, H, W], uint8 on the device."""
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Features of images [n, 1 or 3, H, W] in [-1, 1]: float64 [n, d] on the CPU.
+    def parts(self, images: Tensor) -> dict[str, Tensor]:
+        """What the network says of images [n, 3, H, W], uint8 on the device.
 
-        The images are rounded to 8 bits first.
+        Returns:
+            "features" [n, d]; of Inception also "spatial" [n, 2023] and "logits" [n, 1008].
         """
-        rounded = to_uint8(images).expand(-1, 3, -1, -1)
-        return torch.cat(
-            [
-                self.features(part.to(self.device)).double().cpu()
-                for part in rounded.split(batch_size)
-            ]
-        )
+        return {"features": self.features(images)}
+
+    @torch.no_grad()
+    def of_pictures(self, batches: Iterable[Tensor]) -> Tensor:
+        """Features of pictures, uint8 [B, 1 or 3, H, W] each: float64 [n, d] on the CPU."""
+        ready = (batch.expand(-1, 3, -1, -1).to(self.device) for batch in batches)
+        return torch.cat([self.features(batch).double().cpu() for batch in ready])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features of images [n, 1 or 3, H, W] in [-1, 1], rounded to 8 bits: float64 [n, d]."""
+        return self.of_pictures(to_uint8(images).split(self.at_once))
 
 
 class Inception(Extractor):
-    """Inception-v3's 2,048 pooled features."""
+    """Inception-v3's 2,048 pooled features.
+
+    `parts` adds what ADM's evaluator takes (Dhariwal and Nichol 2021, arXiv 2105.05233): spatial
+    features, the first 7 channels of `Mixed_6d.branch1x1` as [17, 17, 7], and logits without bias.
+    """
 
     metric, need = "fid_inception", "inception"
 
@@ -128,11 +149,25 @@ class Inception(Extractor):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         return FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(self.path)
+            "inception-v3-compat",
+            ["2048", "logits_unbiased"],
+            feature_extractor_weights_path=str(self.path),
         )
 
     def features(self, images: Tensor) -> Tensor:
         return self.network(images)[0]
+
+    def parts(self, images: Tensor) -> dict[str, Tensor]:
+        seen: list[Tensor] = []
+        handle = self.network.get_submodule("Mixed_6d.branch1x1").register_forward_hook(
+            # Reference files hold the channel last.
+            lambda module, args, out: seen.append(out[:, :7].permute(0, 2, 3, 1).flatten(1))
+        )
+        try:
+            features, logits = self.network(images)
+        finally:
+            handle.remove()
+        return {"features": features, "logits": logits, "spatial": seen[0]}
 
 
 class CleanInception(Inception):
@@ -199,6 +234,6 @@ class DINOv2(Extractor):
         return self.network((x - mean) / std)
 
 
-EXTRACTORS: dict[str, Callable[[Path | None, torch.device], Extractor]] = {
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "inception": Inception, "inception-clean": CleanInception, "dinov2": DINOv2,
 }  # fmt: skip

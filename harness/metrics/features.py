@@ -1,6 +1,8 @@
-"""Feature networks: from 8-bit images to features and logits."""
+"""The task's own feature network: from 8-bit images, or latents, to features and logits."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,20 +13,25 @@ from harness.networks.classifier import Classifier
 
 @torch.no_grad()
 def classify(
-    classifier: Classifier, images: Tensor, batch_size: int = 100
+    classifier: Classifier,
+    images: Tensor,
+    batch_size: int = 100,
+    rounded: Callable[[Tensor], Tensor] | None = to_uint8,
 ) -> tuple[Tensor, Tensor]:
     """Features and logits of images, which are rounded to 8 bits first.
 
     Args:
-        images: [n, C, H, W] in [-1, 1].
+        images: [n, C, H, W] in [-1, 1], or latents.
+        rounded: the formula of 8 bits; None leaves the numbers as they are.
 
     Returns:
         Features [n, 64] and logits [n, classes], float64 on the CPU.
     """
     features, logits = [], []
-    for part in to_uint8(images).split(batch_size):
-        rounded = part.to(next(classifier.parameters()).device).float() / 127.5 - 1
-        found = classifier.features(rounded)
+    device = next(classifier.parameters()).device
+    for part in images.split(batch_size):
+        seen = rounded(part).to(device).float() / 127.5 - 1 if rounded else part.to(device).float()
+        found = classifier.features(seen)
         features.append(found.double().cpu())
         logits.append(classifier.logits(found).double().cpu())
     return torch.cat(features), torch.cat(logits)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from harness.metrics.moments import Pair
+
 KID_SUBSETS = 100
 """Pairs of subsets that KID averages over."""
 
@@ -18,23 +20,24 @@ def fid(features: Tensor, reference: Tensor) -> float:
     Args:
         features, reference: [n, d] and [m, d], float64.
     """
-    from torch_fidelity.metric_fid import (
-        KEY_METRIC_FID,
-        fid_features_to_statistics,
-        fid_statistics_to_metric,
-    )
-
-    statistics = [fid_features_to_statistics(f) for f in (features, reference)]
-    return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
+    return frechet_distance(feature_moments(features), feature_moments(reference))
 
 
-def sample_moments(samples: Tensor) -> tuple[Tensor, Tensor]:
+def feature_moments(features: Tensor) -> Pair:
+    """Mean [d] and covariance [d, d] of features [n, d], float64, as torch-fidelity takes them."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics
+
+    found = fid_features_to_statistics(features)
+    return torch.from_numpy(found["mu"]), torch.from_numpy(found["sigma"])
+
+
+def sample_moments(samples: Tensor) -> Pair:
     """Mean [d] and covariance [d, d] of samples [n, d], float64."""
     samples = samples.double()
     return samples.mean(0), torch.cov(samples.t())
 
 
-def frechet_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
+def frechet_distance(first: Pair, second: Pair) -> float:
     """Frechet distance between two Gaussians, each a mean [d] and a covariance [d, d], float64."""
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 

@@ -5,39 +5,67 @@ Nearest-neighbour metrics in feature space, the inception-style score, and copie
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+Distances = Callable[[Tensor, Tensor], Tensor]
+"""A function from [n, d] and [m, d] to distances [n, m], or to anything that rises with them."""
 AT_ONCE = 500
 """Rows of a distance matrix that are computed at once; larger parts take longer to allocate."""
 CANDIDATES = 8
 """Nearest images in single precision whose distances are then computed in double precision."""
 
 
-def radii(features: Tensor, k: int) -> Tensor:
+def half_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances in float16, as ADM's evaluator rounds them: float32 [n, m].
+
+    Dhariwal and Nichol 2021, arXiv 2105.05233: `|a|^2 - 2 a b + |b|^2`, each term and sum rounded
+    to float16. Sums of products are taken in float32 here, as GPUs do. A block that is not finite
+    is computed in float32.
+    """
+    u, v = a.half().float(), b.half().float()
+    norm_u, norm_v = (x.square().half().float().sum(1).half() for x in (u, v))
+    inner = (u @ v.t()).half()
+    squared = (norm_u.unsqueeze(1) - 2 * inner + norm_v).clamp(min=0)
+    if bool(squared.isfinite().all()):
+        return squared.float()
+    a, b = a.float(), b.float()
+    inner = a @ b.t()
+    return (a.square().sum(1, keepdim=True) - 2 * inner + b.square().sum(1)).clamp(min=0)
+
+
+def radii(features: Tensor, k: int, distances: Distances = torch.cdist) -> Tensor:
     """Distance of each feature vector [n, d] to its k-th nearest other one: [n]."""
     return torch.cat(
         [
-            torch.cdist(part, features).topk(k + 1, largest=False).values[:, k]
+            distances(part, features).topk(k + 1, largest=False).values[:, k]
             for part in features.split(AT_ONCE)
         ]
     )
 
 
-def precision_recall(generated: Tensor, real: Tensor, k: int = 3) -> tuple[float, float]:
+def precision_recall(
+    generated: Tensor, real: Tensor, k: int = 3, distances: Distances = torch.cdist
+) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 to 3).
 
     Args:
         generated, real: features, [n, d] and [m, d].
         k: the k-th nearest other feature vector bounds a neighbourhood.
+        distances: how far two vectors are apart.
     """
-    return _inside(generated, real, radii(real, k)), _inside(real, generated, radii(generated, k))
+    return (
+        _inside(generated, real, radii(real, k, distances), distances),
+        _inside(real, generated, radii(generated, k, distances), distances),
+    )
 
 
-def _inside(points: Tensor, centres: Tensor, radius: Tensor) -> float:
+def _inside(points: Tensor, centres: Tensor, radius: Tensor, distances: Distances) -> float:
     """Share of points [n, d] in at least one ball with a centre [m, d] and its radius [m]."""
     return float(
-        torch.cat([(torch.cdist(part, centres) <= radius).any(1) for part in points.split(AT_ONCE)])
+        torch.cat([(distances(part, centres) <= radius).any(1) for part in points.split(AT_ONCE)])
         .double()
         .mean()
     )

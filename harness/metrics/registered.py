@@ -11,35 +11,47 @@ from harness.data.mixture import GaussianMixture
 from harness.metrics import fidelity, manifold
 from harness.metrics.base import Features, SampledMap, metric
 from harness.metrics.exact import kl_of_map
+from harness.metrics.moments import Pair
 
 KL_SAMPLES = 500
-Pair = tuple[Tensor, Tensor]
 
 
 @metric("fid", direction="lower", heading="FID ↓", digits=2, milestone=True)
 def fid(features: Features) -> float:
     """Frechet distance between the features of samples and of reference images."""
-    return fidelity.fid(features.generated, features.real)
+    return fidelity.frechet_distance(features.moments, features.real_moments)
+
+
+@metric("sfid", direction="lower", heading="sFID ↓", digits=2)
+def sfid(spatial: tuple[Pair, Pair]) -> float:
+    """Frechet distance between spatial features of Inception (Nash et al. 2021, 2103.03841)."""
+    return fidelity.frechet_distance(*spatial)
+
+
+@metric("inception_score", direction="higher", heading="IS ↑", digits=1)
+def inception_score(split_score: float) -> float:
+    """Inception score: confident and varied predictions, over ten contiguous parts."""
+    return split_score
 
 
 @metric("fid_at_floor_n", direction="lower", heading="FID at the floor's N ↓", digits=2)
 def fid_at_floor_n(features: Features, floor_n: int) -> float:
     """Mean FID of parts of as many samples as the floor has real images."""
-    if len(features.generated) <= floor_n:
+    if features.both is None or len(features.both[0]) <= floor_n:
         return math.nan
-    return fidelity.fid_of_parts(features.generated, features.real, floor_n)
+    return fidelity.fid_of_parts(*features.both, floor_n)
 
 
 @metric("kid", direction="lower", heading="KID ↓", digits=1)
 def kid(features: Features, kid_subset_size: int) -> float:
     """Kernel distance (unbiased) between the features of samples and of reference images."""
-    return fidelity.kid(features.generated, features.real, kid_subset_size)
+    return fidelity.kid(*features.both, kid_subset_size) if features.both else math.nan
 
 
 @metric("label_agreement", direction="higher", heading="label agreement ↑", milestone=True)
-def label_agreement(features: Features, labels: Tensor) -> float:
+def label_agreement(logits: Tensor, labels: Tensor) -> float:
     """Share of samples that the feature network classifies as the requested label."""
-    return fidelity.label_agreement(features.logits, labels)
+    return fidelity.label_agreement(logits, labels)
 
 
 @metric("precision", direction="higher", heading="precision ↑")
@@ -67,15 +79,17 @@ def coverage(features: Features) -> float:
 
 
 @metric("inception_style_score", direction="higher", heading="inception-style score ↑", digits=2)
-def inception_style_score(features: Features) -> float:
+def inception_style_score(logits: Tensor) -> float:
     """Inception score with the task's feature network: confident and varied predictions."""
-    return manifold.inception_style_score(features.logits)
+    return manifold.inception_style_score(logits)
 
 
 @metric("class_diversity", direction="none", heading="diversity in a class (real = 1)")
 def class_diversity(features: Features, labels: Tensor, real: ImageSet) -> float:
     """Mean distance between two samples of one class, relative to real images."""
-    return manifold.class_diversity(features.generated, labels, features.real, real.labels)
+    if features.both is None:
+        return math.nan
+    return manifold.class_diversity(features.both[0], labels, features.both[1], real.labels)
 
 
 @metric("memorised_share", direction="lower", heading="memorised ↓", digits=4)
@@ -91,19 +105,19 @@ def distance_to_teacher(images: Tensor, teacher_samples: Tensor) -> float:
 
 
 @metric("fid_inception", direction="lower", heading="FID, Inception ↓", digits=2)
-def fid_inception(inception: Pair) -> float:
+def fid_inception(inception: tuple[Tensor, Tensor]) -> float:
     """Frechet distance in Inception-v3, in torch-fidelity's protocol."""
     return fidelity.fid(*inception)
 
 
 @metric("fid_clean", direction="lower", heading="FID, clean-fid's protocol ↓", digits=2)
-def fid_clean(inception_clean: Pair) -> float:
+def fid_clean(inception_clean: tuple[Tensor, Tensor]) -> float:
     """Frechet distance in Inception-v3, in clean-fid's protocol."""
     return fidelity.fid(*inception_clean)
 
 
 @metric("fd_dinov2", direction="lower", heading="FD-DINOv2 ↓", digits=1)
-def fd_dinov2(dinov2: Pair) -> float:
+def fd_dinov2(dinov2: tuple[Tensor, Tensor]) -> float:
     """Frechet distance in DINOv2."""
     return fidelity.fid(*dinov2)
 
@@ -119,7 +133,7 @@ def frechet_distance(images: Tensor, mixture: GaussianMixture) -> float:
 @metric("kl", direction="lower", heading="KL ↓", most_samples=KL_SAMPLES)
 def kl(sampled_map: SampledMap, mixture: GaussianMixture) -> float:
     """KL divergence to the exact density; none for a map that ignores its noise."""
-    x_T, cond = sampled_map.x_T[:KL_SAMPLES], sampled_map.cond[:KL_SAMPLES]
+    x_T, cond = sampled_map.first(KL_SAMPLES)
     value = kl_of_map(
         lambda x: sampled_map.sample(x, cond),
         x_T,

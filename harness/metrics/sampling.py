@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from harness.data.images import to_uint8
 from harness.diffusion.conditions import Condition
+from harness.files import room_for
 from harness.metrics.compute import count_macs
 from harness.networks.passes import count_passes
 from harness.progress import Progress
@@ -32,16 +33,17 @@ def sample_set(
     count: int | None = None,
 ) -> Tensor:
     """Samples of one evaluation noise set, or its first `count`: [N, C, H, W] on the CPU."""
-    x_T, cond = task.evaluation_inputs(noise_set)
-    x_T = x_T[:count]
-    size, done = task.spec.evaluation.batch_size, []
-    for start in range(0, len(x_T), size):
-        part = slice(start, min(start + size, len(x_T)))
+    spec = task.spec.evaluation
+    n = min(count or spec.samples, spec.samples)
+    done = room_for((n, *task.shape))
+    for start in range(0, n, spec.batch_size):
+        part = slice(start, min(start + spec.batch_size, n))
+        x_T, cond = task.evaluation_inputs(noise_set, part)
         noise = task.evaluation_noise(noise_set, part)
-        done.append(sampler(x_T[part].to(device), cond[part].to(device), noise).float().cpu())
+        done[part] = sampler(x_T.to(device), cond.to(device), noise).float().cpu()
         if progress:
-            progress(min(start + size, len(x_T)), len(x_T))
-    return torch.cat(done)
+            progress(part.stop, n)
+    return done
 
 
 @torch.no_grad()
@@ -50,25 +52,33 @@ def sampling_cost(
 ) -> tuple[float, int]:
     """NFE and MACs per sample, both counted while the sampler runs."""
     count = 2
-    x_T, cond = task.evaluation_inputs(0)
-    x_T, cond = x_T[:count].to(device), cond[:count].to(device)
+    x_T, cond = task.evaluation_inputs(0, slice(count))
+    x_T, cond = x_T.to(device), cond.to(device)
     with count_passes(network) as passes:
         macs = count_macs(lambda: sampler(x_T, cond, lambda name: x_T))
     return passes.total / count, macs // count
 
 
-def sample_grid(rows: Sequence[Tensor], columns: int = 20, scale: int = 5, gap: int = 2) -> Tensor:
+def sample_grid(
+    rows: Sequence[Tensor],
+    columns: int = 20,
+    scale: int = 5,
+    gap: int = 2,
+    draw: Callable[[Tensor], Tensor] = to_uint8,
+) -> Tensor:
     """A picture of samples from the same noise, one row for each tensor [n, C, H, W].
 
     Each row shows the first `columns` samples; pixels are enlarged `scale` times.
 
+    Args:
+        draw: makes uint8 pictures [n, 1 or 3, H, W] of samples; see `drawable`.
+
     Returns:
         uint8 [height, width, 3].
     """
-    enlarged = [
-        to_uint8(row[:columns]).repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-        for row in rows
-    ]
+    shown = [row[:columns] for row in rows]
+    pictures = draw(torch.cat(shown)).repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    enlarged = pictures.split([len(row) for row in shown])
     framed = [nn.functional.pad(row, (gap, gap, gap, gap), value=255) for row in enlarged]
     picture = torch.cat([torch.cat(list(row), -1) for row in framed], -2)
     return picture.expand(3, -1, -1).permute(1, 2, 0).contiguous()

@@ -15,6 +15,7 @@ from harness.methods import Method
 from harness.metrics.compute import parameters
 from harness.metrics.exposure import exposure_bias
 from harness.metrics.latency import interleaved_latency
+from harness.metrics.pixels import drawable
 from harness.metrics.sampling import Sampler, sample_grid
 from harness.records import Cost, Exposure, LatencyEntry, Milestone, TrainingBill
 from harness.runs.resolve import Resolved
@@ -74,9 +75,8 @@ def measure_exposure(
     on_path = bool(torch.isin(method.levels, recipe.levels).all())
     if resolved.num_steps == 1 or method.solver.stochastic or not on_path:
         return None
-    x_T, cond = task.evaluation_inputs(0)
-    count = task.spec.evaluation.batch_size
-    x_T, cond = x_T[:count].to(device), cond[:count].to(device)
+    x_T, cond = task.evaluation_inputs(0, slice(task.spec.evaluation.batch_size))
+    x_T, cond = x_T.to(device), cond.to(device)
     solver = SOLVERS[recipe.solver]()
     with torch.no_grad():
         path = trace(solver, teacher, x_T, recipe.levels, cond)
@@ -93,9 +93,9 @@ def measure_latency(
 ) -> LatencyEntry:
     """Seconds of a batch, measured in turn with the reference's on the same inputs."""
     warmup, repeats = 2, 9
-    x_T, cond = task.evaluation_inputs(0)
     batch = task.spec.evaluation.latency_batch
-    x_T, cond = x_T[:batch].to(device), cond[:batch].to(device)
+    x_T, cond = task.evaluation_inputs(0, slice(batch))
+    x_T, cond = x_T.to(device), cond.to(device)
     mine, theirs = (lambda s=s: s(x_T, cond, lambda name: x_T) for s in (sampler, reference))
     found = interleaved_latency(mine, theirs, device, warmup=warmup, repeats=repeats)
     return LatencyEntry(
@@ -165,12 +165,22 @@ def flags_of(resolved: Resolved, method: Method, bill: TrainingBill | None) -> l
     return flags
 
 
-def write_results(
-    folder: Path, method: Method, samples: Tensor, reference: Tensor, run_id: str
+def write_grid(
+    folder: Path, task: Task, device: torch.device, samples: Tensor, reference: Tensor
 ) -> None:
-    """Writes the grid (student above teacher, same noise), the student and its optimizer."""
-    picture = Image.fromarray(sample_grid([samples, reference]).numpy())
+    """Writes `samples.png`: the student's samples above the teacher's, from the same noise."""
+    height = (task.picture_shape or task.shape)[1]
+    size: dict[str, Any] = {
+        "columns": 20 if height < 128 else 8,
+        "scale": min(5, 1 + 160 // height),
+    }
+    grid = sample_grid([samples, reference], draw=drawable(task, device), **size)
+    picture = Image.fromarray(grid.numpy())
     write_aside(folder / "samples.png", lambda aside: picture.save(aside, "png"))
+
+
+def write_student(folder: Path, method: Method, run_id: str) -> None:
+    """Writes the student and its optimizer, if the method trains."""
     if method.players:
         average = method.student_player.ema
         assert average is not None

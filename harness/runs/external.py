@@ -7,16 +7,15 @@ identities as in other records, so a report never puts different numbers of samp
 from __future__ import annotations
 
 import importlib
-import zipfile
-import zlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from harness.data.pictures import Pictures, read_pictures
 from harness.diffusion.conditions import Condition
 from harness.errors import UsageError
 from harness.files import file_hash
@@ -30,17 +29,22 @@ from harness.runs.identity import outside_run_id
 from harness.runs.log import Report, silent
 from harness.runs.resolve import Parent, Resolved, resolve
 from harness.runs.run import Run
+from harness.runs.saving import Form, save_pictures, save_sets
 from harness.solvers import Noise
 from harness.tasks import Task
 
 NOT_OURS = "not trained here"
-BROKEN = (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What reading a damaged .npz file may raise; TypeError comes from a bare array."""
+STATED = "bill as stated: "
 
 
 def from_outside(record: Record) -> bool:
     """Whether the work of a record was only evaluated here, not trained."""
     return any(flag.startswith(NOT_OURS) for flag in record.flags)
+
+
+def stated_bill(record: Record) -> str:
+    """The bill of work from elsewhere in its author's words; "" for a run of ours."""
+    return next((flag.partition(STATED)[2] for flag in record.flags if NOT_OURS in flag), "")
 
 
 @dataclass(frozen=True)
@@ -59,71 +63,54 @@ class Outside:
 
     @property
     def flags(self) -> list[str]:
-        return [f"{NOT_OURS}; bill as stated: {self.stated or 'nothing'}"]
+        return [f"{NOT_OURS}; {STATED}{self.stated or 'nothing'}"]
 
 
-def read_samples(path: Path, task: Task) -> tuple[Tensor, Tensor | None]:
-    """Reads samples and labels from an ADM-style file.
+def read_samples(path: Path, task: Task) -> Pictures:
+    """The pictures of an ADM-style `.npz` file, or of a folder of PNG.
 
-    The file holds `arr_0`, uint8 [n, H, W, C], and optionally `arr_1`, labels [n].
+    A file holds `arr_0`, uint8 [n, H, W, C], and optionally `arr_1`, labels [n]. A folder has a
+    subfolder for each class if labels are known.
 
-    Returns:
-        Images [n, C, H, W] in [-1, 1], and the labels [n] or None.
-
-    Raises UsageError if the file is broken or its images do not fit the task.
+    Raises UsageError if they are broken or do not fit the task.
     """
-    images, labels = _arrays(path)
-    channels, height, width = task.shape
-    if (
-        images.dtype != np.uint8
-        or images.ndim != 4
-        or images.shape[1:] != (height, width, channels)
-        or len(images) < 2
-    ):
+    found = read_pictures(path, task.num_classes)
+    channels, height, width = task.picture_shape or task.shape
+    sized = not task.own_classifier and found.shape[0] in (1, 3)
+    if found.shape != (channels, height, width) and not sized:
+        c, h, w = found.shape
         raise UsageError(
-            f"{path}: arr_0 is {images.dtype} {list(images.shape)}, "
+            f"{path}: arr_0 is uint8 [{len(found)}, {h}, {w}, {c}], "
             f"but task {task.spec.name} needs uint8 [n, {height}, {width}, {channels}]"
         )
+    labels = found.labels
     if labels is not None and (
-        labels.shape != (len(images),) or not 0 <= labels.min() <= labels.max() < task.num_classes
+        labels.shape != (len(found),) or not 0 <= labels.min() <= labels.max() < task.num_classes
     ):
         raise UsageError(
-            f"{path}: arr_1 should hold {len(images)} labels from 0 to {task.num_classes - 1}"
+            f"{path}: arr_1 should hold {len(found)} labels from 0 to {task.num_classes - 1}"
         )
-    if len(images) < (least := task.spec.evaluation.kid_subset_size):
+    if len(found) < (least := max(2, task.spec.evaluation.kid_subset_size)):
         raise UsageError(
-            f"{path} holds {len(images)} samples, but task {task.spec.name} needs at least {least}"
+            f"{path} holds {len(found)} samples, but task {task.spec.name} needs at least {least}"
         )
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return pixels, None if labels is None else torch.from_numpy(labels).long()
-
-
-def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """`arr_0` and `arr_1` of a file. Raises UsageError if it cannot be read."""
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            return content["arr_0"], content.get("arr_1", None)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-    except BROKEN as error:
-        raise UsageError(
-            f"{path} is not a file of samples; it should be .npz with arr_0, uint8 [n, H, W, C]"
-        ) from error
+    return found
 
 
 def load_function(path: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function named module:function. Raises UsageError if there is none."""
+    """A function named module:function; modules of the current directory are found too.
+
+    Raises UsageError if there is none.
+    """
     module, _, name = path.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(
             f"callable {path!r} cannot be loaded ({error}); give module:function"
         ) from error
-
-
-def _evaluator(task: Task, results: Path, device: torch.device, report: Report) -> Evaluator:
-    return Evaluator(task, Reference(task, device, report).samples, device)
 
 
 def _record(
@@ -168,15 +155,26 @@ def evaluate_samples(
     task: Task,
     results: Path,
     device: torch.device,
-    report: Report = silent,
+    save: Form | None = None,
 ) -> Record:
-    """The record of a file of samples from unknown noise.
+    """The record of a file or folder of samples from unknown noise.
 
-    Without labels in the file, metrics that need labels are left out.
+    Without labels in it, metrics that need labels are left out.
+
+    Args:
+        save: the form in which the samples are written beside the record, if they are.
     """
-    images, labels = read_samples(path, task)
-    metrics = _evaluator(task, results, device, report).of_file(images, labels)
-    return _written(_record(task, outside, file_hash(path), 1, metrics, device), results)
+    pictures = read_samples(path, task)
+    metrics = Evaluator(task, nothing_known, device).of_pictures(pictures)
+    record = _record(task, outside, pictures.sha256, 1, metrics, device)
+    if save:
+        save_pictures(results / "runs" / record.run_id, pictures, save)
+    return _written(record, results)
+
+
+def nothing_known(noise_set: int) -> Tensor:
+    """The teacher's samples from noise that nobody knows."""
+    raise NotImplementedError(f"samples of noise set {noise_set} are of unknown noise")
 
 
 def evaluate_callable(
@@ -186,12 +184,14 @@ def evaluate_callable(
     results: Path,
     device: torch.device,
     report: Report = silent,
+    save: Form | None = None,
 ) -> Record:
     """The record of a function, evaluated on the task's noise.
 
     Args:
         path: MODULE:FUNCTION. The function maps noise [B, C, H, W] and labels [B] to samples
-            [B, C, H, W] in [-1, 1].
+            [B, C, H, W]: images in [-1, 1], or latents.
+        save: as in `evaluate_samples`.
     """
     function = load_function(path)
 
@@ -211,8 +211,13 @@ def evaluate_callable(
     samples = {
         k: sample_set(sampler, task, k, device, report(f"sampling, noise set {k}")) for k in sets
     }
-    metrics = _evaluator(task, results, device, report).evaluate(samples)
-    return _written(_record(task, outside, path, len(sets), metrics, device), results)
+    reference = Reference(task, device, report).samples
+    metrics = Evaluator(task, reference, device).evaluate(samples)
+    record = _record(task, outside, path, len(sets), metrics, device)
+    if save:
+        folder = results / "runs" / record.run_id
+        save_sets(folder, task, sets, samples.__getitem__, save, device)
+    return _written(record, results)
 
 
 def evaluate_student(
@@ -222,6 +227,7 @@ def evaluate_student(
     results: Path,
     device: torch.device,
     report: Report = silent,
+    save: Form | None = None,
 ) -> Record:
     """The record of a student's weights (safetensors) under the sampler of a method.
 
@@ -238,7 +244,7 @@ def evaluate_student(
         setting=f"{outside.name} {sha256[:8]}",
         bill=None,
     )
-    run = Run(replace(resolved, parent=parent), results, device, report)
+    run = Run(replace(resolved, parent=parent), results, device, report, save=save)
     record = run.execute()
     cost = record.cost.model_copy(update={"training": None}) if record.cost else None
     flags = list(dict.fromkeys([*record.flags, *outside.flags]))

@@ -29,13 +29,15 @@ from harness.runs.evaluation import (
     measure_latency,
     training_bill,
     training_curve,
-    write_results,
+    write_grid,
+    write_student,
 )
 from harness.runs.finished import finished_record, run_folder, sibling_of
 from harness.runs.identity import checkpoint_key, run_settings, student_key
 from harness.runs.locks import held
 from harness.runs.log import Report, logged, logging_report, silent
 from harness.runs.resolve import Resolved, reference_of
+from harness.runs.saving import Form, save_sets
 from harness.training.compiling import check_compiler
 from harness.training.trainer import Trainer
 
@@ -48,13 +50,18 @@ It may raise RunFailed to stop the run.
 
 @dataclass
 class Run:
-    """A resolved run and the folder `results/runs/<run_id>/` it lives in."""
+    """A resolved run and the folder `results/runs/<run_id>/` it lives in.
+
+    Attributes:
+        save: the form in which its samples are written for other evaluators; None writes none.
+    """
 
     resolved: Resolved
     results: Path
     device: torch.device
     report: Report = silent
     judge: Judge | None = None
+    save: Form | None = None
     environment: Environment = field(init=False)
 
     @property
@@ -95,10 +102,12 @@ class Run:
             UsageError, Interrupted.
         """
         if (record := self.finished_record(reuse)) is not None:
+            self._save_again()
             return record
         with held(self.results, *self.locks, wait=wait):
             # Another process may have finished the run while this one waited.
             if (record := self.finished_record(reuse)) is not None:
+                self._save_again()
                 return record
             self.folder.mkdir(parents=True, exist_ok=True)
             with logged(self.folder / "run.log", f"run {self.resolved.run_id}") as log:
@@ -123,6 +132,21 @@ class Run:
         write_record(self.folder / "record.json", record)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
         return record
+
+    def _save_again(self) -> None:
+        """Writes the samples of a finished run, which are made again."""
+        if self.save is None:
+            return
+        r = self.resolved
+        method = build(r, r.task.teacher(self.device), self.device)
+        if method.players:
+            method.start_from(read_tensors(self.folder / "student.safetensors"))
+        sampler = sampler_of(method)
+
+        def samples(noise_set: int) -> Tensor:
+            return samples_of(r, sampler, noise_set, self.device, self.report)
+
+        save_sets(self.folder, r.task, range(r.noise_sets), samples, self.save, self.device)
 
     def record_failure(self, reason: str) -> Record:
         """Writes and returns the record of a run that could not be finished."""
@@ -150,6 +174,9 @@ class Run:
         samples = {
             k: samples_of(r, sampler, k, self.device, self.report) for k in range(r.noise_sets)
         }
+        if self.save:
+            sets = range(r.noise_sets)
+            save_sets(self.folder, task, sets, samples.__getitem__, self.save, self.device)
         bill = (
             training_bill(r, trainer, method, teacher, self.device) if trainer or r.parent else None
         )
@@ -223,7 +250,8 @@ class Run:
         measuring = self.report("latency")
         latency = measure_latency(task, sampler, reference.sampler, self.device)
         measuring(1, 1)
-        write_results(self.folder, method, samples[0], reference.samples(0), r.run_id)
+        write_grid(self.folder, task, self.device, samples[0], reference.samples(0))
+        write_student(self.folder, method, r.run_id)
         times = task.schedule.network_time(method.levels[:-1])
         return {
             "levels": [round(float(time), 4) for time in times],
@@ -259,12 +287,14 @@ def run(
     device: torch.device,
     report: Report = silent,
     reuse: bool = False,
+    save: Form | None = None,
 ) -> tuple[Record, Record]:
     """The record of a resolved config and that of its task's reference, both computed where needed.
 
     Args:
         results: the results folder; runs go to `results/runs/`.
         reuse: whether finished records of other code count.
+        save: the form in which the run's samples are written, if they are.
 
     Raises:
         UsageError, RunFailed, Busy, Interrupted.
@@ -275,4 +305,4 @@ def run(
         extra_features=resolved.extra_features,
     )
     reference = Run(beside, results, device, report).execute(reuse, wait=True)  # many runs share it
-    return Run(resolved, results, device, report).execute(reuse), reference
+    return Run(resolved, results, device, report, save=save).execute(reuse), reference

@@ -20,6 +20,7 @@ from harness.methods.parts.classification import Classification
 from harness.metrics.evaluator import Evaluator
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid, label_agreement
+from harness.metrics.pixels import rounding_of
 from harness.metrics.sampling import sample_set
 from harness.runs.build import Reference
 from harness.runs.identity import shipped_network_key
@@ -80,6 +81,8 @@ def _own(task: Task) -> list[Part]:
         raise UsageError(
             f"task {task.spec.name} has the networks of {task.spec.like}: name that one"
         )
+    if not task.own_classifier and "features" in own:
+        own.remove("features")  # a published network is not trained
     if trained := [part for part in own if task.trained(part).training is not None]:
         return trained
     raise UsageError(f"the {' and '.join(own)} of task {task.spec.name} are not trained here")
@@ -157,8 +160,9 @@ def features_quality(task: Task, device: torch.device) -> dict[str, float]:
     """
     classifier = task.classifier(device)
     train, held_out = task.split.train, task.split.held_out
-    features, logits = classify(classifier, train.images)
-    features_out, logits_out = classify(classifier, held_out.images)
+    rounded = rounding_of(task)
+    features, logits = classify(classifier, train.images, rounded=rounded)
+    features_out, logits_out = classify(classifier, held_out.images, rounded=rounded)
     half = len(features) // 2
     return {
         "train_accuracy": round(label_agreement(logits, train.labels), 4),

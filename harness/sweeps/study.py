@@ -17,7 +17,7 @@ import torch
 
 from harness.errors import UsageError, unknown
 from harness.methods import METHODS
-from harness.metrics.evaluator import metrics_of, milestone_metrics
+from harness.metrics.available import metrics_of, milestone_metrics
 from harness.records import Record
 from harness.runs.budgets import parse_budget
 from harness.runs.config import FIRST_TUNING_SEED, RunConfig, parse_config

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from harness.diffusion.schedules import SCHEDULES
 
@@ -17,6 +26,14 @@ class _Spec(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Fields that the first tasks did not have. A digest leaves them out at their defaults."""
+
+    @model_serializer(mode="wrap")
+    def _without_added_defaults(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        defaults = {name: type(self).model_fields[name].default for name in self.added}
+        plain = {name for name, value in defaults.items() if getattr(self, name) == value}
+        return {name: value for name, value in whole(self).items() if name not in plain}
 
 
 class Training(_Spec):
@@ -48,6 +65,71 @@ class Weights(_Spec):
         if self.sha256 is None and self.training is None:
             raise ValueError(f"{self.file} has neither sha256 nor training: give one of them")
         return self
+
+
+class File(_Spec):
+    """A large file, or a folder, that does not ship."""
+
+    file: str
+    """Its path, relative to the folder of the task or to the data folder (`--data-dir`)."""
+    sha256: str
+    """SHA-256 of the file."""
+
+
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""SHA-256 of torch-fidelity's file of Inception weights."""
+
+
+class ClassifierFeatures(Weights):
+    """The task's own classifier, whose penultimate layer is the feature space."""
+
+    added = frozenset({"kind"})
+
+    kind: Literal["classifier"] = "classifier"
+
+
+class InceptionFeatures(_Spec):
+    """Inception-v3 in torch-fidelity's form of the TensorFlow weights, as papers use it."""
+
+    kind: Literal["inception"]
+    file: str | None = None
+    """File of weights as in `File`; none is torch's hub folder, below $TORCH_HOME."""
+    sha256: str = INCEPTION_SHA256
+    """SHA-256 of the file, which is checked before it is read."""
+
+
+class DINOv2Features(File):
+    """A DINOv2 vision transformer, whose size follows from its weights."""
+
+    kind: Literal["dinov2"]
+
+
+def _kind(features: Any) -> str:
+    """The kind of a feature network; a file without one is a classifier."""
+    if isinstance(features, dict):
+        return str(features.get("kind", "classifier"))
+    return str(getattr(features, "kind", "classifier"))
+
+
+Features = Annotated[
+    Annotated[ClassifierFeatures, Tag("classifier")]
+    | Annotated[InceptionFeatures, Tag("inception")]
+    | Annotated[DINOv2Features, Tag("dinov2")],
+    Discriminator(_kind),
+]
+"""The network whose features judge samples."""
+
+
+class AutoencoderSpec(_Spec):
+    """An `AutoencoderKL` of diffusers, which makes the latents that the task is about."""
+
+    folder: str
+    """Folder with `config.json` and the weights, found like a `File`."""
+    sha256: str
+    """SHA-256 of its `diffusion_pytorch_model.safetensors`."""
+    scaling: float
+    """A latent is (z - shift) x scaling for the encoder's z: 0.18215 for Stable Diffusion's."""
+    shift: float = 0.0
 
 
 class Guidance(_Spec):
@@ -101,6 +183,8 @@ class TrajectorySpec(_Spec):
 
 
 class EvaluationSpec(_Spec):
+    added = frozenset({"labels", "rounding", "half_distances", "reference_npz"})
+
     samples: int
     """N, generated in each noise set."""
     noise_sets: int
@@ -113,6 +197,15 @@ class EvaluationSpec(_Spec):
     """First reference images that precision, recall, density and coverage use; None is all."""
     milestone_samples: int | None = Field(None, gt=1)
     """First samples of noise set 0 on which quality is measured along training; None is all."""
+    labels: Literal["balanced", "drawn"] = "balanced"
+    """Labels of the samples: each equally often, or drawn uniformly at random."""
+    rounding: Literal["round", "floor"] = "round"
+    """Formula of 8 bits, clamped to 0..255: round(127.5 (x + 1)), or DiT's floor(127.5 x + 128)."""
+    half_distances: bool = False
+    """Whether precision and recall use ADM's distances in float16 instead of float64."""
+    reference_npz: File | None = None
+    """ADM's file of reference images (`arr_0`) or statistics (`mu`, `sigma`, `mu_s`, `sigma_s`),
+    which takes the place of the training images."""
 
 
 class Reference(_Spec):
@@ -134,6 +227,8 @@ class Budget(_Spec):
 class TaskSpec(_Spec):
     """A task's YAML file."""
 
+    added = frozenset({"autoencoder"})
+
     name: str
     version: int
     """Raised with every change that moves a number."""
@@ -154,8 +249,10 @@ class TaskSpec(_Spec):
     guidance_scan_samples: int | None = None
     """First samples of noise set 0 that the scan uses; none is all. FIDs of fewer samples do not
     compare with those of tables."""
-    features: Weights | None
-    """The feature network; none if the exact distribution judges samples."""
+    features: Features | None
+    """The feature network; none if the exact distribution judges samples, or nothing does."""
+    autoencoder: AutoencoderSpec | None = None
+    """What decodes samples to images before they are judged or drawn, where they are latents."""
     mixture: MixtureSpec | None = None
     prompts: PromptSpec | None = None
     trajectories: TrajectorySpec

@@ -20,12 +20,13 @@ from harness.diffusion.denoiser import Denoiser, Guided, PredictionType
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.diffusion.schedules import GRIDS, SCHEDULES, Schedule
 from harness.errors import UsageError
-from harness.files import digest, read_tensors, tensors_digest
+from harness.files import data_folder, digest, read_tensors, tensors_digest
+from harness.networks.autoencoder import Autoencoder, autoencoder_config, image_shape
 from harness.networks.classifier import Classifier
 from harness.networks.dit import DiT
 from harness.networks.fit import load_into
 from harness.solvers import Noise
-from harness.tasks.spec import Part, PromptSpec, TaskSpec, Weights
+from harness.tasks.spec import ClassifierFeatures, Part, PromptSpec, TaskSpec, Weights
 
 FOLDER = Path(str(files("harness.tasks")))
 """The folder of the shipped tasks and their weights."""
@@ -98,9 +99,42 @@ class Task:
 
     @cached_property
     def reference_hash(self) -> str:
-        """SHA-256 of the reference images, rounded to 8 bits, and their labels."""
+        """SHA-256 of the reference images, rounded to 8 bits, and their labels, or of their file.
+
+        Latents are not rounded.
+        """
+        if self.spec.evaluation.reference_npz:
+            return self.spec.evaluation.reference_npz.sha256
         train = self.split.train
-        return tensors_digest({"images": to_uint8(train.images), "labels": train.labels})
+        images = train.images if self.latent else to_uint8(train.images)
+        return tensors_digest({"images": images, "labels": train.labels})
+
+    @property
+    def latent(self) -> bool:
+        """Whether samples are latents: an autoencoder decodes them, or no image has their shape."""
+        return self.mixture is None and (
+            self.spec.autoencoder is not None or self.shape[0] not in (1, 3)
+        )
+
+    @cached_property
+    def picture_shape(self) -> tuple[int, int, int] | None:
+        """Shape [C, H, W] of the images that samples are or are decoded to; None without any.
+
+        Raises UsageError if the autoencoder's folder is missing or does not fit.
+        """
+        if spec := self.spec.autoencoder:
+            return image_shape(autoencoder_config(self.located(spec.folder)), self.shape)
+        return None if self.latent or self.mixture is not None else self.shape
+
+    def autoencoder(self, device: torch.device) -> Autoencoder | None:
+        """What decodes the task's latents, if it has one.
+
+        Raises UsageError if it is missing or was changed.
+        """
+        if (spec := self.spec.autoencoder) is None:
+            return None
+        folder = self.located(spec.folder)
+        return Autoencoder(folder, spec.sha256, spec.scaling, spec.shift, device)
 
     def teacher(self, device: torch.device) -> Guided:
         """The guided teacher from its shipped weights.
@@ -117,6 +151,11 @@ class Task:
         denoiser = Denoiser(network, self.schedule, self.prediction_type)
         return Guided(denoiser, self.spec.guidance.scale, self.null, self.spec.guidance.channels)
 
+    @property
+    def own_classifier(self) -> bool:
+        """Whether the task's own classifier judges samples."""
+        return isinstance(self.spec.features, ClassifierFeatures)
+
     def classifier(self, device: torch.device) -> Classifier:
         """The feature network from its shipped weights.
 
@@ -132,7 +171,16 @@ class Task:
         weights = getattr(self.spec, part)
         if weights is None:
             raise UsageError(f"task {self.spec.name} has no trained {part}: it is exact")
+        if not isinstance(weights, Weights):
+            raise UsageError(f"the {part} of task {self.spec.name} are {weights.kind}: not trained")
         return weights
+
+    @property
+    def features_hash(self) -> str:
+        """SHA-256 of the feature network's weights file, or "none"."""
+        if self.own_classifier:
+            return self.made("features")
+        return self.spec.features.sha256 or "" if self.spec.features else "none"
 
     @property
     def teacher_hash(self) -> str:
@@ -167,6 +215,20 @@ class Task:
         state = {name: tensor.float() for name, tensor in read_tensors(path, sha256).items()}
         load_into(network, state, f"{part} of task {self.spec.name} ({path})")
 
+    def located(self, name: str) -> Path:
+        """The path of a file or folder that does not ship: beside the task, or the data folder's.
+
+        Raises UsageError if it is in neither.
+        """
+        places = [(self.folder or FOLDER) / name, data_folder() / name]
+        for place in places:
+            if place.exists():
+                return place
+        raise UsageError(
+            f"task {self.spec.name} needs {name}, which is neither {places[0]} nor {places[1]}; "
+            "--data-dir names the folder of the second"
+        )
+
     @property
     def recipe(self) -> Recipe:
         """The recipe of the task's trajectories; a run adds its seed (`Recipe.of_run`)."""
@@ -187,15 +249,38 @@ class Task:
             spec.grid,
         )
 
-    def evaluation_inputs(self, noise_set: int) -> tuple[Tensor, Condition]:
-        """Noise [N, C, H, W] and balanced conditions [N] that evaluate every run of a purpose.
+    def evaluation_inputs(
+        self, noise_set: int, rows: slice = slice(None)
+    ) -> tuple[Tensor, Condition]:
+        """Noise [N, C, H, W] and conditions [N] that evaluate every run of a purpose.
 
         Sets are disjoint: set k holds sample numbers k N .. (k + 1) N - 1.
+
+        Args:
+            rows: the part of the set that is made.
         """
-        spec = self.spec.evaluation
-        index = torch.arange(noise_set * spec.samples, (noise_set + 1) * spec.samples)
-        x_T = Keyed(self.purpose, spec.seed).normal("x_T", index, self.shape)
-        return x_T, self.conditions.balanced(index)
+        index, keyed = self._evaluation_index(noise_set)[rows], self._evaluation_keyed
+        return keyed.normal("x_T", index, self.shape), self._evaluation_conditions(index)
+
+    def evaluation_labels(self, noise_set: int) -> Tensor | None:
+        """The class labels of `evaluation_inputs`, [N]; None where prompts condition samples."""
+        if self.conditions.table is not None:
+            return None
+        return self._evaluation_conditions(self._evaluation_index(noise_set)).labels
+
+    def _evaluation_conditions(self, index: Tensor) -> Condition:
+        """The conditions of samples: balanced, or drawn uniformly."""
+        if self.spec.evaluation.labels == "drawn":
+            return self.conditions.drawn(self._evaluation_keyed, index)
+        return self.conditions.balanced(index)
+
+    def _evaluation_index(self, noise_set: int) -> Tensor:
+        count = self.spec.evaluation.samples
+        return torch.arange(noise_set * count, (noise_set + 1) * count)
+
+    @property
+    def _evaluation_keyed(self) -> Keyed:
+        return Keyed(self.purpose, self.spec.evaluation.seed)
 
     def ode_map(self, noise_set: int) -> Tensor:
         """End points of the exact ODE from a noise set's noise, float64 [N, C, H, W].
@@ -210,9 +295,8 @@ class Task:
         Args:
             rows: the rows of `evaluation_inputs` that are sampled.
         """
-        spec = self.spec.evaluation
-        index = torch.arange(noise_set * spec.samples, (noise_set + 1) * spec.samples)[rows]
-        return lambda name: Keyed(self.purpose, spec.seed).normal(name, index, self.shape)
+        index, keyed = self._evaluation_index(noise_set)[rows], self._evaluation_keyed
+        return lambda name: keyed.normal(name, index, self.shape)
 
     @cached_property
     def digest(self) -> str:
@@ -228,7 +312,9 @@ class Task:
         """SHA-256 of everything on which a run's numbers rest."""
         found = {
             "teacher": self.teacher_hash,
-            "features": self.made("features"),
+            "features": self.features_hash,
             "reference": self.reference_hash,
         }
+        if self.spec.autoencoder:
+            found["autoencoder"] = self.spec.autoencoder.sha256
         return found | ({"conditions": self.spec.prompts.sha256} if self.spec.prompts else {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,6 +17,7 @@ from harness.diffusion.randomness import Keyed
 from harness.errors import RunFailed
 from harness.methods import METHODS
 from harness.metrics import evaluator as evaluator_module
+from harness.metrics import spaces
 from harness.metrics.evaluator import Evaluator, numeric_mode
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid, kid
@@ -116,7 +117,7 @@ def test_samples_are_also_measured_at_the_floors_n(tiny: Task) -> None:
     images = noise_images(tiny, 40)
     few = Evaluator(with_held_out(tiny, torch.arange(15)), lambda k: images, CPU)
     metrics = few.evaluate({0: images})
-    features = classify(few.classifier, images)[0]
+    features = classify(few.space.classifier, images)[0]
     halves = [fid(part, few.reference) for part in (features[:15], features[15:30])]
     assert metrics["fid_at_floor_n"].mean == pytest.approx(sum(halves) / 2)
     assert metrics["fid_at_floor_n"].n == metrics["fid_floor"].n == 15
@@ -129,7 +130,9 @@ def test_kid_takes_equal_subsets_of_samples_and_of_the_floor(tiny: Task) -> None
     for held_out, size in ((360, 20), (15, 15)):
         some = Evaluator(with_held_out(tiny, torch.arange(held_out)), lambda k: images, CPU)
         metrics = some.evaluate({0: images})
-        expected = kid(classify(some.classifier, images)[0], some.reference, size, subsets=100)
+        expected = kid(
+            classify(some.space.classifier, images)[0], some.reference, size, subsets=100
+        )
         assert metrics["kid"].mean == expected
         for name in ("kid", "kid_floor"):
             identity = metrics[name].identity
@@ -143,7 +146,7 @@ def test_neighbourhoods_of_a_part_of_the_reference(tiny: Task) -> None:
     for task, count in ((tiny, 1437), (some, 100)):
         evaluator = Evaluator(task, lambda k: images, CPU)
         found = evaluator.evaluate({0: images})
-        features = classify(evaluator.classifier, images)[0]
+        features = classify(evaluator.space.classifier, images)[0]
         assert found["coverage"].mean == density_coverage(features, evaluator.reference[:count])[1]
         assert found["recall"].mean == precision_recall(features, evaluator.reference[:count])[1]
         assert found["fid"].mean == fid(features, evaluator.reference)
@@ -152,12 +155,10 @@ def test_neighbourhoods_of_a_part_of_the_reference(tiny: Task) -> None:
 
 
 def test_features_of_many_images_are_kept(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluator_module, "FEW", 1000)
+    monkeypatch.setattr(spaces, "FEW", 1000)
     first = Evaluator(tiny, lambda k: noise_images(tiny, 40), CPU).reference
     with monkeypatch.context() as patch:
-        patch.setattr(
-            evaluator_module, "classify", lambda *args: pytest.fail("they are made again")
-        )
+        patch.setattr(spaces, "classify", lambda *args, **more: pytest.fail("they are made again"))
         assert torch.equal(Evaluator(tiny, lambda k: noise_images(tiny, 40), CPU).reference, first)
     other = changed(tiny, data={"split_seed": 1})
     assert not torch.equal(Evaluator(other, lambda k: noise_images(tiny, 40), CPU).reference, first)
@@ -167,13 +168,13 @@ def test_features_of_many_images_are_kept(tiny: Task, monkeypatch: pytest.Monkey
 class Extractor:
     """Two metrics of the literature may rest on the same weights."""
 
-    sha256 = "the same"
+    sha256, at_once = "the same", 64
 
     def __init__(self, metric: str):
         self.metric, self.need = metric, "dinov2"
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return images
+    def of_pictures(self, batches: Iterable[Tensor]) -> Tensor:
+        return torch.cat(list(batches))
 
 
 def test_the_floor_beside_many_images_is_kept(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,153 @@
+"""What a published network says of a set of pictures: moments, scores and features.
+
+Pictures come in batches and are dropped at once. So memory holds features at most, and moments
+alone where nothing needs more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.data.cache import cached_tensors
+from harness.data.pictures import NpzPictures, Pictures
+from harness.errors import UsageError
+from harness.files import file_hash
+from harness.metrics.extractors import Extractor
+from harness.metrics.moments import Moments, Pair, SplitScores
+
+
+@dataclass(frozen=True)
+class Description:
+    """A set of pictures as a published network sees it.
+
+    Attributes:
+        moments: of the features.
+        spatial: of Inception's spatial features, or None.
+        score: the Inception score over contiguous parts, or None.
+        features: float32 [n, d], or None where only moments are known.
+    """
+
+    moments: Pair
+    spatial: Pair | None = None
+    score: float | None = None
+    features: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The same as named tensors."""
+        found = {"mean": self.moments[0], "covariance": self.moments[1]}
+        if self.spatial:
+            found |= {"spatial mean": self.spatial[0], "spatial covariance": self.spatial[1]}
+        if self.score is not None:
+            found["score"] = torch.tensor(self.score, dtype=torch.float64)
+        if self.features is not None:
+            found["features"] = self.features
+        return found
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> Description:
+        """The inverse of `tensors`."""
+        spatial, score = tensors.get("spatial mean"), tensors.get("score")
+        return cls(
+            (tensors["mean"], tensors["covariance"]),
+            None if spatial is None else (spatial, tensors["spatial covariance"]),
+            None if score is None else float(score),
+            tensors.get("features"),
+        )
+
+
+@torch.no_grad()
+def describe(
+    extractor: Extractor, batches: Iterable[Tensor], n: int, keep: bool = True
+) -> Description:
+    """What a network says of n pictures, uint8 [B, 1 or 3, H, W] each.
+
+    Args:
+        keep: whether the features themselves are kept, besides their moments.
+    """
+    moments, spatial, scores = Moments(), Moments(), SplitScores(n)
+    features: list[Tensor] = []
+    for batch in batches:
+        for part in batch.split(extractor.at_once):
+            found = extractor.parts(part.expand(-1, 3, -1, -1).to(extractor.device))
+            moments.add(found["features"])
+            if "spatial" in found:
+                spatial.add(found["spatial"])
+                scores.add(found["logits"])
+            if keep:
+                features.append(found["features"].float().cpu())
+    return Description(
+        moments.pair,
+        spatial.pair if spatial.count else None,
+        scores.mean if spatial.count else None,
+        torch.cat(features) if keep else None,
+    )
+
+
+def cached_description(
+    key: dict[str, Any], extractor: Extractor, batches: Iterable[Tensor], n: int, keep: bool = True
+) -> Description:
+    """`describe`, kept in the cache under the key and the network's SHA-256."""
+    whole = {
+        **key,
+        "extractor": [type(extractor).__name__, extractor.sha256],
+        "features kept": keep,
+    }
+    return Description.of(
+        cached_tensors(whole, lambda: describe(extractor, batches, n, keep).tensors())
+    )
+
+
+class ReferenceFile:
+    """ADM's `.npz` of a reference: pictures (`arr_0`), moments of features, or both.
+
+    Args:
+        sha256: the SHA-256 that the file must have.
+
+    Attributes:
+        pictures: the pictures, or None.
+        moments: `mu` and `sigma`, or None.
+        spatial: `mu_s` and `sigma_s`, or None.
+
+    Raises UsageError if the file is missing, changed, or holds neither.
+    """
+
+    def __init__(self, path: Path, sha256: str):
+        self.path = path
+        if not path.is_file():
+            raise UsageError(f"there is no file {path}")
+        if (found := file_hash(path)) != sha256:
+            raise UsageError(f"{path} has SHA-256 {found}, but {sha256} was expected")
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                names = set(content.files)
+                self.moments = self._pair(content, names, "mu", "sigma")
+                self.spatial = self._pair(content, names, "mu_s", "sigma_s")
+        except (ValueError, TypeError, EOFError, AttributeError) as error:
+            raise UsageError(f"{path} is no .npz file of a reference") from error
+        self.pictures: Pictures | None = NpzPictures(path) if "arr_0" in names else None
+        if self.pictures is None and self.moments is None:
+            raise UsageError(f"{path} holds {', '.join(sorted(names))}, but neither arr_0 nor mu")
+
+    @staticmethod
+    def _pair(content: Any, names: set[str], mean: str, covariance: str) -> Pair | None:
+        if not {mean, covariance} <= names:
+            return None
+        return tuple(torch.from_numpy(content[name]).double() for name in (mean, covariance))  # type: ignore[return-value]
+
+    def description(self, key: dict[str, Any], extractor: Extractor) -> Description:
+        """The reference as a network sees it; stated moments go before those of its pictures."""
+        if self.pictures is None:
+            assert self.moments is not None
+            return Description(self.moments, self.spatial)
+        batches = self.pictures.batches(extractor.at_once)
+        own = cached_description(key, extractor, batches, len(self.pictures))
+        return Description(
+            self.moments or own.moments, self.spatial or own.spatial, features=own.features
+        )

@@ -1,0 +1,90 @@
+"""What a metric's number depends on: the identity that two numbers of one column share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from harness.metrics.extractors import Extractor
+from harness.metrics.fidelity import KID_SUBSETS
+from harness.metrics.moments import SPLITS
+from harness.metrics.pixels import rounding_name
+from harness.metrics.spaces import PublishedSpace, Space
+from harness.tasks import Task
+
+
+def numeric_mode(device: torch.device) -> dict[str, Any]:
+    """The part of a metric's identity that names the arithmetic of a device.
+
+    Its kind, and whether TF32 rounds the products of matrices or of convolutions.
+    """
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    tf32 = device.type == "cuda" and any(backend.allow_tf32 for backend in backends)
+    return {"device": device.type, "tf32": tf32}
+
+
+def identity(
+    task: Task,
+    space: Space | None,
+    device: torch.device,
+    name: str,
+    n: int,
+    kid_subset_size: int,
+    extra: Sequence[Extractor] = (),
+) -> dict[str, Any]:
+    """A metric's identity: everything that determines the meaning of its number.
+
+    Args:
+        name: the metric's name, with `_floor` for real images.
+        n: samples behind the number.
+    """
+    spec, plain = task.spec, name.removesuffix("_floor")
+    found = {
+        "metric": name,
+        "n": n,
+        "task": spec.name,
+        "task_version": spec.version,
+        **task.hashes,
+        "noise_seed": spec.evaluation.seed,
+        "labels": spec.evaluation.labels,
+        "guidance": spec.guidance.model_dump(),
+        "metrics_version": 1,
+        "rounding": rounding_name(task),
+        "library": _library(task, space),
+        "kid_subset_size": kid_subset_size,
+        "kid_subsets": KID_SUBSETS,
+        **numeric_mode(device),
+    }
+    if task.purpose != "evaluate":
+        found["noise_purpose"] = task.purpose
+    if spec.evaluation.neighbours:
+        found["neighbours"] = spec.evaluation.neighbours
+    if isinstance(space, PublishedSpace):
+        found |= space.identity | _of_published(plain)
+    if plain in ("precision", "recall") and spec.evaluation.half_distances:
+        found["distances"] = "float16, as in ADM's evaluator"
+    for extractor in extra:
+        if plain == extractor.metric:
+            found |= {"features": extractor.sha256, "extractor": type(extractor).__name__}
+    return found
+
+
+def _library(task: Task, space: Space | None) -> str:
+    if task.mixture:
+        return "torch-fidelity's Frechet distance on exact moments"
+    if isinstance(space, PublishedSpace):
+        return "torch-fidelity's Frechet distance on float64 moments merged in batches"
+    return "torch-fidelity for fid and kid"
+
+
+def _of_published(plain: str) -> dict[str, Any]:
+    """What single metrics in a published network add."""
+    more: dict[str, dict[str, Any]] = {
+        "sfid": {"spatial": "Mixed_6d.branch1x1, first 7 channels"},
+        "inception_score": {"splits": f"{SPLITS} contiguous"},
+        "precision": {"distances": "float64", "nearest": 3},
+        "recall": {"distances": "float64", "nearest": 3},
+    }
+    return more.get(plain, {})

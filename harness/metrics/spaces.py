@@ -1,0 +1,246 @@
+"""Feature spaces: what turns a task's samples into the inputs of metrics.
+
+A space is the task's own classifier, or a published network (Inception, DINOv2). Each knows its
+reference: the training images, or ADM's file. The exact task, and latents that nothing decodes and
+no classifier judges, have none.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.data.cache import cached_samples
+from harness.data.images import ImageSet
+from harness.data.pictures import Pictures
+from harness.errors import UsageError
+from harness.files import tensors_digest
+from harness.metrics.base import Features
+from harness.metrics.described import (
+    Description,
+    ReferenceFile,
+    cached_description,
+    describe,
+)
+from harness.metrics.extractors import DINOv2, Extractor, Inception
+from harness.metrics.features import classify
+from harness.metrics.fidelity import feature_moments
+from harness.metrics.pixels import Pixels, rounding_name, rounding_of
+from harness.networks.classifier import Classifier
+from harness.provenance import code_digest
+from harness.tasks import Task
+from harness.tasks.spec import DINOv2Features, InceptionFeatures
+
+FEW = 10_000
+"""Sets of fewer images bypass the cache of a classifier's features, which are quick to compute."""
+
+
+class Space(ABC):
+    """A feature space of a task, with its reference."""
+
+    def __init__(self, task: Task, device: torch.device):
+        self.task, self.device = task, device
+
+    @abstractmethod
+    def of_samples(self, samples: Tensor, keep: bool) -> dict[str, Any]:
+        """Inputs of metrics that follow from samples [n, C, H, W], by name.
+
+        Args:
+            keep: whether what is computed goes to the cache.
+        """
+
+    @abstractmethod
+    def of_pictures(self, pictures: Pictures) -> dict[str, Any]:
+        """The same for pictures on disk."""
+
+    @property
+    @abstractmethod
+    def reference(self) -> Any:
+        """Features of the reference, or what a published network says of it."""
+
+    @property
+    @abstractmethod
+    def reference_size(self) -> int:
+        """Vectors of the reference; 0 where only moments are known."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the space adds to the identity of its metrics."""
+        return {}
+
+
+class OwnSpace(Space):
+    """The task's own classifier."""
+
+    def __init__(self, task: Task, device: torch.device):
+        super().__init__(task, device)
+        self.classifier: Classifier = task.classifier(device)
+        self.rounded = rounding_of(task)
+
+    def classify(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        return classify(self.classifier, samples, rounded=self.rounded)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """Features of the training images, float64 [m, d], kept in the cache if there are many."""
+        images = self.task.split.train.images
+        if len(images) < FEW:
+            return self.classify(images)[0]
+        key = {**self.task.hashes, "device": self.device.type, "code": code_digest("metrics")}
+        if (rounding := rounding_name(self.task)) != "uint8":
+            key["rounding"] = rounding
+        return cached_samples(key, lambda: self.classify(images)[0])
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        return feature_moments(self.reference)
+
+    @property
+    def reference_size(self) -> int:
+        return len(self.task.split.train)
+
+    def of_samples(self, samples: Tensor, keep: bool) -> dict[str, Any]:
+        generated, logits = self.classify(samples)
+        spec = self.task.spec.evaluation
+        found = Features(
+            generated,
+            self.reference,
+            feature_moments(generated),
+            self._moments,
+            spec.neighbours,
+            spec.half_distances,
+        )
+        return {"features": found, "logits": logits, "real": self.task.split.train}
+
+    def of_pictures(self, pictures: Pictures) -> dict[str, Any]:
+        if pictures.shape != self.task.shape:
+            raise UsageError(
+                f"{pictures.path} holds pictures of {list(pictures.shape)}, but the classifier "
+                f"of task {self.task.spec.name} sees {list(self.task.shape)} alone"
+            )
+        samples = torch.cat([part.float() / 127.5 - 1 for part in pictures.batches(FEW)])
+        return {"images": samples, **self.of_samples(samples, keep=False)}
+
+
+class PublishedSpace(Space):
+    """A network of the literature on 8-bit pictures; latents are decoded first."""
+
+    def __init__(self, task: Task, device: torch.device, extractor: Extractor):
+        super().__init__(task, device)
+        self.extractor, self.pixels = extractor, Pixels(task, device)
+        self.file = reference_file(task)
+
+    @property
+    def _key(self) -> dict[str, Any]:
+        """What decides a description besides the pictures and the network."""
+        return {
+            "rounding": rounding_name(self.task),
+            "autoencoder": self.task.hashes.get("autoencoder", ""),
+            "device": self.device.type,
+            "code": code_digest("metrics"),
+        }
+
+    @cached_property
+    def reference(self) -> Description:
+        """The reference as the network sees it, kept in the cache."""
+        key = {**self._key, "reference": self.task.reference_hash}
+        if self.file:
+            return self.file.description(key, self.extractor)
+        train = self.task.split.train
+        batches = (part for real in in_parts(train) for part in self.pixels.batches(real))
+        return cached_description(key, self.extractor, batches, len(train))
+
+    @property
+    def reference_size(self) -> int:
+        if self.file:
+            return len(self.file.pictures) if self.file.pictures else 0
+        return len(self.task.split.train)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        stated = self.file is not None and self.file.moments is not None
+        return {
+            "extractor": f"{self.task.spec.features.kind}: {type(self.extractor).__name__}",  # type: ignore[union-attr]
+            "reference_moments": "as stated in the file" if stated else "of the reference images",
+        }
+
+    def of_samples(self, samples: Tensor, keep: bool) -> dict[str, Any]:
+        batches, n = self.pixels.batches(samples), len(samples)
+        if not keep:
+            return self._known(describe(self.extractor, batches, n, self._wanted))
+        key = {**self._key, "samples": tensors_digest({"samples": samples})}
+        return self._known(cached_description(key, self.extractor, batches, n, self._wanted))
+
+    def of_pictures(self, pictures: Pictures) -> dict[str, Any]:
+        key, batches = {**self._key, "samples": pictures.sha256}, pictures.batches(FEW // 10)
+        n = len(pictures)
+        return self._known(cached_description(key, self.extractor, batches, n, self._wanted))
+
+    @property
+    def _wanted(self) -> bool:
+        """Whether features of samples have any use, besides their moments."""
+        return self.reference.features is not None
+
+    def _known(self, found: Description) -> dict[str, Any]:
+        """The inputs of metrics. Raises UsageError for a reference of other features."""
+        reference, spec = self.reference, self.task.spec.evaluation
+        if found.moments[0].shape != reference.moments[0].shape:
+            raise UsageError(
+                f"the reference of task {self.task.spec.name} has moments of "
+                f"{len(reference.moments[0])} features, but its network has "
+                f"{len(found.moments[0])}"
+            )
+        features = Features(
+            found.features.double() if found.features is not None else None,
+            reference.features.double() if reference.features is not None else None,
+            found.moments,
+            reference.moments,
+            spec.neighbours,
+            spec.half_distances,
+        )
+        known: dict[str, Any] = {"features": features}
+        if found.spatial and reference.spatial:
+            known["spatial"] = found.spatial, reference.spatial
+        if found.score is not None:
+            known["split_score"] = found.score
+        if self.file is None:
+            known["real"] = self.task.split.train
+        return known
+
+
+def space_of(task: Task, device: torch.device) -> Space | None:
+    """The feature space of a task, or None if it has none.
+
+    Raises UsageError if the network's weights, the autoencoder or the reference are missing or were
+    changed, and for latents before a network that sees 8-bit images.
+    """
+    spec = task.spec.features
+    if task.mixture or spec is None:
+        return None
+    if task.own_classifier:
+        return OwnSpace(task, device)
+    kinds: dict[type, Callable[..., Extractor]] = {
+        InceptionFeatures: Inception,
+        DINOv2Features: DINOv2,
+    }
+    assert isinstance(spec, InceptionFeatures | DINOv2Features)
+    file: Path | None = task.located(spec.file) if spec.file else None
+    return PublishedSpace(task, device, kinds[type(spec)](file, device, spec.sha256))
+
+
+def reference_file(task: Task) -> ReferenceFile | None:
+    """The reference of a task's YAML, if it has one. Raises UsageError as `ReferenceFile` does."""
+    spec = task.spec.evaluation.reference_npz
+    return ReferenceFile(task.located(spec.file), spec.sha256) if spec else None
+
+
+def in_parts(images: ImageSet, size: int = FEW // 10) -> Iterator[Tensor]:
+    """Real images in order, [B, C, H, W] in [-1, 1] each."""
+    for start in range(0, len(images), size):
+        yield images.batch(torch.arange(start, min(start + size, len(images))))[0]
