@@ -166,16 +166,18 @@ def flags_of(resolved: Resolved, method: Method, bill: TrainingBill | None) -> l
 
 
 def write_results(
-    folder: Path, method: Method, samples: Tensor, reference: Tensor, run_id: str
+    folder: Path, method: Method, samples: Tensor, reference: Tensor, metadata: dict[str, str]
 ) -> None:
-    """Writes the grid (student above teacher, same noise), the student and its optimizer."""
+    """Writes the grid (student above teacher, same noise), the student and its optimizer.
+
+    Args:
+        metadata: how the student is built and sampled (`StudentFacts.metadata`).
+    """
     picture = Image.fromarray(sample_grid([samples, reference]).numpy())
     write_aside(folder / "samples.png", lambda aside: picture.save(aside, "png"))
     if method.players:
         average = method.student_player.ema
         assert average is not None
-        write_tensors(
-            folder / "student.safetensors", average.module.state_dict(), {"run_id": run_id}
-        )
+        write_tensors(folder / "student.safetensors", average.module.state_dict(), metadata)
         if state := method.student_player.optimizer_state():
-            write_tensors(folder / "optimizer.safetensors", state, {"run_id": run_id})
+            write_tensors(folder / "optimizer.safetensors", state, metadata)

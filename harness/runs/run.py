@@ -36,6 +36,7 @@ from harness.runs.identity import checkpoint_key, run_settings, student_key
 from harness.runs.locks import held
 from harness.runs.log import Report, logged, logging_report, silent
 from harness.runs.resolve import Resolved, reference_of
+from harness.runs.student_file import facts_of
 from harness.training.compiling import check_compiler
 from harness.training.trainer import Trainer
 
@@ -223,7 +224,7 @@ class Run:
         measuring = self.report("latency")
         latency = measure_latency(task, sampler, reference.sampler, self.device)
         measuring(1, 1)
-        write_results(self.folder, method, samples[0], reference.samples(0), r.run_id)
+        write_results(self.folder, method, samples[0], reference.samples(0), facts_of(r).metadata())
         times = task.schedule.network_time(method.levels[:-1])
         return {
             "levels": [round(float(time), 4) for time in times],
