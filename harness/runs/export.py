@@ -16,6 +16,7 @@ from harness.runs.build import build
 from harness.runs.config import RunConfig, parse_config
 from harness.runs.resolve import CPU, Parent, Resolved, options_on, resolve
 from harness.runs.student_file import StudentFacts, facts_of
+from harness.tasks import load_task
 
 FORMATS = ("safetensors", "diffusers", "lora")
 LOADING = {
