@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--student",
     type=click.Path(path_type=Path),
-    help="Safetensors file of a student; it needs --method.",
+    help="Safetensors file of a student; without metadata of ours it needs --method.",
 )
 @click.option(
     "--callable",
@@ -43,14 +43,13 @@ if TYPE_CHECKING:
     shell_complete=complete_methods,
 )
 @click.option(
-    "--task", default=DEFAULT_TASK, show_default=True, help="Name of a task, or a task file."
+    "--task",
+    help=f"Name of a task, or a task file [default: that of the student, or {DEFAULT_TASK}].",
 )
 @click.option(
     "--num-steps",
-    default=1,
-    show_default=True,
     type=click.IntRange(1, 1000),
-    help="Sampling steps.",
+    help="Sampling steps [default: those of the student, or 1].",
 )
 @click.option("--name", help="Name in tables [default: that of the file or function].")
 @click.option("--stated", default="", help="What its training cost, as its author states it.")
@@ -65,8 +64,8 @@ def evaluate_command(
     student: Path | None,
     function: str | None,
     method: str | None,
-    task: str,
-    num_steps: int,
+    task: str | None,
+    num_steps: int | None,
     name: str | None,
     stated: str,
     save_samples: str | None,
@@ -76,42 +75,44 @@ def evaluate_command(
     **options: str | None,
 ) -> None:
     """Evaluate samples, a student or a function from outside: same metrics, same record."""
-    source = _source(samples, student, function, method)
+    source = _source(samples, student, function)
     from rich.console import Console
 
     from harness.cli.console import Display
-    from harness.runs.config import parse_config
     from harness.runs.external import Outside, evaluate_callable, evaluate_samples, evaluate_student
     from harness.runs.saving import check_form
+    from harness.runs.student_file import student_config
     from harness.tasks import load_task
 
-    outside = Outside(name or Path(source.replace(":", ".")).stem, num_steps, stated)
-    where, chosen = chosen_device(device), load_task(task)
-    save = check_form(save_samples, chosen)
+    if student is not None:
+        asked = {"method": method, "task": task, "num_steps": num_steps, "options": chosen(options)}
+        config = student_config(student, chosen(asked))
+        task, num_steps = config.task, config.num_steps
+    task = task or DEFAULT_TASK
+    outside = Outside(name or Path(source.replace(":", ".")).stem, num_steps or 1, stated)
+    where, judge = chosen_device(device), load_task(task)
+    save = check_form(save_samples, judge)
     with Display(Console(stderr=True)) as display:
         if samples is not None:
-            record = evaluate_samples(samples, outside, chosen, results, where, save)
+            record = evaluate_samples(samples, outside, judge, results, where, save)
         elif function is not None:
-            record = evaluate_callable(function, outside, chosen, results, where, display, save)
+            record = evaluate_callable(function, outside, judge, results, where, display, save)
         elif student is not None:
-            given = {key: value for key, value in options.items() if value is not None}
-            config = parse_config(
-                {"method": method, "task": task, "num_steps": num_steps, "options": given}
-            )
             record = evaluate_student(student, config, outside, results, where, display, save)
-    warn_of_size(record, task, chosen.spec.evaluation.samples)
+    warn_of_size(record, task, judge.spec.evaluation.samples)
     print_record(record, results, as_json)
 
 
-def _source(
-    samples: Path | None, student: Path | None, function: str | None, method: str | None
-) -> str:
+def chosen(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that a person gave."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _source(samples: Path | None, student: Path | None, function: str | None) -> str:
     """The file or function to evaluate. Raises UsageError unless there is just one."""
     given = [thing for thing in (samples, student, function) if thing is not None]
     if len(given) != 1:
         raise UsageError("give one of --samples, --student and --callable")
-    if student is not None and method is None:
-        raise UsageError("--student needs --method, which says how it is sampled")
     return str(given[0])
 
 

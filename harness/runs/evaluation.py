@@ -179,13 +179,15 @@ def write_grid(
     write_aside(folder / "samples.png", lambda aside: picture.save(aside, "png"))
 
 
-def write_student(folder: Path, method: Method, run_id: str) -> None:
-    """Writes the student and its optimizer, if the method trains."""
+def write_student(folder: Path, method: Method, metadata: dict[str, str]) -> None:
+    """Writes the student and its optimizer, if the method trains.
+
+    Args:
+        metadata: how the student is built and sampled (`StudentFacts.metadata`).
+    """
     if method.players:
         average = method.student_player.ema
         assert average is not None
-        write_tensors(
-            folder / "student.safetensors", average.module.state_dict(), {"run_id": run_id}
-        )
+        write_tensors(folder / "student.safetensors", average.module.state_dict(), metadata)
         if state := method.student_player.optimizer_state():
-            write_tensors(folder / "optimizer.safetensors", state, {"run_id": run_id})
+            write_tensors(folder / "optimizer.safetensors", state, metadata)

@@ -38,6 +38,7 @@ from harness.runs.locks import held
 from harness.runs.log import Report, logged, logging_report, silent
 from harness.runs.resolve import Resolved, reference_of
 from harness.runs.saving import Form, save_sets
+from harness.runs.student_file import facts_of
 from harness.training.compiling import check_compiler
 from harness.training.trainer import Trainer
 
@@ -251,7 +252,7 @@ class Run:
         latency = measure_latency(task, sampler, reference.sampler, self.device)
         measuring(1, 1)
         write_grid(self.folder, task, self.device, samples[0], reference.samples(0))
-        write_student(self.folder, method, r.run_id)
+        write_student(self.folder, method, facts_of(r).metadata())
         times = task.schedule.network_time(method.levels[:-1])
         return {
             "levels": [round(float(time), 4) for time in times],

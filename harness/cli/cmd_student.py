@@ -1,0 +1,56 @@
+"""`harness student export` and `harness student push`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from harness.cli.options import common
+
+
+@click.group("student")
+def student_group() -> None:
+    """Give a trained student to others: a file or folder with a model card, or on the hub."""
+
+
+@student_group.command("export")
+@click.argument("run", metavar="RUN")
+@click.option(
+    "--format",
+    "kind",
+    default="safetensors",
+    show_default=True,
+    type=click.Choice(["safetensors", "diffusers", "lora"]),
+    help="One file with its options in the metadata, or a folder that diffusers samples.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write [default: students/RUN-FORMAT in the results folder].",
+)
+@click.option("--task", help="File of the run's task, if it does not ship.", metavar="FILE")
+@common(results=True)
+def student_export(
+    run: str, kind: str, out: Path | None, task: str | None, results: Path, as_json: bool
+) -> None:
+    """Write the student of a finished run, RUN, a run id or its folder, with a model card."""
+    from harness.runs.export import export
+
+    folder = export(run, kind, results, out, task)
+    files = [str(path) for path in sorted(folder.rglob("*")) if path.is_file()]
+    click.echo(json.dumps(files, indent=1) if as_json else "\n".join(files))
+
+
+@student_group.command("push")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@common()
+def student_push(folder: Path, repository: str, private: bool, as_json: bool) -> None:
+    """Upload FOLDER, which `harness student export` wrote, to OWNER/NAME on the hub."""
+    from harness.runs.hub import push
+
+    address = push(folder, repository, private)
+    click.echo(json.dumps({"address": address}) if as_json else address)

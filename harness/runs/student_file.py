@@ -1,0 +1,145 @@
+"""The file of a student: its weights, and in the metadata how they are built and sampled.
+
+Two students may have equal tensors and different networks: history has no weights of its own. So a
+file says what it is, and what is asked of it is compared with that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from harness.errors import UsageError
+from harness.methods import METHODS
+from harness.records import read_record
+from harness.runs.config import RunConfig, parse_config, parse_options
+from harness.runs.resolve import Resolved
+from harness.tasks import load_task, task_names
+
+KEY = "student"
+"""The key of the facts, in JSON, in a file's metadata."""
+
+
+class StudentFacts(BaseModel):
+    """What a student's weights do not say themselves."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    run_id: str
+    method: str
+    options: dict[str, Any]
+    """Options of the method."""
+    num_steps: int
+    task: str
+    task_version: int
+    network: dict[str, Any] = {}
+    """The task's description of its network; none in what older runs kept."""
+
+    def metadata(self) -> dict[str, str]:
+        """The metadata of a safetensors file."""
+        return {"run_id": self.run_id, KEY: self.model_dump_json()}
+
+
+def facts_of(resolved: Resolved) -> StudentFacts:
+    """The facts on the student of a run."""
+    return StudentFacts(
+        run_id=resolved.run_id,
+        method=resolved.method,
+        options=resolved.config.model_dump(mode="json"),
+        num_steps=resolved.num_steps,
+        task=resolved.task.spec.name,
+        task_version=resolved.task.spec.version,
+        network=resolved.task.network_options,
+    )
+
+
+def read_facts(path: Path) -> StudentFacts | None:
+    """The facts in a file's metadata, or in the record beside it; None if nothing is said.
+
+    Raises UsageError for a file that is missing or broken.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no file of weights {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if KEY in metadata:
+            return StudentFacts.model_validate_json(metadata[KEY])
+    except SafetensorError as error:
+        raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
+    except ValidationError as error:
+        raise UsageError(
+            f"{path} has metadata of a student that this version cannot read: export it again"
+        ) from error
+    beside = path.parent / "record.json"
+    if "run_id" not in metadata or not beside.is_file():
+        return None
+    record = read_record(beside)
+    if record.run_id != metadata["run_id"]:
+        return None
+    kept = record.model_dump(include={"run_id", "method", "options", "task", "task_version"})
+    return StudentFacts(**kept, num_steps=record.config["num_steps"])
+
+
+def student_config(path: Path, given: dict[str, Any]) -> RunConfig:
+    """The config under which a file's student is sampled: what the file says, or else `given`.
+
+    Args:
+        given: those of method, task, num_steps and options that a person asks for.
+
+    Raises UsageError for a request that contradicts the file, in one sentence.
+    """
+    facts = read_facts(path)
+    if facts is None:
+        if "method" not in given:
+            raise UsageError(
+                f"{path} does not say how it is sampled: --student needs --method for it"
+            )
+        return parse_config({"num_steps": 1, **given})
+    if (method := given.get("method", facts.method)) != facts.method:
+        raise UsageError(f"method is {method}, but {path} is a student of {facts.method}")
+    _refuse_other_options(path, facts, given.get("options", {}))
+    num_steps = given.get("num_steps", facts.num_steps)
+    options = parse_options(facts.method, facts.options, f"metadata of {path}")
+    if num_steps != facts.num_steps and not METHODS[method].trained_once(options):
+        raise UsageError(
+            f"num_steps is {num_steps}, but {path} was trained for {facts.num_steps} steps"
+        )
+    task = given.get("task", facts.task)
+    _refuse_other_task(path, facts, task)
+    return parse_config(
+        {"method": method, "task": task, "num_steps": num_steps, "options": facts.options}
+    )
+
+
+def _refuse_other_options(path: Path, facts: StudentFacts, given: dict[str, Any]) -> None:
+    """Raises UsageError for the first option that differs from the file's."""
+    own = parse_options(facts.method, facts.options, f"metadata of {path}").model_dump()
+    asked = parse_options(facts.method, {**facts.options, **given}).model_dump()
+    for name in given:
+        if asked[name] != own[name]:
+            raise UsageError(
+                f"{name} is {given[name]}, but {path} is a student with {name} {own[name]}: "
+                "leave it out"
+            )
+
+
+def _refuse_other_task(path: Path, facts: StudentFacts, name: str) -> None:
+    """Raises UsageError for a task, a version or a network that are not the file's."""
+    if name == facts.task and name not in task_names() and not Path(name).is_file():
+        raise UsageError(
+            f"{path} is a student of task {name}, which does not ship: give its file by --task"
+        )
+    task = load_task(name)
+    if (task.spec.name, task.spec.version) != (facts.task, facts.task_version):
+        raise UsageError(
+            f"task is {task.spec.name}, version {task.spec.version}, but {path} is a student of "
+            f"{facts.task}, version {facts.task_version}"
+        )
+    if facts.network and facts.network != task.network_options:
+        raise UsageError(
+            f"the network of task {name} is {task.network_options}, but {path} has {facts.network}"
+        )
