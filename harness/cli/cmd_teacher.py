@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness.cli.options import DEFAULT_TASK, chosen_device, common
 from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.runs.teacher_training import Made
+    from harness.tasks import Task
 
 task_option = click.option(
     "--task", default=DEFAULT_TASK, show_default=True, help="Name of a task, or a task file."
@@ -104,7 +108,8 @@ def teacher_import(
 def teacher_train(task: str, results: Path, device: str, as_json: bool) -> None:
     """Train the feature network and the teacher of a task, then scan guidance.
 
-    The same command resumes after an interruption.
+    The same command resumes after an interruption. A task file that lacks networks gets them, with
+    their sha256 and the guidance scale of the best FID.
     """
     import yaml
     from rich.console import Console
@@ -118,6 +123,7 @@ def teacher_train(task: str, results: Path, device: str, as_json: bool) -> None:
         made = train_networks(
             found, results / "teachers" / found.spec.name, chosen_device(device), display
         )
+    added = into_file(found, task, made)
     if as_json:
         click.echo(json.dumps({str(m.path): m.card for m in made}, indent=1))
         return
@@ -126,6 +132,24 @@ def teacher_train(task: str, results: Path, device: str, as_json: bool) -> None:
             f"{m.path}\n  sha256: {m.sha256}\n"
             f"{yaml.safe_dump(m.card['quality'], sort_keys=False, indent=2)}"
         )
+    if added:
+        click.echo(f"{task} has them now: {', '.join(added)}")
+
+
+def into_file(task: Task, name: str, made: Sequence[Made]) -> list[str]:
+    """Gives a user's task file the trained networks that it lacks; the entries that were set."""
+    from harness.tasks.adopt import adopt_trained
+
+    missing = [m for m in made if task.trained(m.part).sha256 is None]
+    if not missing or not name.endswith((".yaml", ".yml")):
+        return []
+    more: dict[str, Any] = {}
+    for m in missing:
+        if m.part == "teacher":
+            scale = m.card["quality"]["best_guidance_scale"]
+            more["guidance"] = {**task.spec.guidance.model_dump(exclude_none=True), "scale": scale}
+    adopt_trained(Path(name), {m.part: (m.path, m.sha256) for m in missing}, **more)
+    return [*(m.part for m in missing), *more]
 
 
 @teacher_group.command("verify")

@@ -70,6 +70,13 @@ class Teacher:
         return sizes.get("num_classes", 0)
 
     @property
+    def conditioned_on_text(self) -> bool:
+        """Whether the network needs prompts."""
+        if self.network.get("backbone") == "diffusers":
+            return self.network["class"] != "DiTTransformer2DModel"
+        return "text_width" in self.network
+
+    @property
     def parameters(self) -> int:
         """The number of weights."""
         return sum(value.numel() for value in self.weights.values())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.files import write_aside
 from harness.networks.checkpoints import Teacher, write_teacher
 from harness.tasks.edit import edited, set_entries
 from harness.tasks.load import read_task, spec_of
@@ -54,15 +56,17 @@ def adopt_trained(task_file: Path, made: Mapping[Part, tuple[Path, str]], **more
     Args:
         made: file of weights and SHA-256 by part.
         more: further entries of the task.
+
+    Raises UsageError if files cannot be written.
     """
-    content = read_task(task_file)
+    content, entries = read_task(task_file), dict(more)
     for part, (path, sha256) in made.items():
         target = task_file.parent / content[part]["file"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-        shutil.copyfile(path.with_suffix(".yaml"), target.with_suffix(".yaml"))
-        more[part] = {**content[part], "sha256": sha256}
-    set_entries(task_file, more)
+        for suffix in (".safetensors", ".yaml"):
+            copied = path.with_suffix(suffix)
+            write_aside(target.with_suffix(suffix), partial(shutil.copyfile, copied))
+        entries[part] = {**content[part], "sha256": sha256}
+    set_entries(task_file, entries)
 
 
 def weights_file(name: str, part: Part) -> str:
