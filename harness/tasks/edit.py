@@ -58,7 +58,7 @@ def entry_text(name: str, value: Any) -> str:
         value if flow else {name: value},
         sort_keys=False,
         default_flow_style=flow,
-        width=98 - len(name),
+        width=90 - len(name),
         allow_unicode=True,
     ).rstrip()
     return f"{name}: {dumped}" if flow else dumped

@@ -56,9 +56,8 @@ def test_a_task_is_written_trained_and_run(here: Path, harness: Harness) -> None
         "harness run --task mine.yaml --method ard",
         "harness report",
     ]
-    assert "has no teacher yet" in sentence(
-        harness("run", "--task", "mine.yaml", "--method", "teacher"), 2
-    )
+    run = ("run", "--task", "mine.yaml", "--method", "ard", "--num-steps", "2")
+    assert "has no teacher yet" in sentence(harness(*run), 2)
     text = (here / "mine.yaml").read_text()
     done = harness("teacher", "train", "--task", "mine.yaml")
     assert done.code == 0, done.err
@@ -71,7 +70,7 @@ def test_a_task_is_written_trained_and_run(here: Path, harness: Harness) -> None
     assert task.spec.teacher.sha256 == file_hash(weights)
     card = yaml.safe_load(weights.with_suffix(".yaml").read_text())
     assert task.spec.guidance.scale == card["quality"]["best_guidance_scale"]
-    done = harness("run", "--task", "mine.yaml", "--method", "ard", "--num-steps", "2")
+    done = harness(*run)
     assert done.code == 0, done.err
     assert harness("report").code == 0
 
@@ -82,7 +81,6 @@ def test_every_entry_has_a_comment(here: Path, harness: Harness) -> None:
     heads = [i for i, line in enumerate(lines) if line[0].isalpha()]
     bare = [lines[i].partition(":")[0] for i in heads if i == 0 or not lines[i - 1].startswith("#")]
     assert bare == ["version", "summary"]
-    assert max(map(len, lines)) <= 100
 
 
 def test_a_teacher_from_others_is_in_the_file(here: Path, harness: Harness) -> None:
