@@ -1,13 +1,20 @@
-"""`harness teacher train`, `verify` and `levels`."""
+"""`harness teacher import`, `train`, `verify` and `levels`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness.cli.options import DEFAULT_TASK, chosen_device, common
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.runs.teacher_training import Made
+    from harness.tasks import Task
 
 task_option = click.option(
     "--task", default=DEFAULT_TASK, show_default=True, help="Name of a task, or a task file."
@@ -16,7 +23,83 @@ task_option = click.option(
 
 @click.group("teacher")
 def teacher_group() -> None:
-    """Train or verify the networks of a task, or search for the levels of a sampler."""
+    """Import, train or verify the networks of a task, or search for the levels of a sampler."""
+
+
+def checkpoint_options(command: Callable) -> Callable:
+    """The options that say what a checkpoint does not."""
+    command = click.option(
+        "--num-heads",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Attention heads, where the width does not tell: only DiT's own sizes do.",
+    )(command)
+    return click.option(
+        "--kind",
+        type=click.Choice(["dit", "sit"]),
+        help="What official weights are, where neither the file's options nor its name tell: "
+        "dit predicts noise, sit velocity.",
+    )(command)
+
+
+@teacher_group.command("import")
+@click.argument("source", metavar="FILE|FOLDER|HUB/NAME")
+@click.option(
+    "--task",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE.yaml",
+    help="Task file that gets the teacher; the weights go to weights/ beside it.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.safetensors",
+    help="Write the weights alone, and print the task's entries.",
+)
+@checkpoint_options
+@common()
+def teacher_import(
+    source: str,
+    task: Path | None,
+    out: Path | None,
+    kind: Any,
+    num_heads: int | None,
+    as_json: bool,
+) -> None:
+    """Read a teacher from others and give it to a task.
+
+    Known are official DiT and SiT files (.pt, .safetensors), folders of diffusers (a DiTPipeline,
+    or a DiT, PixArt or SD3 transformer), such a repository on the hub by name, and own files.
+    Of a .pt only tensors, plain values and argparse.Namespace are read, so that no code runs.
+    """
+    from harness.networks.checkpoints import output_size, read_teacher, write_teacher
+    from harness.tasks.adopt import adopt_teacher, check_free, teacher_entries
+    from harness.tasks.edit import entry_text
+
+    if (task is None) == (out is None):
+        raise UsageError("give either --task FILE.yaml or --out FILE.safetensors")
+    teacher = read_teacher(source, kind, num_heads)
+    size = output_size(teacher)
+    if task is not None:
+        path, sha256 = adopt_teacher(task, teacher)
+    else:
+        assert out is not None
+        check_free(out)
+        path, sha256 = out, write_teacher(teacher, out)
+    entries = teacher_entries(teacher, str(path), sha256)
+    facts = {**teacher.facts, "weights": f"{teacher.parameters:,} numbers, equal to the source's"}
+    if size is not None:
+        facts["outputs"] = f"finite at t = 1, 0.5 and 0.001, root mean square {size:.4g}"
+    if as_json:
+        click.echo(json.dumps({**facts, "file": str(path), "entries": entries}, indent=1))
+        return
+    for name, text in {**facts, "written": str(path)}.items():
+        click.echo(f"{name:>18}: {text}")
+    if task is not None:
+        click.echo(f"{task} has a new network, schedule, prediction_type and teacher")
+        click.echo(f"next: harness run --task {task} --method ard --dry-run")
+    else:
+        click.echo("\n".join(entry_text(name, value) for name, value in entries.items()))
 
 
 @teacher_group.command("train")
@@ -25,7 +108,8 @@ def teacher_group() -> None:
 def teacher_train(task: str, results: Path, device: str, as_json: bool) -> None:
     """Train the feature network and the teacher of a task, then scan guidance.
 
-    The same command resumes after an interruption.
+    The same command resumes after an interruption. A task file that lacks networks gets them, with
+    their sha256 and the guidance scale of the best FID.
     """
     import yaml
     from rich.console import Console
@@ -39,6 +123,7 @@ def teacher_train(task: str, results: Path, device: str, as_json: bool) -> None:
         made = train_networks(
             found, results / "teachers" / found.spec.name, chosen_device(device), display
         )
+    added = into_file(found, task, made)
     if as_json:
         click.echo(json.dumps({str(m.path): m.card for m in made}, indent=1))
         return
@@ -47,6 +132,24 @@ def teacher_train(task: str, results: Path, device: str, as_json: bool) -> None:
             f"{m.path}\n  sha256: {m.sha256}\n"
             f"{yaml.safe_dump(m.card['quality'], sort_keys=False, indent=2)}"
         )
+    if added:
+        click.echo(f"{task} has them now: {', '.join(added)}")
+
+
+def into_file(task: Task, name: str, made: Sequence[Made]) -> list[str]:
+    """Gives a user's task file the trained networks that it lacks; the entries that were set."""
+    from harness.tasks.adopt import adopt_trained
+
+    missing = [m for m in made if task.trained(m.part).sha256 is None]
+    if not missing or not name.endswith((".yaml", ".yml")):
+        return []
+    more: dict[str, Any] = {}
+    for m in missing:
+        if m.part == "teacher":
+            scale = m.card["quality"]["best_guidance_scale"]
+            more["guidance"] = {**task.spec.guidance.model_dump(exclude_none=True), "scale": scale}
+    adopt_trained(Path(name), {m.part: (m.path, m.sha256) for m in missing}, **more)
+    return [*(m.part for m in missing), *more]
 
 
 @teacher_group.command("verify")

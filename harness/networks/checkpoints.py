@@ -16,12 +16,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from harness.diffusion.conditions import Condition
+from harness.diffusion.randomness import Keyed
+from harness.diffusion.schedules import SCHEDULES
 from harness.errors import UsageError
 from harness.files import file_hash, read_tensors, write_tensors
 from harness.networks import diffusers_folders as folders
 from harness.networks.checkpoint_files import StateDict, read_state_dict
 from harness.networks.dit import DiT, size_options
-from harness.networks.fit import check_fit, some
+from harness.networks.fit import check_fit, load_into, some
 from harness.networks.sizes import sizes_of
 
 Kind = Literal["dit", "sit"]
@@ -67,6 +70,13 @@ class Teacher:
         return sizes.get("num_classes", 0)
 
     @property
+    def conditioned_on_text(self) -> bool:
+        """Whether the network needs prompts."""
+        if self.network.get("backbone") == "diffusers":
+            return self.network["class"] != "DiTTransformer2DModel"
+        return "text_width" in self.network
+
+    @property
     def parameters(self) -> int:
         """The number of weights."""
         return sum(value.numel() for value in self.weights.values())
@@ -107,7 +117,7 @@ def write_teacher(teacher: Teacher, path: Path) -> str:
     Raises UsageError if the file cannot be written.
     """
     metadata = {
-        "network": json.dumps(teacher.network, sort_keys=True),
+        "network": json.dumps(teacher.network),
         "schedule": teacher.schedule,
         "prediction_type": teacher.prediction_type,
     }
@@ -132,6 +142,30 @@ def skeleton(network: dict[str, Any]) -> nn.Module:
             return DiT(**options)
     except (TypeError, KeyError) as error:
         raise UsageError(f"network {network} is not a DiT's: {error}") from error
+
+
+def output_size(teacher: Teacher) -> float | None:
+    """Root mean square of the outputs for noise at three timesteps, in float32.
+
+    None for a network that needs more than classes.
+
+    Raises UsageError if an output is not finite.
+    """
+    if teacher.network.get("backbone") == "diffusers":
+        return None
+    network = skeleton(teacher.network).to_empty(device="cpu").eval()
+    load_into(network, {k: v.float() for k, v in teacher.weights.items()}, teacher.facts["source"])
+    index = torch.arange(3)
+    x = Keyed("probe", 0).normal("x", index, teacher.shape)
+    time = SCHEDULES[teacher.schedule]().network_time(torch.tensor([1.0, 0.5, 0.001]))
+    with torch.no_grad():
+        out = network(x, time, Condition(index.clamp(max=max(0, teacher.num_classes - 1))))
+    if not out.isfinite().all():
+        raise UsageError(
+            f"{teacher.facts['source']} has outputs that are not finite for noise at t = 1, 0.5 or "
+            "0.001: is --num-heads right?"
+        )
+    return float(out[:, : x.shape[1]].square().mean().sqrt())
 
 
 def _from_folder(folder: Path, where: str) -> Teacher:

@@ -37,6 +37,7 @@ from harness.training.trainer import Trainer
 class Made:
     """A file of weights and its card."""
 
+    part: Part
     path: Path
     sha256: str
     card: dict[str, Any]
@@ -61,7 +62,7 @@ def train_networks(
         write_tensors(path, {key: tensor.half() for key, tensor in network.state_dict().items()})
         file = weights.model_copy(update={"file": str(path.resolve()), "sha256": file_hash(path)})
         task = _with(task, **{part: file})
-        made.append(_finish(path, weights, task, _quality(part, task, device, report)))
+        made.append(_finish(part, path, weights, task, _quality(part, task, device, report)))
     return made
 
 
@@ -134,7 +135,7 @@ def _with(task: Task, **changes: Any) -> Task:
     return Task(task.spec.model_copy(update=changes), task.folder)
 
 
-def _finish(path: Path, weights: Weights, task: Task, quality: dict[str, Any]) -> Made:
+def _finish(part: Part, path: Path, weights: Weights, task: Task, quality: dict[str, Any]) -> Made:
     """Writes the card beside the weights."""
     sha256 = file_hash(path)
     card: dict[str, Any] = {
@@ -150,7 +151,7 @@ def _finish(path: Path, weights: Weights, task: Task, quality: dict[str, Any]) -
         "quality": quality,
     }
     write_text(path.with_suffix(".yaml"), yaml.safe_dump(card, sort_keys=False))
-    return Made(path, sha256, card)
+    return Made(part, path, sha256, card)
 
 
 def features_quality(task: Task, device: torch.device) -> dict[str, float]:

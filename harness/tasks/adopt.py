@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.files import write_aside
 from harness.networks.checkpoints import Teacher, write_teacher
-from harness.tasks.edit import set_entries
+from harness.tasks.edit import edited, set_entries
 from harness.tasks.load import read_task, spec_of
 from harness.tasks.spec import Part
 
@@ -27,21 +29,25 @@ def teacher_entries(teacher: Teacher, file: str, sha256: str) -> dict[str, Any]:
     }
 
 
-def adopt_teacher(task_file: Path, teacher: Teacher) -> Path:
+def adopt_teacher(task_file: Path, teacher: Teacher) -> tuple[Path, str]:
     """Writes a teacher beside a task's file, and its entries into the file.
 
     Returns:
-        The file of weights.
+        The file of weights and its SHA-256.
 
     Raises:
         UsageError: if the teacher does not suit the task's data, or if files cannot be written.
     """
     content = read_task(task_file)
     file = weights_file(str(content.get("name", task_file.stem)), "teacher")
-    spec_of({**content, **teacher_entries(teacher, file, UNKNOWN)}, task_file)
-    path = task_file.parent / file
-    set_entries(task_file, teacher_entries(teacher, file, write_teacher(teacher, path)))
-    return path
+    problem = f"{teacher.facts['source']} does not suit task file {task_file}"
+    entries, path = teacher_entries(teacher, file, UNKNOWN), task_file.parent / file
+    spec_of({**content, **entries}, problem)
+    edited(task_file, entries)
+    check_free(path)
+    sha256 = write_teacher(teacher, path)
+    set_entries(task_file, teacher_entries(teacher, file, sha256))
+    return path, sha256
 
 
 def adopt_trained(task_file: Path, made: Mapping[Part, tuple[Path, str]], **more: Any) -> None:
@@ -50,15 +56,17 @@ def adopt_trained(task_file: Path, made: Mapping[Part, tuple[Path, str]], **more
     Args:
         made: file of weights and SHA-256 by part.
         more: further entries of the task.
+
+    Raises UsageError if files cannot be written.
     """
-    content = read_task(task_file)
+    content, entries = read_task(task_file), dict(more)
     for part, (path, sha256) in made.items():
         target = task_file.parent / content[part]["file"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-        shutil.copyfile(path.with_suffix(".yaml"), target.with_suffix(".yaml"))
-        more[part] = {**content[part], "sha256": sha256}
-    set_entries(task_file, more)
+        for suffix in (".safetensors", ".yaml"):
+            copied = path.with_suffix(suffix)
+            write_aside(target.with_suffix(suffix), partial(shutil.copyfile, copied))
+        entries[part] = {**content[part], "sha256": sha256}
+    set_entries(task_file, entries)
 
 
 def weights_file(name: str, part: Part) -> str:

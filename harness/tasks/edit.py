@@ -14,21 +14,26 @@ from harness.files import read_yaml, write_text
 
 
 def set_entries(path: Path, changes: Mapping[str, Any]) -> None:
-    """Sets entries at the top of a YAML file; new ones go to its end.
+    """Sets entries at the top of a YAML file. Raises UsageError as `edited` does."""
+    write_text(path, edited(path, changes))
+
+
+def edited(path: Path, changes: Mapping[str, Any]) -> str:
+    """The text of a YAML file with entries set at its top; new ones come at its end.
 
     Comments inside a replaced entry move above it.
 
-    Raises UsageError if the file cannot be read or written.
+    Raises UsageError if the file cannot be read, or not be edited, since it has anchors.
     """
     before, text = read_yaml(path), path.read_text(encoding="utf-8")
-    edited = with_entries(text, changes)
+    found = with_entries(text, changes)
     try:
-        right = yaml.safe_load(edited) == {**before, **changes}
-    except yaml.YAMLError:  # anchors, or a file that is one flow mapping
+        right = yaml.safe_load(found) == {**before, **changes}
+    except yaml.YAMLError:
         right = False
     if not right:
         raise UsageError(f"{path} cannot be edited: set {', '.join(changes)} by hand")
-    write_text(path, edited)
+    return found
 
 
 def with_entries(text: str, changes: Mapping[str, Any]) -> str:
@@ -53,7 +58,7 @@ def entry_text(name: str, value: Any) -> str:
         value if flow else {name: value},
         sort_keys=False,
         default_flow_style=flow,
-        width=100,
+        width=90 - len(name),
         allow_unicode=True,
     ).rstrip()
     return f"{name}: {dumped}" if flow else dumped

@@ -30,25 +30,27 @@ def load_task(name: str) -> Task:
         if path.parent == task.FOLDER:
             raise unknown("task", name, task_names())
         raise UsageError(f"there is no task file {path}")
-    spec = spec_of(read_task(path), path)
+    spec = spec_of(read_task(path), f"task file {path} is broken")
     return MixtureTask(spec, path.parent) if spec.mixture else Task(spec, path.parent)
 
 
-def spec_of(content: dict[str, Any], path: Path) -> TaskSpec:
-    """A task's typed content. Raises UsageError if it is broken."""
+def spec_of(content: dict[str, Any], problem: str) -> TaskSpec:
+    """A task's typed content.
+
+    Args:
+        problem: what an error says first.
+
+    Raises UsageError if a field is missing, unknown or wrong.
+    """
     try:
         return TaskSpec.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(
-            ": ".join(filter(None, [".".join(map(str, each["loc"])), _plain(each["msg"])]))
+        found = [
+            [".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")]
             for each in error.errors()
-        )
-        raise UsageError(f"task file {path} is broken: {problems}") from error
-
-
-def _plain(message: str) -> str:
-    """A message of pydantic without its prefix."""
-    return message.removeprefix("Value error, ")
+        ]
+        reasons = "; ".join(": ".join(filter(None, pair)) for pair in found)
+        raise UsageError(f"{problem}: {reasons}") from error
 
 
 def read_task(path: Path) -> dict[str, Any]:

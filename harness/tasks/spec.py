@@ -290,8 +290,9 @@ class TaskSpec(_Spec):
             raise ValueError(
                 f"network is for {found}, but data.shape is {[channels, height, width]}"
             )
+        dit = self.network.get("class") in (None, "DiTTransformer2DModel")
         classes = sizes.get("num_classes", sizes.get("num_embeds_ada_norm", self.data.num_classes))
-        if self.prompts is None and classes not in (0, self.data.num_classes):
+        if dit and self.prompts is None and classes not in (0, self.data.num_classes):
             raise ValueError(
                 f"network has {classes} classes, but data.num_classes is {self.data.num_classes}"
             )
