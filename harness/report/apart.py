@@ -94,20 +94,17 @@ def apart_table(found: Sequence[Apart]) -> pd.DataFrame:
     lines = []
     for each in found:
         record = each.record
+        measured = {
+            name: record.metrics[name] for name in METRICS.names() if name in record.metrics
+        }
         line = {
             "method": label(record),
             "steps": str(record.config["num_steps"]),
             "training": training_of(record),
-            "N": ", ".join(
-                sorted(
-                    {f"{m.n:,}" for name, m in record.metrics.items() if name in METRICS.names()}
-                )
-            ),
+            "N": f"{max((metric.n for metric in measured.values()), default=0):,}",
         }
-        for name in METRICS.names():
-            if name in record.metrics:
-                metric, shown = record.metrics[name], METRICS[name]
-                line[shown.heading] = f"{metric.mean:.{shown.digits}f}"
+        for name, metric in measured.items():
+            line[METRICS[name].heading] = f"{metric.mean:.{METRICS[name].digits}f}"
         lines.append({**line, "differs in": each.reason})
     table = pd.DataFrame(lines).fillna("")
     last = "differs in"
