@@ -36,12 +36,6 @@ class Busy(HarnessError):
     exit_code = 2
 
 
-class NotComparable(HarnessError):
-    """Two metrics with different identities would share a column."""
-
-    exit_code = 4
-
-
 class Interrupted(HarnessError):
     """A signal stopped a run after it wrote a checkpoint; the same command resumes it."""
 

@@ -11,6 +11,7 @@ import pandas as pd
 from harness.cli.options import common
 from harness.files import write_text
 from harness.records import Record
+from harness.report.apart import apart_table
 from harness.report.html import html_page
 from harness.report.latex import latex_report
 from harness.report.markdown import page
@@ -71,7 +72,8 @@ def rendered(form: str, records: list[Record], results: Path) -> str:
     if form == "latex":
         return "\n\n".join(map(latex_report, reports))
     tables = [
-        report.results.assign(task=report.task)[["task", *report.results.columns]]
+        table.assign(task=report.task)[["task", *table.columns]]
         for report in reports
+        for table in (report.results, apart_table(report.apart))
     ]
     return pd.concat(tables).to_csv(index=False)

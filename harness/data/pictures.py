@@ -88,7 +88,9 @@ class NpzPictures(Pictures):
         one = math.prod(self.shape)
         with _reading(self.path), _array(self.path) as (_, _, stream):
             for start in range(0, len(self), size):
-                content = stream.read(min(size, len(self) - start) * one)
+                wanted = min(size, len(self) - start) * one
+                if len(content := stream.read(wanted)) < wanted:
+                    raise EOFError("the array ends early")
                 found = torch.frombuffer(bytearray(content), dtype=torch.uint8)
                 yield found.view(-1, *self._shape[1:]).permute(0, 3, 1, 2).contiguous()
             stream.read(1)  # at the end of the stream its check sum is compared

@@ -9,15 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.errors import NotComparable, UsageError
+from harness.errors import UsageError
 from harness.methods import METHODS
 from harness.provenance import code_digest
 from harness.records import Record, published_records, read_record
+from harness.report.apart import Apart, told_apart
 from harness.report.labels import label, off_default
 from harness.report.statistics import Interval, metric_interval
 from harness.runs.identity import all_options, row_key
 
-HEADLINES = ("fid", "frechet_distance")
+HEADLINES = ("fid", "frechet_distance", "distance_to_teacher")
 """The metrics that rows are compared by, lower ones better; the first that a task has counts."""
 ABSURD = 10
 """A seed has diverged if it failed, if its headline metric is not finite, or if that exceeds both
@@ -146,16 +147,14 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
     """Groups a task's records that differ in the seed alone, without trials.
 
     Rows without training come first, then rows by training and steps. Of two records with one seed,
-    the later in `present_last` counts.
-
-    Raises NotComparable if metrics of one name have different identities in two records.
+    the later in `present_last` counts. Records that do not compare with the others are left out
+    (`apart_of`).
     """
-    records = without_trials(records)
-    refuse_mixed_identities(records)
+    records, _ = told_apart(present_last(without_trials(records)))
     reference = reference_record(record for record in records if record.status == "finished")
     teacher = _headline_value(reference) if reference else 0.0
     groups: dict[str, tuple[dict[str, Any], list[Record]]] = {}
-    for record in present_last(records):
+    for record in records:
         options = all_options(record)
         groups.setdefault(row_key(record, options), (options, []))[1].append(record)
     rows = []
@@ -182,23 +181,9 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
     )
 
 
-def refuse_mixed_identities(records: Sequence[Record]) -> None:
-    """Raises NotComparable if two records' metrics of one name have different identities."""
-    first: dict[str, Record] = {}
-    for record in records:
-        for name, metric in record.metrics.items():
-            other = first.setdefault(name, record)
-            theirs = other.metrics[name]
-            if theirs.identity != metric.identity:
-                keys = metric.identity.keys() | theirs.identity.keys()
-                differing = sorted(
-                    k for k in keys if metric.identity.get(k) != theirs.identity.get(k)
-                )
-                raise NotComparable(
-                    f"{name} of {record.run_id} and of {other.run_id} are not comparable: "
-                    f"they differ in {', '.join(differing)}; "
-                    "keep them below results folders of their own"
-                )
+def apart_of(records: Sequence[Record]) -> list[Apart]:
+    """The records of a task that `rows_of` leaves out, since their numbers do not compare."""
+    return told_apart(present_last(without_trials(records)))[1]
 
 
 def trains(record: Record) -> bool:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from harness.metrics import METRICS
 from harness.records import Record
+from harness.report.apart import training_of
 from harness.report.pairs import Compared
 from harness.report.rows import Row, trains
 from harness.report.statistics import (
@@ -15,9 +16,12 @@ from harness.report.statistics import (
     degradation_ratio,
     t_interval,
 )
+from harness.runs.external import stated_bill
 
 _QUALITY = (
     "fid",
+    "sfid",
+    "inception_score",
     "kid",
     "label_agreement",
     "fid_inception",
@@ -72,13 +76,13 @@ def _line(row: Row) -> dict[str, str]:
 
 
 def _keys(row: Row) -> dict[str, str]:
-    (steps, batch), first = row.training, row.records[0]
-    untrained = "untrained" if trains(first) else "none"
+    steps, first = row.training[0], row.records[0]
+    untrained = not steps and trains(first) and not stated_bill(first)
     seeds = len(row.finished) if steps else "-"
     return {
         "method": row.label,
         "steps": str(row.num_steps),
-        "training": f"{steps} × {batch}" if steps else untrained,
+        "training": "untrained" if untrained else training_of(first),
         "seeds × noise sets": f"{seeds} × {first.config['noise_sets']}",
     }
 

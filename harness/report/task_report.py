@@ -11,6 +11,7 @@ import pandas as pd
 
 from harness.records import Record
 from harness.report.agreement import agreement_table
+from harness.report.apart import Apart, apart_table
 from harness.report.claims import claims_table, read_claims
 from harness.report.compare import (
     against_best_table,
@@ -23,7 +24,7 @@ from harness.report.labels import guidance_of
 from harness.report.notes import notes
 from harness.report.pairs import CROWD, Compared, compared_neighbours
 from harness.report.plots import Plot, task_plots
-from harness.report.rows import Row, headline, reference_record, rows_of
+from harness.report.rows import Row, apart_of, headline, reference_record, rows_of
 from harness.report.statistics import holm
 from harness.report.tables import (
     KEYS,
@@ -62,14 +63,12 @@ class TaskReport:
 
     task: str
     rows: tuple[Row, ...]
+    apart: tuple[Apart, ...] = ()
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> TaskReport:
-        """The report of one task's records.
-
-        Raises NotComparable if identities of a metric differ.
-        """
-        return cls(records[0].task, tuple(rows_of(records)))
+        """The report of one task's records."""
+        return cls(records[0].task, tuple(rows_of(records)), tuple(apart_of(records)))
 
     @cached_property
     def finished(self) -> list[Row]:
@@ -152,11 +151,14 @@ class TaskReport:
     @cached_property
     def sections(self) -> list[Section]:
         """The tables in the order of a page, without empty ones."""
-        return [
-            section
-            for section in (*self._of_equal_compute(), *self._of_all_rows())
-            if len(section.table)
-        ]
+        compared = (*self._of_equal_compute(), *self._of_all_rows()) if self.rows else ()
+        apart = Section(
+            "Not comparable with these tables",
+            "Each of these has another N, size or identity of a metric than most records, "
+            "and stands in no other table. The last column says what differs.",
+            apart_table(self.apart),
+        )
+        return [section for section in (*compared, apart) if len(section.table)]
 
     def _of_equal_compute(self) -> Iterator[Section]:
         yield Section(

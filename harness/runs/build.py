@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -63,6 +65,16 @@ def samples_of(
     if resolved.settings.total_steps:
         return compute()
     return cached_samples(samples_key(resolved, noise_set, device), compute)
+
+
+def samples_again(
+    resolved: Resolved, folder: Path, device: torch.device, report: Report, noise_set: int
+) -> Tensor:
+    """The samples of a finished run, [N, C, H, W], made with the student in its folder."""
+    method = build(resolved, resolved.task.teacher(device), device)
+    if method.players:
+        method.start_from(read_tensors(folder / "student.safetensors"))
+    return samples_of(resolved, sampler_of(method), noise_set, device, report)
 
 
 class Reference:

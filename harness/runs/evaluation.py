@@ -170,12 +170,9 @@ def write_grid(
 ) -> None:
     """Writes `samples.png`: the student's samples above the teacher's, from the same noise."""
     height = (task.picture_shape or task.shape)[1]
-    size: dict[str, Any] = {
-        "columns": 20 if height < 128 else 8,
-        "scale": min(5, 1 + 160 // height),
-    }
-    grid = sample_grid([samples, reference], draw=drawable(task, device), **size)
-    picture = Image.fromarray(grid.numpy())
+    columns, scale = (20, 5) if height < 64 else (8, 1)
+    draw = drawable(task, device)
+    picture = Image.fromarray(sample_grid([samples, reference], columns, scale, draw=draw).numpy())
     write_aside(folder / "samples.png", lambda aside: picture.save(aside, "png"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from harness.metrics.extractors import EXTRACTORS
 from harness.metrics.sampling import Sampler, sample_set, sampling_cost
 from harness.provenance import capture_environment
 from harness.records import Environment, Record, TrainingBill, write_record
-from harness.runs.build import Reference, build, sampler_of, samples_of
+from harness.runs.build import Reference, build, sampler_of, samples_again, samples_of
 from harness.runs.evaluation import (
     cost_of,
     flags_of,
@@ -103,12 +104,12 @@ class Run:
             UsageError, Interrupted.
         """
         if (record := self.finished_record(reuse)) is not None:
-            self._save_again()
+            self._save()
             return record
         with held(self.results, *self.locks, wait=wait):
             # Another process may have finished the run while this one waited.
             if (record := self.finished_record(reuse)) is not None:
-                self._save_again()
+                self._save()
                 return record
             self.folder.mkdir(parents=True, exist_ok=True)
             with logged(self.folder / "run.log", f"run {self.resolved.run_id}") as log:
@@ -134,20 +135,12 @@ class Run:
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
         return record
 
-    def _save_again(self) -> None:
-        """Writes the samples of a finished run, which are made again."""
-        if self.save is None:
-            return
-        r = self.resolved
-        method = build(r, r.task.teacher(self.device), self.device)
-        if method.players:
-            method.start_from(read_tensors(self.folder / "student.safetensors"))
-        sampler = sampler_of(method)
-
-        def samples(noise_set: int) -> Tensor:
-            return samples_of(r, sampler, noise_set, self.device, self.report)
-
-        save_sets(self.folder, r.task, range(r.noise_sets), samples, self.save, self.device)
+    def _save(self, samples: Callable[[int], Tensor] | None = None) -> None:
+        """Writes the pictures that are wanted and missing; without samples they are made again."""
+        r, sets = self.resolved, range(self.resolved.noise_sets)
+        made = samples or partial(samples_again, r, self.folder, self.device, self.report)
+        if self.save:
+            save_sets(self.folder, r.task, sets, made, self.save, self.device)
 
     def record_failure(self, reason: str) -> Record:
         """Writes and returns the record of a run that could not be finished."""
@@ -175,9 +168,7 @@ class Run:
         samples = {
             k: samples_of(r, sampler, k, self.device, self.report) for k in range(r.noise_sets)
         }
-        if self.save:
-            sets = range(r.noise_sets)
-            save_sets(self.folder, task, sets, samples.__getitem__, self.save, self.device)
+        self._save(samples.__getitem__)
         bill = (
             training_bill(r, trainer, method, teacher, self.device) if trainer or r.parent else None
         )

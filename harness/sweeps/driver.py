@@ -7,13 +7,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import FrameType, TracebackType
 from typing import Generic, TypeVar
 
-from harness.errors import Interrupted, NotComparable, RunFailed, UsageError
+from harness.errors import Interrupted, RunFailed, UsageError
 from harness.sweeps.engines import Died, Engine, Job
 
 TRIES = 3
 """How often a run is started whose process dies."""
-REFUSED = (UsageError.exit_code, NotComparable.exit_code)
-ANSWERS = (0, RunFailed.exit_code, *REFUSED)
+ANSWERS = (0, RunFailed.exit_code, UsageError.exit_code)
 """Exit codes of a child that came to an end of its own; any other means that it died."""
 T = TypeVar("T")
 
@@ -92,7 +91,7 @@ class Driver(Generic[T]):
             except Died as died:
                 reasons.append(str(died))
             else:
-                if code in REFUSED:
+                if code == UsageError.exit_code:
                     raise UsageError(
                         "a run was refused; its message is above, or in the logs of its job"
                     )

@@ -23,6 +23,7 @@ from harness.metrics.fidelity import fid
 from harness.runs.config import RunConfig, parse_config
 from harness.runs.resolve import resolve
 from harness.tasks import MixtureTask, Task, load_task
+from harness.tasks.spec import INCEPTION_SHA256
 
 CPU = torch.device("cpu")
 IMAGES = Keyed("test", 0).normal("images", torch.arange(3), (1, 8, 8)).clamp(-1, 1)
@@ -63,6 +64,41 @@ def test_inception_is_torch_fidelitys(inception_file: Path) -> None:
     assert found.sha256 == file_hash(inception_file)
     rounded = ((IMAGES + 1) * 127.5).round().to(torch.uint8).repeat(1, 3, 1, 1)
     torch.testing.assert_close(features, found.network(rounded)[0].double())
+
+
+def test_inception_gives_what_adms_evaluator_takes(inception_file: Path) -> None:
+    """17 x 17 x 7 spatial features with the channel last, and logits without their bias."""
+    found, seen = Inception(inception_file, CPU), []
+    found.network.get_submodule("Mixed_6d.branch1x1").register_forward_hook(
+        lambda module, args, out: seen.append(out.clone())
+    )
+    image = ((IMAGES[:1] + 1) * 127.5).round().to(torch.uint8).repeat(1, 3, 1, 1)
+    with torch.no_grad():
+        parts = found.parts(image)
+    assert parts["spatial"].shape == (1, 2023)
+    assert torch.equal(parts["spatial"].view(17, 17, 7), seen[0][0, :7].permute(1, 2, 0))
+    weight = found.network.get_parameter("fc.weight")
+    torch.testing.assert_close(parts["logits"], parts["features"] @ weight.t())
+    assert parts["features"].shape == (1, 2048)
+
+
+def test_another_file_of_weights_than_the_named_one(inception_file: Path) -> None:
+    with pytest.raises(UsageError, match=r"has SHA-256 .*, but 6726825d.* was expected"):
+        Inception(inception_file, CPU, INCEPTION_SHA256)
+    assert Inception(inception_file, CPU, file_hash(inception_file)).network is not None
+
+
+def test_torchs_hub_folder_holds_the_weights(
+    inception_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then nothing is downloaded; the whole SHA-256 counts, not the eight digits of the name."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "weights-inception-2015-12-05-6726825d.pth").symlink_to(inception_file)
+    assert Inception(None, CPU).path.parent == folder
+    with pytest.raises(UsageError, match="is not the file of weights that the task names"):
+        Inception(None, CPU, INCEPTION_SHA256)
 
 
 def test_clean_inception_sees_clean_fids_images(inception_file: Path) -> None:

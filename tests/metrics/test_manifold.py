@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from harness.diffusion.randomness import Keyed
 from harness.metrics import manifold
 from harness.metrics.manifold import (
+    Distances,
     class_diversity,
     density_coverage,
+    half_distances,
     inception_style_score,
     memorised_share,
     nearest_two,
@@ -124,3 +128,49 @@ def test_the_nearest_two_of_many_are_exact() -> None:
     images = samples.reshape(-1, 1, 8, 8)
     share = (exact[:, 0] < exact[:, 1] / 3).double().mean()
     assert memorised_share(images, training.reshape(-1, 1, 8, 8)) == float(share) == 1 / 701
+
+
+def half_brute_force(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """ADM's squared distances with NumPy's float16, one pair at a time."""
+    a, b = a.astype(np.float16), b.astype(np.float16)
+    found = np.empty((len(a), len(b)), np.float32)
+    for i, u in enumerate(a):
+        for j, v in enumerate(b):
+            inner = np.float16(u.astype(np.float32) @ v.astype(np.float32))
+            first, second = (np.float16(np.sum(x * x, dtype=np.float32)) for x in (u, v))
+            found[i, j] = max(np.float16(np.float16(first - 2 * inner) + second), 0)
+    return found
+
+
+def test_half_distances_are_rounded_as_float16() -> None:
+    a, b = (Keyed("test", 0).normal(name, torch.arange(12), (9,)) for name in ("a", "b"))
+    expected = half_brute_force(a.numpy(), b.numpy())
+    # A sum of products may fall on the other side of a half.
+    np.testing.assert_allclose(half_distances(a, b).numpy(), expected, rtol=3e-3, atol=2e-2)
+    exact = torch.cdist(a.double(), b.double()).square().float()
+    assert not torch.equal(half_distances(a, b), exact)
+    torch.testing.assert_close(half_distances(a, b), exact, rtol=0.01, atol=0.05)
+
+
+def test_distances_beyond_float16_are_taken_in_float32() -> None:
+    a = 300 * Keyed("test", 0).normal("a", torch.arange(5), (9,))
+    exact = torch.cdist(a.double(), a.double() + 1).square().float()
+    torch.testing.assert_close(half_distances(a, a + 1), exact, rtol=1e-3, atol=1.0)
+
+
+@pytest.mark.parametrize("distances", [torch.cdist, half_distances])
+def test_precision_and_recall_by_brute_force(distances: Distances) -> None:
+    """k = 3: a point is inside if one neighbourhood of the other set holds it."""
+    a, b = (Keyed("test", 0).normal(name, torch.arange(25), (4,)).double() for name in ("a", "b"))
+
+    def inside(points: torch.Tensor, centres: torch.Tensor) -> float:
+        found = 0
+        for point in points:
+            for centre in centres:
+                apart = sorted(float(distances(centre[None], other[None])) for other in centres)
+                if float(distances(point[None], centre[None])) <= apart[3]:
+                    found += 1
+                    break
+        return found / len(points)
+
+    assert precision_recall(a, 1.5 * b, 3, distances) == (inside(a, 1.5 * b), inside(1.5 * b, a))

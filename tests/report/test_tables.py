@@ -13,16 +13,17 @@ from rich.console import Console
 from scipy import stats
 from written import ENVIRONMENT, metric, record
 
-from harness.errors import NotComparable, UsageError
+from harness.errors import UsageError
 from harness.methods import METHODS
 from harness.provenance import code_digest
 from harness.records import Exposure, Record, publish_records, write_record
+from harness.report.apart import apart_table
 from harness.report.console import print_results
 from harness.report.markdown import page
 from harness.report.notes import notes
 from harness.report.pairs import compared_neighbours
 from harness.report.publish import publish
-from harness.report.rows import latest_versions, load_records, rows_of
+from harness.report.rows import apart_of, latest_versions, load_records, rows_of
 from harness.report.tables import differences_table, exposure_table, floor_table, results_table
 from harness.report.task_report import TaskReport, reports_of
 
@@ -114,25 +115,55 @@ def test_a_label_names_the_options_that_matter() -> None:
 # refusals
 
 
-def test_mixed_identities_are_refused_by_name() -> None:
-    other = record(seed=1, identity={"version": 2, "features": "ff"})
-    with pytest.raises(NotComparable) as caught:
-        rows_of([record(), other])
-    text = str(caught.value)
-    assert text.endswith(
-        "are not comparable: they differ in features, version; "
-        "keep them below results folders of their own"
-    )
-    assert record().run_id in text
-    assert other.run_id in text
-    assert NotComparable.exit_code == 4
+def test_another_identity_stands_in_a_section_of_its_own() -> None:
+    other = record("reflow", identity={"version": 2, "features": "f" * 64})
+    records = [record(), record(seed=1), other]
+    (row,) = rows_of(records)
+    assert [found.run_id for found in row.records] == [record().run_id, record(seed=1).run_id]
+    (found,) = apart_of(records)
+    assert found.record == other
+    assert found.reason == "another features; version 2 instead of 1"
+    text = page(reports_of(records))
+    section = text[text.index("Not comparable with these tables") :]
+    assert "reflow" in section
+    assert "another features; version 2 instead of 1" in section
+    assert "reflow" not in text[: text.index("Not comparable with these tables")]
 
 
 def test_every_metric_counts_for_comparability() -> None:
     other = record(seed=1)
     other.metrics["kid"] = metric("kid", {0: 1.0}, subset_size=10)
-    with pytest.raises(NotComparable, match=r"^kid of .* they differ in subset_size;"):
-        rows_of([record(), other])
+    (found,) = apart_of([record(), other, record(seed=2)])
+    assert (found.record, found.reason) == (other, "subset_size 10 instead of None")
+
+
+def test_runs_of_ours_outweigh_work_from_elsewhere() -> None:
+    """However many files of 30 samples there are, the table is that of our runs."""
+    outside = ["not trained here; bill as stated: 2 GPU days"]
+    theirs = [
+        record(f"theirs {k}", steps=0, identity={"n": 30}, flags=outside, cost=None)
+        for k in range(3)
+    ]
+    ours = record(identity={"n": 40})
+    assert [row.label for row in rows_of([*theirs, ours])] == [rows_of([ours])[0].label]
+    table = apart_table(apart_of([*theirs, ours]))
+    assert list(table["differs in"]) == ["n 30 instead of 40"] * 3
+    assert list(table["training"]) == ["as stated: 2 GPU days"] * 3
+    assert list(table["N"]) == ["40"] * 3
+
+
+def test_a_bill_as_stated_stands_in_the_row() -> None:
+    outside = ["not trained here; bill as stated: 2 GPU days"]
+    theirs = record("theirs", steps=0, flags=outside, cost=None)
+    (line,) = [dict(line) for _, line in results_table(rows_of([theirs])).iterrows()]
+    assert (line["method"], line["training"]) == ("theirs", "as stated: 2 GPU days")
+
+
+def test_of_equally_many_the_present_code_counts() -> None:
+    here = record(identity={"version": 2})
+    here.environment = here.environment.model_copy(update={"code": code_digest()})
+    (found,) = apart_of([here, record(seed=1)])
+    assert found.reason == "version 1 instead of 2"
 
 
 def test_tasks_have_sections_of_their_own() -> None:
