@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from harness.data.images import to_uint8
+from harness.data.pictures import Images
 from harness.networks.classifier import Classifier
 
 
 @torch.no_grad()
 def classify(
-    classifier: Classifier, images: Tensor, batch_size: int = 100
+    classifier: Classifier, images: Images, batch_size: int = 100
 ) -> tuple[Tensor, Tensor]:
     """Features and logits of images, which are rounded to 8 bits first.
 
@@ -22,8 +23,8 @@ def classify(
         Features [n, 64] and logits [n, classes], float64 on the CPU.
     """
     features, logits = [], []
-    for part in to_uint8(images).split(batch_size):
-        rounded = part.to(next(classifier.parameters()).device).float() / 127.5 - 1
+    for part in images.split(batch_size):
+        rounded = to_uint8(part).to(next(classifier.parameters()).device).float() / 127.5 - 1
         found = classifier.features(rounded)
         features.append(found.double().cpu())
         logits.append(classifier.logits(found).double().cpu())

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from harness.diffusion.schedules import SCHEDULES
 
@@ -17,6 +25,18 @@ class _Spec(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came after the first tasks. A dump leaves them out while they have their default,
+    so that digests of older tasks stay."""
+
+    @model_serializer(mode="wrap")
+    def _without_idle(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        idle = {
+            name
+            for name in self.later
+            if getattr(self, name) == type(self).model_fields[name].default
+        }
+        return {name: value for name, value in dump(self).items() if name not in idle}
 
 
 class Training(_Spec):
@@ -52,10 +72,32 @@ class Guidance(_Spec):
 
 
 class DataSpec(_Spec):
+    """Where the images of a task are."""
+
+    later = frozenset({"path", "flip", "classes", "held_out"})
     set: str
+    """A named set, or the kind of files in `path`: folder, webdataset, npz or latents."""
     split_seed: int
+    """Draws the held-out part of a set that has none of its own."""
     shape: tuple[int, int, int]
+    """C, H and W; pictures are cropped to H = W as ADM does."""
     num_classes: int
+    path: str | None = None
+    """A file or folder; absolute, or relative to the task's file or to --data-dir."""
+    flip: bool = False
+    """Whether training mirrors half of the images, each step anew."""
+    classes: tuple[str, ...] = ()
+    """Names of classes in the order of their labels; empty means all subfolders, sorted."""
+    held_out: float | str | None = None
+    """A share of each class, or a path. None means the set's own held-out part, a folder val, test
+    or held_out beside train, or 0.2."""
+
+    @field_validator("held_out")
+    @classmethod
+    def _share(cls, held_out: float | str | None) -> float | str | None:
+        if isinstance(held_out, float) and not 0 < held_out < 1:
+            raise ValueError(f"data.held_out is {held_out}, but a share lies between 0 and 1")
+        return held_out
 
 
 class PromptSpec(_Spec):
@@ -84,6 +126,9 @@ class MixtureSpec(_Spec):
 
 
 class TrajectorySpec(_Spec):
+    """The teacher's stored trajectories."""
+
+    later = frozenset({"dtype"})
     solver: str
     steps: int
     count: int
@@ -91,6 +136,9 @@ class TrajectorySpec(_Spec):
     """Seed of the noise; a run adds its own seed."""
     grid: Literal["few-step", "respaced"] = "few-step"
     """Levels: those of few-step samplers, or DiT's respacing, which ends at level 0."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """How numbers are stored; float16 halves the disk, and the store's manifest states its error.
+    """
 
 
 class EvaluationSpec(_Spec):
