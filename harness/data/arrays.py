@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from harness.data.contents import content_of
-from harness.data.pictures import Pictures
+from harness.data.readers import PictureReader
 from harness.errors import UsageError
 from harness.files import cache_folder, digest, tensors_digest, write_aside
 
 
-class Arrays(Pictures):
-    """Pictures in an array.
+class Arrays(PictureReader):
+    """PictureReader in an array.
 
     Args:
         images: uint8 [n, H, W, C], in memory or mapped.

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from harness.data.contents import content_of
-from harness.data.pictures import Pictures
+from harness.data.readers import PictureReader
 from harness.errors import UsageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -32,7 +32,7 @@ class Names:
         return os.fsdecode(self._block[self._ends[item] : self._ends[item + 1]])
 
 
-class Folder(Pictures):
+class Folder(PictureReader):
     """The pictures of a folder.
 
     Args:

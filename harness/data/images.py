@@ -11,7 +11,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from harness.data.arrays import Arrays
-from harness.data.pictures import Images, Reader, mirror
+from harness.data.readers import Images, Reader, mirror
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.randomness import Keyed
 from harness.errors import UsageError

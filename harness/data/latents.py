@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.data.pictures import Reader
+from harness.data.readers import Reader
 from harness.data.shards import Shards
 from harness.errors import UsageError
 from harness.files import digest

@@ -14,7 +14,7 @@ from harness.data.arrays import Archive
 from harness.data.folders import Folder
 from harness.data.images import ImageSet, Split
 from harness.data.latents import Latents
-from harness.data.pictures import Part, Reader
+from harness.data.readers import Part, Reader
 from harness.data.tars import Tars
 from harness.diffusion.randomness import Keyed
 from harness.errors import UsageError, unknown

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from harness.data.contents import content_of
-from harness.data.pictures import Pictures
+from harness.data.readers import PictureReader
 from harness.errors import UsageError
 from harness.files import cache_folder, digest, write_aside
 
@@ -24,7 +24,7 @@ BLOCK = 512
 """Bytes of a tar header, which lies before the data of its member."""
 
 
-class Tars(Pictures):
+class Tars(PictureReader):
     """The pictures of tar files, sorted by name, each in its order.
 
     Args:

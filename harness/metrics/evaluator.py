@@ -84,7 +84,7 @@ class Evaluator:
         self.classifier = None if task.mixture else task.classifier(device)
         self.reference = self._reference_features()
         self.ode_map = cache(task.ode_map)
-        self.extra = [(extractor, extractor(task.split.train.images)) for extractor in extra]
+        self.extra = [(extractor, extractor(task.split.train.images[:])) for extractor in extra]
 
     def _reference_features(self) -> Tensor:
         """Features of the training images, float64 [m, d], kept in the cache if there are many."""

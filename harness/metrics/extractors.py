@@ -29,7 +29,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from harness.data.images import to_uint8
-from harness.data.pictures import Images
 from harness.errors import UsageError
 from harness.files import file_hash
 
@@ -101,13 +100,18 @@ class Extractor(ABC):
         """Features [n, d] of images [n, 3, H, W], uint8 on the device."""
 
     @torch.no_grad()
-    def __call__(self, images: Images, batch_size: int = 64) -> Tensor:
+    def __call__(self, images: Tensor, batch_size: int = 64) -> Tensor:
         """Features of images [n, 1 or 3, H, W] in [-1, 1]: float64 [n, d] on the CPU.
 
         The images are rounded to 8 bits first.
         """
-        rounded = (to_uint8(part).expand(-1, 3, -1, -1) for part in images.split(batch_size))
-        return torch.cat([self.features(part.to(self.device)).double().cpu() for part in rounded])
+        rounded = to_uint8(images).expand(-1, 3, -1, -1)
+        return torch.cat(
+            [
+                self.features(part.to(self.device)).double().cpu()
+                for part in rounded.split(batch_size)
+            ]
+        )
 
 
 class Inception(Extractor):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from harness.data.images import to_uint8
-from harness.data.pictures import Images
+from harness.data.readers import Images
 from harness.networks.classifier import Classifier
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.data.pictures import Images
+from harness.data.readers import Images
 
 AT_ONCE = 500
 """Rows of a distance matrix that are computed at once; larger parts take longer to allocate."""

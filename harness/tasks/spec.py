@@ -25,18 +25,14 @@ class _Spec(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
-    later: ClassVar[frozenset[str]] = frozenset()
-    """Fields that came after the first tasks. A dump leaves them out while they have their default,
-    so that digests of older tasks stay."""
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Fields that the first tasks did not have. A digest leaves them out at their defaults."""
 
     @model_serializer(mode="wrap")
-    def _without_idle(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        idle = {
-            name
-            for name in self.later
-            if getattr(self, name) == type(self).model_fields[name].default
-        }
-        return {name: value for name, value in dump(self).items() if name not in idle}
+    def _without_added_defaults(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        defaults = {name: type(self).model_fields[name].default for name in self.added}
+        plain = {name for name, value in defaults.items() if getattr(self, name) == value}
+        return {name: value for name, value in whole(self).items() if name not in plain}
 
 
 class Training(_Spec):
@@ -74,7 +70,7 @@ class Guidance(_Spec):
 class DataSpec(_Spec):
     """Where the images of a task are."""
 
-    later = frozenset({"path", "flip", "classes", "held_out"})
+    added = frozenset({"path", "flip", "classes", "held_out"})
     set: str
     """A named set, or the kind of files in `path`: folder, webdataset, npz or latents."""
     split_seed: int
@@ -128,7 +124,7 @@ class MixtureSpec(_Spec):
 class TrajectorySpec(_Spec):
     """The teacher's stored trajectories."""
 
-    later = frozenset({"dtype"})
+    added = frozenset({"dtype"})
     solver: str
     steps: int
     count: int

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from harness.data.images import Split
 from harness.data.mixture import GaussianMixture
+from harness.data.recipe import Recipe
 from harness.data.sets import Wanted, load_split
-from harness.data.trajectories import Recipe
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Denoiser, Guided, PredictionType
 from harness.diffusion.randomness import Keyed, keyed_initialisation
@@ -178,6 +178,7 @@ class Task:
             self.conditions.count,
             self.spec.prompts.sha256 if self.spec.prompts else "",
             spec.grid,
+            spec.dtype,
         )
 
     def evaluation_inputs(self, noise_set: int) -> tuple[Tensor, Condition]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.data.images import ImageSet
-from harness.data.pictures import Reader
+from harness.data.readers import Reader
 from harness.diffusion.randomness import Keyed
 from harness.methods.base import Batch, Method
 from harness.training.settings import TrainSettings

@@ -17,7 +17,7 @@ from PIL import Image
 from harness.data.arrays import Arrays
 from harness.data.folders import Folder
 from harness.data.images import ImageSet, to_uint8
-from harness.data.pictures import Reader, centre_crop
+from harness.data.readers import Reader, centre_crop
 from harness.data.sets import Wanted, drawn, load_split
 from harness.data.tars import Tars
 from harness.errors import UsageError

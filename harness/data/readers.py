@@ -68,8 +68,8 @@ class Reader(ABC):
         """SHA-256 of everything that decides the images and labels."""
 
 
-class Pictures(Reader):
-    """Pictures, cropped to a square as ADM does, in [-1, 1].
+class PictureReader(Reader):
+    """PictureReader, cropped to a square as ADM does, in [-1, 1].
 
     Args:
         shape: C, H and W of an image.

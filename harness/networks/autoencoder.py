@@ -1,0 +1,145 @@
+"""Autoencoders of latent diffusion: diffusers' `AutoencoderKL` from a local folder.
+
+Rombach et al. 2022, arXiv 2112.10752. A latent is `(z - shift) scaling` for the encoder's z. Each
+family has its own numbers: scaling 0.18215 (Stable Diffusion), 0.13025 (SDXL), 1.5305 with shift
+0.0609 (SD3), 0.3611 with shift 0.1159 (FLUX).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import UsageError
+from harness.files import file_hash
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""The file of weights in a folder of diffusers."""
+
+
+class Autoencoder:
+    """An `AutoencoderKL` with frozen weights.
+
+    Args:
+        folder: holds `config.json` and `diffusion_pytorch_model.safetensors`.
+        sha256: SHA-256 of the weights.
+        scaling, shift: a latent is (z - shift) x scaling for the encoder's z.
+
+    Raises UsageError for a folder that is missing, changed, of another class or family, and where
+    diffusers is not installed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sha256: str,
+        scaling: float,
+        shift: float = 0.0,
+        device: torch.device | None = None,
+    ):
+        self.scaling, self.shift = scaling, shift
+        self.device = device or torch.device("cpu")
+        config = autoencoder_config(folder)
+        _check_family(folder, config, scaling, shift)
+        if not (weights := folder / WEIGHTS).is_file():
+            raise UsageError(f"there is no file {weights}")
+        if (found := file_hash(weights)) != sha256:
+            raise UsageError(f"{weights} has SHA-256 {found}, but {sha256} was expected")
+        self.network = _loaded(folder).float().requires_grad_(False).eval().to(self.device)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [B, 3, H, W], about in [-1, 1] and not clamped, of latents [B, C, h, w]."""
+        z = latents.to(self.device).float() / self.scaling + self.shift
+        return self.network.decode(z).sample
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1].
+
+        Args:
+            noise: standard normal numbers [B, C, h, w] that draw from the posterior; without them
+                the latent is its mean.
+        """
+        posterior = self.network.encode(images.to(self.device).float()).latent_dist
+        z = posterior.mean
+        if noise is not None:
+            z = z + posterior.std * noise.to(self.device)
+        return (z - self.shift) * self.scaling
+
+
+def autoencoder_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a folder. Raises UsageError if it is missing or broken."""
+    path = folder / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path} cannot be read; autoencoder.folder should be a folder of diffusers, "
+            "with config.json in it"
+        ) from error
+    name = found.get("_class_name") if isinstance(found, dict) else None
+    if name != "AutoencoderKL":
+        raise UsageError(f"{path} is of class {name}, but an autoencoder must be an AutoencoderKL")
+    return found
+
+
+def image_shape(config: dict[str, Any], latent: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Shape [C, H, W] of the images that latents of a shape [c, h, w] are decoded to.
+
+    Raises UsageError for another number of channels than the autoencoder's.
+    """
+    channels, height, width = latent
+    if (own := config.get("latent_channels", 4)) != channels:
+        raise UsageError(
+            f"the task's latents have {channels} channels, but those of its autoencoder have {own}"
+        )
+    factor = 2 ** (len(config.get("block_out_channels", [64])) - 1)
+    return config.get("out_channels", 3), factor * height, factor * width
+
+
+def _check_family(folder: Path, config: dict[str, Any], scaling: float, shift: float) -> None:
+    """Raises UsageError for other numbers of scaling than those that a config states."""
+    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+        raise UsageError(
+            f"{folder / 'config.json'} scales each channel of latents on its own, "
+            "which tasks cannot state: use an autoencoder with scaling_factor alone"
+        )
+    stated = {
+        "scaling": config.get("scaling_factor") or scaling,
+        "shift": config.get("shift_factor") or 0.0,
+    }
+    for name, mine in (("scaling", scaling), ("shift", shift)):
+        if abs(stated[name] - mine) > 1e-6:
+            raise UsageError(
+                f"autoencoder.{name} is {mine}, but {folder / 'config.json'} says {stated[name]}"
+            )
+
+
+def _loaded(folder: Path) -> Any:
+    """The network of a folder. Raises UsageError if weights and config differ."""
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise UsageError(
+            "an autoencoder needs diffusers: pip install 'distillation-harness[diffusers]'"
+        ) from error
+    try:
+        network, info = AutoencoderKL.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        raise UsageError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
+    # from_pretrained is not strict: it leaves missing weights empty.
+    wrong = [
+        f"{kind.replace('_', ' ')} {sorted(map(str, keys))[:5]}"
+        for kind, keys in info.items()
+        if keys
+    ]
+    if wrong:
+        raise UsageError(f"the weights in {folder} do not fit its config.json: {'; '.join(wrong)}")
+    return network
