@@ -139,6 +139,18 @@ def map_tensors(path: Path, checked: bool = True) -> dict[str, Tensor]:
     return tensors
 
 
+def written_digest(path: Path) -> str:
+    """The digest that a file of `write_mapped` states; its tensors are not read.
+
+    Raises UsageError if the file is missing or broken.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata()["digest"]
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is missing or broken ({error}); delete it") from error
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:

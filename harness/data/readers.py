@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from harness.errors import HarnessError, UsageError
+from harness.files import digest, tensors_digest
 
+T = TypeVar("T")
+R = TypeVar("R")
 MODES = {1: "L", 3: "RGB"}
 """Pillow's mode by the number of channels."""
 
@@ -42,10 +46,12 @@ class Reader(ABC):
     Attributes:
         labels: [n], int64.
         shape: n, C, H and W.
+        classes: names in the order of labels, if they are known.
     """
 
     labels: Tensor
     shape: tuple[int, int, int, int]
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -122,15 +128,13 @@ class Part(Reader):
     """Some items of a reader, in a given order; `items` [m] are their numbers."""
 
     def __init__(self, whole: Reader, items: Tensor):
-        self.whole, self.items = whole, items
+        self.whole, self.items, self.classes = whole, items, whole.classes
         self.labels, self.shape = whole.labels[items], (len(items), *whole.shape[1:])
 
     def views(self, items: Tensor, mirrored: Tensor | bool) -> Tensor:
         return self.whole.views(self.items[items], mirrored)
 
     def content(self) -> str:
-        from harness.files import digest, tensors_digest
-
         return digest([self.whole.content(), tensors_digest({"items": self.items})])
 
 
@@ -158,6 +162,18 @@ def centre_crop(picture: Image.Image, size: int) -> np.ndarray:
     )
     top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
     return resized[top : top + size, left : left + size]
+
+
+def read_ahead(read: Callable[[T], R], of: Iterable[T]) -> Iterator[R]:
+    """What `read` gives for each value; a thread reads the next while this one is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as thread:
+        coming: deque[Future[R]] = deque()
+        for value in of:
+            coming.append(thread.submit(read, value))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 @cache

@@ -33,7 +33,7 @@ class Wanted:
     Attributes:
         name: a name in `IMAGE_SETS` or `FILE_SETS`.
         shape: C, H and W.
-        num_classes: labels are 0 .. num_classes - 1.
+        num_classes: labels are 0 .. num_classes - 1; None means any.
         seed: draws the held-out part where the set has none of its own.
         path: the files; absolute, or relative to `folder` or to the folder of data sets.
         folder: the folder of the task's YAML file.
@@ -45,7 +45,7 @@ class Wanted:
 
     name: str
     shape: tuple[int, int, int]
-    num_classes: int
+    num_classes: int | None
     seed: int = 0
     path: str | None = None
     folder: Path | None = None
@@ -68,7 +68,7 @@ class Wanted:
 
 def _folder(path: Path, wanted: Wanted) -> Reader:
     found = Folder(path, wanted.shape, wanted.classes)
-    if (count := max(1, len(found.classes))) != wanted.num_classes:
+    if (count := max(1, len(found.classes))) != (wanted.num_classes or count):
         raise UsageError(
             f"{path} has {count} classes, but data.num_classes is {wanted.num_classes}: "
             "change it, or list the wanted subfolders in data.classes"
@@ -78,8 +78,8 @@ def _folder(path: Path, wanted: Wanted) -> Reader:
 
 FILE_SETS: dict[str, Callable[[Path, Wanted], Reader]] = {
     "folder": _folder,
-    "webdataset": lambda path, w: Tars(path, w.shape, w.classes, w.num_classes > 1),
-    "npz": lambda path, w: Archive(path, w.shape, w.num_classes > 1),
+    "webdataset": lambda path, w: Tars(path, w.shape, w.classes, w.num_classes != 1),
+    "npz": lambda path, w: Archive(path, w.shape, w.num_classes != 1),
     "latents": lambda path, w: Latents(path, w.shape, w.flip),
 }
 """Sets that are files, by kind."""
@@ -118,18 +118,25 @@ def _of_files(wanted: Wanted) -> Split:
     elif isinstance(wanted.held_out, str):
         train, held_out = opened(path, wanted), wanted.where(wanted.held_out)
     else:
+        share = SHARE if wanted.held_out is None else wanted.held_out
+        if not 0 < share < 1:
+            raise UsageError(f"data.held_out is {share}, but a share lies between 0 and 1")
         whole = opened(path, wanted)
-        kept, out = drawn(whole.labels, wanted.held_out or SHARE, wanted.seed)
+        kept, out = drawn(whole.labels, share, wanted.seed)
         return Split(_checked(Part(whole, kept), wanted), _checked(Part(whole, out), wanted))
     if isinstance(train, Folder):
         wanted = replace(wanted, classes=train.classes)
-    return Split(_checked(train, wanted), _checked(opened(held_out, wanted), wanted))
+    return Split(
+        _checked(train, wanted), _checked(opened(held_out, replace(wanted, flip=False)), wanted)
+    )
 
 
 def _checked(found: Reader, wanted: Wanted) -> ImageSet:
     """An image set, once its labels are found to be classes of the task."""
     if not len(found):
         raise UsageError(f"a part of set {wanted.name} in {wanted.path} is empty")
+    if wanted.num_classes is None:
+        return ImageSet(found, found.labels)
     low, high = int(found.labels.min()), int(found.labels.max())
     if low < 0 or high >= wanted.num_classes:
         raise UsageError(

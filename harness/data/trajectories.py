@@ -8,8 +8,7 @@ interrupted build resumes, and two processes share one store.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from harness.data.cache import locked_folder
 from harness.data.recipe import Recipe, compute
-from harness.data.shards import Shards
+from harness.data.shards import Shards, check_disk, error_of, halved
 from harness.diffusion.conditions import Conditions
 from harness.diffusion.denoiser import Model
 from harness.errors import UsageError
@@ -102,26 +101,18 @@ def missing_count(recipe: Recipe) -> int:
     return max(0, recipe.count - there)
 
 
-def disk(recipe: Recipe) -> tuple[float, float]:
-    """Bytes that the missing trajectories need, and bytes that are free where they will lie."""
-    folder = store_folder(recipe)
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return float(missing_count(recipe) * recipe.size), float(shutil.disk_usage(there).free)
-
-
-def check_disk(recipe: Recipe) -> str:
+def check_store_disk(recipe: Recipe) -> str:
     """A sentence on the disk that missing trajectories need; "" if none are missing.
 
     Raises UsageError if less is free.
     """
-    need, free = disk(recipe)
-    words = f"{need / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free in {cache_folder()}"
-    if need > free:
-        raise UsageError(
-            f"{missing_count(recipe)} trajectories need {words}: set HARNESS_CACHE to a larger "
-            "disk, lower trajectories.count, or give trajectories.dtype float16"
-        )
-    return f"trajectories need {words}" if need else ""
+    count = missing_count(recipe)
+    remedy = (
+        "set HARNESS_CACHE to a larger disk, lower trajectories.count, "
+        "or give trajectories.dtype float16"
+    )
+    need = float(count * recipe.size)
+    return check_disk(f"{count} trajectories", need, cache_folder(), remedy) if count else ""
 
 
 def open_store(
@@ -152,13 +143,13 @@ def open_store(
     if missing_count(recipe):
         with locked_folder(folder):
             if missing_count(recipe):
-                check_disk(recipe)
+                check_store_disk(recipe)
 
                 def made(items: Tensor) -> dict[str, Tensor]:
                     found = compute(recipe, conditions, teacher, items, device)
                     if progress:
                         progress(int(items[-1]) + 1, recipe.count)
-                    return stored(found, recipe)
+                    return found if recipe.dtype == "float32" else halved(found, PARTS)
 
                 _build(folder, recipe, made, shard_size, batch_size)
     return TrajectoryStore(folder, recipe, conditions)
@@ -191,47 +182,10 @@ def _build(folder: Path, recipe: Recipe, made: Made, shard_size: int, batch_size
         "count": recipe.count,
         "shard_size": size,
         "shards": [path.name for path in paths],
-        **({"error": error_of(paths)} if recipe.dtype == "float16" else {}),
+        **({"error": error_of(paths, PARTS)} if recipe.dtype == "float16" else {}),
     }
     write_text(folder / "manifest.json", json.dumps(content, indent=1))
     _remember(folder, {}, paths)
-
-
-def stored(made: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
-    """Trajectories as a shard holds them.
-
-    float16 comes with `errors` [B, 2, 3], float64: of states and predictions the largest error, and
-    the sums of squared errors and of squares.
-
-    Raises UsageError for numbers that float16 cannot hold.
-    """
-    if recipe.dtype == "float32":
-        return dict(made)
-    half, errors = {name: tensor.half() for name, tensor in made.items()}, []
-    for name in PARTS:
-        exact = made[name].double().flatten(1)
-        if not bool(half[name].isfinite().all()):
-            raise UsageError(
-                f"{name} of trajectories reach {float(exact.abs().max()):.3g}, but float16 ends at "
-                "65504: leave trajectories.dtype at float32"
-            )
-        off = half[name].double().flatten(1) - exact
-        errors.append(
-            torch.stack([off.abs().amax(1), off.square().sum(1), exact.square().sum(1)], 1)
-        )
-    return {**half, "errors": torch.stack(errors, 1)}
-
-
-def error_of(paths: list[Path]) -> dict[str, dict[str, float]]:
-    """The largest and the relative root mean squared error of rounding, by part."""
-    errors = Shards(paths, 1, checked=False).whole("errors")
-    return {
-        name: {
-            "largest": float(part[:, 0].max()),
-            "relative_rms": float((part[:, 1].sum() / part[:, 2].sum()).sqrt()),
-        }
-        for name, part in zip(PARTS, errors.unbind(1), strict=True)
-    }
 
 
 def _stamp(path: Path) -> list[int]:

@@ -136,7 +136,7 @@ def _loaded(folder: Path) -> Any:
         raise UsageError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
     # from_pretrained is not strict: it leaves missing weights empty.
     wrong = [
-        f"{kind.replace('_', ' ')} {sorted(map(str, keys))[:5]}"
+        f"{kind.replace('_', ' ')} {', '.join(sorted(map(str, keys))[:5])}"
         for kind, keys in info.items()
         if keys
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from harness.data.trajectories import check_disk, missing_count, store_folder
+from harness.data.trajectories import check_store_disk, missing_count, store_folder
 from harness.methods import METHODS
 from harness.metrics.sampling import Sampler, sampling_cost
 from harness.runs.build import Reference, build, sampler_of
@@ -72,7 +72,7 @@ def preview(
     seconds: dict[str, float] = {}
     disk = ""
     if not finished and resolved.settings.total_steps and "trajectory" in method.sources:
-        disk = check_disk(resolved.recipe)
+        disk = check_store_disk(resolved.recipe)
     if not finished:
         known, seconds = _parts(run, reference, sampler)
         cached |= known

@@ -10,7 +10,6 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    field_validator,
     model_serializer,
     model_validator,
 )
@@ -87,13 +86,6 @@ class DataSpec(_Spec):
     held_out: float | str | None = None
     """A share of each class, or a path. None means the set's own held-out part, a folder val, test
     or held_out beside train, or 0.2."""
-
-    @field_validator("held_out")
-    @classmethod
-    def _share(cls, held_out: float | str | None) -> float | str | None:
-        if isinstance(held_out, float) and not 0 < held_out < 1:
-            raise ValueError(f"data.held_out is {held_out}, but a share lies between 0 and 1")
-        return held_out
 
 
 class PromptSpec(_Spec):

@@ -86,23 +86,26 @@ class Task:
         """Standard deviation of the numbers in the training images."""
         return self.split.train.std
 
+    @property
+    def wanted(self) -> Wanted:
+        """What the task says about its image set."""
+        data = self.spec.data
+        return Wanted(
+            data.set,
+            data.shape,
+            data.num_classes,
+            data.split_seed,
+            data.path,
+            self.folder,
+            data.held_out,
+            data.classes,
+            data.flip,
+        )
+
     @cached_property
     def split(self) -> Split:
         """Training images (also FID's reference) and held-out ones."""
-        data = self.spec.data
-        split = load_split(
-            Wanted(
-                data.set,
-                data.shape,
-                data.num_classes,
-                data.split_seed,
-                data.path,
-                self.folder,
-                data.held_out,
-                data.classes,
-                data.flip,
-            )
-        )
+        split = load_split(self.wanted)
         if self.spec.prompts is None:
             return split
         return Split(

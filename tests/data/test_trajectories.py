@@ -284,7 +284,7 @@ def test_a_cache_that_cannot_be_written_is_a_usage_error(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(
-        UsageError, match=r"cannot write the cache folder .*; set HARNESS_CACHE to another"
+        UsageError, match=r"cannot write the folder .*; set HARNESS_CACHE to another"
     ):
         opened(Teacher())
 
