@@ -122,10 +122,13 @@ def write_mapped(path: Path, tensors: dict[str, Tensor]) -> None:
     write_tensors(path, tensors, {"digest": tensors_digest(tensors)})
 
 
-def map_tensors(path: Path) -> dict[str, Tensor]:
+def map_tensors(path: Path, checked: bool = True) -> dict[str, Tensor]:
     """Memory-maps a file that `write_mapped` wrote.
 
-    Raises UsageError if the file is missing or was changed.
+    Args:
+        checked: whether the whole file is read, to compare its digest.
+
+    Raises UsageError if the file is missing or broken, or was changed.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -135,7 +138,7 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
         raise UsageError(
             f"{path} is missing or broken ({error}); delete {path.parent} and it is made again"
         ) from error
-    if tensors_digest(tensors) != written_digest:
+    if checked and tensors_digest(tensors) != written_digest:
         raise UsageError(
             f"{path} was changed since it was written; delete {path.parent} and it is made again"
         )
@@ -161,6 +164,18 @@ def room_for(shape: Sequence[int]) -> Tensor:
             f"cannot write {4 * count / 1e9:.1f} GB below {folder}: {error.strerror}; "
             "set HARNESS_CACHE to another folder"
         ) from error
+
+
+def written_digest(path: Path) -> str:
+    """The digest that a file of `write_mapped` states; its tensors are not read.
+
+    Raises UsageError if the file is missing or broken.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata()["digest"]
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is missing or broken ({error}); delete it") from error
 
 
 def file_hash(path: Path) -> str:

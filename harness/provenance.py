@@ -1,17 +1,23 @@
 """What a number was made by: a digest of the code, the versions and the machine.
 
 A room's digest covers the room and every room that it imports, directly or not. Records carry the
-digest of `runs`, so a change to the command line, to reports or to sweeps leaves them valid; cached
-trajectories carry the digest of `data`, and so on. Nobody keeps a list of files.
+digest of `runs`, so a change to the command line, to reports or to sweeps leaves them valid. Nobody
+keeps a list of files.
+
+Stored trajectories cost hours, so their digest is narrower: of the files that compute them, without
+comments, docstrings and formatting (`meaning_digest`).
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import platform
 import re
 import subprocess
+import sys
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -88,6 +94,100 @@ def code_digest(*rooms: str) -> str:
     for plugin in installed_plugins():
         whole.update(plugin.encode())
     return whole.hexdigest()[:16]
+
+
+def meaning_digest(
+    modules: Iterable[str], classes: Iterable[type] = (), rooms: frozenset[str] = frozenset()
+) -> str:
+    """SHA-256 of what the code of some modules does.
+
+    Comments, docstrings and formatting do not count. A module of this package counts with those
+    that it imports, one of a plug-in or of another package alone.
+
+    Args:
+        modules: names such as "harness.solvers.ddim".
+        classes: further classes, whose modules and whose bases' modules count.
+        rooms: the rooms of this package that count; none means all.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    named = {*modules, *(base.__module__ for cls in classes for base in cls.__mro__)}
+    named -= {"builtins", "abc", "typing"}
+    own = {name for name in named if name.partition(".")[0] == "harness"}
+    whole = hashlib.sha256()
+    for inside in sorted(imported_with(own, PACKAGE)):
+        if rooms and room_of(inside) not in rooms:
+            continue
+        whole.update(f"{inside.as_posix()}\0{meaning(sources(PACKAGE)[inside])}\0".encode())
+    for name in sorted(named - own):
+        path = Path(getattr(sys.modules[name], "__file__", None) or "")
+        content = PLUGIN_SOURCES.get(path) or (path.read_bytes() if path.is_file() else b"")
+        whole.update(f"{meaning(content)}\0".encode())
+    return whole.hexdigest()[:16]
+
+
+def meaning(source: bytes) -> str:
+    """Python source without comments, docstrings and formatting."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [line for line in body if not _is_text(line)]  # type: ignore[attr-defined]
+    return ast.unparse(tree)
+
+
+def _is_text(line: ast.AST) -> bool:
+    """Whether a statement is a string alone, such as a docstring."""
+    return (
+        isinstance(line, ast.Expr)
+        and isinstance(line.value, ast.Constant)
+        and isinstance(line.value.value, str)
+    )
+
+
+def imported_with(modules: Iterable[str], folder: Path) -> set[Path]:
+    """The files of some modules of a package and of all that they import, inside the package.
+
+    A name that a room re-exports leads to the file that defines it, not to the whole room.
+
+    Raises KeyError for a module that does not exist.
+    """
+    seen, waiting = set[Path](), [_file_of(name, folder) for name in modules]
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for node in ast.walk(ast.parse(sources(folder)[path])):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("harness"):
+                waiting += [_defining(str(node.module), alias.name, folder) for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names if alias.name.startswith("harness.")]
+                waiting += [_file_of(name, folder) for name in names]
+    return seen
+
+
+def _file_of(module: str, folder: Path) -> Path:
+    """The file of a module inside a package's folder. Raises KeyError if there is none."""
+    inside = Path(*module.split(".")[1:])
+    for path in (inside.with_suffix(".py") if inside.parts else inside, inside / "__init__.py"):
+        if path in sources(folder):
+            return path
+    raise KeyError(module)
+
+
+def _defining(module: str, name: str, folder: Path) -> Path:
+    """The file that defines a name which is imported from a module."""
+    path = _file_of(module, folder)
+    if path.name != "__init__.py":
+        return path
+    if (submodule := path.parent / f"{name}.py") in sources(folder):
+        return submodule
+    for node in ast.parse(sources(folder)[path]).body:
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            return _defining(str(node.module), name, folder)
+    return path
 
 
 @cache

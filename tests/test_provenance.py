@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from harness import provenance
-from harness.provenance import capture_environment, code_digest, rooms_under
+from harness.provenance import (
+    capture_environment,
+    code_digest,
+    meaning,
+    meaning_digest,
+    rooms_under,
+)
 
 
 @pytest.fixture
@@ -151,3 +157,44 @@ def test_a_room_s_digest_covers_what_it_imports_and_no_more(copied: Path) -> Non
     assert digests()[1] != of_runs
     append(copied / "solvers" / "ddim.py")
     assert digests()[0] != of_data
+
+
+def test_the_meaning_of_code_leaves_out_what_nobody_runs() -> None:
+    plain = b"class A:\n    size: int = 1\n\n    def f(self):\n        return {'a': 1}\n"
+    same = (
+        b'"""Module."""\n# remark\nclass A:\n    """Class."""\n    size: int = 1  # one\n'
+        b'    """Field."""\n\n    def f(self):\n        """Method."""\n'
+        b'        return {\n            "a": 1,\n        }\n'
+    )
+    assert meaning(same) == meaning(plain)
+    for old, new in ((b"1}", b"2}"), (b"size", b"sizes"), (b"'a'", b"'b'"), (b"(self)", b"(s)")):
+        assert meaning(plain.replace(old, new)) != meaning(plain)
+
+
+def test_the_digest_of_meaning_follows_imports(copied: Path) -> None:
+    """A comment in what a module imports does not count, code does, and so do no other files."""
+
+    def found() -> str:
+        provenance.sources.cache_clear()
+        return meaning_digest(["harness.solvers.heun"])
+
+    before = found()
+    for name in ("solvers/heun.py", "solvers/ddim.py", "diffusion/schedules.py"):
+        append(copied / name)
+    assert found() == before
+    (copied / "solvers" / "unipc.py").write_text("changed = True")
+    assert found() == before
+    seen = {before}
+    for name in ("solvers/heun.py", "solvers/ddim.py", "diffusion/schedules.py"):
+        with (copied / name).open("a") as file:
+            file.write("\nchanged = True\n")
+        seen.add(found())
+    assert len(seen) == 4
+    with pytest.raises(KeyError, match=r"harness\.solvers\.gone"):
+        meaning_digest(["harness.solvers.gone"])
+
+
+def test_a_reexported_name_leads_to_its_file() -> None:
+    found = provenance.imported_with(["harness.data.trajectories"], provenance.PACKAGE)
+    assert Path("solvers/base.py") in found  # by `from harness.solvers import Trajectory`
+    assert Path("solvers/heun.py") not in found

@@ -83,7 +83,7 @@ def trainer_of(
 def on_device(task: Task, device: torch.device) -> ImageSet:
     """The training images, moved once."""
     train = task.split.train
-    return ImageSet(train.images.to(device), train.labels.to(device))
+    return ImageSet(train.images[:].to(device), train.labels.to(device))
 
 
 def step_of(task: Task, mode: Mode, batch: int, setting: Setting) -> Callable[[], None]:

@@ -179,6 +179,8 @@ def show_preview(found: Preview, as_json: bool) -> None:
     click.echo(f"{found.nfe:g} network passes and {found.macs_per_sample / 1e6:.1f} MMACs a sample")
     for name, there in found.cached.items():
         click.echo(f"{name}: {'there' if there else 'to be made'}")
+    if found.disk:
+        click.echo(found.disk)
     if found.seconds:
         click.echo(estimate_text(found))
 

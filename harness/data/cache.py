@@ -18,17 +18,20 @@ from harness.files import LARGE, cache_folder, digest, map_tensors, write_mapped
 
 
 @contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Creates a folder and holds its lock. Raises UsageError if the folder cannot be written."""
+def locked_folder(folder: Path, remedy: str = "set HARNESS_CACHE to another") -> Iterator[None]:
+    """Creates a folder and holds its lock.
+
+    Args:
+        remedy: what to do if the folder cannot be written; it stands in the error.
+
+    Raises UsageError if the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
         lock.acquire()
     except OSError as error:
-        raise UsageError(
-            f"cannot write the cache folder {folder}: {error.strerror}; "
-            "set HARNESS_CACHE to another"
-        ) from error
+        raise UsageError(f"cannot write the folder {folder}: {error.strerror}; {remedy}") from error
     try:
         yield
     finally:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from filelock import FileLock
 from torch import Tensor
 
+from harness.data.arrays import Arrays
+from harness.data.readers import Images, Reader, mirror
 from harness.diffusion.conditions import Condition, Conditions
-from harness.errors import UsageError, unknown
-from harness.files import data_folder
+from harness.diffusion.randomness import Keyed
+from harness.errors import UsageError
+from harness.files import data_folder, digest, tensors_digest
 
 UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, EOFError)
 """What torchvision raises for files that are missing, broken or not downloadable."""
+ENOUGH = 10_000
+"""Images of a large set on which its standard deviation is measured."""
 
 
 @dataclass(frozen=True)
@@ -22,21 +28,31 @@ class ImageSet:
     """Real images.
 
     Attributes:
-        images: [n, C, H, W], float32 in [-1, 1].
+        images: [n, C, H, W], float32 in [-1, 1]: a tensor, or a reader of files.
         labels: [n], int64, class labels or numbers of `conditions`.
         conditions: the prompts that the labels count; None means classes.
+        flip: whether training mirrors half of the images.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     conditions: Conditions | None = None
+    flip: bool = False
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, items: Tensor) -> tuple[Tensor, Condition]:
-        """Images [B, C, H, W] and conditions of items [B]."""
-        return self.images[items], self.of(items)
+    def batch(self, items: Tensor, mirrored: Tensor | None = None) -> tuple[Tensor, Condition]:
+        """Images [B, C, H, W] and conditions of items [B].
+
+        Args:
+            mirrored: which of them are mirrored, [B]; None means none.
+        """
+        if mirrored is None:
+            return self.images[items], self.of(items)
+        if isinstance(self.images, Reader):
+            return self.images.views(items, mirrored), self.of(items)
+        return mirror(self.images[items], mirrored), self.of(items)
 
     def of(self, items: Tensor) -> Condition:
         """Conditions of items [B]."""
@@ -45,6 +61,33 @@ class ImageSet:
             if self.conditions
             else Condition(self.labels[items])
         )
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of all numbers in the images, or of 10,000 of them in a large set."""
+        if isinstance(self.images, Tensor):
+            return float(self.images.double().std())
+        order = Keyed("std", 0).permutation("images", len(self))[:ENOUGH]
+        count, total, squares = 0, 0.0, 0.0
+        for items in order.split(256):
+            part = self.images[items].double()
+            count, total = count + part.numel(), total + float(part.sum())
+            squares += float(part.square().sum())
+        return float(((squares - total**2 / count) / (count - 1)) ** 0.5)
+
+    @property
+    def content(self) -> str:
+        """SHA-256 of the images and labels.
+
+        A tensor of pictures is rounded to 8 bits first, one of latents is not. Of files, their
+        names and bytes count.
+        """
+        if isinstance(self.images, Tensor):
+            pictures = self.images.shape[1] in (1, 3)
+            images = to_uint8(self.images) if pictures else self.images
+            return tensors_digest({"images": images, "labels": self.labels})
+        assert isinstance(self.images, Reader)
+        return digest([self.images.content(), tensors_digest({"labels": self.labels})])
 
 
 @dataclass(frozen=True)
@@ -82,44 +125,70 @@ def digits(seed: int) -> Split:
 def fashion_mnist(seed: int) -> Split:
     """Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747): 28 x 28 with 256 grey levels.
 
-    It has its own split of 60,000 and 10,000 images, so `seed` is ignored. torchvision downloads
-    missing files into `data_folder()` and checks their MD5.
+    It has its own split of 60,000 and 10,000 images, so `seed` is ignored.
+    """
+
+    def images(found: Any) -> ImageSet:
+        return ImageSet(found.data.unsqueeze(1).float() / 127.5 - 1, found.targets.long())
+
+    return from_torchvision("FashionMNIST", "FashionMNIST/raw", images)
+
+
+def cifar10(seed: int) -> Split:
+    """CIFAR-10 (Krizhevsky 2009, "Learning multiple layers of features"): 32 x 32 in colour.
+
+    It has its own split of 50,000 and 10,000 images, so `seed` is ignored.
+    """
+
+    def images(found: Any) -> ImageSet:
+        labels = torch.tensor(found.targets)
+        return ImageSet(Arrays(found.data, labels, (3, 32, 32)), labels)
+
+    return from_torchvision("CIFAR10", "cifar-10-batches-py", images)
+
+
+def from_torchvision(name: str, inside: str, images: Callable[[Any], ImageSet]) -> Split:
+    """The two parts of a set of torchvision.
+
+    torchvision downloads missing files into `data_folder()` and checks their MD5.
+
+    Args:
+        name: its class in `torchvision.datasets`.
+        inside: the folder of its files in the data folder.
+        images: makes an image set of torchvision's object.
 
     Raises:
         UsageError: if the files are missing and the download fails, or if they are broken.
     """
-    from torchvision.datasets import FashionMNIST
+    from torchvision import datasets
 
-    folder = data_folder()
+    folder, cls = data_folder(), getattr(datasets, name)
 
     def part(train: bool) -> ImageSet:
         try:
-            found = FashionMNIST(str(folder), train)
+            found = cls(str(folder), train)
         except (RuntimeError, ValueError):  # missing, packed or incomplete
-            (folder / "FashionMNIST").mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / "FashionMNIST" / "lock"):
-                found = FashionMNIST(str(folder), train, download=True)
+            (folder / inside).parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / f"{name}.lock"):
+                found = cls(str(folder), train, download=True)
         if len(found.data) != len(found.targets):
             raise ValueError(f"{len(found.data)} images have {len(found.targets)} labels")
-        return ImageSet(found.data.unsqueeze(1).float() / 127.5 - 1, found.targets.long())
+        return images(found)
 
     try:
         return Split(part(True), part(False))
     except UNREADABLE as error:
-        where = folder / "FashionMNIST" / "raw"
         why = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"Fashion-MNIST is neither in {where} nor downloadable ({why}); "
-            "point --data-dir (or HARNESS_DATA) at the folder that holds FashionMNIST/raw, "
+            f"{name} is neither in {folder / inside} nor downloadable ({why}); "
+            f"point --data-dir (or HARNESS_DATA) at the folder that holds {inside}, "
             "or delete that folder if it is broken"
         ) from error
 
 
-IMAGE_SETS: dict[str, Callable[[int], Split]] = {"digits": digits, "fashion-mnist": fashion_mnist}
-
-
-def load_split(name: str, seed: int) -> Split:
-    """The image set of a name. Raises UsageError for an unknown one."""
-    if name not in IMAGE_SETS:
-        raise unknown("image set", name, IMAGE_SETS)
-    return IMAGE_SETS[name](seed)
+IMAGE_SETS: dict[str, Callable[[int], Split]] = {
+    "digits": digits,
+    "fashion-mnist": fashion_mnist,
+    "cifar10": cifar10,
+}
+"""Sets that need no path. A plug-in adds its own."""

@@ -1,75 +1,41 @@
 """The trajectory store: a teacher's ODE paths, computed once, in memory-mapped safetensors shards.
 
-The SHA-256 of everything that determines the content names the store's folder. Shards are written
-aside and renamed under a lock. So an interrupted build resumes, and two processes share one store.
+The SHA-256 of everything that determines a trajectory names the store's folder; their number does
+not. So a store grows when more are asked for. Shards are written aside and renamed under a lock: an
+interrupted build resumes, and two processes share one store.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.data.cache import locked_folder
+from harness.data.recipe import Recipe, compute
+from harness.data.shards import Shards, check_disk, error_of, halved
 from harness.diffusion.conditions import Conditions
 from harness.diffusion.denoiser import Model
-from harness.diffusion.randomness import Keyed
-from harness.diffusion.schedules import GRIDS
 from harness.errors import UsageError
 from harness.files import cache_folder, digest, map_tensors, write_mapped, write_text
 from harness.progress import Progress
-from harness.provenance import code_digest
-from harness.solvers import SOLVERS, Trajectory, trace
+from harness.provenance import meaning_digest
+from harness.solvers import SOLVERS, Solver, Trajectory
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that determines the content of a store.
-
-    Attributes:
-        teacher: SHA-256 of the teacher's weights file.
-        schedule, prediction_type: the schedule's name and the teacher's prediction type.
-        guidance_scale, guidance_channels: the teacher's guidance.
-        solver, steps: the solver's name and its number of steps K.
-        count, seed: number of trajectories and the seed of their noise.
-        shape: [C, H, W] of a state.
-        num_classes: number of conditions; sample i has condition i mod `num_classes`.
-        conditions: SHA-256 of the prompts, if the conditions are prompts.
-        grid: the name of the grid of levels; see `GRIDS`.
-        code: digest of the sources that compute trajectories.
-    """
-
-    teacher: str
-    schedule: str
-    prediction_type: str
-    guidance_scale: float
-    guidance_channels: int | None
-    solver: str
-    steps: int
-    count: int
-    seed: int
-    shape: tuple[int, int, int]
-    num_classes: int
-    conditions: str = ""
-    grid: str = "few-step"
-    code: str = field(default_factory=lambda: code_digest("data"))
-
-    @property
-    def levels(self) -> Tensor:
-        """Timesteps of the states, [K + 1], float64."""
-        return GRIDS[self.grid](self.steps)
-
-    def of_run(self, seed: int, grid: tuple[str, int] | None = None) -> Recipe:
-        """The recipe of a run with this seed: seeds have noise of their own.
-
-        Args:
-            grid: the name and K of the grid that the run's method asks for, if any.
-        """
-        name, steps = grid or (self.grid, self.steps)
-        return replace(self, seed=self.seed + seed, grid=name, steps=steps)
+CODE = ("harness.data.recipe", "harness.data.mixture", "harness.networks.dit")
+"""Modules that compute trajectories, beside the solver's and those that all these import."""
+ROOMS = frozenset({"data", "diffusion", "networks", "solvers"})
+"""Rooms whose code decides what a trajectory is."""
+PARTS = ("states", "predictions")
+Made = Callable[[Tensor], dict[str, Tensor]]
+"""From items [B] to their rows in a shard."""
 
 
 class TrajectoryStore:
@@ -78,18 +44,15 @@ class TrajectoryStore:
     def __init__(self, folder: Path, recipe: Recipe, conditions: Conditions):
         self.folder, self.recipe, self.conditions = folder, recipe, conditions
         self.levels = recipe.levels
-        manifest = folder / "manifest.json"
-        try:
-            content = json.loads(manifest.read_text())
-            shards, self._shard_size = (
-                [map_tensors(folder / name) for name in content["shards"]],
-                content["shard_size"],
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise UsageError(
-                f"{manifest} is broken; delete the folder {folder}, and the next run rebuilds it"
-            ) from error
-        self._parts = {key: [shard[key] for shard in shards] for key in ("states", "predictions")}
+        manifest = read_manifest(folder)
+        size = manifest["shard_size"]
+        paths = [folder / name for name in manifest["shards"][: -(-recipe.count // size)]]
+        known = _stamps(folder)
+        for path in paths:
+            if not path.exists() or known.get(path.name) != _stamp(path):
+                map_tensors(path)  # raises if it is missing or was changed
+        _remember(folder, known, paths)
+        self._shards = Shards(paths, size, checked=False)
 
     def __len__(self) -> int:
         return self.recipe.count
@@ -99,30 +62,57 @@ class TrajectoryStore:
 
         States are [B, K + 1, C, H, W], predictions [B, K, C, H, W].
         """
-        place = [divmod(int(item), self._shard_size) for item in items]
-
-        def rows(key: str) -> Tensor:
-            return torch.stack([self._parts[key][shard][row] for shard, row in place])
-
-        return Trajectory(
-            rows("states"), rows("predictions"), self.levels, self.conditions.balanced(items)
-        )
+        states, predictions = (self._shards.rows(name, items) for name in PARTS)
+        return Trajectory(states, predictions, self.levels, self.conditions.balanced(items))
 
 
-@torch.no_grad()
-def _compute(
-    recipe: Recipe, conditions: Conditions, teacher: Model, items: Tensor, device: torch.device
-) -> dict[str, Tensor]:
-    """States and predictions of items [B]."""
-    x_T = Keyed("trajectory", recipe.seed).normal("x_T", items, recipe.shape).to(device)
-    cond = conditions.balanced(items).to(device)
-    path = trace(SOLVERS[recipe.solver](), teacher, x_T, recipe.levels, cond)
-    return {"states": path.states, "predictions": path.predictions}
+@cache
+def trajectory_code(solver: type[Solver]) -> str:
+    """The digest of the code that computes trajectories with a solver; see `meaning_digest`."""
+    return meaning_digest(CODE, [solver], ROOMS)
 
 
 def store_folder(recipe: Recipe) -> Path:
-    """The folder of a recipe's store, which is complete once it holds `manifest.json`."""
-    return cache_folder() / "trajectories" / digest(asdict(recipe))[:32]
+    """The folder of a recipe's store. How many trajectories it holds says its manifest."""
+    whole = asdict(recipe)
+    del whole["count"]
+    if recipe.dtype == "float32":
+        del whole["dtype"]
+    key = digest({**whole, "code": trajectory_code(SOLVERS[recipe.solver])})
+    return cache_folder() / "trajectories" / key[:32]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a store says of itself. Raises UsageError if it is broken."""
+    manifest = folder / "manifest.json"
+    try:
+        content = json.loads(manifest.read_text())
+        return {name: content[name] for name in ("count", "shard_size", "shards")}
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"{manifest} is broken; delete the folder {folder}, and the next run rebuilds it"
+        ) from error
+
+
+def missing_count(recipe: Recipe) -> int:
+    """How many trajectories of a recipe are still to be computed, apart from unfinished builds."""
+    folder = store_folder(recipe)
+    there = read_manifest(folder)["count"] if (folder / "manifest.json").exists() else 0
+    return max(0, recipe.count - there)
+
+
+def check_store_disk(recipe: Recipe) -> str:
+    """A sentence on the disk that missing trajectories need; "" if none are missing.
+
+    Raises UsageError if less is free.
+    """
+    count = missing_count(recipe)
+    remedy = (
+        "set HARNESS_CACHE to a larger disk, lower trajectories.count, "
+        "or give trajectories.dtype float16"
+    )
+    need = float(count * recipe.size)
+    return check_disk(f"{count} trajectories", need, cache_folder(), remedy) if count else ""
 
 
 def open_store(
@@ -135,7 +125,10 @@ def open_store(
     progress: Progress | None = None,
     conditions: Conditions | None = None,
 ) -> TrajectoryStore:
-    """The store of a recipe, after computing its missing shards.
+    """The store of a recipe, after computing its missing trajectories.
+
+    A batch that an earlier, smaller count cut short is computed again, so that an extended store
+    equals one that was built at once.
 
     Args:
         teacher: the guided teacher of the recipe.
@@ -143,44 +136,73 @@ def open_store(
         conditions: the prompts, if the conditions are not class labels.
 
     Raises:
-        UsageError: if a shard was damaged or the cache folder cannot be written.
+        UsageError: if a shard was damaged, if the cache folder cannot be written or its disk is too
+            small, or if a number does not fit float16.
     """
     folder, conditions = store_folder(recipe), conditions or Conditions(recipe.num_classes)
-    if not (folder / "manifest.json").exists():
+    if missing_count(recipe):
         with locked_folder(folder):
-            if not (folder / "manifest.json").exists():
-                _build(
-                    folder, recipe, conditions, teacher, device, shard_size, batch_size, progress
-                )
+            if missing_count(recipe):
+                check_store_disk(recipe)
+
+                def made(items: Tensor) -> dict[str, Tensor]:
+                    found = compute(recipe, conditions, teacher, items, device)
+                    if progress:
+                        progress(int(items[-1]) + 1, recipe.count)
+                    return found if recipe.dtype == "float32" else halved(found, PARTS)
+
+                _build(folder, recipe, made, shard_size, batch_size)
     return TrajectoryStore(folder, recipe, conditions)
 
 
-def _build(
-    folder: Path,
-    recipe: Recipe,
-    conditions: Conditions,
-    teacher: Model,
-    device: torch.device,
-    shard_size: int,
-    batch_size: int,
-    progress: Progress | None,
-) -> None:
-    names = []
-    for first in range(0, recipe.count, shard_size):
-        path = folder / f"{first // shard_size:05d}-of-{shard_size}.safetensors"
-        last = min(first + shard_size, recipe.count)
-        if path.exists():
-            map_tensors(path)  # raises if an earlier build left it damaged
-        else:
-            batches = []
-            for start in range(first, last, batch_size):
-                items = torch.arange(start, min(start + batch_size, last))
-                batches.append(_compute(recipe, conditions, teacher, items, device))
-                if progress:
-                    progress(int(items[-1]) + 1, recipe.count)
-            write_mapped(path, {key: torch.cat([b[key] for b in batches]) for key in batches[0]})
-        names.append(path.name)
-    write_text(
-        folder / "manifest.json",
-        json.dumps({"recipe": asdict(recipe), "shard_size": shard_size, "shards": names}, indent=1),
-    )
+def _build(folder: Path, recipe: Recipe, made: Made, shard_size: int, batch_size: int) -> None:
+    """Computes what is missing, shard by shard, and writes the manifest."""
+    old: dict[str, Any] = {"count": 0, "shard_size": shard_size, "shards": []}
+    if (folder / "manifest.json").exists():
+        old = read_manifest(folder)
+    size, paths = old["shard_size"], list[Path]()
+    for first in range(0, recipe.count, size):
+        path = folder / f"{first // size:05d}-of-{size}.safetensors"
+        paths.append(path)
+        rows = min(size, recipe.count - first)
+        if first + size <= old["count"]:
+            continue
+        there = map_tensors(path) if path.exists() else {}  # raises if it was damaged
+        have = len(there["states"]) if there else 0
+        if have >= rows:
+            continue
+        kept = have // batch_size * batch_size
+        parts = [{name: tensor[:kept] for name, tensor in there.items()}] if kept else []
+        starts = range(first + kept, first + rows, batch_size)
+        for start in starts:
+            parts.append(made(torch.arange(start, min(start + batch_size, first + rows))))
+        write_mapped(path, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    content = {
+        "recipe": asdict(recipe),
+        "count": recipe.count,
+        "shard_size": size,
+        "shards": [path.name for path in paths],
+        **({"error": error_of(paths, PARTS)} if recipe.dtype == "float16" else {}),
+    }
+    write_text(folder / "manifest.json", json.dumps(content, indent=1))
+    _remember(folder, {}, paths)
+
+
+def _stamp(path: Path) -> list[int]:
+    """A file's size and time of change: a shard is read as a whole only when they are new."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """The stamps of shards when their digests were compared, by name."""
+    with suppress(OSError, ValueError):
+        return json.loads((folder / "verified.json").read_text())
+    return {}
+
+
+def _remember(folder: Path, known: dict[str, list[int]], paths: list[Path]) -> None:
+    found = {**known, **{path.name: _stamp(path) for path in paths}}
+    if found != known:
+        with suppress(UsageError):  # a cache that is only read is compared each time
+            write_text(folder / "verified.json", json.dumps(found))

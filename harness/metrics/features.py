@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from harness.data.images import to_uint8
+from harness.data.readers import Images
 from harness.networks.classifier import Classifier
 
 
 @torch.no_grad()
 def classify(
     classifier: Classifier,
-    images: Tensor,
+    images: Images,
     batch_size: int = 100,
     rounded: Callable[[Tensor], Tensor] | None = to_uint8,
 ) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from harness.data.readers import Images
+
 Distances = Callable[[Tensor, Tensor], Tensor]
 """A function from [n, d] and [m, d] to distances [n, m], or to anything that rises with them."""
+
 AT_ONCE = 500
 """Rows of a distance matrix that are computed at once; larger parts take longer to allocate."""
+IMAGES_AT_ONCE = 2_000
+"""Images from files that are in memory at once."""
 CANDIDATES = 8
 """Nearest images in single precision whose distances are then computed in double precision."""
 
@@ -121,7 +126,7 @@ def class_diversity(features: Tensor, labels: Tensor, real: Tensor, real_labels:
     return float(torch.stack(ratios).mean())
 
 
-def memorised_share(samples: Tensor, training: Tensor, ratio: float = 1 / 3) -> float:
+def memorised_share(samples: Tensor, training: Images, ratio: float = 1 / 3) -> float:
     """Share of samples that are far closer to one training image than to the next.
 
     The criterion is `d_1 / d_2 < 1/3` on distances in pixels (Yoon et al. 2023, sec. 3).
@@ -129,9 +134,11 @@ def memorised_share(samples: Tensor, training: Tensor, ratio: float = 1 / 3) -> 
     Args:
         samples, training: [n, C, H, W] and [m, C, H, W].
     """
-    samples, training = samples.flatten(1), training.flatten(1)
-    found = [nearest_two(part, training) for part in samples.split(AT_ONCE)]
-    nearest = torch.cat(found)
+    few, found = samples.flatten(1).split(AT_ONCE), []
+    for part in training.split(len(training) if isinstance(training, Tensor) else IMAGES_AT_ONCE):
+        images = part.flatten(1)
+        found.append(torch.cat([nearest_two(some, images) for some in few]))
+    nearest = torch.cat(found, 1).topk(2, largest=False).values
     return float((nearest[:, 0] < ratio * nearest[:, 1]).double().mean())
 
 
@@ -145,4 +152,9 @@ def nearest_two(samples: Tensor, training: Tensor) -> Tensor:
     # The squared norm of the sample itself is left out: it does not change the order.
     squared = many.square().sum(1) - 2 * few @ many.t()
     near = training[squared.topk(min(CANDIDATES, len(training)), largest=False).indices]
-    return (near.double() - samples.double().unsqueeze(1)).norm(dim=2).topk(2, largest=False).values
+    return (
+        (near.double() - samples.double().unsqueeze(1))
+        .norm(dim=2)
+        .topk(min(2, len(training)), largest=False)
+        .values
+    )

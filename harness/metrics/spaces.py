@@ -19,6 +19,7 @@ from torch import Tensor
 from harness.data.cache import cached_samples
 from harness.data.images import ImageSet
 from harness.data.pictures import Pictures
+from harness.data.readers import Images
 from harness.errors import UsageError
 from harness.files import tensors_digest
 from harness.metrics.base import Features
@@ -83,7 +84,7 @@ class OwnSpace(Space):
         self.classifier: Classifier = task.classifier(device)
         self.rounded = rounding_of(task)
 
-    def classify(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+    def classify(self, samples: Images) -> tuple[Tensor, Tensor]:
         return classify(self.classifier, samples, rounded=self.rounded)
 
     @cached_property

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from harness.data.trajectories import store_folder
+from harness.data.trajectories import check_store_disk, missing_count, store_folder
 from harness.methods import METHODS, Method
 from harness.metrics.evaluator import Evaluator
 from harness.metrics.extractors import EXTRACTORS
@@ -39,6 +39,7 @@ class Preview:
         cached: for each part that runs share, whether it exists.
         seconds: an estimate for each missing part, from small pieces timed now, the metrics among
             them; an interrupted run counts from its start.
+        disk: a sentence on the disk that missing trajectories need.
     """
 
     run_id: str
@@ -50,6 +51,7 @@ class Preview:
     macs_per_sample: int
     cached: dict[str, bool] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    disk: str = ""
 
 
 def preview(
@@ -59,6 +61,8 @@ def preview(
 
     Args:
         reuse: whether a record that other code made counts as finished.
+
+    Raises UsageError if the disk is too small for the trajectories that are missing.
     """
     task = resolved.task
     beside = replace(
@@ -75,6 +79,9 @@ def preview(
     )
     cached = {"reference record": Run(beside, results, device).finished_record(reuse) is not None}
     seconds: dict[str, float] = {}
+    disk = ""
+    if not finished and resolved.settings.total_steps and "trajectory" in method.sources:
+        disk = check_store_disk(resolved.recipe)
     if not finished:
         known, seconds = _parts(run, reference, method, sampler)
         cached |= known
@@ -88,6 +95,7 @@ def preview(
         macs,
         cached,
         seconds,
+        disk,
     )
 
 
@@ -103,7 +111,7 @@ def _parts(
     }
     seconds: dict[str, float] = {}
     if steps and "trajectory" in METHODS[resolved.method].sources:
-        samples_of["trajectories"] = resolved.recipe.count
+        samples_of["trajectories"] = missing_count(resolved.recipe)
         cached["trajectories"] = has_trajectories(resolved)
     if missing := {part: count for part, count in samples_of.items() if not cached[part]}:
         one = timed(reference.sampler, task, device)
@@ -189,7 +197,7 @@ def estimate(missing: Sequence[Resolved], results: Path, device: torch.device) -
 
 def has_trajectories(resolved: Resolved) -> bool:
     """Whether the store of a run's trajectories is complete."""
-    return (store_folder(resolved.recipe) / "manifest.json").exists()
+    return not missing_count(resolved.recipe)
 
 
 def timed(sampler: Sampler, task: Task, device: torch.device) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from harness.data.trajectories import Recipe
+from harness.data.recipe import Recipe
 from harness.errors import UsageError, unknown
 from harness.files import file_hash
 from harness.methods import METHODS, Method, MethodConfig

@@ -141,10 +141,25 @@ class Guidance(_Spec):
 
 
 class DataSpec(_Spec):
+    """Where the images of a task are."""
+
+    added = frozenset({"path", "flip", "classes", "held_out"})
     set: str
+    """A named set, or the kind of files in `path`: folder, webdataset, npz or latents."""
     split_seed: int
+    """Draws the held-out part of a set that has none of its own."""
     shape: tuple[int, int, int]
+    """C, H and W; pictures are cropped to H = W as ADM does."""
     num_classes: int
+    path: str | None = None
+    """A file or folder; absolute, or relative to the task's file or to --data-dir."""
+    flip: bool = False
+    """Whether training mirrors half of the images, each step anew."""
+    classes: tuple[str, ...] = ()
+    """Names of classes in the order of their labels; empty means all subfolders, sorted."""
+    held_out: float | str | None = None
+    """A share of each class, or a path. None means the set's own held-out part, a folder val, test
+    or held_out beside train, or 0.2."""
 
 
 class PromptSpec(_Spec):
@@ -173,6 +188,9 @@ class MixtureSpec(_Spec):
 
 
 class TrajectorySpec(_Spec):
+    """The teacher's stored trajectories."""
+
+    added = frozenset({"dtype"})
     solver: str
     steps: int
     count: int
@@ -180,6 +198,9 @@ class TrajectorySpec(_Spec):
     """Seed of the noise; a run adds its own seed."""
     grid: Literal["few-step", "respaced"] = "few-step"
     """Levels: those of few-step samplers, or DiT's respacing, which ends at level 0."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """How numbers are stored; float16 halves the disk, and the store's manifest states its error.
+    """
 
 
 class EvaluationSpec(_Spec):

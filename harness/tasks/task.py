@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.data.images import Split, load_split, to_uint8
+from harness.data.images import Split
 from harness.data.mixture import GaussianMixture
-from harness.data.trajectories import Recipe
+from harness.data.recipe import Recipe
+from harness.data.sets import Wanted, load_split
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Denoiser, Guided, PredictionType
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.diffusion.schedules import GRIDS, SCHEDULES, Schedule
 from harness.errors import UsageError
-from harness.files import data_folder, digest, read_tensors, tensors_digest
+from harness.files import data_folder, digest, read_tensors
 from harness.networks.autoencoder import Autoencoder, autoencoder_config, image_shape
 from harness.networks.classifier import Classifier
 from harness.networks.dit import DiT
@@ -84,13 +85,29 @@ class Task:
 
     @cached_property
     def data_std(self) -> float:
-        """Standard deviation of all numbers in the training images."""
-        return float(self.split.train.images.double().std())
+        """Standard deviation of the numbers in the training images."""
+        return self.split.train.std
+
+    @property
+    def wanted(self) -> Wanted:
+        """What the task says about its image set."""
+        data = self.spec.data
+        return Wanted(
+            data.set,
+            data.shape,
+            data.num_classes,
+            data.split_seed,
+            data.path,
+            self.folder,
+            data.held_out,
+            data.classes,
+            data.flip,
+        )
 
     @cached_property
     def split(self) -> Split:
         """Training images (also FID's reference) and held-out ones."""
-        split = load_split(self.spec.data.set, self.spec.data.split_seed)
+        split = load_split(self.wanted)
         if self.spec.prompts is None:
             return split
         return Split(
@@ -99,15 +116,10 @@ class Task:
 
     @cached_property
     def reference_hash(self) -> str:
-        """SHA-256 of the reference images, rounded to 8 bits, and their labels, or of their file.
-
-        Latents are not rounded.
-        """
+        """SHA-256 of the reference images and their labels, or of their file."""
         if self.spec.evaluation.reference_npz:
             return self.spec.evaluation.reference_npz.sha256
-        train = self.split.train
-        images = train.images if self.latent else to_uint8(train.images)
-        return tensors_digest({"images": images, "labels": train.labels})
+        return self.split.train.content
 
     @property
     def latent(self) -> bool:
@@ -247,6 +259,7 @@ class Task:
             self.conditions.count,
             self.spec.prompts.sha256 if self.spec.prompts else "",
             spec.grid,
+            spec.dtype,
         )
 
     def evaluation_inputs(
@@ -302,9 +315,11 @@ class Task:
     def digest(self) -> str:
         """SHA-256 of everything that the task fixes.
 
-        The summary, the named budgets and the choices of a run are left out.
+        The summary, the place of the images, the named budgets and the choices of a run are left
+        out. What the images are stands in `hashes`.
         """
-        free = {"summary", "budgets", "like", "defaults", "guidance_scan_samples"}
+        names = ("summary", "budgets", "like", "defaults", "guidance_scan_samples")
+        free: dict[str, Any] = {**dict.fromkeys(names, True), "data": {"path"}}
         return digest(self.spec.model_dump(mode="json", exclude=free))
 
     @property

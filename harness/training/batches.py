@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from harness.data.images import ImageSet
+from harness.data.readers import Reader
 from harness.diffusion.randomness import Keyed
 from harness.methods.base import Batch, Method
 from harness.training.settings import TrainSettings
@@ -32,11 +36,13 @@ class Items:
         """The items of sample numbers [B], int64 [B]."""
         epochs, items = index // self.size, torch.empty_like(index)
         for epoch in epochs.unique().tolist():
-            if epoch not in self._orders:
-                self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-                self._orders[epoch] = self.keys.permutation(f"{self.name} epoch {epoch}", self.size)
+            kept = self._orders  # another thread may replace it
+            order = kept.get(epoch)
+            if order is None:
+                order = self.keys.permutation(f"{self.name} epoch {epoch}", self.size)
+                self._orders = {e: o for e, o in kept.items() if e == epoch - 1} | {epoch: order}
             here = epochs == epoch
-            items[here] = self._orders[epoch][index[here] % self.size]
+            items[here] = order[index[here] % self.size]
         return items
 
 
@@ -64,21 +70,54 @@ class Batches:
             name: Items(name, len(source), settings.seed) for name, source in self.sources.items()
         }
         self.settings, self.device = settings, device
+        self.from_files = any(
+            isinstance(source, ImageSet) and isinstance(source.images, Reader)
+            for source in self.sources.values()
+        )
+        self._ahead: tuple[int, Future[list[dict[str, Any]]]] | None = None
 
     def of_step(self, step: int) -> list[Batch]:
-        """The micro-batches of a step, which together are samples step B .. step B + B - 1."""
-        size = self.settings.batch_size
-        index = torch.arange(step * size, (step + 1) * size)
-        return [
-            self.of_samples(step, part)
-            for part in index.split(self.settings.micro_batch_size or size)
-        ]
+        """The micro-batches of a step, which together are samples step B .. step B + B - 1.
+
+        While it trains on them, a thread reads those of the next step if images come from files.
+        """
+        parts = self._index(step)
+        ahead, self._ahead = self._ahead, None
+        drawn = ahead[1].result() if ahead and ahead[0] == step else self._drawn(step)
+        if self.from_files:
+            self._ahead = step + 1, reading_thread().submit(self._drawn, step + 1)
+        return [self._batch(step, *each) for each in zip(parts, drawn, strict=True)]
 
     def of_samples(self, step: int, index: Tensor) -> Batch:
         """A batch of these sample numbers, on the trainer's device."""
-        drawn = {
-            name: source.batch(self.items[name](index)) for name, source in self.sources.items()
-        }
+        return self._batch(step, index, self._read(step, index))
+
+    def _index(self, step: int) -> list[Tensor]:
+        """The sample numbers of each micro-batch of a step."""
+        size = self.settings.batch_size
+        index = torch.arange(step * size, (step + 1) * size)
+        return list(index.split(self.settings.micro_batch_size or size))
+
+    def _drawn(self, step: int) -> list[dict[str, Any]]:
+        """What each source gives for each micro-batch of a step, on the CPU."""
+        return [self._read(step, index) for index in self._index(step)]
+
+    def _read(self, step: int, index: Tensor) -> dict[str, Any]:
+        """What each source gives for these sample numbers.
+
+        Images that may be mirrored are so by a keyed choice for each step and sample.
+        """
+        found = {}
+        for name, source in self.sources.items():
+            items = self.items[name](index)
+            if isinstance(source, ImageSet) and source.flip:
+                keys = Keyed("train", self.settings.seed, step)
+                found[name] = source.batch(items, keys.uniform("mirrored data", index) < 0.5)
+            else:
+                found[name] = source.batch(items)
+        return found
+
+    def _batch(self, step: int, index: Tensor, drawn: Mapping[str, Any]) -> Batch:
         data, trajectory = drawn.get("data"), drawn.get("trajectory")
         if data is not None:
             data = (data[0].to(self.device), data[1].to(self.device))
@@ -87,3 +126,9 @@ class Batches:
         return Batch(
             index.to(self.device), data, trajectory, Keyed("train", self.settings.seed, step)
         )
+
+
+@cache
+def reading_thread() -> ThreadPoolExecutor:
+    """The thread that reads the next step's images."""
+    return ThreadPoolExecutor(1, thread_name_prefix="read")

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from harness.data.trajectories import Recipe
+from harness.data.recipe import Recipe
 from harness.diffusion.conditions import Conditions
 from harness.diffusion.counting import count_flops
 from harness.diffusion.denoiser import Guided

@@ -17,9 +17,12 @@ from torch import Tensor
 from torchvision.datasets import FashionMNIST
 
 from harness.cli.main import main
-from harness.data.images import Split, digits, load_split, to_uint8
+from harness.data.images import Split, digits, to_uint8
+from harness.data.sets import Wanted, load_split
 from harness.errors import UsageError
 from harness.files import data_folder
+
+FASHION = Wanted("fashion-mnist", (1, 28, 28), 10)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,7 @@ def test_every_8_bit_value_survives() -> None:
 
 def test_an_unknown_set_lists_the_near_ones() -> None:
     with pytest.raises(UsageError, match="unknown image set 'digit'; did you mean digits"):
-        load_split("digit", 0)
+        load_split(Wanted("digit", (1, 8, 8), 10))
 
 
 def write_fashion(folder: Path, train: int, held_out: int) -> dict[str, Tensor]:
@@ -121,7 +124,7 @@ def test_fashion_mnist_as_torchvision_lays_it_out(
 ) -> None:
     made = write_fashion(tmp_path / "data", 30, 20)
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "data"))
-    split = load_split("fashion-mnist", 0)
+    split = load_split(FASHION)
     for part, name, count in ((split.train, "train", 30), (split.held_out, "t10k", 20)):
         assert part.images.shape == (count, 1, 28, 28)
         assert (part.images.min(), part.images.max()) == (-1, 1)
@@ -152,14 +155,14 @@ def test_fashion_mnist_is_unpacked_and_checked(
         UsageError,
         match=r"neither in .*FashionMNIST/raw nor downloadable .*no network.*; point --data-dir",
     ):
-        load_split("fashion-mnist", 0)
+        load_split(FASHION)
     assert "train-images" in asked[0]
     assert not list(raw.glob("*ubyte"))  # what has another MD5 is not used
     packed = sorted(raw.glob("*.gz"))
     right = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in packed]
     monkeypatch.setattr(FashionMNIST, "resources", right)
     asked.clear()
-    assert len(load_split("fashion-mnist", 0).train) == 30
+    assert len(load_split(FASHION).train) == 30
     assert not asked
 
 
@@ -171,7 +174,7 @@ def test_broken_data_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(
         UsageError, match=r"invalid for input of size.*or delete that folder if it is broken"
     ):
-        load_split("fashion-mnist", 0)
+        load_split(FASHION)
 
 
 def test_images_without_labels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +183,7 @@ def test_images_without_labels_are_refused(tmp_path: Path, monkeypatch: pytest.M
     (raw / "train-labels-idx1-ubyte").write_bytes((raw / "t10k-labels-idx1-ubyte").read_bytes())
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "data"))
     with pytest.raises(UsageError, match="30 images have 20 labels"):
-        load_split("fashion-mnist", 0)
+        load_split(FASHION)
 
 
 def test_a_folder_of_data_can_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from harness.data.cache import cached_samples
-from harness.data.trajectories import Recipe, TrajectoryStore, open_store
+from harness.data.recipe import Recipe
+from harness.data.trajectories import TrajectoryStore, open_store
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Prediction, predict
 from harness.diffusion.randomness import Keyed
@@ -141,8 +142,8 @@ def test_shards_and_batches_do_not_change_the_content(
         {"guidance_scale": 2.0},
         {"guidance_channels": 3},
         {"steps": 2},
-        {"count": 5},
         {"seed": 4},
+        {"dtype": "float16"},
         {"num_classes": 2},
         {"grid": "respaced"},
     ],
@@ -283,7 +284,7 @@ def test_a_cache_that_cannot_be_written_is_a_usage_error(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(
-        UsageError, match=r"cannot write the cache folder .*; set HARNESS_CACHE to another"
+        UsageError, match=r"cannot write the folder .*; set HARNESS_CACHE to another"
     ):
         opened(Teacher())
 

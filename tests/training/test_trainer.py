@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from compiling import needs_compiler, run_graphs_eagerly
 from torch import Tensor, nn
 
+from harness.data.arrays import Arrays
 from harness.data.images import ImageSet
 from harness.diffusion.randomness import keyed_initialisation
 from harness.errors import Interrupted, RunFailed, UsageError
@@ -399,6 +401,51 @@ def test_micro_batches_are_the_steps_samples_in_order() -> None:
     assert not torch.equal(
         batches.of_samples(6, torch.arange(30, 36)).normal("eps", (4,)), whole.normal("eps", (4,))
     )
+
+
+def arrays(count: int = 20) -> ImageSet:
+    """The same kind of images in a reader, as those of files are."""
+    pixels = (torch.arange(count * 4) * 37 % 256).to(torch.uint8).reshape(count, 2, 2, 1)
+    labels = torch.arange(count) % 3
+    return ImageSet(Arrays(pixels.numpy(), labels, (1, 2, 2)), labels)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_images_from_files_are_read_ahead_and_are_the_same(flip: bool) -> None:
+    """In order, and after a jump to another step; a failing thread would raise here."""
+    settings = TrainSettings(STEPS, 6, 0, micro_batch_size=2)
+    files = replace(arrays(), flip=flip)
+    memory = replace(files, images=files.images[:])
+    ahead, plain = (Batches(Toy(), {"data": data}, settings, CPU) for data in (files, memory))
+    assert (ahead.from_files, plain.from_files) == (True, False)
+    for step in (0, 1, 2, 7, 8, 3):
+        for found, expected in zip(ahead.of_step(step), plain.of_step(step), strict=True):
+            assert torch.equal(found.data[0], expected.data[0])
+            assert torch.equal(found.data[1].labels, expected.data[1].labels)
+
+
+def test_mirroring_is_a_keyed_choice_of_step_and_sample() -> None:
+    """About half are mirrored, others in each step, and micro-batches agree with the whole."""
+    labels, pixels = torch.arange(4), torch.arange(16.0).reshape(4, 1, 2, 2)
+    data = ImageSet(pixels, labels, flip=True)
+    settings = TrainSettings(STEPS, 64, 0)
+    whole, parts = (
+        Batches(Toy(), {"data": data}, TrainSettings(STEPS, 64, 0, micro_batch_size=size), CPU)
+        for size in (None, 16)
+    )
+    masks = []
+    for step in range(4):
+        (batch,) = whole.of_step(step)
+        plain = pixels[batch.data[1].classes]
+        mirrored = (batch.data[0] == plain.flip(3)).flatten(1).all(1)
+        assert torch.equal(batch.data[0][~mirrored], plain[~mirrored])
+        cut = torch.cat([part.data[0] for part in parts.of_step(step)])
+        assert torch.equal(cut, batch.data[0])
+        masks.append(mirrored)
+    assert 0.35 < torch.stack(masks).double().mean() < 0.65
+    assert not torch.equal(masks[0], masks[1])
+    plain = Batches(Toy(), {"data": replace(data, flip=False)}, settings, CPU).of_step(0)[0]
+    assert torch.equal(plain.data[0], pixels[plain.data[1].classes])
 
 
 # curve and bill

@@ -1,0 +1,74 @@
+"""`harness data encode`."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.cli.options import chosen_device, common
+
+
+@click.group("data")
+def data_group() -> None:
+    """Prepare the images of a task."""
+
+
+@data_group.command("encode")
+@click.option("--task", help="Task, or task file: says what other options leave out.")
+@click.option("--images", help="Folder of pictures or of tar shards, or a .tar or .npz file.")
+@click.option("--size", type=click.IntRange(1), help="Height and width of the cropped images.")
+@click.option("--held-out", help="Held-out share of each class, or its files [default: 0.2].")
+@click.option("--autoencoder", help="Folder of diffusers' AutoencoderKL, or its name on the hub.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
+@click.option("--flips", is_flag=True, help="Encode mirrored images too, as a second view.")
+@click.option(
+    "--posterior",
+    type=click.Choice(["mean", "sample"]),
+    default="mean",
+    show_default=True,
+    help="Store the mean of the posterior, or one sample of it.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the sample.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="How latents are stored; the manifest states float16's error.",
+)
+@click.option("--shard-size", type=click.IntRange(1), default=4096, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--rank", help="k/n: encode every n-th shard [default: RANK/WORLD_SIZE, or 0/1].")
+@common(device=True)
+def data_encode(
+    task: str | None, rank: str | None, device: str, as_json: bool, **options: Any
+) -> None:
+    """Encode an image set to latents, which `data: {set: latents}` reads.
+
+    The same command resumes after an interruption. Several ranks share a folder; the last one
+    writes its manifest.
+    """
+    from rich.console import Console
+
+    from harness.cli.console import Display
+    from harness.runs.encoding import Asked, encode_images, rank_of
+    from harness.tasks import load_task
+
+    with suppress(TypeError, ValueError):
+        options["held_out"] = float(options["held_out"])
+    found_task, place = load_task(task) if task else None, rank_of(rank)
+    with Display(Console(stderr=True)) as display:
+        found = encode_images(Asked(**options), found_task, chosen_device(device), *place, display)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    click.echo(found["folder"])
+    for part in ("train", "held_out"):
+        numbers = found[part]
+        left = numbers["shards"] - numbers["shards_there"]
+        rest = f", {left} left to other ranks" if left else ""
+        click.echo(f"{part}: {numbers['images']} images, {numbers['shards_there']} shards{rest}")

@@ -1,0 +1,132 @@
+"""Images in arrays: `.npz` files as ADM writes them, mapped and not read."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from harness.data.contents import content_of
+from harness.data.readers import PictureReader
+from harness.errors import UsageError
+from harness.files import cache_folder, digest, tensors_digest, write_aside
+
+
+class Arrays(PictureReader):
+    """PictureReader in an array.
+
+    Args:
+        images: uint8 [n, H, W, C], in memory or mapped.
+        labels: [n], int64.
+    """
+
+    def __init__(self, images: np.ndarray, labels: Tensor, shape: tuple[int, int, int]):
+        self.images = images
+        super().__init__(shape, labels)
+
+    def name(self, item: int) -> str:
+        return f"image {item}"
+
+    def read(self, item: int) -> Image.Image:
+        return Image.fromarray(
+            np.squeeze(self.images[item], 2) if self.images.shape[3] == 1 else self.images[item]
+        )
+
+    def content(self) -> str:
+        parts = {"images": torch.from_numpy(np.asarray(self.images)), "labels": self.labels}
+        return tensors_digest(parts)
+
+
+class Archive(Arrays):
+    """The pictures of an `.npz` file: `arr_0` uint8 [n, H, W, C], `arr_1` labels [n].
+
+    Args:
+        labelled: whether a file without `arr_1` is refused; if not, all are of class 0.
+
+    Raises UsageError if the file is broken or holds something else.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], labelled: bool = True):
+        self.path, images = path, mapped(path, "arr_0")
+        if images is None or images.dtype != np.uint8 or images.ndim != 4:
+            found = "nothing" if images is None else f"{images.dtype} {list(images.shape)}"
+            raise UsageError(f"{path} holds {found} as arr_0, but uint8 [n, H, W, C] is needed")
+        if images.shape[3] not in (1, 3):
+            raise UsageError(
+                f"{path} holds images of {images.shape[3]} channels as arr_0, but 1 or 3 are needed"
+            )
+        labels = mapped(path, "arr_1")
+        if labels is None and labelled:
+            raise UsageError(f"{path} holds no labels as arr_1; one class needs none")
+        labels = np.zeros(len(images), np.int64) if labels is None else labels
+        if len(labels) != len(images) or labels.dtype.kind not in "iu" or labels.ndim != 1:
+            raise UsageError(
+                f"{path} holds {labels.dtype} {list(labels.shape)} as arr_1, "
+                f"but {len(images)} whole numbers are needed"
+            )
+        super().__init__(images, torch.from_numpy(labels.astype(np.int64)), shape)
+
+    def name(self, item: int) -> str:
+        return f"image {item} of {self.path}"
+
+    def content(self) -> str:
+        return content_of(self.path.parent, [self.path.name], list(self.shape))
+
+
+def mapped(path: Path, name: str) -> np.ndarray | None:
+    """An array of an `.npz` file, mapped into memory; None if the file has none of that name.
+
+    A compressed array is unpacked once, into the cache folder.
+
+    Raises UsageError if the file is missing or broken.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if f"{name}.npy" not in archive.namelist():
+                return None
+            info = archive.getinfo(f"{name}.npy")
+            if info.compress_type == zipfile.ZIP_STORED:
+                return _map(path, _start(path, info))
+            found = path.stat()
+            key = [str(path.resolve()), found.st_size, found.st_mtime_ns, name]
+            kept = cache_folder() / "unpacked" / f"{digest(key)[:32]}.npy"
+            if not kept.is_file():
+                write_aside(kept, lambda aside: _unpack(archive, info, aside))
+            return _map(kept, 0)
+    except (OSError, ValueError, zipfile.BadZipFile, struct.error) as error:
+        raise UsageError(f"{path} is no readable npz file ({error})") from error
+
+
+def _start(path: Path, info: zipfile.ZipInfo) -> int:
+    """The place of a member's bytes: after its header, its name and its extra field."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset + 26)
+        return info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+
+
+def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, to: Path) -> None:
+    with archive.open(info) as source, to.open("wb") as target:
+        shutil.copyfileobj(source, target)
+
+
+def _map(path: Path, start: int) -> np.ndarray:
+    """The array of the `.npy` content that starts at a byte of a file."""
+    with path.open("rb") as file:
+        file.seek(start)
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read(file)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects")
+        where = file.tell()
+    return np.memmap(path, dtype, "r", where, shape, "F" if fortran else "C")

@@ -1,0 +1,95 @@
+"""Rows of tensors in memory-mapped files, by item number; numbers may be rounded to float16."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import UsageError
+from harness.files import map_tensors
+
+
+class Shards:
+    """Named tensors of many items, cut into files of `size` items.
+
+    Args:
+        checked: whether the digest of each file is computed and compared.
+
+    Raises UsageError for a file that is missing or was changed.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: int, checked: bool = True):
+        self.size, self._files = size, [map_tensors(path, checked) for path in paths]
+
+    def rows(self, name: str, items: Tensor) -> Tensor:
+        """One tensor's rows of items [B], as float32 where they are float16: [B, ...]."""
+        place = [divmod(item, self.size) for item in items.tolist()]
+        found = torch.stack([self._files[file][name][row] for file, row in place])
+        return found.float() if found.dtype == torch.float16 else found
+
+    def whole(self, name: str) -> Tensor:
+        """One tensor of all items, in memory."""
+        return torch.cat([file[name] for file in self._files])
+
+
+def halved(made: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Tensors [B, ...] with the named ones in float16, and with the error of rounding them.
+
+    Returns:
+        The tensors, and `errors` [B, names, 3], float64: the largest error, and the sums of squared
+        errors and of squares.
+
+    Raises UsageError for numbers that float16 cannot hold.
+    """
+    found, errors = dict(made), []
+    for name in names:
+        exact, half = made[name].double().flatten(1), made[name].half()
+        if not bool(half.isfinite().all()):
+            raise UsageError(
+                f"{name} reach {float(exact.abs().max()):.3g}, but float16 ends at 65504: "
+                "leave dtype at float32"
+            )
+        off = half.double().flatten(1) - exact
+        parts = [off.abs().amax(1), off.square().sum(1), exact.square().sum(1)]
+        found[name] = half
+        errors.append(torch.stack(parts, 1))
+    return {**found, "errors": torch.stack(errors, 1)}
+
+
+def error_of(paths: Sequence[Path], names: Iterable[str]) -> dict[str, dict[str, float]]:
+    """The largest and the relative root mean squared error of what `halved` rounded, by name."""
+    errors = Shards(paths, 1, checked=False).whole("errors")
+    return {
+        name: {
+            "largest": float(part[:, 0].max()),
+            "relative_rms": float((part[:, 1].sum() / part[:, 2].sum()).sqrt()),
+        }
+        for name, part in zip(names, errors.unbind(1), strict=True)
+    }
+
+
+def free_bytes(folder: Path) -> float:
+    """Bytes that are free on the disk of a folder, which need not exist yet."""
+    there: Any = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return float(shutil.disk_usage(there).free)
+
+
+def check_disk(what: str, need: float, folder: Path, remedy: str) -> str:
+    """A sentence on the bytes that something needs and on those that are free in a folder.
+
+    Args:
+        what: the subject of the sentence, such as "3 trajectories".
+        remedy: what to do if there is too little.
+
+    Raises UsageError if less is free than is needed.
+    """
+    free = free_bytes(folder)
+    words = f"{what} need {need / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free in {folder}"
+    if need > free:
+        raise UsageError(f"{words}: {remedy}")
+    return words
