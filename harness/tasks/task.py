@@ -21,8 +21,8 @@ from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.diffusion.schedules import GRIDS, SCHEDULES, Schedule
 from harness.errors import UsageError
 from harness.files import digest, read_tensors, tensors_digest
+from harness.networks.backbones import build
 from harness.networks.classifier import Classifier
-from harness.networks.dit import DiT
 from harness.solvers import Noise
 from harness.tasks.spec import Part, PromptSpec, TaskSpec, Weights
 
@@ -78,7 +78,15 @@ class Task:
         if spec is None:
             return Conditions(self.num_classes)
         found = read_tensors(self.path(spec), spec.sha256)
-        return Conditions(len(found["table"]), found["table"].float(), found["null"].float())
+        prompts, none = (
+            Condition(
+                text=found[name].float(),
+                text_mask=found[f"{name}_mask"].bool() if f"{name}_mask" in found else None,
+                pooled=found[f"{name}_pooled"].float() if f"{name}_pooled" in found else None,
+            )
+            for name in ("table", "null")
+        )
+        return Conditions(len(found["table"]), prompts, none)
 
     @cached_property
     def data_std(self) -> float:
@@ -107,7 +115,7 @@ class Task:
         Raises UsageError if the weights are missing or were changed.
         """
         with keyed_initialisation(0, "overwritten by what is loaded"):
-            network = DiT(**self.network_options)
+            network = build(self.network_options)
         network.load_state_dict(self._weights(self.trained("teacher")))
         return self.guided(network.requires_grad_(False).eval().to(device))
 
