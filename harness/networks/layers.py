@@ -28,7 +28,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, T, d] -> [N, T, d]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).movedim(-3, 0).transpose(2, 3)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of queries on keys, [N, heads, T, head width] each."""
+        return F.scaled_dot_product_attention(q, k, v)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

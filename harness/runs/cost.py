@@ -21,7 +21,7 @@ from harness.errors import UsageError
 from harness.methods import METHODS, MethodConfig
 from harness.metrics.compute import count_macs, macs_by_kind, parameters
 from harness.networks.backbones import build
-from harness.networks.backbones.dit import size_options
+from harness.networks.backbones.dit import sized
 from harness.networks.passes import count_passes
 from harness.solvers import sample
 from harness.training.estimate import NOMINAL_STEPS
@@ -86,7 +86,7 @@ def paper_problem(
 
     Raises UsageError for a size that does not exist or an image that the patches do not divide.
     """
-    options = size_options(network)
+    options = sized({"size": network})
     side, channels = (
         (image_size // LATENT_FACTOR, LATENT_CHANNELS) if latent else (image_size, PIXEL_CHANNELS)
     )

@@ -7,6 +7,8 @@ Networks are float64 here, so that "equal" means equal to rounding on every mach
 
 from __future__ import annotations
 
+import copy
+import pickle
 from functools import partial
 from typing import Any, TypeVar
 
@@ -317,3 +319,42 @@ def test_extra_input_channels_change_nothing_at_the_start() -> None:
 def test_more_history_layers_than_layers_are_refused(layers: int) -> None:
     with pytest.raises(ValueError, match="from 0 to the depth 2"):
         with_history(DiT(**OPTIONS), 4, layers)
+
+
+def test_a_masked_pass_is_one_graph() -> None:
+    network = history(3, 1, depth=1, per_step_heads=True)
+    x, t, cond = inputs(network, 3)
+    torch.compiler.reset()
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    close(compiled(x, t, cond)[0], network(x, t, cond)[0])
+
+
+def test_copies_and_pickles_are_networks_of_their_own() -> None:
+    network = history(3, 1, per_step_heads=True)
+    x, t, cond = inputs(network, 3)
+    expected, _ = network(x, t, cond)
+    copies = [copy.deepcopy(network), pickle.loads(pickle.dumps(network))]
+    for parameter in network.parameters():
+        parameter.zero_()
+    for copied in copies:
+        assert torch.equal(copied(x, t, cond)[0], expected)
+        close(in_parts(copied, x, t, cond, [1, 1, 1])[0], expected)
+
+
+def test_keys_are_those_of_the_plain_network_and_of_further_heads() -> None:
+    plain, student = DiT(**OPTIONS).state_dict(), history(3, 1, per_step_heads=True).state_dict()
+    assert list(plain) == [name for name in student if name in plain]
+    further = {name.split(".")[0] for name in student if name not in plain}
+    assert further == {"final_layer2", "final_layer3"}
+
+
+def test_gradients_of_cached_steps_are_those_of_the_masked_pass() -> None:
+    network = history(3, 2)
+    x, t, cond = inputs(network, 3)
+    weight = network.blocks[0].attn.qkv.weight.requires_grad_()
+    whole, stepped = (
+        torch.autograd.grad(in_parts(network, x, t, cond, cuts)[0][:, -1].square().sum(), weight)[0]
+        for cuts in ([3], [1, 1, 1])
+    )
+    assert whole.abs().max() > 1e-3
+    close(stepped, whole)

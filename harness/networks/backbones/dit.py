@@ -35,25 +35,36 @@ PATCHES = (2, 4, 8)
 def size_options(name: str) -> dict[str, int]:
     """Constructor arguments of a size of the paper, e.g. "DiT-XL/2".
 
+    Raises:
+        KeyError: for a size that the paper does not have.
+    """
+    size, _, patch = name.partition("/")
+    depth, width, heads = SIZES[size]
+    if patch not in map(str, PATCHES):
+        raise KeyError(name)
+    return {"depth": depth, "hidden_size": width, "num_heads": heads, "patch_size": int(patch)}
+
+
+def sized(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A description with depth, width, heads and patch in place of `size`.
+
     Raises UsageError for a size that the paper does not have.
     """
-    names = {f"{size}/{patch}": (size, patch) for size in SIZES for patch in PATCHES}
-    if name not in names:
-        raise unknown("network", name, names)
-    size, patch = names[name]
-    depth, width, heads = SIZES[size]
-    return {"depth": depth, "hidden_size": width, "num_heads": heads, "patch_size": patch}
+    whole = dict(options)
+    size = whole.pop("size", None)
+    try:
+        return whole if size is None else {**size_options(size), **whole}
+    except KeyError:
+        names = [f"{name}/{patch}" for name in SIZES for patch in PATCHES]
+        raise unknown("network", size, names) from None
 
 
 def arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor arguments of a description, in which `size` stands for four of them.
+    """The constructor arguments of a description.
 
     Raises UsageError for an option that does not exist or is missing.
     """
-    whole = dict(options)
-    if "size" in whole:
-        whole = {**size_options(whole.pop("size")), **whole}
-    known = inspect.signature(DiT).parameters
+    whole, known = sized(options), inspect.signature(DiT).parameters
     for name in whole:
         if name not in known:
             raise unknown("option", name, ["size", *known], "network")
@@ -70,11 +81,10 @@ def build(options: Mapping[str, Any], scalars: Sequence[str], extra_channels: in
 
 def depth_of(options: Mapping[str, Any]) -> int:
     """The number of blocks of a description. Raises UsageError if it does not say."""
-    if "size" in options:
-        return {**size_options(options["size"]), **options}["depth"]
-    if "depth" not in options:
+    whole = sized(options)
+    if "depth" not in whole:
         raise UsageError("network lacks depth: give it, or a size as in DiT-S/2")
-    return options["depth"]
+    return whole["depth"]
 
 
 class DiT(Backbone):
@@ -117,11 +127,11 @@ class DiT(Backbone):
             raise UsageError(f"convention is {convention!r}, but must be 'dit' or 'sit'")
         self.in_channels, self.width, self.convention = in_channels, hidden_size, convention
         self.out_channels = in_channels * (2 if learn_sigma else 1)
-        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         from timm.layers import PatchEmbed
 
         self.x_embedder = PatchEmbed(
-            size, patch_size, in_channels + extra_channels, hidden_size, bias=True
+            (height, width), patch_size, in_channels + extra_channels, hidden_size, bias=True
         )
         self.patch_size = patch_size
         self.grid: tuple[int, int] = self.x_embedder.grid_size
