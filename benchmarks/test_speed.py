@@ -23,8 +23,8 @@ from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.methods import METHODS
 from harness.methods.base import Player
 from harness.metrics.compute import count_macs
-from harness.networks.dit import DiT, size_options
-from harness.networks.history import EMPTY, HistoryDiT
+from harness.networks.backbones import build
+from harness.networks.history import EMPTY, History, with_history
 from harness.tasks import load_task
 from harness.training.batches import Source
 from harness.training.estimate import Blank
@@ -35,20 +35,26 @@ CPU = torch.device("cpu")
 STATES = 4
 
 
-def history_network(size: str, history_layers: int) -> HistoryDiT:
+def history_network(size: str, history_layers: int) -> History:
     """A history student of one of the paper's sizes on 32 x 32 latents.
 
     A fresh DiT outputs zeros; this one does not.
     """
     with keyed_initialisation(0, size):
-        options: dict[str, Any] = size_options(size)
-        network = HistoryDiT(
-            STATES, history_layers, image_size=32, in_channels=4, num_classes=1000, **options
-        )
+        options = {"size": size, "image_size": 32, "in_channels": 4, "num_classes": 1000}
+        network = with_history(build(options), STATES, history_layers)
         for name, parameter in network.named_parameters():
             if "adaLN" in name or name.startswith("final_layer"):
                 nn.init.normal_(parameter, std=0.02)
     return network
+
+
+def same_weights(size: str, *history_layers: int) -> list[History]:
+    """Networks with other numbers of history layers that share one set of weights."""
+    networks = [history_network(size, layers).eval() for layers in history_layers]
+    for network in networks[1:]:
+        network.load_state_dict(networks[0].state_dict(), assign=True)
+    return networks
 
 
 def inputs(batch: int) -> tuple[Tensor, Tensor, Condition]:
@@ -88,15 +94,15 @@ def test_training_step_against_a_naive_one(found: Callable[..., None]) -> None:
 @torch.no_grad()
 def test_cached_sampling_against_step_distillation(found: Callable[..., None]) -> None:
     """DiT-XL/2, N = 6 of 28 layers, 4 steps, one sample."""
-    network = history_network("DiT-XL/2", 6).eval()
+    without, with_six = same_weights("DiT-XL/2", 0, 6)
     x, t, cond = inputs(1)
 
-    def sample(history_layers: int) -> None:
-        network.history_layers, cache = history_layers, EMPTY
+    def sample(network: History) -> None:
+        cache = EMPTY
         for state in range(STATES):
             _, cache = network(x[:, state : state + 1], t[:, state : state + 1], cond, cache)
 
-    plain, history = (lambda: sample(0)), (lambda: sample(6))
+    plain, history = (lambda: sample(without)), (lambda: sample(with_six))
     ratio = compare(plain, history, pairs=7)
     found(
         "cached sampling, DiT-XL/2: N = 6 over N = 0",
@@ -218,7 +224,7 @@ def test_loading(found: Callable[..., None]) -> None:
 def test_guidance(found: Callable[..., None]) -> None:
     """A guided teacher's two evaluations as one batch, over one after the other."""
     task = load_task("fashion-mnist")
-    network = DiT(**task.network_options)
+    network = build(task.network_options)
     guided, index = task.guided(network).at(1.5), torch.arange(250)
     x, cond, t = (
         Keyed("benchmark", 0).normal("x", index, task.shape),

@@ -15,7 +15,7 @@ from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.files import file_hash, write_tensors
 from harness.metrics.extractors import Extractor
 from harness.networks.autoencoder import WEIGHTS
-from harness.networks.dit import DiT
+from harness.networks.backbones.dit import DiT
 from harness.tasks import Task, TaskSpec
 from harness.training.tiny_task import tiny_spec
 

@@ -11,7 +11,8 @@ from benchmarks.ab import compare
 from benchmarks.naive import NaiveHistory, dense_mask
 from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import Keyed, keyed_initialisation
-from harness.networks.history import HistoryDiT, causal, keep_first, window
+from harness.networks.backbones import build
+from harness.networks.history import causal, keep_first, window, with_history
 from harness.training.tiny_task import NETWORK
 
 SMALL = {**NETWORK, "num_classes": 5}
@@ -21,7 +22,7 @@ SMALL = {**NETWORK, "num_classes": 5}
 @pytest.mark.parametrize("history_layers", [0, 2, 3])
 def test_the_naive_pass_is_the_same_function(visible: object, history_layers: int) -> None:
     with keyed_initialisation(0, "naive"):
-        network = HistoryDiT(4, history_layers, visible, **SMALL)  # type: ignore[arg-type]
+        network = with_history(build(SMALL), 4, history_layers, visible)
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     network = network.double()
@@ -36,7 +37,7 @@ def test_the_naive_pass_is_the_same_function(visible: object, history_layers: in
 
 
 def test_the_dense_mask_of_two_blocks() -> None:
-    network = HistoryDiT(2, 1, causal, **SMALL)
+    network = with_history(build(SMALL), 2, 1)
     assert dense_mask(network, 2, 2, True).int().tolist() == [
         [1, 1, 0, 0],
         [1, 1, 0, 0],

@@ -18,7 +18,7 @@ from benchmarks.ab import Ratio, compare
 from benchmarks.device.rows import Rows, Setting, Values, skipped
 from benchmarks.device.teacher import BATCH, Mode, step_of, teacher_task
 from benchmarks.naive import NaiveHistory
-from benchmarks.test_speed import STATES, bare_loop, history_network
+from benchmarks.test_speed import STATES, bare_loop, history_network, same_weights
 from harness.data.images import ImageSet
 from harness.data.trajectories import open_store
 from harness.diffusion.conditions import Condition
@@ -26,7 +26,7 @@ from harness.diffusion.denoiser import Denoiser
 from harness.diffusion.randomness import keyed_initialisation
 from harness.diffusion.schedules import few_step_levels
 from harness.methods import METHODS
-from harness.networks.history import EMPTY
+from harness.networks.history import EMPTY, History
 from harness.runs.cost import paper_problem
 from harness.solvers import DDIM, sample
 from harness.tasks import load_task
@@ -124,16 +124,18 @@ def cached_sampling(setting: Setting) -> Values:
     """DiT-XL/2, 4 steps, under bf16 autocast."""
     size, batch = ("DiT-S/8", 1) if setting.toy else ("DiT-XL/2", 16)
     with torch.device(setting.device):
-        network = history_network(size, 6).eval()
+        without, with_six = same_weights(size, 0, 6)
     x, t, cond = history_inputs(batch, setting)
 
-    def sample(history_layers: int) -> None:
-        network.history_layers, cache = history_layers, EMPTY
+    def sample(network: History) -> None:
+        cache = EMPTY
         with torch.autocast(setting.device.type, torch.bfloat16):
             for state in range(STATES):
                 _, cache = network(x[:, state : state + 1], t[:, state : state + 1], cond, cache)
 
-    return side_by_side(setting, lambda: sample(0), lambda: sample(6)) | {"batch": batch}
+    return side_by_side(setting, lambda: sample(without), lambda: sample(with_six)) | {
+        "batch": batch
+    }
 
 
 def trainer_over_loop(setting: Setting) -> Values:

@@ -27,7 +27,7 @@ from harness.methods import METHODS, Method
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid, kid, label_agreement
 from harness.metrics.sampling import sample_set
-from harness.networks.dit import DiT
+from harness.networks.backbones import build
 from harness.solvers import SOLVERS, sample
 from harness.tasks import Task, load_task
 from harness.training.settings import TrainSettings
@@ -162,7 +162,7 @@ class Work:
 
         Each call draws the noise of all samples, so that a batch costs the difference.
         """
-        network = DiT(**self.task.network_options).to(self.setting.device).eval()
+        network = build(self.task.network_options).to(self.setting.device).eval()
         guided, spec = self.task.guided(network).at(SCALES[-1]), self.task.spec.evaluation
         size = min(spec.batch_size, spec.samples // 2)
         self.sample(guided, size)
@@ -242,7 +242,7 @@ class Work:
 
     def guidance(self, scale: float) -> Values:
         """FID, KID and label agreement of the written weights at a guidance scale."""
-        network = DiT(**self.task.network_options)
+        network = build(self.task.network_options)
         network.load_state_dict(
             {name: tensor.float() for name, tensor in read_tensors(self.weights).items()}
         )

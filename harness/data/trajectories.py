@@ -29,7 +29,12 @@ from harness.progress import Progress
 from harness.provenance import meaning_digest
 from harness.solvers import SOLVERS, Solver, Trajectory
 
-CODE = ("harness.data.recipe", "harness.data.mixture", "harness.networks.dit")
+CODE = (
+    "harness.data.recipe",
+    "harness.data.mixture",
+    "harness.networks.backbones.dit",
+    "harness.networks.backbones.diffusers",
+)
 """Modules that compute trajectories, beside the solver's and those that all these import."""
 ROOMS = frozenset({"data", "diffusion", "networks", "solvers"})
 """Rooms whose code decides what a trajectory is."""

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from harness.diffusion.randomness import Keyed
 
+PARTS = ("labels", "text", "text_mask", "pooled")
+"""The parts of a condition beside the scalars."""
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -19,12 +22,16 @@ class Condition:
         labels: class labels [B], int64, or None.
         text: outputs of a text encoder [B, length, width], or None.
         scalars: further inputs of a student by name, float32 [B] each, e.g. a target time or a
-            guidance scale. A network reads those that it was built with (`Trunk`, `scalars`).
+            guidance scale. A network reads those that it was built with.
+        text_mask: which of the text's outputs belong to the text [B, length], bool; None means all.
+        pooled: one vector for the whole text [B, width], which some networks take beside it.
     """
 
     labels: Tensor | None = None
     text: Tensor | None = None
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
+    text_mask: Tensor | None = None
+    pooled: Tensor | None = None
 
     @property
     def classes(self) -> Tensor:
@@ -33,11 +40,23 @@ class Condition:
             raise ValueError("class labels are needed, but the conditions have none")
         return self.labels
 
+    @property
+    def mean_text(self) -> Tensor:
+        """The mean [B, width] of the text's outputs. Raises ValueError if there is no text."""
+        if self.text is None:
+            raise ValueError("text is needed, but the conditions have none")
+        if self.text_mask is None:
+            return self.text.mean(1)
+        mask = self.text_mask.unsqueeze(-1).to(self.text.dtype)
+        return (self.text * mask).sum(1) / mask.sum(1)
+
+    @property
+    def _parts(self) -> dict[str, Tensor | None]:
+        return {name: getattr(self, name) for name in PARTS}
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        labels, text = (None if x is None else change(x) for x in (self.labels, self.text))
-        return Condition(
-            labels, text, {name: change(value) for name, value in self.scalars.items()}
-        )
+        parts = {name: None if x is None else change(x) for name, x in self._parts.items()}
+        return Condition(**parts, scalars={name: change(x) for name, x in self.scalars.items()})
 
     def __getitem__(self, index: slice | Tensor) -> Condition:
         return self._each(lambda x: x[index])
@@ -49,19 +68,22 @@ class Condition:
         """`times` copies of the batch, one after the other."""
         return self._each(lambda x: x.repeat(times, *[1] * (x.dim() - 1)))
 
+    def of_states(self, count: int) -> Condition:
+        """Each condition repeated for the states of its sample, `count` [B S] in all."""
+        return self._each(lambda x: x.repeat_interleave(count // len(x), 0))
+
     def with_scalars(self, **scalars: Tensor) -> Condition:
         """The same with these numbers [B] added; they replace earlier ones of the same name."""
-        return Condition(
-            self.labels,
-            self.text,
-            {**self.scalars, **{name: value.float() for name, value in scalars.items()}},
-        )
+        more = {name: value.float() for name, value in scalars.items()}
+        return Condition(**self._parts, scalars={**self.scalars, **more})
 
     def replaced(self, where: Tensor, null: Condition) -> Condition:
-        """The same with labels and text of `null`, a batch of one, where the mask [B] is true.
+        """The same with the parts of `null`, a batch of one, where the mask [B] is true.
+
+        The scalars stay.
 
         Raises:
-            ValueError: if only one of the two has labels, or text.
+            ValueError: if only one of the two has labels, text, its mask or its pooled vector.
         """
 
         def one(mine: Tensor | None, other: Tensor | None) -> Tensor | None:
@@ -76,7 +98,9 @@ class Condition:
                 where.reshape(-1, *[1] * (mine.dim() - 1)), other.to(mine.device), mine
             )
 
-        return Condition(one(self.labels, null.labels), one(self.text, null.text), self.scalars)
+        theirs = null._parts
+        parts = {name: one(mine, theirs[name]) for name, mine in self._parts.items()}
+        return Condition(**parts, scalars=self.scalars)
 
 
 @dataclass(frozen=True)
@@ -85,17 +109,17 @@ class Conditions:
 
     Attributes:
         count: the number of conditions.
-        table: a text encoder's outputs for the prompts, [count, length, width].
-        null_text: its output for the empty prompt, [1, length, width].
+        prompts: the conditions of all prompts, a batch of `count`; None means class labels.
+        no_prompt: the condition of the empty prompt, a batch of one.
     """
 
     count: int
-    table: Tensor | None = None
-    null_text: Tensor | None = None
+    prompts: Condition | None = None
+    no_prompt: Condition | None = None
 
     def of(self, number: Tensor) -> Condition:
         """The conditions with these numbers [B]."""
-        return Condition(number) if self.table is None else Condition(text=self.table[number])
+        return Condition(number) if self.prompts is None else self.prompts[number]
 
     def balanced(self, index: Tensor) -> Condition:
         """Condition i mod `count` for sample i; a multiple of `count` samples is balanced."""
@@ -111,8 +135,6 @@ class Conditions:
 
         It is the label after the last class, or the empty prompt.
         """
-        return (
-            Condition(torch.tensor([self.count], device="cpu"))
-            if self.table is None
-            else Condition(text=self.null_text)
-        )
+        if self.no_prompt is not None:
+            return self.no_prompt
+        return Condition(torch.tensor([self.count], device="cpu"))

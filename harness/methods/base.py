@@ -42,7 +42,7 @@ class Problem(Protocol):
 
     @property
     def network_options(self) -> dict[str, Any]:
-        """Constructor arguments of the teacher's DiT."""
+        """The description of the teacher's network (`networks.backbones.build`)."""
 
     @property
     def schedule(self) -> Schedule:
@@ -70,7 +70,7 @@ class Problem(Protocol):
 
     @property
     def network_teacher(self) -> bool:
-        """Whether the teacher is a DiT with weights and blocks, rather than a closed formula."""
+        """Whether the teacher is a network with blocks, rather than a closed formula."""
 
 
 @dataclass

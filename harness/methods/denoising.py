@@ -22,7 +22,7 @@ from harness.diffusion.denoiser import Denoiser, Guided, expand_to, of_pair
 from harness.diffusion.schedules import NUM_LEVELS, few_step_levels
 from harness.methods.base import METHODS, Batch, Method, Problem, Update
 from harness.methods.parts.options import OptimizerConfig, Span
-from harness.networks.dit import DiT
+from harness.networks.backbones import build
 from harness.solvers import DDIM
 
 
@@ -55,7 +55,7 @@ class Denoising(Method):
         total_steps: int,
     ):
         self.config, self.task = config, task
-        network = DiT(**task.network_options)
+        network = build(task.network_options)
         self.players = {"student": config.player(network, total_steps)}
         ema = self.players["student"].ema
         assert ema is not None

@@ -38,7 +38,8 @@ from harness.methods.parts.points import (
     DistillationConfig,
     Points,
 )
-from harness.networks.history import HistoryDiT, Visible, causal
+from harness.networks.backbones import build, depth_of
+from harness.networks.history import History, Visible, causal, with_history
 from harness.solvers import DDIM, Trajectory, sample, trace
 
 TUNES: dict[str, Span | tuple[Any, ...]] = {
@@ -103,7 +104,7 @@ class TrajectoryDistillation(Method):
         self.solver = CachedSteps(self.points)
         self.stage: Stage | None = None
         if config.gan_from is not None:
-            head = network.head(num_steps - 1).linear
+            head = network.last_layer(network.head_of(num_steps - 1))
             self.stage = Adversary(config, teacher, task, head, total_steps)
             self.players["student"].rate = self.stage.student_rate
         elif config.dmd_from is not None:
@@ -113,18 +114,15 @@ class TrajectoryDistillation(Method):
             self.sources = self.sources | {"data"}
 
     @classmethod
-    def network(cls, config: DistillationConfig, task: Problem, num_steps: int) -> HistoryDiT:
+    def network(cls, config: DistillationConfig, task: Problem, num_steps: int) -> History:
         """A student's network with new weights."""
         history_layers, visible = cls.history(config)
-        return HistoryDiT(
-            num_steps,
-            history_layers,
-            visible,
-            config.heads == "per_step",
-            extra_channels=task.shape[0] if config.noise_channels else 0,
+        network = build(
+            task.network_options,
             scalars=("step_size",) if config.step_counts else (),
-            **task.network_options,
+            extra_channels=task.shape[0] if config.noise_channels else 0,
         )
+        return with_history(network, num_steps, history_layers, visible, config.heads == "per_step")
 
     @staticmethod
     def history(config: Any) -> tuple[int, Visible]:
@@ -144,7 +142,7 @@ class TrajectoryDistillation(Method):
                     f"divide the {task.trajectory_steps} evaluations of the task's trajectories: "
                     f"one of {', '.join(map(str, divisors))}"
                 )
-        depth = task.network_options["depth"]
+        depth = depth_of(task.network_options)
         if (layers := cls.history(config)[0]) > depth:
             raise UsageError(
                 f"history_layers is {layers}, but the teacher has {depth} layers: give 0 to {depth}"

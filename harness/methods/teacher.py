@@ -18,6 +18,7 @@ from harness.diffusion.schedules import few_step_levels
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Method, Problem
 from harness.methods.parts.options import MethodConfig, Numbers
+from harness.networks.backbones import depth_of
 from harness.solvers import SOLVERS, FeatureReuse
 
 
@@ -86,7 +87,7 @@ class Teacher(Method):
                 "reuse_every needs a teacher that is a network, "
                 "but this task's is a closed formula: leave it out"
             )
-        if config.reuse_below >= (depth := task.network_options["depth"]):
+        if config.reuse_below >= (depth := depth_of(task.network_options)):
             raise UsageError(
                 f"reuse_below is {config.reuse_below}, but the teacher has {depth} blocks: "
                 f"give at most {depth - 1}"

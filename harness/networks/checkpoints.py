@@ -22,8 +22,8 @@ from harness.diffusion.schedules import SCHEDULES
 from harness.errors import UsageError
 from harness.files import file_hash, read_tensors, write_tensors
 from harness.networks import diffusers_folders as folders
+from harness.networks.backbones import build
 from harness.networks.checkpoint_files import StateDict, read_state_dict
-from harness.networks.dit import DiT, size_options
 from harness.networks.fit import check_fit, load_into, some
 from harness.networks.sizes import sizes_of
 
@@ -133,15 +133,8 @@ def skeleton(network: dict[str, Any]) -> nn.Module:
 
     Raises UsageError for arguments that the network does not take.
     """
-    if network.get("backbone") == "diffusers":
-        return nn.ModuleDict({"model": folders.skeleton(network)})
-    options = {k: v for k, v in network.items() if k not in ("backbone", "convention", "size")}
-    try:
-        options |= size_options(network["size"]) if "size" in network else {}
-        with torch.device("meta"):
-            return DiT(**options)
-    except (TypeError, KeyError) as error:
-        raise UsageError(f"network {network} is not a DiT's: {error}") from error
+    with torch.device("meta"):
+        return build(network)
 
 
 def output_size(teacher: Teacher) -> float | None:
@@ -151,9 +144,9 @@ def output_size(teacher: Teacher) -> float | None:
 
     Raises UsageError if an output is not finite.
     """
-    if teacher.network.get("backbone") == "diffusers":
+    if teacher.network.get("class", folders.DIT) != folders.DIT:
         return None
-    network = skeleton(teacher.network).to_empty(device="cpu").eval()
+    network = build(teacher.network).eval()
     load_into(network, {k: v.float() for k, v in teacher.weights.items()}, teacher.facts["source"])
     index = torch.arange(3)
     x = Keyed("probe", 0).normal("x", index, teacher.shape)
@@ -172,7 +165,7 @@ def _from_folder(folder: Path, where: str) -> Teacher:
     own = folders.transformer_folder(folder)
     network = folders.read_config(own)
     weights = folders.read_weights(own)
-    check_fit(folders.skeleton(network).state_dict(), weights, where)
+    check_fit(skeleton(network).model.state_dict(), weights, where)  # type: ignore[union-attr]
     schedule, prediction_type = folders.trained_as(folder, network["class"])
     facts = {"source": where, "class": f"{network['class']} of diffusers"}
     weights = {f"model.{name}": value for name, value in weights.items()}  # the backbone's names

@@ -15,15 +15,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.errors import UsageError, unknown
 from harness.files import read_tensors
 from harness.networks.checkpoint_files import load_pickled
 
+DIT = "DiTTransformer2DModel"
 KINDS = {
-    "DiTTransformer2DModel": ("vp", "eps"),
+    DIT: ("vp", "eps"),
     "PixArtTransformer2DModel": ("vp", "eps"),
     "SD3Transformer2DModel": ("flow", "v"),
 }
@@ -81,7 +81,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     content = _json(folder / "config.json")
     name = str(content.get("_class_name"))
     legacy = name == "Transformer2DModel" and content.get("norm_type") == "ada_norm_zero"
-    name = "DiTTransformer2DModel" if legacy else name
+    name = DIT if legacy else name
     if name not in KINDS:
         raise unknown("class of diffusers", name, KINDS, str(folder / "config.json"))
     options = {key: value for key, value in content.items() if not key.startswith("_")}
@@ -94,7 +94,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             "diffusers does not know: install the version that wrote it"
         )
     config = {key: value for key, value in options.items() if key in known}
-    source = {"source": "diffusers"} if name == "DiTTransformer2DModel" else {}
+    source = {"source": "diffusers"} if name == DIT else {}
     return {"backbone": "diffusers", "class": name, **source, "config": config}
 
 
@@ -114,12 +114,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         f"{folder} has no {WEIGHTS}.safetensors; its files: "
         f"{', '.join(sorted(path.name for path in folder.iterdir()))}"
     )
-
-
-def skeleton(network: dict[str, Any]) -> nn.Module:
-    """The transformer of a config on the meta device, for names and shapes."""
-    with torch.device("meta"):
-        return _class(network["class"]).from_config(network["config"])
 
 
 def trained_as(folder: Path, name: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""A DiT that attends to earlier states of its trajectory (ARD, arXiv 2504.11295, sec. 3).
+"""Networks that attend to earlier states of their trajectory (ARD, arXiv 2504.11295, sec. 3).
 
 One forward pass serves training and sampling. It takes consecutive states of a trajectory and the
 cached keys and values of the states before them. Training passes all states and an empty cache:
@@ -6,22 +6,29 @@ teacher forcing under a block mask. Sampling passes one state and the cache of e
 
 Both attend from one query block to its visible key blocks. So a masked pass equals cached steps,
 and no masked product is computed.
+
+It works on any backbone. The states of a trajectory are folded into the batch axis, so each has its
+own time and everything but attention is as it was. Inside the self-attention of the lowest layers
+the call of `scaled_dot_product_attention` is rerouted to one that unfolds the states.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from harness.diffusion.conditions import Condition
-from harness.networks.dit import Trunk
-from harness.networks.layers import FinalLayer, attend_within
+from harness.errors import UsageError
+from harness.networks.backbones import Backbone
+from harness.networks.layers import Attention
+from harness.networks.swapping import Swapped, swap
 
 Visible = Callable[[int], tuple[int, ...]]
 """From a query block (0 = noise) to its visible key blocks, in ascending order, itself last."""
@@ -58,12 +65,23 @@ def keep_first(query: int) -> tuple[int, ...]:
     return (0, query) if query else (0,)
 
 
-def attend_blocks(q: Tensor, k: Tensor, v: Tensor, first: int, visible: Visible) -> Tensor:
+def attend_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    first: int,
+    visible: Visible,
+    mask: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
     """Attention of each state's tokens on the tokens of its visible states.
 
     Args:
         q: queries [B, S, heads, T, head width] of states first .. first + S - 1.
         k, v: keys and values of all states so far [B, first + S, heads, T, head width].
+        mask: mask of a state's own keys, [B S or 1, heads or 1, T or 1, T]; it holds for the keys
+            of earlier states too.
+        options: further arguments of `scaled_dot_product_attention`.
 
     Returns:
         Attended values of the shape of q.
@@ -77,100 +95,203 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor, first: int, visible: Visible)
         )
         return chosen.transpose(1, 2).flatten(2, 3)
 
+    def of_state(i: int, blocks: int) -> Tensor | None:
+        if mask is None:
+            return None
+        own = mask if len(mask) == 1 else mask.unflatten(0, q.shape[:2])[:, i]
+        return own.repeat(1, 1, 1, blocks)
+
     outputs = []
     for i in range(q.shape[1]):
         blocks = visible(first + i)
-        outputs.append(F.scaled_dot_product_attention(q[:, i], keys(k, blocks), keys(v, blocks)))
+        outputs.append(
+            F.scaled_dot_product_attention(
+                q[:, i], keys(k, blocks), keys(v, blocks), of_state(i, len(blocks)), **options
+            )
+        )
     return torch.stack(outputs, 1)
 
 
-class HistoryDiT(Trunk):
-    """A DiT over trajectories of `num_states` states.
+@dataclass
+class Memory:
+    """What a network, its history layers and its heads share during a pass.
 
-    Args:
-        history_layers: number of lowest layers that attend to earlier states (the paper's N).
-        visible: the block mask of those layers.
-        per_step_heads: one final layer for each state (`final_layer`, `final_layer2`, ...), as
-            in the released code, or one for all.
-        options: arguments of `Trunk`.
+    Attributes:
+        visible: the block mask.
+        heads: the heads of the steps, of which the first is None: the network's own.
+        states: number of states S of the pass.
+        cache: the states before.
+        grown: layer, keys and values of each attention so far.
     """
 
-    def __init__(
-        self,
-        num_states: int,
-        history_layers: int,
-        visible: Visible = causal,
-        per_step_heads: bool = False,
-        **options: Any,
-    ):
-        super().__init__(**options)
-        if not 0 <= history_layers <= self.depth:
-            raise ValueError(
-                f"history_layers is {history_layers}, but must be from 0 to the depth {self.depth}"
-            )
-        self.num_states, self.history_layers, self.visible = num_states, history_layers, visible
-        self._head_names = ["final_layer"]
-        if per_step_heads:
-            self._head_names += [f"final_layer{i}" for i in range(2, num_states + 1)]
-        for name in self._head_names[1:]:
-            self.add_module(name, copy.deepcopy(self.final_layer))
+    visible: Visible
+    heads: tuple[nn.Module | None, ...] = (None,)
+    states: int = 0
+    cache: Cache = EMPTY
+    grown: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
 
-    def head(self, state: int) -> FinalLayer:
-        """The final layer of a state."""
-        return getattr(self, self._head_names[state % len(self._head_names)])
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, **options: Any
+    ) -> Tensor:
+        """In place of `scaled_dot_product_attention` for q, k and v [B S, heads, T, head width]."""
+        q, k, v = (x.unflatten(0, (-1, self.states)) for x in (q, k, v))
+        if self.cache.states:
+            past = self.cache.keys_values[layer]
+            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
+        self.grown.append((layer, k, v))
+        return attend_blocks(
+            q, k, v, self.cache.states, self.visible, attn_mask, **options
+        ).flatten(0, 1)
 
-    def load_teacher(self, state: dict[str, Tensor]) -> None:
-        """Loads a DiT's weights.
 
-        Every per-step head becomes a copy of the final layer. Weights of extra channels are zero.
-        """
-        heads = {
-            name + key.removeprefix("final_layer"): value
-            for name in self._head_names
-            for key, value in state.items()
-            if key.startswith("final_layer.")
-        }
-        patch = "x_embedder.proj.weight"
-        widened = torch.zeros_like(self.x_embedder.proj.weight)
-        widened[:, : state[patch].shape[1]] = state[patch]
-        super().load_teacher({**state, **heads, patch: widened})
+class Rerouted(TorchFunctionMode):
+    """Inside, `scaled_dot_product_attention` is that of a memory."""
 
-    def forward(
-        self, x: Tensor, t: Tensor, cond: Condition, cache: Cache = EMPTY
+    def __init__(self, memory: Memory, layer: int):
+        super().__init__()
+        self.memory, self.layer = memory, layer
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if function is F.scaled_dot_product_attention:
+            return self.memory.attend(self.layer, *args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+class Remembering(Swapped, Attention):
+    """Our self-attention, which sees the earlier states of its sample."""
+
+    memory: Memory
+    layer: int
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.memory.attend(self.layer, q, k, v)
+
+
+class Rerouting(Swapped, nn.Module):
+    """Any other self-attention, which sees the earlier states of its sample.
+
+    A rerouted call costs some 50 microseconds, so ours has a method of its own.
+    """
+
+    memory: Memory
+    layer: int
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with Rerouted(self.memory, self.layer):
+            return super().forward(*args, **kwargs)
+
+
+class PerStep(Swapped, nn.Module):
+    """The head of the first step, which gives each other state to the head of its own step."""
+
+    memory: Memory
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        first, heads = self.memory.cache.states, self.memory.heads
+        states = [x.unflatten(0, (-1, self.memory.states)).unbind(1) for x in inputs]
+        outputs = []
+        for i, own in enumerate(zip(*states, strict=True)):
+            head = heads[(first + i) % len(heads)]
+            outputs.append(super().forward(*own) if head is None else head(*own))
+        return torch.stack(outputs, 1).flatten(0, 1)
+
+
+class History(Swapped, Backbone):
+    """A backbone over trajectories of `num_states` states; `with_history` makes one.
+
+    Attributes:
+        num_states: number of states.
+        history_layers: number of lowest layers that attend to earlier states (the paper's N).
+    """
+
+    num_states: int
+    history_layers: int
+    memory: Memory
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, time: Tensor, cond: Condition, cache: Cache = EMPTY
     ) -> tuple[Tensor, Cache]:
         """Raw network output for consecutive states.
 
         Args:
             x: states [B, S, C, H, W], of which the first follows the states in `cache`.
-            t: [B, S], the input of the time embedding for each state.
-            cond: labels [B], text [B, L, width] and scalars [B], as the network was built.
+            time: [B, S], the schedule's `network_time` for each state.
+            cond: conditions [B] as the network was built.
             cache: the cache that the call for the states before returned.
 
         Returns:
             Outputs [B, S, C', H, W], and a new cache with these states added.
+
+        Raises:
+            UsageError: if a history layer does not call `scaled_dot_product_attention` once.
         """
-        c = self.conditioning(t, cond)
-        h = self.tokens(x)
-        grown = []
-        for index, block in enumerate(self.blocks):
-            if index >= self.history_layers:
-                h = block(h, c, attend_within, cond.text)
-                continue
-            past = cache.keys_values[index] if cache.states else None
+        memory = self.memory
+        memory.states, memory.cache, memory.grown = x.shape[1], cache, []
+        try:
+            output = super().forward(  # type: ignore[safe-super]
+                x.flatten(0, 1), time.flatten(), cond
+            )
+        finally:
+            grown, memory.cache, memory.grown = memory.grown, EMPTY, []
+        reached = [layer for layer, _, _ in grown]
+        if reached != list(range(self.history_layers)):
+            raise UsageError(
+                f"history_layers is {self.history_layers}, but the attentions of layers {reached} "
+                "were reached: each history layer must call torch's scaled_dot_product_attention "
+                "once; set no other attention backend, or give history_layers 0"
+            )
+        keys_values = tuple((k, v) for _, k, v in grown)
+        return output.unflatten(0, x.shape[:2]), Cache(cache.states + x.shape[1], keys_values)
 
-            def attend(
-                q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor] | None = past
-            ) -> Tensor:
-                if past is not None:
-                    k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
-                grown.append((k, v))
-                return attend_blocks(q, k, v, cache.states, self.visible)
+    def head_of(self, state: int) -> nn.Module:
+        """The head of a state."""
+        return self.memory.heads[state % len(self.memory.heads)] or self.head
 
-            h = block(h, c, attend, cond.text)
-        return self._outputs(h, c, cache.states), Cache(cache.states + x.shape[1], tuple(grown))
+    def load_teacher(self, state: dict[str, Tensor]) -> None:
+        """Loads a plain network's weights; every head of a step becomes a copy of its head."""
+        (own,) = (name for name, module in self.named_modules() if module is self.head)
+        heads = {
+            f"{self.head_name}{step}{key.removeprefix(own)}": value
+            for step in range(2, len(self.memory.heads) + 1)
+            for key, value in state.items()
+            if key.startswith(f"{own}.")
+        }
+        super().load_teacher({**state, **heads})
 
-    def _outputs(self, h: Tensor, c: Tensor, first: int) -> Tensor:
-        if len(self._head_names) == 1:
-            return self.image(self.final_layer(h, c))
-        states = range(h.shape[1])
-        return self.image(torch.stack([self.head(first + i)(h[:, i], c[:, i]) for i in states], 1))
+
+def with_history(
+    network: Backbone,
+    num_states: int,
+    history_layers: int,
+    visible: Visible = causal,
+    per_step_heads: bool = False,
+) -> History:
+    """A network as a student over trajectories of `num_states` states; its keys stay.
+
+    Args:
+        network: the network, which is changed in place.
+        history_layers: number of lowest layers that attend to earlier states (the paper's N).
+        visible: the block mask of those layers.
+        per_step_heads: one head for each state, as in the released code, or one for all.
+
+    Raises:
+        ValueError: for more history layers than layers.
+    """
+    if not 0 <= history_layers <= network.depth:
+        raise ValueError(
+            f"history_layers is {history_layers}, but must be from 0 to the depth {network.depth}"
+        )
+    memory = Memory(visible)
+    if per_step_heads and num_states > 1:
+        copies = [copy.deepcopy(network.head) for _ in range(num_states - 1)]
+        for step, head in enumerate(copies, 2):
+            network.add_module(f"{network.head_name}{step}", head)
+        memory.heads = (None, *copies)
+        swap(network.head, PerStep, memory=memory)
+    for layer, attention in enumerate(network.attentions[:history_layers]):
+        front = Remembering if isinstance(attention, Attention) else Rerouting
+        swap(attention, front, memory=memory, layer=layer)
+    swap(network, History, num_states=num_states, history_layers=history_layers, memory=memory)
+    return cast(History, network)

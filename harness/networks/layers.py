@@ -1,33 +1,23 @@
 """Layers of the diffusion transformer (Peebles & Xie 2023, arXiv 2212.09748).
 
-Every layer works on tokens [..., T, d] under a conditioning vector [..., d]. The leading axes are
-(batch) for a DiT and (batch, state) with history. So adaLN is computed once per state and
-broadcast to its tokens.
+Every layer works on tokens [N, T, d] under a conditioning vector [N, d], which is computed once for
+all tokens. N is the number of samples B, or B S where a pass takes S states of each sample.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From queries, keys and values [..., heads, T, head width] to values of the queries' shape."""
-
-
-def attend_within(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of every query on all keys with its leading index; shapes as in `Attend`."""
-    lead = q.shape[:-3]
-    out = F.scaled_dot_product_attention(q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4))
-    return out.unflatten(0, lead)
+from harness.diffusion.conditions import Condition
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; the attention function is an argument."""
+    """Multi-head self-attention."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
@@ -35,14 +25,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        """[..., T, d] -> [..., T, d]."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).movedim(-3, 0).transpose(-2, -3)
-        return self.proj(attend(*qkv).transpose(-2, -3).flatten(-2))
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, T, d] -> [N, T, d]."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).movedim(-3, 0).transpose(2, 3)
+        return self.proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of queries on keys, [N, heads, T, head width] each."""
+        return F.scaled_dot_product_attention(q, k, v)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """`x (1 + scale) + shift`; x [..., T, d], shift and scale [..., 1, d]."""
+    """`x (1 + scale) + shift`; x [N, T, d], shift and scale [N, 1, d]."""
     return torch.addcmul(shift, x, 1 + scale)
 
 
@@ -56,11 +50,22 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(text_width, 2 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """x [B, ..., T, d] and text [B, L, width] to the shape of x."""
-        q = self.q(x).flatten(1, -2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k, v = self.kv(text).unflatten(-1, (2, self.num_heads, -1)).movedim(2, 0).transpose(2, 3)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    def forward(self, x: Tensor, cond: Condition) -> Tensor:
+        """x [B S, T, d] under the text of B samples to the shape of x.
+
+        The text's keys are computed once for all states of a sample.
+
+        Raises ValueError if the conditions have no text.
+        """
+        if cond.text is None:
+            raise ValueError("the network attends to text, but the conditions have none")
+        states = self.q(x).unflatten(0, (len(cond.text), -1)).flatten(1, 2)
+        q = states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = (
+            self.kv(cond.text).unflatten(-1, (2, self.num_heads, -1)).movedim(2, 0).transpose(2, 3)
+        )
+        mask = None if cond.text_mask is None else cond.text_mask[:, None, None]
+        out = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
         return self.proj(out).view_as(x)
 
 
@@ -79,18 +84,14 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.cross = CrossAttention(width, text_width, num_heads) if text_width else None
 
-    def forward(
-        self, x: Tensor, c: Tensor, attend: Attend = attend_within, text: Tensor | None = None
-    ) -> Tensor:
-        """x [..., T, d] under c [..., d] and text [B, L, width], to [..., T, d]."""
+    def forward(self, x: Tensor, c: Tensor, cond: Condition) -> Tensor:
+        """x [N, T, d] under c [N, d] and the text of the conditions, to [N, T, d]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             self.adaLN_modulation(c).unsqueeze(-2).chunk(6, -1)
         )
-        x = torch.addcmul(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), attend))
+        x = torch.addcmul(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1)))
         if self.cross is not None:
-            if text is None:
-                raise ValueError("the network attends to text, but the conditions have none")
-            x = x + self.cross(x, text)
+            x = x + self.cross(x, cond)
         return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
@@ -104,7 +105,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """x [..., T, d] under c [..., d], to [..., T, patch^2 channels]."""
+        """x [N, T, d] under c [N, d], to [N, T, patch^2 channels]."""
         shift, scale = self.adaLN_modulation(c).unsqueeze(-2).chunk(2, -1)
         return self.linear(modulate(self.norm_final(x), shift, scale))
 

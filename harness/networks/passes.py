@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from harness.networks.dit import Trunk
+from harness.networks.backbones import Backbone
 
 
 @dataclass
@@ -26,8 +26,8 @@ def count_passes(network: nn.Module) -> Iterator[Passes]:
     def count(module: nn.Module, args: tuple) -> None:
         passes.total += args[0].shape[:-3].numel()
 
-    # Some callers run the blocks of a trunk alone.
-    entrance = network.x_embedder if isinstance(network, Trunk) else network
+    # Some callers run a part of the blocks alone.
+    entrance = network.patch_embedding if isinstance(network, Backbone) else network
     handle = entrance.register_forward_pre_hook(count)
     try:
         yield passes

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.errors import UsageError
-from harness.networks.dit import SIZES, size_options
+from harness.networks.backbones.dit import SIZES, size_options
 from harness.networks.fit import reason, some
 from harness.networks.layers import sincos_position_embedding
 

@@ -17,10 +17,11 @@ from torch.nn.modules.module import (
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Denoiser, Guided
 from harness.diffusion.schedules import Schedule, VPSchedule, few_step_levels
-from harness.errors import UsageError, unknown
+from harness.errors import UsageError
 from harness.methods import METHODS, MethodConfig
 from harness.metrics.compute import count_macs, macs_by_kind, parameters
-from harness.networks.dit import SIZES, DiT, size_options
+from harness.networks.backbones import build
+from harness.networks.backbones.dit import sized
 from harness.networks.passes import count_passes
 from harness.solvers import sample
 from harness.training.estimate import NOMINAL_STEPS
@@ -85,12 +86,7 @@ def paper_problem(
 
     Raises UsageError for a size that does not exist or an image that the patches do not divide.
     """
-    try:
-        options = size_options(network)
-    except KeyError:
-        raise unknown(
-            "network", network, [f"{size}/{patch}" for size in SIZES for patch in (2, 4, 8)]
-        ) from None
+    options = sized({"size": network})
     side, channels = (
         (image_size // LATENT_FACTOR, LATENT_CHANNELS) if latent else (image_size, PIXEL_CHANNELS)
     )
@@ -139,7 +135,7 @@ def sampling_cost_on_meta(
     x = torch.empty(1, *problem.shape, device="meta")
     cond = Condition(torch.empty(1, dtype=torch.long, device="meta"))
     with without_weights():
-        network = DiT(**problem.network_options)
+        network = build(problem.network_options)
         teacher = Guided(Denoiser(network, problem.schedule), 1.0, problem.null)
         built = METHODS[method](config, teacher, problem, num_steps, NOMINAL_STEPS)
     sampled = built.sampled_network

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Guided
-from harness.networks.dit import DiT
+from harness.networks.backbones import Backbone
 from harness.solvers.base import Noise, Solver
 
 
-class ReusingDiT(nn.Module):
-    """A DiT for one step.
+class Reusing(nn.Module):
+    """A network for one step.
 
     Args:
         lowest: number of blocks that always run.
@@ -31,23 +31,14 @@ class ReusingDiT(nn.Module):
         added: after the pass, the contribution that it computed or reused.
     """
 
-    def __init__(self, network: DiT, lowest: int, added: Tensor | None):
+    def __init__(self, network: Backbone, lowest: int, added: Tensor | None):
         super().__init__()
         self.network, self.lowest, self.added, self.reused = network, lowest, added, added
 
-    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """As `DiT.forward`."""
-        c = self.network.conditioning(t, cond)
-        outputs = self.network.block_outputs(x, c, cond)
-        for _ in range(self.lowest):
-            h = below = next(outputs)
-        if self.reused is not None:
-            h = below + self.reused
-        else:
-            for h in outputs:  # noqa: B007
-                pass
-            self.added = h - below
-        return self.network.image(self.network.final_layer(h, c))
+    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        """As `Backbone.forward`."""
+        output, self.added = self.network.reuse(x, time, cond, self.lowest, self.reused)
+        return output
 
 
 @dataclass(frozen=True)
@@ -60,7 +51,7 @@ class ReuseState:
 
 
 class FeatureReuse(Solver):
-    """A solver for a DiT teacher with a full pass in every n-th step.
+    """A solver for a teacher with a full pass in every n-th step.
 
     Args:
         solver: the inner solver.
@@ -84,9 +75,10 @@ class FeatureReuse(Solver):
         state: ReuseState,
         noise: Noise | None,
     ) -> tuple[Tensor, Tensor, ReuseState]:
-        dit = model.denoiser.network
-        assert isinstance(dit, DiT)
-        network = ReusingDiT(dit, self.lowest, state.added if state.steps % self.every else None)
+        backbone = model.denoiser.network
+        assert isinstance(backbone, Backbone)
+        reused = state.added if state.steps % self.every else None
+        network = Reusing(backbone, self.lowest, reused)
         x_s, x_0, inner = self.solver.step(
             model.with_network(network), x_t, t, s, cond, state.inner, noise
         )

@@ -8,8 +8,8 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.files import write_text
+from harness.networks.backbones.dit import size_options
 from harness.networks.checkpoints import Teacher, write_teacher
-from harness.networks.dit import size_options
 from harness.tasks.adopt import UNKNOWN, check_free, teacher_entries, weights_file
 from harness.tasks.edit import entry_text
 from harness.tasks.load import load_task, spec_of

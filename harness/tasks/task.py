@@ -23,8 +23,8 @@ from harness.diffusion.schedules import GRIDS, SCHEDULES, Schedule
 from harness.errors import UsageError
 from harness.files import data_folder, digest, read_tensors
 from harness.networks.autoencoder import Autoencoder, autoencoder_config, image_shape
+from harness.networks.backbones import build
 from harness.networks.classifier import Classifier
-from harness.networks.dit import DiT
 from harness.networks.fit import load_into
 from harness.solvers import Noise
 from harness.tasks.spec import ClassifierFeatures, Part, PromptSpec, TaskSpec, Weights
@@ -81,7 +81,15 @@ class Task:
         if spec is None:
             return Conditions(self.num_classes)
         found = read_tensors(self.path(spec), spec.sha256)
-        return Conditions(len(found["table"]), found["table"].float(), found["null"].float())
+        prompts, none = (
+            Condition(
+                text=found[name].float(),
+                text_mask=found[f"{name}_mask"].bool() if f"{name}_mask" in found else None,
+                pooled=found[f"{name}_pooled"].float() if f"{name}_pooled" in found else None,
+            )
+            for name in ("table", "null")
+        )
+        return Conditions(len(found["table"]), prompts, none)
 
     @cached_property
     def data_std(self) -> float:
@@ -154,7 +162,7 @@ class Task:
         Raises UsageError if the weights are missing or were changed.
         """
         with keyed_initialisation(0, "overwritten by what is loaded"):
-            network = DiT(**self.network_options)
+            network = build(self.network_options)
         self._load(network, "teacher")
         return self.guided(network.requires_grad_(False).eval().to(device))
 
@@ -277,7 +285,7 @@ class Task:
 
     def evaluation_labels(self, noise_set: int) -> Tensor | None:
         """The class labels of `evaluation_inputs`, [N]; None where prompts condition samples."""
-        if self.conditions.table is not None:
+        if self.conditions.prompts is not None:
             return None
         return self._evaluation_conditions(self._evaluation_index(noise_set)).labels
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.methods.base import Method
-from harness.networks.dit import Trunk
+from harness.networks.backbones import Backbone
 from harness.training.case import Case
 from harness.training.settings import TrainSettings
 from harness.training.trainer import Trainer
@@ -78,14 +78,14 @@ def watched(module: nn.Module) -> Iterator[Calls]:
     """Notes the calls of a player's transformer that the loss can change."""
     calls = Calls()
 
-    def note(trunk: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def note(network: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not torch.is_grad_enabled():
             return output
         if isinstance(output, tuple):
             return calls.add(args[1], output[0]), *output[1:]
         return calls.add(args[1], output)
 
-    handles = [m.register_forward_hook(note) for m in module.modules() if isinstance(m, Trunk)]
+    handles = [m.register_forward_hook(note) for m in module.modules() if isinstance(m, Backbone)]
     try:
         yield calls
     finally:

@@ -10,8 +10,8 @@ import yaml
 
 from harness.diffusion.randomness import keyed_initialisation
 from harness.files import file_hash, write_tensors
+from harness.networks.backbones import build
 from harness.networks.classifier import Classifier
-from harness.networks.dit import DiT
 from harness.tasks import Task, TaskSpec
 
 NETWORK: dict[str, Any] = {
@@ -23,13 +23,13 @@ NETWORK: dict[str, Any] = {
     "num_heads": 2,
     "num_classes": 10,
 }
-"""Constructor arguments of the teacher."""
+"""The description of the teacher's network."""
 
 
 def _random_weights(folder: Path) -> dict[str, Any]:
     """Writes the random weights to `folder` and returns their entries in the spec."""
     with keyed_initialisation(0, "tiny"):
-        teacher, features = DiT(**NETWORK), Classifier((1, 8, 8), 10)
+        teacher, features = build(NETWORK), Classifier((1, 8, 8), 10)
         # A fresh DiT outputs zeros, so its last layers get random weights.
         for name, parameter in teacher.named_parameters():
             if "adaLN" in name or "final_layer" in name:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from harness.cli.cmd_task import duration
 from harness.errors import UsageError
 from harness.files import file_hash
-from harness.networks.dit import DiT
+from harness.networks.backbones.dit import DiT
 from harness.tasks import load_task
 from harness.tasks.new import patch_size
 from harness.tasks.sources import of_images, of_latents

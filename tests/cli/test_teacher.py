@@ -13,7 +13,7 @@ import yaml
 from commands import Harness, sentence
 
 from harness.files import file_hash, read_tensors
-from harness.networks.dit import DiT
+from harness.networks.backbones.dit import DiT
 from harness.tasks import load_task
 from harness.training.tiny_task import NETWORK
 

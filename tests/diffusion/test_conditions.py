@@ -7,8 +7,8 @@ import torch
 
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.randomness import keyed_initialisation
-from harness.networks.dit import DiT
-from harness.networks.history import HistoryDiT
+from harness.networks.backbones.dit import DiT
+from harness.networks.history import with_history
 from harness.training.tiny_task import NETWORK
 
 OPTIONS = {**NETWORK, "depth": 2, "num_classes": 3}
@@ -99,7 +99,7 @@ def test_numbers_learn_from_the_first_step() -> None:
 
 
 def test_a_history_student_is_told_too() -> None:
-    student = built(HistoryDiT, 2, 1, scalars=("s",))
+    student = with_history(built(DiT, scalars=("s",)), 2, 1)
     torch.nn.init.normal_(student.scalar_embedders["s"].mlp[2].weight)
     x, t, cond = (
         torch.randn(2, 2, 1, 8, 8),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from harness.diffusion.conditions import Condition
 from harness.diffusion.counting import count_flops, jvp
 from harness.diffusion.randomness import Keyed, keyed_initialisation
-from harness.networks.dit import DiT
+from harness.networks.backbones.dit import DiT
 from harness.training.tiny_task import NETWORK
 
 

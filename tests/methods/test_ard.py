@@ -460,11 +460,13 @@ def test_per_step_heads_start_as_the_teachers_and_each_is_trained_by_its_step(
     network = method.players["student"].module
     assert all(
         torch.equal(a, b)
-        for a, b in zip(network.head(0).parameters(), network.head(1).parameters(), strict=True)
+        for a, b in zip(
+            network.head_of(0).parameters(), network.head_of(1).parameters(), strict=True
+        )
     )
-    assert network.head(0) is not network.head(1)
+    assert network.head_of(0) is not network.head_of(1)
     Trainer(method, {"trajectory": store}, TrainSettings(3, 8, 0), None, CPU).train()
-    assert not torch.equal(network.head(0).linear.weight, network.head(1).linear.weight)
+    assert not torch.equal(network.head_of(0).linear.weight, network.head_of(1).linear.weight)
 
 
 def mean_error(method: TrajectoryDistillation, store: TrajectoryStore) -> float:

@@ -12,8 +12,8 @@ from torch import nn
 
 from harness.diffusion.conditions import Condition
 from harness.metrics.compute import count_flops, count_macs, parameters
-from harness.networks.dit import DiT, size_options
-from harness.networks.history import EMPTY, HistoryDiT, causal, keep_first, window
+from harness.networks.backbones.dit import DiT, size_options
+from harness.networks.history import EMPTY, History, causal, keep_first, window, with_history
 
 SMALL = {
     "image_size": 8,
@@ -88,7 +88,7 @@ def sampling_macs(
 ) -> int:
     """Multiply-adds of cached sampling, one sample."""
     with torch.device(device):
-        network = HistoryDiT(states, history_layers, causal, **options).to(device)
+        network = with_history(DiT(**options), states, history_layers).to(device)
         x = torch.zeros(1, 1, options["in_channels"], options["image_size"], options["image_size"])
         t, labels = torch.zeros(1, 1), torch.zeros(1, dtype=torch.long)
 
@@ -133,7 +133,7 @@ def test_a_backward_pass_is_counted() -> None:
 class CachedSampling(nn.Module):
     """S steps of a history student, as one module that fvcore can trace."""
 
-    def __init__(self, network: HistoryDiT):
+    def __init__(self, network: History):
         super().__init__()
         self.network = network
 
@@ -189,7 +189,7 @@ def test_three_counts_agree_for_every_mask_and_depth(
     mask: str, per_step_heads: bool, history_layers: int
 ) -> None:
     network = (
-        HistoryDiT(4, history_layers, MASKS[mask], per_step_heads, **SMALL)
+        with_history(DiT(**SMALL), 4, history_layers, MASKS[mask], per_step_heads)
         .eval()
         .requires_grad_(False)
     )

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
 from harness.errors import UsageError
+from harness.networks.backbones.dit import DiT
 from harness.networks.checkpoints import Teacher, kind_of, read_teacher, write_teacher
-from harness.networks.dit import DiT
 from harness.networks.fit import load_into
 
 GOLDEN = Path(__file__).parents[1] / "golden"

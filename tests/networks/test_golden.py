@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Denoiser, Guided
@@ -19,8 +19,9 @@ from harness.diffusion.randomness import Keyed
 from harness.diffusion.schedules import FlowSchedule, VPSchedule, few_step_levels, respaced_levels
 from harness.methods.ard import ARD, ARDConfig
 from harness.methods.base import Batch
-from harness.networks.dit import DiT
-from harness.networks.history import EMPTY, HistoryDiT
+from harness.networks.backbones import build
+from harness.networks.backbones.dit import DiT
+from harness.networks.history import EMPTY, History, with_history
 from harness.networks.layers import sincos_position_embedding
 from harness.solvers import DDIM, Euler, Trajectory, sample, trace
 
@@ -88,35 +89,26 @@ def sit() -> dict[str, Tensor]:
     return numbers("sit")
 
 
-class Velocity(nn.Module):
-    """SiT's network, which predicts data - noise, as one of v = eps - x_0."""
-
-    def __init__(self, network: DiT):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        return -self.network(x, time, cond)
-
-
-class SiTSchedule(FlowSchedule):
-    """SiT's time embedding receives 1 - t: 0 is noise, 1 is data."""
+class ExactFlow(FlowSchedule):
+    """The linear path, whose network is told the time in float64."""
 
     def network_time(self, t: Tensor) -> Tensor:
-        return 1 - t.double()
+        return t.double()
 
 
 @pytest.fixture(scope="module")
 def flow(sit: dict[str, Tensor]) -> Denoiser:
     """SiT's weights in our DiT."""
-    network = DiT(**OPTIONS).double()
+    network = build({**OPTIONS, "convention": "sit"}).double()
     network.load_state_dict(part(sit, "sit."))
-    return Denoiser(Velocity(network.requires_grad_(False)), SiTSchedule(), "v")
+    return Denoiser(network.requires_grad_(False), ExactFlow(), "v")
 
 
-def student(ard: dict[str, Tensor], layers: int) -> HistoryDiT:
-    """ARD's weights in our history DiT."""
-    network = HistoryDiT(4, layers, per_step_heads=True, **{**OPTIONS, "image_size": 32}).double()
+def student(ard: dict[str, Tensor], layers: int) -> History:
+    """ARD's weights in our DiT with history."""
+    network = with_history(
+        DiT(**{**OPTIONS, "image_size": 32}), 4, layers, per_step_heads=True
+    ).double()
     network.load_state_dict(part(ard, "ard."))
     return network
 
@@ -173,7 +165,9 @@ def test_dit_unguided_ddim(dit: dict[str, Tensor], denoiser: Denoiser) -> None:
 
 
 def test_sit_forward(sit: dict[str, Tensor], flow: Denoiser) -> None:
-    close(-flow.network(sit["io.x"], sit["io.t"], Condition(sit["io.y"]))[:, :4], sit["io.out"])
+    """SiT's time is 0 at the noise, and it predicts data - noise."""
+    found = flow.network(sit["io.x"], 1 - sit["io.t"], Condition(sit["io.y"]))
+    close(-found[:, :4], sit["io.out"])
 
 
 def test_sit_guided_forward(sit: dict[str, Tensor], flow: Denoiser) -> None:

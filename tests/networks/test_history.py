@@ -7,6 +7,8 @@ Networks are float64 here, so that "equal" means equal to rounding on every mach
 
 from __future__ import annotations
 
+import copy
+import pickle
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,20 +21,22 @@ from torch import Tensor
 
 from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import keyed_initialisation
-from harness.networks.dit import DiT, Trunk
+from harness.networks.backbones import Backbone, build
+from harness.networks.backbones.dit import DiT
 from harness.networks.history import (
     EMPTY,
     Cache,
-    HistoryDiT,
+    History,
     Visible,
     attend_blocks,
     causal,
     keep_first,
     window,
+    with_history,
 )
 from harness.training.tiny_task import NETWORK
 
-T = TypeVar("T", bound=Trunk)
+T = TypeVar("T", bound=Backbone)
 
 
 def diagonal(query: int) -> tuple[int, ...]:
@@ -73,13 +77,21 @@ def randomised(network: T) -> T:
     return network.double().requires_grad_(False)
 
 
-def history(states: int, layers: int, **options: Any) -> HistoryDiT:
+def history(
+    states: int,
+    layers: int,
+    visible: Visible = causal,
+    per_step_heads: bool = False,
+    **options: Any,
+) -> History:
     """A history DiT whose output depends on everything that it sees."""
     with keyed_initialisation(0, "history"):
-        return randomised(HistoryDiT(states, layers, **{**OPTIONS, **options}))
+        return randomised(
+            with_history(build({**OPTIONS, **options}), states, layers, visible, per_step_heads)
+        )
 
 
-def inputs(network: HistoryDiT, states: int) -> tuple[Tensor, Tensor, Condition]:
+def inputs(network: History, states: int) -> tuple[Tensor, Tensor, Condition]:
     """Random states [2, S, C, H, W], labels, and times [2, S] that differ between samples."""
     random = torch.Generator().manual_seed(states)
     size = [g * network.patch_size for g in network.grid]
@@ -92,7 +104,7 @@ def inputs(network: HistoryDiT, states: int) -> tuple[Tensor, Tensor, Condition]
 
 
 def in_parts(
-    network: HistoryDiT, x: Tensor, t: Tensor, cond: Condition, cuts: list[int]
+    network: History, x: Tensor, t: Tensor, cond: Condition, cuts: list[int]
 ) -> tuple[Tensor, Cache]:
     """Outputs of states that go through in consecutive calls, `cuts` states each."""
     cache, outputs = EMPTY, []
@@ -103,7 +115,7 @@ def in_parts(
 
 
 @st.composite
-def networks(draw: st.DrawFn) -> HistoryDiT:
+def networks(draw: st.DrawFn) -> History:
     """History DiTs of every kind."""
     depth, patch = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2]))
     return history(
@@ -121,7 +133,7 @@ def networks(draw: st.DrawFn) -> HistoryDiT:
 
 @examples
 @given(networks())
-def test_a_masked_pass_equals_cached_steps(network: HistoryDiT) -> None:
+def test_a_masked_pass_equals_cached_steps(network: History) -> None:
     x, t, cond = inputs(network, network.num_states)
     masked, filled = network(x, t, cond)
     stepped, grown = in_parts(network, x, t, cond, [1] * network.num_states)
@@ -254,7 +266,7 @@ def test_modulation_is_computed_once_a_state() -> None:
                 lambda _, args, name=name: seen.update({name: tuple(args[0].shape)})
             )
     network(x, t, cond)
-    blocks = {f"blocks.{i}.adaLN_modulation": (2, 3, 16) for i in range(2)}
+    blocks = {f"blocks.{i}.adaLN_modulation": (6, 16) for i in range(2)}
     heads = {f"final_layer{i}.adaLN_modulation": (2, 16) for i in ("", 2, 3)}
     assert seen == blocks | heads
 
@@ -284,7 +296,7 @@ def test_each_state_has_its_own_head() -> None:
 def test_a_student_starts_from_its_teacher(per_step_heads: bool) -> None:
     with keyed_initialisation(2, "teacher"):
         teacher = randomised(DiT(**OPTIONS))
-    student = HistoryDiT(3, 0, per_step_heads=per_step_heads, **OPTIONS).double()
+    student = with_history(DiT(**OPTIONS), 3, 0, per_step_heads=per_step_heads).double()
     student.load_teacher(teacher.state_dict())
     x, t, cond = inputs(student, 3)
     output, _ = student(x, t, cond)
@@ -295,7 +307,7 @@ def test_a_student_starts_from_its_teacher(per_step_heads: bool) -> None:
 def test_extra_input_channels_change_nothing_at_the_start() -> None:
     with keyed_initialisation(2, "teacher"):
         teacher = randomised(DiT(**OPTIONS))
-    student = HistoryDiT(3, 0, extra_channels=2, **OPTIONS).double()
+    student = with_history(DiT(**OPTIONS, extra_channels=2), 3, 0).double()
     student.load_teacher(teacher.state_dict())
     x, t, cond = inputs(student, 3)
     output, _ = student(torch.cat([x, torch.randn(2, 3, 2, 8, 8, dtype=torch.float64)], 2), t, cond)
@@ -306,4 +318,43 @@ def test_extra_input_channels_change_nothing_at_the_start() -> None:
 @pytest.mark.parametrize("layers", [-1, 3])
 def test_more_history_layers_than_layers_are_refused(layers: int) -> None:
     with pytest.raises(ValueError, match="from 0 to the depth 2"):
-        HistoryDiT(4, layers, **OPTIONS)
+        with_history(DiT(**OPTIONS), 4, layers)
+
+
+def test_a_masked_pass_is_one_graph() -> None:
+    network = history(3, 1, depth=1, per_step_heads=True)
+    x, t, cond = inputs(network, 3)
+    torch.compiler.reset()
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    close(compiled(x, t, cond)[0], network(x, t, cond)[0])
+
+
+def test_copies_and_pickles_are_networks_of_their_own() -> None:
+    network = history(3, 1, per_step_heads=True)
+    x, t, cond = inputs(network, 3)
+    expected, _ = network(x, t, cond)
+    copies = [copy.deepcopy(network), pickle.loads(pickle.dumps(network))]
+    for parameter in network.parameters():
+        parameter.zero_()
+    for copied in copies:
+        assert torch.equal(copied(x, t, cond)[0], expected)
+        close(in_parts(copied, x, t, cond, [1, 1, 1])[0], expected)
+
+
+def test_keys_are_those_of_the_plain_network_and_of_further_heads() -> None:
+    plain, student = DiT(**OPTIONS).state_dict(), history(3, 1, per_step_heads=True).state_dict()
+    assert list(plain) == [name for name in student if name in plain]
+    further = {name.split(".")[0] for name in student if name not in plain}
+    assert further == {"final_layer2", "final_layer3"}
+
+
+def test_gradients_of_cached_steps_are_those_of_the_masked_pass() -> None:
+    network = history(3, 2)
+    x, t, cond = inputs(network, 3)
+    weight = network.blocks[0].attn.qkv.weight.requires_grad_()
+    whole, stepped = (
+        torch.autograd.grad(in_parts(network, x, t, cond, cuts)[0][:, -1].square().sum(), weight)[0]
+        for cuts in ([3], [1, 1, 1])
+    )
+    assert whole.abs().max() > 1e-3
+    close(stepped, whole)

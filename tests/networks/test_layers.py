@@ -13,7 +13,7 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Denoiser
 from harness.diffusion.randomness import keyed_initialisation
 from harness.diffusion.schedules import VPSchedule
-from harness.networks.dit import DiT
+from harness.networks.backbones.dit import DiT
 from harness.networks.layers import TimestepEmbedder, sinusoids
 from harness.training.tiny_task import NETWORK
 

@@ -17,8 +17,8 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.errors import UsageError
 from harness.files import file_hash, write_tensors
-from harness.networks.dit import DiT
-from harness.networks.history import HistoryDiT
+from harness.networks.backbones.dit import DiT
+from harness.networks.history import with_history
 from harness.runs.config import RunConfig
 from harness.runs.resolve import resolve
 from harness.runs.run import run
@@ -159,7 +159,7 @@ def test_text_starts_without_effect_on_tokens_and_serves_every_state() -> None:
         "text_width": WIDTH,
     }
     with keyed_initialisation(0, "text"):
-        history = HistoryDiT(2, 1, **options)
+        history = with_history(DiT(**options), 2, 1)  # type: ignore[arg-type]
     assert not any(bool(p.any()) for name, p in history.named_parameters() if ".cross.proj" in name)
     with keyed_initialisation(1, "text"):
         for parameter in history.parameters():

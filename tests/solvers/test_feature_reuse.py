@@ -69,12 +69,10 @@ def test_a_step_that_reuses_adds_what_the_last_full_one_added(tiny: Task) -> Non
     with torch.no_grad():
         state = solver.init(teacher, x_T, cond)
         x, _, state = solver.step(teacher, x_T, t[0], t[1], cond, state, None)
-        outputs = list(
-            network.block_outputs(x_T, network.conditioning(torch.full((3,), 999.0), cond), cond)
-        )
+        outputs = list(network.features(x_T, torch.full((3,), 999.0), cond)[0])
         found = [solver.step(teacher, x, t[1], t[2], cond, state, None)[1] for _ in range(2)]
-        c = network.conditioning(torch.full((3,), 599.0), cond)
-        h = next(network.block_outputs(x, c, cond)) + outputs[-1] - outputs[0]
+        (below,), c = network.features(x, torch.full((3,), 599.0), cond, 1)
+        h = below + outputs[-1] - outputs[0]
         eps = network.image(network.final_layer(h, c))
     alpha, sigma = (float(value) for value in tiny.schedule.alpha_sigma(t[1]))
     torch.testing.assert_close(found[0], (x - sigma * eps) / alpha, rtol=1e-4, atol=1e-4)

@@ -44,8 +44,8 @@ from harness.diffusion.schedules import NUM_LEVELS
 from harness.methods.base import Batch, Loss, Problem, Update
 from harness.methods.parts.options import OptimizerConfig
 from harness.methods.parts.players import Player, cosine
+from harness.networks.backbones import Backbone
 from harness.networks.discriminator import Heads
-from harness.networks.dit import DiT
 
 
 class GANOptions(OptimizerConfig):
@@ -132,9 +132,9 @@ class Critic:
         max_time: float,
     ):
         network = teacher.denoiser.network
-        assert isinstance(network, DiT)
+        assert isinstance(network, Backbone)
         self.network, self.schedule, self.max_time = network, task.schedule, max_time
-        self.heads = Heads(network.depth, network.final_layer.linear.in_features, virtual_batch)
+        self.heads = Heads(network.depth, network.width, virtual_batch)
         optimizer = torch.optim.AdamW(
             self.heads.parameters(), lr, betas=(0.9, 0.999), weight_decay=0.0
         )
@@ -145,15 +145,8 @@ class Critic:
         t = (batch.uniform(f"{name} t") * self.max_time).clamp(min=1 / NUM_LEVELS)
         alpha, sigma = (expand_to(c, x_0) for c in self.schedule.alpha_sigma(t))
         x_t = alpha * x_0 + sigma * batch.normal(f"{name} eps", x_0.shape[1:])
-        c = self.network.conditioning(self.schedule.network_time(t), cond)
-        return torch.stack(
-            [
-                head(h, c)
-                for head, h in zip(
-                    self.heads, self.network.block_outputs(x_t, c, cond), strict=True
-                )
-            ]
-        )
+        tokens, c = self.network.features(x_t, self.schedule.network_time(t), cond)
+        return torch.stack([head(h, c) for head, h in zip(self.heads, tokens, strict=True)])
 
     def hinge(
         self, real: tuple[Tensor, Condition], fake: tuple[Tensor, Condition], batch: Batch

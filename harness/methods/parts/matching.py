@@ -33,7 +33,7 @@ from harness.errors import UsageError
 from harness.methods.base import Batch, Loss, Problem, Update
 from harness.methods.parts.options import OptimizerConfig
 from harness.methods.parts.players import Player, cosine
-from harness.networks.dit import DiT
+from harness.networks.backbones import Backbone, build
 
 
 class MatchingConfig(OptimizerConfig):
@@ -72,9 +72,9 @@ class FakeScore(nn.Module):
     The head reads the mean of the tokens after the middle block.
     """
 
-    def __init__(self, network: DiT):
+    def __init__(self, network: Backbone):
         super().__init__()
-        width = network.final_layer.linear.in_features
+        width = network.width
         self.network = network
         self.head = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
@@ -82,13 +82,9 @@ class FakeScore(nn.Module):
 
     def logit(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
         """Logits [B], positive for real images."""
-        middle = (self.network.depth + 1) // 2
-        for depth, h in enumerate(
-            self.network.block_outputs(x_t, self.network.conditioning(time, cond), cond), 1
-        ):
-            if depth == middle:
-                return self.head(h.mean(1)).squeeze(-1).float()
-        raise AssertionError
+        tokens, _ = self.network.features(x_t, time, cond, (self.network.depth + 1) // 2)
+        *_, middle = tokens
+        return self.head(middle.mean(1)).squeeze(-1).float()
 
 
 class Matching:
@@ -103,7 +99,7 @@ class Matching:
         self, config: MatchingConfig, teacher: Guided, task: Problem, starts_as_teacher: bool
     ):
         self.config, self.teacher, self.task = config, teacher, task
-        network = DiT(**task.network_options)
+        network = build(task.network_options)
         if starts_as_teacher:
             network.load_teacher(teacher.denoiser.network.state_dict())
         self.fake = FakeScore(network)

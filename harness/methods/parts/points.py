@@ -20,7 +20,7 @@ from harness.methods.base import Problem
 from harness.methods.parts.adversarial import GANOptions
 from harness.methods.parts.matching import StageOptions
 from harness.methods.parts.options import Numbers
-from harness.networks.history import EMPTY, Cache, HistoryDiT
+from harness.networks.history import EMPTY, Cache, History
 from harness.solvers import Noise, Solver, Trajectory, ddim_step
 from harness.solvers.ddim import implied_x_0
 
@@ -236,12 +236,12 @@ class CachedSteps(Solver):
     def __init__(self, points: Points):
         self.points = points
 
-    def init(self, model: HistoryDiT, x_T: Tensor, cond: Condition) -> SamplingState:
+    def init(self, model: History, x_T: Tensor, cond: Condition) -> SamplingState:
         return SamplingState(x_T, EMPTY)
 
     def step(
         self,
-        model: HistoryDiT,
+        model: History,
         x_t: Tensor,
         t: Tensor,
         s: Tensor,

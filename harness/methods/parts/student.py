@@ -1,4 +1,4 @@
-"""The base of most methods: a DiT student that denoises points x_t of data and keyed noise.
+"""The base of most methods: a student that denoises points x_t of data and keyed noise.
 
 Velocities `u = eps - x_0` and flow times `tau = sigma / (alpha + sigma)` are those of the straight
 line `x_t / (alpha + sigma)`. So flow matching and its descendants run under any schedule. In these
@@ -21,7 +21,7 @@ from harness.methods.base import Batch, Method, Problem, Update
 from harness.methods.parts.options import OptimizerConfig
 from harness.methods.parts.players import EMA
 from harness.methods.parts.samplers import ConsistencySteps
-from harness.networks.dit import DiT
+from harness.networks.backbones import build
 from harness.solvers import DDIM, sample
 
 
@@ -88,7 +88,7 @@ def velocity(prediction: Prediction) -> Tensor:
 
 
 class DenoisingStudent(Method):
-    """A DiT on the task's schedule, trained on real images and keyed noise.
+    """A network on the task's schedule, trained on real images and keyed noise.
 
     Args:
         target_half_life: half-life of the target average in steps; None for none.
@@ -126,7 +126,7 @@ class DenoisingStudent(Method):
             total_steps,
         )
         self.init = config.init
-        network = DiT(**task.network_options, scalars=self.scalars)
+        network = build(task.network_options, self.scalars)
         if task.network_teacher and config.init == "teacher":
             network.load_teacher(teacher.denoiser.network.state_dict())
         self.players = {

@@ -1,0 +1,53 @@
+"""Diffusion transformers by description, seen through one interface.
+
+A description is a mapping, as in a task's `network`:
+
+- `backbone: dit` (the default): arguments of our DiT (`dit.py`); `size: DiT-XL/2` stands for depth,
+  width, heads and patch.
+- `backbone: diffusers`: `class`, `config` and `source` of a transformer of diffusers
+  (`diffusers.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from harness.errors import unknown
+from harness.networks.backbones.base import Backbone
+
+__all__ = ["Backbone", "build", "depth_of"]
+
+FAMILIES = ("dit", "diffusers")
+
+
+def _family(network: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The module of a description's family, and the description without its name."""
+    options = dict(network)
+    name = options.pop("backbone", "dit")
+    if name not in FAMILIES:
+        raise unknown("backbone", name, FAMILIES, "network")
+    # diffusers is optional, and timm takes longer to import than torch.
+    return import_module(f"{__name__}.{name}"), options
+
+
+def build(
+    network: Mapping[str, Any], scalars: Sequence[str] = (), extra_channels: int = 0
+) -> Backbone:
+    """The network of a description, with new weights.
+
+    Args:
+        scalars: names of the inputs beside time and conditions (`Condition.scalars`).
+        extra_channels: further channels of the input, which the output lacks.
+
+    Raises UsageError for a description that does not fit.
+    """
+    family, options = _family(network)
+    return family.build(options, scalars, extra_channels)
+
+
+def depth_of(network: Mapping[str, Any]) -> int:
+    """The number of blocks of a description. Raises UsageError if it does not say."""
+    family, options = _family(network)
+    return family.depth_of(options)

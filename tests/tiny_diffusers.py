@@ -1,0 +1,84 @@
+"""Descriptions of small transformers of diffusers, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.diffusion.conditions import Condition
+from harness.diffusion.randomness import Keyed, keyed_initialisation
+from harness.networks.backbones import Backbone, build
+
+SHARED = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "in_channels": 3,
+    "num_layers": 2,
+    "sample_size": 8,
+    "patch_size": 4,
+}
+TEXT, POOLED = 12, 10
+"""Widths of the text and of its pooled vector."""
+CONFIGS: dict[str, dict[str, Any]] = {
+    "DiTTransformer2DModel": {"num_embeds_ada_norm": 10, "out_channels": 6},
+    "PixArtTransformer2DModel": {
+        "out_channels": 6,
+        "cross_attention_dim": 16,
+        "caption_channels": TEXT,
+    },
+    "SD3Transformer2DModel": {
+        "out_channels": 3,
+        "joint_attention_dim": TEXT,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": POOLED,
+        "pos_embed_max_size": 4,
+    },
+}
+CLASSES = list(CONFIGS)
+
+
+def network_of(name: str, **config: Any) -> dict[str, Any]:
+    """The description of a small transformer."""
+    whole = {**SHARED, **CONFIGS[name], **config}
+    return {"backbone": "diffusers", "class": name, "config": whole}
+
+
+def built(
+    name: str,
+    dtype: torch.dtype = torch.float64,
+    scalars: Sequence[str] = (),
+    extra_channels: int = 0,
+    **config: Any,
+) -> Backbone:
+    """A small transformer with random weights; zeros are drawn anew, since they hide errors."""
+    with keyed_initialisation(0, name):
+        network = build(network_of(name, **config), scalars, extra_channels)
+        for key, parameter in network.named_parameters():
+            if not parameter.any() and not key.startswith("scalar_embedders"):
+                torch.nn.init.normal_(parameter, std=0.2)
+    return network.to(dtype).requires_grad_(False)
+
+
+def condition_for(name: str, batch: int = 2, dtype: torch.dtype = torch.float64) -> Condition:
+    """Labels, or text of five outputs, of which the first sample's last two are padding."""
+    if name == "DiTTransformer2DModel":
+        return Condition(torch.arange(batch))
+    keys, index = Keyed("diffusers", 0), torch.arange(batch)
+    mask = torch.ones(batch, 5, dtype=torch.bool)
+    mask[0, 3:] = False
+    return Condition(
+        text=keys.normal("text", index, (5, TEXT)).to(dtype),
+        text_mask=mask,
+        pooled=keys.normal("pooled", index, (POOLED,)).to(dtype),
+    )
+
+
+def states_for(name: str, count: int, batch: int = 2) -> tuple[Tensor, Tensor]:
+    """Random states [B, count, 3, 8, 8] and falling network times [B, count], in float64."""
+    x = Keyed("diffusers", 1).normal("x", torch.arange(batch), (count, 3, 8, 8)).double()
+    t = torch.linspace(0.99, 0.25, count, dtype=torch.float64).repeat(batch, 1)
+    t -= 0.01 * torch.arange(batch).unsqueeze(1)
+    return x, t if name == "SD3Transformer2DModel" else 1000 * t - 1
