@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from harness import files
 from harness.errors import UsageError
 from harness.files import (
     cache_folder,
@@ -16,6 +17,7 @@ from harness.files import (
     file_hash,
     read_tensors,
     read_yaml,
+    room_for,
     tensors_digest,
     write_aside,
     write_tensors,
@@ -191,3 +193,23 @@ def test_the_cache_folder_is_where_the_environment_says(
     assert cache_folder() == tmp_path
     monkeypatch.delenv("HARNESS_CACHE")
     assert cache_folder().name == "distillation-harness"
+
+
+def test_a_large_tensor_lies_in_a_file_without_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it ends with the process; its numbers are those of any tensor."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    plain = room_for((2, 3))
+    monkeypatch.setattr(files, "LARGE", 1)
+    mapped = room_for((2, 3))
+    assert list(tmp_path.iterdir()) == []
+    assert mapped.shape == plain.shape
+    for found in (plain, mapped):
+        found[:] = TENSORS["a"]
+        found[1] *= 2
+        assert found.tolist() == [[0, 1, 2], [6, 8, 10]]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match="set HARNESS_CACHE to another folder"):
+        room_for((2, 3))

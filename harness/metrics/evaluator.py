@@ -249,7 +249,8 @@ class Evaluator:
 
         if self.task.mixture or len(self.task.split.train) < FEW:
             return measure()
-        content = {"images": to_uint8(images), "labels": held_out.labels[chosen]}
+        seen = images if self.task.latent else to_uint8(images)
+        content = {"images": seen, "labels": held_out.labels[chosen]}
         key = {
             **self.task.hashes,
             "held out": tensors_digest(content),
@@ -269,7 +270,9 @@ class Evaluator:
         return {name: float(value) for name, value in cached_tensors(key, tensors).items()}
 
     def caveats(self, n: int) -> list[str]:
-        """Sentences on metrics of n samples that rest on too few images."""
+        """Sentences on metrics of n samples that rest on too few images, or that are missing."""
+        if self.space is None and not self.task.mixture:
+            return ["nothing judges the samples: only their distance to the teacher is measured"]
         counts = {"samples": n}
         if self.has_floor:
             counts["held-out images"] = self.floor_n(n)

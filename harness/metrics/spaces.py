@@ -21,7 +21,7 @@ from harness.data.images import ImageSet
 from harness.data.pictures import Pictures
 from harness.data.readers import Images
 from harness.errors import UsageError
-from harness.files import tensors_digest
+from harness.files import room_for, tensors_digest
 from harness.metrics.base import Features
 from harness.metrics.described import (
     Description,
@@ -125,7 +125,10 @@ class OwnSpace(Space):
                 f"{pictures.path} holds pictures of {list(pictures.shape)}, but the classifier "
                 f"of task {self.task.spec.name} sees {list(self.task.shape)} alone"
             )
-        samples = torch.cat([part.float() / 127.5 - 1 for part in pictures.batches(FEW)])
+        samples, start = room_for((len(pictures), *pictures.shape)), 0
+        for part in pictures.batches(FEW // 10):
+            samples[start : start + len(part)] = part.float() / 127.5 - 1
+            start += len(part)
         return {"images": samples, **self.of_samples(samples, keep=False)}
 
 

@@ -174,7 +174,12 @@ def features_quality(task: Task, device: torch.device) -> dict[str, float]:
 
 
 def teacher_quality(task: Task, device: torch.device, report: Report = silent) -> dict[str, Any]:
-    """FID, KID and label agreement by guidance scale, on noise set 0; the best scale."""
+    """FID, KID and label agreement by guidance scale, on noise set 0; the best scale.
+
+    Nothing where no feature network judges samples.
+    """
+    if task.spec.features is None:
+        return {}
     scan, n = {}, task.spec.guidance_scan_samples or task.spec.evaluation.samples
     for scale in task.spec.guidance_scan:
         at_scale = _with(task, guidance=Guidance(scale=scale, channels=task.spec.guidance.channels))
@@ -182,7 +187,8 @@ def teacher_quality(task: Task, device: torch.device, report: Report = silent) -
         samples = sample_set(sampler, at_scale, 0, device, report(f"guidance {scale}"), n)
         evaluator = Evaluator(at_scale, {0: samples}.__getitem__, device)
         metrics = evaluator.of_samples(samples, task.evaluation_inputs(0)[1][:n].labels)
-        scan[scale] = {name: round(metrics[name], 4) for name in ("fid", "kid", "label_agreement")}
+        shown = [name for name in ("fid", "kid", "label_agreement") if name in metrics]
+        scan[scale] = {name: round(metrics[name], 4) for name in shown}
     best = min(scan, key=lambda scale: scan[scale]["fid"])
     return {"n": n, "noise_set": 0, "guidance_scan": scan, "best_guidance_scale": best}
 

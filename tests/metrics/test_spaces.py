@@ -260,6 +260,15 @@ def test_latents_are_decoded_and_then_rounded_once(tmp_path: Path) -> None:
     assert found["distance_to_teacher"].mean == 0
 
 
+def test_extra_networks_see_decoded_latents(tmp_path: Path) -> None:
+    task = latent_task(tmp_path, autoencoder=write_autoencoder(tmp_path))
+    network = TinyInception(Path(write_inception(tmp_path)["file"]), CPU)
+    found = Evaluator(task, lambda k: latents(40), CPU, [network]).evaluate({0: latents(40)})
+    pixels = Pixels(task, CPU)
+    mine, real = (network.of_pictures([pixels(x)]) for x in (latents(40), latents(60, "train")))
+    assert found["fid_inception"].mean == pytest.approx(fid(mine, real), rel=1e-6)
+
+
 def test_pictures_are_decoded_in_batches(tmp_path: Path) -> None:
     task = latent_task(tmp_path, autoencoder=write_autoencoder(tmp_path))
     pixels, samples = Pixels(task, CPU), latents(10)
@@ -281,6 +290,8 @@ def test_latents_alone_have_no_metric_of_8_bits(tmp_path: Path) -> None:
     found = evaluator(task, samples).evaluate({0: samples})
     assert found.keys() == {"distance_to_teacher"}
     assert found["distance_to_teacher"].identity["rounding"] == "none"
+    (sentence,) = evaluator(task, samples).caveats(40)
+    assert sentence.startswith("nothing judges the samples")
     with pytest.raises(
         UsageError, match="are latents, which are no 8-bit images: give the task an"
     ):

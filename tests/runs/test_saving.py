@@ -27,6 +27,12 @@ ARD = ("--method", "ard", "--num-steps", "2", "--history-layers", "2", "--budget
 ONE_SET = ("--noise-sets", "1")
 
 
+@pytest.fixture(autouse=True)
+def _no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An estimate of time is left out where it fails."""
+    monkeypatch.setattr("harness.runs.preview.preview", None)
+
+
 def call(*words: object) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
 
