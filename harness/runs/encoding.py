@@ -85,7 +85,7 @@ def encode_images(
     out, split = _out(asked, task), load_split(replace(wanted, flip=False))
     scaling, shift = config.get("scaling_factor") or PLAIN, config.get("shift_factor") or 0.0
     sha256 = file_hash(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else ""
-    encoder = Autoencoder(folder, sha256, scaling, shift, device)
+    encoder = Autoencoder(folder, sha256, scaling, shift, device_of_rank(device))
     images = split.train.images
     classes = images.classes if isinstance(images, Reader) else ()
     about = {
@@ -198,6 +198,13 @@ def _autoencoder_folder(asked: Asked, task: Task | None) -> Path:
             f"{name} is no folder and cannot be fetched from the hub ({why})"
         ) from error
     return Path(found)
+
+
+def device_of_rank(device: torch.device) -> torch.device:
+    """The GPU of a process that torchrun started, where none is named."""
+    local = os.environ.get("LOCAL_RANK")
+    plain = device.type == "cuda" and device.index is None
+    return torch.device("cuda", int(local)) if plain and local else device
 
 
 def rank_of(text: str | None) -> tuple[int, int]:
