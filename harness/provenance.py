@@ -79,6 +79,8 @@ def rooms_under(rooms: tuple[str, ...], folder: Path) -> set[str]:
 def code_digest(*rooms: str) -> str:
     """SHA-256 of the sources of some rooms, of the rooms that they import, and of loaded plug-ins.
 
+    Of plug-ins, comments, docstrings and formatting do not count.
+
     Args:
         rooms: such as "data"; none means `runs`, whose code decides what a record says.
 
@@ -90,7 +92,7 @@ def code_digest(*rooms: str) -> str:
         if room_of(inside) in covered:
             whole.update(f"{inside.as_posix()}\0".encode() + content)
     for path in sorted(PLUGIN_SOURCES):
-        whole.update(PLUGIN_SOURCES[path])
+        whole.update(meaning(PLUGIN_SOURCES[path]).encode())
     for plugin in installed_plugins():
         whole.update(plugin.encode())
     return whole.hexdigest()[:16]

@@ -198,3 +198,12 @@ def test_a_reexported_name_leads_to_its_file() -> None:
     found = provenance.imported_with(["harness.data.trajectories"], provenance.PACKAGE)
     assert Path("solvers/base.py") in found  # by `from harness.solvers import Trajectory`
     assert Path("solvers/heun.py") not in found
+
+
+def test_a_comment_in_a_plugin_keeps_the_digest_of_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for source in (b"", b"x = 1\n", b"# one\nx = (1)\n", b"x = 2\n"):
+        monkeypatch.setattr(provenance, "PLUGIN_SOURCES", {Path("plugin.py"): source})
+        found.append(code_digest())
+    assert found[1] == found[2]
+    assert len(set(found)) == 3

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from harness.data.cache import locked_folder
 from harness.errors import UsageError
 from harness.files import cache_folder, digest, file_hash, write_text
 
 
-def content_of(folder: Path, names: Iterable[str], more: Any = None) -> str:
+def content_of(folder: Path, names: Collection[str], more: Any = None) -> str:
     """SHA-256 of files in order: their names and bytes, and a JSON-like value beside them.
 
     Reading a large set takes minutes, so the answer is kept under the files' sizes and times of
@@ -19,19 +21,18 @@ def content_of(folder: Path, names: Iterable[str], more: Any = None) -> str:
 
     Raises UsageError for a file that is gone.
     """
-    listed = list(names)
     seen = hashlib.sha256(f"{folder.resolve()}\0{digest(more)}".encode())
     try:
-        for name in listed:
-            found = (folder / name).stat()
+        for name in names:
+            found = os.stat(f"{folder}/{name}")  # noqa: PTH116, a million times
             seen.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
-        kept = cache_folder() / "contents" / f"{seen.hexdigest()[:32]}.txt"
-        if kept.is_file():
+        kept = cache_folder() / "contents" / seen.hexdigest()[:32] / "sha256.txt"
+        with locked_folder(kept.parent):  # of many processes, one reads the files
+            if not kept.is_file():
+                whole = hashlib.sha256(digest(more).encode())
+                for name in names:
+                    whole.update(f"{name}\0{file_hash(folder / name)}\0".encode())
+                write_text(kept, whole.hexdigest())
             return kept.read_text()
-        whole = hashlib.sha256(digest(more).encode())
-        for name in listed:
-            whole.update(f"{name}\0{file_hash(folder / name)}\0".encode())
     except OSError as error:
         raise UsageError(f"cannot read {error.filename}: {error.strerror}") from error
-    write_text(kept, whole.hexdigest())
-    return whole.hexdigest()

@@ -107,28 +107,31 @@ def encode(
     paths = [
         folder / f"{number:05d}-of-{size}.safetensors" for number in range(-(-len(images) // size))
     ]
-    missing = {}
-    for number in range(rank, len(paths), ranks):
-        if paths[number].exists():
-            map_tensors(paths[number])  # raises if an earlier process left it damaged
-        else:
-            missing[number] = range(number * size, min((number + 1) * size, len(images)))
+    missing = {
+        paths[number]: range(number * size, min((number + 1) * size, len(images)))
+        for number in range(rank, len(paths), ranks)
+        if not _there(paths[number])
+    }
     total, done = sum(map(len, missing.values())), 0
     remedy = "name another --out, or give --dtype float16"
     check_disk(f"{total} latents", float(total * how.size), folder, remedy)
-    for number, shard in missing.items():
+    for path, shard in missing.items():
         parts = []
         for part in _encoded(images, encoder, how, shard):
             parts.append(part)
             done += len(part["labels"])
             if progress:
                 progress(done, total)
-        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        write_mapped(paths[number], whole)
+        write_mapped(path, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
     there = sum(path.exists() for path in paths)
     if there == len(paths):
         _finish(folder, plan, paths, how, images.labels)
     return there, len(paths)
+
+
+def _there(path: Path) -> bool:
+    """Whether a shard is there. Raises UsageError if an earlier process left it damaged."""
+    return path.exists() and bool(map_tensors(path))
 
 
 def _encoded(

@@ -89,7 +89,12 @@ def check_disk(what: str, need: float, folder: Path, remedy: str) -> str:
     Raises UsageError if less is free than is needed.
     """
     free = free_bytes(folder)
-    words = f"{what} need {need / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free in {folder}"
+    words = f"{what} need {amount(need)}, and {amount(free)} are free in {folder}"
     if need > free:
         raise UsageError(f"{words}: {remedy}")
     return words
+
+
+def amount(size: float) -> str:
+    """A number of bytes in words."""
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

@@ -68,36 +68,12 @@ def encode_images(
     config = autoencoder_config(folder)
     factor = 2 ** (len(config.get("block_out_channels", [64])) - 1)
     wanted = _wanted(asked, task, config.get("in_channels", 3), factor)
-    side = wanted.shape[1] / factor
-    if side != int(side):
-        raise UsageError(
-            f"--size is {wanted.shape[1]}, but the autoencoder needs a multiple of {factor}"
-        )
-    how = Encoding(
-        (config.get("latent_channels", 4), int(side), int(side)),
-        asked.posterior,
-        asked.flips or bool(task and task.spec.data.flip),
-        asked.dtype,
-        asked.seed,
-        asked.shard_size,
-        asked.batch_size,
-    )
-    out, split = _out(asked, task), load_split(replace(wanted, flip=False))
-    scaling, shift = config.get("scaling_factor") or PLAIN, config.get("shift_factor") or 0.0
-    sha256 = file_hash(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else ""
-    encoder = Autoencoder(folder, sha256, scaling, shift, device)
+    how = _encoding(asked, task, config.get("latent_channels", 4), wanted.shape[1], factor)
+    out, split = _out(asked, task), load_split(wanted)
+    encoder, about = _encoder(asked, task, folder, device_of_rank(device))
     images = split.train.images
-    classes = images.classes if isinstance(images, Reader) else ()
-    about = {
-        "autoencoder": {
-            "sha256": sha256,
-            "config": digest(config),
-            "scaling": scaling,
-            "shift": shift,
-        },
-        "crop": f"ADM's centre crop to {wanted.shape[1]} pixels",
-        "classes": list(classes),
-    }
+    about["classes"] = list(images.classes) if isinstance(images, Reader) else []
+    about["crop"] = f"ADM's centre crop to {wanted.shape[1]} pixels"
     found: dict[str, Any] = {"folder": str(out)}
     for part, real in (("train", split.train), ("held_out", split.held_out)):
         there, shards = encode(
@@ -114,6 +90,39 @@ def encode_images(
     return found
 
 
+def _encoding(asked: Asked, task: Task | None, channels: int, size: int, factor: int) -> Encoding:
+    """How images of a size become latents, a `factor`th of it high and wide."""
+    if size % factor:
+        raise UsageError(f"--size is {size}, but the autoencoder needs a multiple of {factor}")
+    return Encoding(
+        (channels, size // factor, size // factor),
+        asked.posterior,
+        asked.flips or bool(task and task.spec.data.flip),
+        asked.dtype,
+        asked.seed,
+        asked.shard_size,
+        asked.batch_size,
+    )
+
+
+def _encoder(
+    asked: Asked, task: Task | None, folder: Path, device: torch.device
+) -> tuple[Autoencoder, dict[str, Any]]:
+    """The autoencoder, and what the manifest says of it.
+
+    The task's is checked against the SHA-256 and the numbers that the task gives.
+    """
+    stated = None if asked.autoencoder else getattr(task and task.spec, "autoencoder", None)
+    config, weights = autoencoder_config(folder), folder / WEIGHTS
+    if stated:
+        sha256, scaling, shift = stated.sha256, stated.scaling, stated.shift
+    else:
+        sha256 = file_hash(weights) if weights.is_file() else ""
+        scaling, shift = config.get("scaling_factor") or PLAIN, config.get("shift_factor") or 0.0
+    about = {"sha256": sha256, "config": digest(config), "scaling": scaling, "shift": shift}
+    return Autoencoder(folder, sha256, scaling, shift, device), {"autoencoder": about}
+
+
 def _wanted(asked: Asked, task: Task | None, channels: int, factor: int) -> Wanted:
     """The image set to encode."""
     of_task = task.wanted if task else None
@@ -127,7 +136,7 @@ def _wanted(asked: Asked, task: Task | None, channels: int, factor: int) -> Want
                 f"images of set {of_task.name} have {of_task.shape[0]} channels, "
                 f"but the autoencoder takes {channels}"
             )
-        return of_task
+        return replace(of_task, flip=False)
     if of_task and of_task.name == "latents":
         size = asked.size or of_task.shape[1] * factor
     elif asked.size or of_task:
@@ -198,6 +207,13 @@ def _autoencoder_folder(asked: Asked, task: Task | None) -> Path:
             f"{name} is no folder and cannot be fetched from the hub ({why})"
         ) from error
     return Path(found)
+
+
+def device_of_rank(device: torch.device) -> torch.device:
+    """The GPU of a process that torchrun started, where none is named."""
+    local = os.environ.get("LOCAL_RANK")
+    plain = device.type == "cuda" and device.index is None
+    return torch.device("cuda", int(local)) if plain and local else device
 
 
 def rank_of(text: str | None) -> tuple[int, int]:

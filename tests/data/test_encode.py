@@ -174,7 +174,7 @@ def test_float16_states_its_error(tmp_path: Path) -> None:
 def test_too_little_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: usage(22 * 32 * 4 - 1))
-    with pytest.raises(UsageError, match=r"22 latents need .* GB are free in .*: name another --o"):
+    with pytest.raises(UsageError, match=r"22 latents need .* MB are free in .*: name another --o"):
         encoded(tmp_path)
 
 

@@ -189,11 +189,11 @@ def test_too_little_disk_is_refused_before_anything_is_computed(
     usage, teacher = namedtuple("usage", "free"), Teacher()
     need = 6 * (2 * 4 + 1) * 2 * 4 * 4 * 4
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: usage(need - 1))
-    with pytest.raises(UsageError, match=r"6 trajectories need 6.91e-06 GB, and .*: set HARNESS_C"):
+    with pytest.raises(UsageError, match=r"6 trajectories need 0.00691 MB, and .*: set HARNESS_C"):
         opened(11, teacher)
     assert teacher.asked == 0
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: usage(need))
-    assert check_store_disk(RECIPE).startswith("6 trajectories need 6.91e-06 GB, and 6.91e-06")
+    assert check_store_disk(RECIPE).startswith("6 trajectories need 0.00691 MB, and 0.00691")
     opened(11, teacher)
     assert check_store_disk(RECIPE) == ""
 
