@@ -144,7 +144,7 @@ class Memory:
         ).flatten(0, 1)
 
 
-class Rerouted(TorchFunctionMode):
+class Reroute(TorchFunctionMode):
     """Inside, `scaled_dot_product_attention` is that of a memory."""
 
     def __init__(self, memory: Memory, layer: int):
@@ -179,7 +179,7 @@ class Rerouting(Swapped, nn.Module):
     layer: int
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with Rerouted(self.memory, self.layer):
+        with Reroute(self.memory, self.layer):
             return super().forward(*args, **kwargs)
 
 

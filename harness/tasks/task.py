@@ -216,6 +216,17 @@ class Task:
             )
         return sha256
 
+    @property
+    def teacher_identity(self) -> str:
+        """SHA-256 of what decides the teacher's outputs: its weights, and how they are read.
+
+        Some weights fit several networks, such as a DiT's by the official rule and by diffusers'.
+        For our own networks the weights stand alone, as in stores that exist.
+        """
+        if self.network_options.keys().isdisjoint(("backbone", "convention")):
+            return self.teacher_hash
+        return digest({"weights": self.teacher_hash, "network": self.network_options})
+
     def path(self, weights: Weights | PromptSpec) -> Path:
         """The path of a shipped file of weights; its card has the same name with `.yaml`."""
         own, shipped = (self.folder or FOLDER) / weights.file, FOLDER / weights.file
@@ -254,7 +265,7 @@ class Task:
         """The recipe of the task's trajectories; a run adds its seed (`Recipe.of_run`)."""
         spec, guidance = self.spec.trajectories, self.spec.guidance
         return Recipe(
-            self.teacher_hash,
+            self.teacher_identity,
             self.spec.schedule,
             self.spec.prediction_type,
             guidance.scale,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_diffusers import CLASSES, network_of
 
+from harness.data.trajectories import store_folder
 from harness.diffusion.counting import count_flops
 from harness.diffusion.randomness import keyed_initialisation
 from harness.files import file_hash, write_tensors
@@ -103,3 +104,12 @@ def test_reuse_keeps_the_passes_and_saves_work(task: Task) -> None:
     assert passes_of_plain == passes_of_reused
     assert fewer < 0.9 * flops
     assert float((plain - reused).abs().max()) > 1e-4
+
+
+def test_weights_that_are_read_by_another_rule_are_another_teacher(task: Task, tiny: Task) -> None:
+    """Their trajectories lie in another folder; those of our own networks stay where they are."""
+    official = {**NETWORK, "source": "official"}
+    other = Task(task.spec.model_copy(update={"network": official}), task.folder)
+    assert task.hashes["teacher"] == other.hashes["teacher"]
+    assert store_folder(task.recipe) != store_folder(other.recipe)
+    assert tiny.recipe.teacher == tiny.teacher_hash

@@ -11,15 +11,15 @@ A description is a mapping, as in a task's `network`:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 from harness.errors import unknown
+from harness.networks.backbones import diffusers, dit
 from harness.networks.backbones.base import Backbone
 
 __all__ = ["Backbone", "build", "depth_of"]
 
-FAMILIES = ("dit", "diffusers")
+FAMILIES: dict[str, Any] = {"dit": dit, "diffusers": diffusers}
 
 
 def _family(network: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -28,8 +28,7 @@ def _family(network: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     name = options.pop("backbone", "dit")
     if name not in FAMILIES:
         raise unknown("backbone", name, FAMILIES, "network")
-    # diffusers is optional, and timm takes longer to import than torch.
-    return import_module(f"{__name__}.{name}"), options
+    return FAMILIES[name], options
 
 
 def build(
