@@ -195,6 +195,17 @@ def test_heads_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:
         read_teacher(str(tmp_path / "DiT.pt"), num_heads=5)
 
 
+def test_heads_are_those_of_the_model_that_was_trained(tmp_path: Path) -> None:
+    """Of a known model by its name; an unknown name tells nothing."""
+    for model, heads in (("SiT-L/2", 16), ("DiT-S/2", 6)):
+        args = argparse.Namespace(model=model)
+        torch.save({"ema": official(), "args": args}, tmp_path / "0.pt")
+        assert read_teacher(str(tmp_path / "0.pt")).network["num_heads"] == heads
+    torch.save({"ema": official(), "args": argparse.Namespace(model="DiT-my/2")}, tmp_path / "0.pt")
+    with pytest.raises(UsageError, match="give --num-heads"):
+        read_teacher(str(tmp_path / "0.pt"))
+
+
 def test_sizes_of_the_paper_have_names(tmp_path: Path) -> None:
     """DiT-S/2 on a grid of 2 x 3 patches, in half precision, which is kept."""
     with torch.device("meta"):
