@@ -88,7 +88,7 @@ def task_new(
     """
     from harness.networks.checkpoints import output_size, read_teacher
     from harness.runs.outlook import next_commands
-    from harness.tasks.new import new_task
+    from harness.tasks.new import count, new_task
 
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise UsageError(f"name is {name!r}, but must be of small letters, digits, - and _")
@@ -109,8 +109,8 @@ def task_new(
         click.echo(json.dumps({"file": f"{name}.yaml", "data": data, "next": steps}, indent=1))
         return
     click.echo(
-        f"{name}.yaml: {len(split.train)} images of {data['num_classes']} classes, shape "
-        f"{data['shape']}, and {len(split.held_out)} held out"
+        f"{name}.yaml: {len(split.train)} {'latents' if latents else 'images'} of "
+        f"{count(data['num_classes'])}, shape {data['shape']}, and {len(split.held_out)} held out"
     )
     for title, text in (teacher.facts if teacher else {}).items():
         click.echo(f"teacher, {title}: {text}")

@@ -78,9 +78,7 @@ def new_task(
             "entry `prompts` into a task's file, then harness teacher import --task FILE.yaml"
         )
     path = folder / f"{name}.yaml"
-    content = _content(name, data, teacher, model)
-    if autoencoder:
-        content["autoencoder"] = autoencoder
+    content = _content(name, data, teacher, model, autoencoder)
     source = "this teacher" if teacher else "this network"
     draft = Task(spec_of(content, f"{source} does not suit the data"), folder)
     _suit_size(content, draft)
@@ -94,7 +92,11 @@ def new_task(
 
 
 def _content(
-    name: str, data: dict[str, Any], teacher: Teacher | None, like: Task
+    name: str,
+    data: dict[str, Any],
+    teacher: Teacher | None,
+    like: Task,
+    autoencoder: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The entries of a new task, in order."""
     spec = like.spec.model_dump(mode="json")
@@ -109,15 +111,21 @@ def _content(
     return {
         "name": name,
         "version": 1,
-        "summary": f"{data.get('path', data['set'])}, {data['num_classes']} classes, and {what}",
+        "summary": f"{data.get('path', data['set'])}, {count(data['num_classes'])}, and {what}",
         "data": data,
         **made,
         "guidance": _guidance(teacher),
         "guidance_scan": spec["guidance_scan"],
         "features": _features(name, data, spec),
+        **({"autoencoder": autoencoder} if autoencoder else {}),
         **{entry: spec[entry] for entry in COPIED},
         **_defaults(made["network"]),
     }
+
+
+def count(classes: int) -> str:
+    """A number of classes in words."""
+    return "1 class" if classes == 1 else f"{classes} classes"
 
 
 def _trained_here(name: str, data: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:

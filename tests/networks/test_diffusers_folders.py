@@ -126,3 +126,23 @@ def test_the_hub_is_asked_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     teacher = read_teacher("some/dit")
     assert teacher.facts["source"] == "some/dit on the hub"
     assert teacher.num_classes == 10
+
+
+def test_what_the_hub_does_not_have_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that answers is no network that is away."""
+    import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    class Missing(RepositoryNotFoundError):
+        def __init__(self) -> None:
+            """The original's asks for a response of the library for HTTP."""
+
+        def __str__(self) -> str:
+            return "404 Client Error.\n\nMore text"
+
+    def missing(*args: Any, **options: Any) -> None:
+        raise Missing
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
+    with pytest.raises(UsageError, match=r"the hub has no some/dit for you: 404 Client Error\.$"):
+        read_teacher("some/dit")
