@@ -37,6 +37,12 @@ def task_group() -> None:
     "--latents", type=folder_type, metavar="DIR", help="Folder that `harness data encode` wrote."
 )
 @click.option(
+    "--autoencoder",
+    type=folder_type,
+    metavar="DIR",
+    help="The autoencoder that made the latents, to decode samples.",
+)
+@click.option(
     "--set",
     "named",
     type=click.Choice(["cifar10", "digits", "fashion-mnist"]),
@@ -66,6 +72,7 @@ def task_new(
     name: str,
     images: Path | None,
     latents: Path | None,
+    autoencoder: Path | None,
     named: str | None,
     image_size: int | None,
     checkpoint: str | None,
@@ -81,17 +88,20 @@ def task_new(
     """
     from harness.networks.checkpoints import output_size, read_teacher
     from harness.runs.outlook import next_commands
-    from harness.tasks.new import new_task
+    from harness.tasks.new import count, new_task
 
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise UsageError(f"name is {name!r}, but must be of small letters, digits, - and _")
     if sum(source is not None for source in (images, latents, named)) != 1:
         raise UsageError("give one of --images DIR, --latents DIR and --set NAME")
+    if autoencoder and not latents:
+        raise UsageError("--autoencoder decodes latents: give it with --latents DIR")
     teacher = read_teacher(checkpoint, kind, num_heads) if checkpoint else None
     if teacher is not None:
         output_size(teacher)
     data = data_entry(images, latents, named, image_size, teacher)
-    task = new_task(Path.cwd(), name, data, teacher, like)
+    decoder = autoencoder_entry(autoencoder, latents) if autoencoder and latents else None
+    task = new_task(Path.cwd(), name, data, teacher, like, decoder)
     commands = next_commands(task, f"{name}.yaml", chosen_device(device))
     split = task.split
     if as_json:
@@ -99,8 +109,8 @@ def task_new(
         click.echo(json.dumps({"file": f"{name}.yaml", "data": data, "next": steps}, indent=1))
         return
     click.echo(
-        f"{name}.yaml: {len(split.train)} images of {data['num_classes']} classes, shape "
-        f"{data['shape']}, and {len(split.held_out)} held out"
+        f"{name}.yaml: {len(split.train)} {'latents' if latents else 'images'} of "
+        f"{count(data['num_classes'])}, shape {data['shape']}, and {len(split.held_out)} held out"
     )
     for title, text in (teacher.facts if teacher else {}).items():
         click.echo(f"teacher, {title}: {text}")
@@ -131,7 +141,7 @@ def data_entry(
         shape, classes = of_images(images, image_size or (teacher.shape[1] if teacher else None))
     else:
         assert latents is not None
-        shape, classes = of_latents(latents)
+        shape, classes, _ = of_latents(latents)
     where = {"path": place(path)} if path else {}
     return {
         "set": named or ("folder" if images else "latents"),
@@ -140,6 +150,22 @@ def data_entry(
         "shape": list(shape),
         "num_classes": classes,
     }
+
+
+def autoencoder_entry(folder: Path, latents: Path) -> dict[str, Any]:
+    """A task's entry `autoencoder`. Raises UsageError if another one made the latents."""
+    from harness.files import file_hash
+    from harness.tasks.sources import of_latents
+
+    made_by, weights = of_latents(latents)[2], folder / "diffusion_pytorch_model.safetensors"
+    if not weights.is_file():
+        raise UsageError(f"there is no file {weights}")
+    if file_hash(weights) != made_by["sha256"]:
+        raise UsageError(
+            f"{weights} is not the autoencoder that made {latents}, "
+            f"whose SHA-256 is {made_by['sha256']}"
+        )
+    return {"folder": place(folder), **made_by}
 
 
 def place(path: Path) -> str:

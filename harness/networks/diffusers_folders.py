@@ -37,20 +37,21 @@ PACKAGE = "pip install 'distillation-harness[diffusers]'"
 def hub_folder(name: str) -> Path:
     """The local copy of a repository on the hub; it is downloaded if it is not cached.
 
-    Raises UsageError if it is neither cached nor reachable.
+    Raises UsageError if it is neither cached nor reachable, or if the hub does not have it.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(DOWNLOADED)))
-    except (LocalEntryNotFoundError, OSError) as error:
+    except HfHubHTTPError as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(f"the hub has no {name} for you: {reason}") from error
+    except OSError as error:
         raise UsageError(
             f"{name} is neither a file nor a folder here, nor in the cache of the hub, "
             "and the hub cannot be reached: give a local file or folder"
         ) from error
-    except HfHubHTTPError as error:
-        raise UsageError(f"the hub has no {name} for you: {str(error).splitlines()[0]}") from error
 
 
 def is_hub_name(source: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.errors import UsageError
-from harness.networks.backbones.dit import SIZES, size_options
+from harness.networks.backbones.dit import SIZES
 from harness.networks.fit import reason, some
 from harness.networks.layers import sincos_position_embedding
 
@@ -91,10 +91,8 @@ def _heads(width: int, args: Mapping[str, Any], where: str, said: int | None) ->
 
 def _heads_of_model(model: Any) -> int | None:
     """Attention heads of a model by name, such as "DiT-XL/2" or "SiT-B/4"."""
-    try:
-        return size_options(str(model).replace("SiT-", "DiT-"))["num_heads"]
-    except KeyError:
-        return None
+    size = SIZES.get(str(model).replace("SiT-", "DiT-").partition("/")[0])
+    return size[2] if size else None
 
 
 def _grid(positions: Tensor, where: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.files import write_text
-from harness.networks.backbones.dit import size_options
+from harness.networks.backbones.dit import SIZES
 from harness.networks.checkpoints import Teacher, write_teacher
 from harness.tasks.adopt import UNKNOWN, check_free, teacher_entries, weights_file
 from harness.tasks.edit import entry_text
@@ -39,6 +39,7 @@ COMMENTS = {
     "`harness describe digits` shows the other choices.",
     "reference": "The row beside which every other one stands.",
     "batch_size": "Samples in a training step of a student.",
+    "autoencoder": "What decodes latents to images: a latent is (z - shift) x scaling.",
     "defaults": "Options of methods on this task: ARD's history in half of the layers.",
     "budgets": "Named lengths of training; `--budget table` is for results that are shown.",
 }
@@ -46,7 +47,12 @@ COMMENTS = {
 
 
 def new_task(
-    folder: Path, name: str, data: dict[str, Any], teacher: Teacher | None, like: str
+    folder: Path,
+    name: str,
+    data: dict[str, Any],
+    teacher: Teacher | None,
+    like: str,
+    autoencoder: dict[str, Any] | None = None,
 ) -> Task:
     """Writes `NAME.yaml` and the teacher's weights, and loads the task to check both.
 
@@ -55,6 +61,7 @@ def new_task(
         data: the entry `data`.
         teacher: a teacher from others; None leaves it to `harness teacher train`.
         like: the task with the numbers of trajectories, evaluation and training.
+        autoencoder: the entry `autoencoder`, for latents.
 
     Returns:
         The new task.
@@ -71,7 +78,7 @@ def new_task(
             "entry `prompts` into a task's file, then harness teacher import --task FILE.yaml"
         )
     path = folder / f"{name}.yaml"
-    content = _content(name, data, teacher, model)
+    content = _content(name, data, teacher, model, autoencoder)
     source = "this teacher" if teacher else "this network"
     draft = Task(spec_of(content, f"{source} does not suit the data"), folder)
     _suit_size(content, draft)
@@ -85,7 +92,11 @@ def new_task(
 
 
 def _content(
-    name: str, data: dict[str, Any], teacher: Teacher | None, like: Task
+    name: str,
+    data: dict[str, Any],
+    teacher: Teacher | None,
+    like: Task,
+    autoencoder: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The entries of a new task, in order."""
     spec = like.spec.model_dump(mode="json")
@@ -100,15 +111,21 @@ def _content(
     return {
         "name": name,
         "version": 1,
-        "summary": f"{data.get('path', data['set'])}, {data['num_classes']} classes, and {what}",
+        "summary": f"{data.get('path', data['set'])}, {count(data['num_classes'])}, and {what}",
         "data": data,
         **made,
         "guidance": _guidance(teacher),
         "guidance_scan": spec["guidance_scan"],
         "features": _features(name, data, spec),
+        **({"autoencoder": autoencoder} if autoencoder else {}),
         **{entry: spec[entry] for entry in COPIED},
         **_defaults(made["network"]),
     }
+
+
+def count(classes: int) -> str:
+    """A number of classes in words."""
+    return "1 class" if classes == 1 else f"{classes} classes"
 
 
 def _trained_here(name: str, data: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
@@ -133,8 +150,10 @@ def _trained_here(name: str, data: dict[str, Any], like: dict[str, Any]) -> dict
 
 def _defaults(network: dict[str, Any]) -> dict[str, Any]:
     """ARD's history in half of the layers, if these are too few for its default."""
-    size = size_options(network["size"])["depth"] if "size" in network else 0
-    depth = size or network.get("depth") or network["config"]["num_layers"]
+    if "size" in network:
+        depth, _, _ = SIZES[network["size"].partition("/")[0]]
+    else:
+        depth = network.get("depth") or network["config"]["num_layers"]
     layers = depth // 2
     return {} if layers >= ARD_LAYERS else {"defaults": {"ard": {"history_layers": layers}}}
 

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
-from safetensors import SafetensorError, safe_open
 
 from harness.errors import UsageError
 
@@ -55,28 +55,27 @@ def of_images(folder: Path, size: int | None) -> tuple[Shape, int]:
     return (1 if modes <= set(GREY) else 3, side, side), max(1, len(classes))
 
 
-def of_latents(folder: Path) -> tuple[Shape, int]:
-    """Shape [C, H, W] and number of classes of latents that `harness data encode` wrote.
+def of_latents(folder: Path) -> tuple[Shape, int, dict[str, Any]]:
+    """Of latents that `harness data encode` wrote: shape [C, H, W], number of classes, autoencoder.
+
+    The autoencoder is its SHA-256, scaling and shift.
 
     Raises:
         UsageError: if the folder has no finished latents.
     """
+    root = folder / "train" if (folder / "train").is_dir() else folder
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
         channels, height, width = manifest["shape"]
-        files = [folder / shard["file"] for shard in manifest["shards"]]
-        highest = max(_highest_label(file) for file in files)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        classes = len(manifest.get("classes", ())) or 1 + max(map(int, manifest["labels"]))
+        made_by = manifest.get("autoencoder", {})
+        autoencoder = {name: made_by[name] for name in ("sha256", "scaling", "shift")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{folder} has no finished latents ({error}): "
+            f"{root} has no finished latents ({type(error).__name__}: {error}): "
             "harness data encode makes them of an image folder"
         ) from error
-    return (channels, height, width), highest + 1
-
-
-def _highest_label(file: Path) -> int:
-    with safe_open(file, framework="pt") as shard:
-        return int(shard.get_tensor("labels").max())
+    return (channels, height, width), classes, autoencoder
 
 
 def _opened(root: Path) -> Iterator[tuple[str, tuple[int, int]]]:

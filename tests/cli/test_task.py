@@ -11,7 +11,6 @@ import torch
 import yaml
 from commands import Harness, sentence
 from PIL import Image
-from safetensors.torch import save_file
 
 from harness.cli.cmd_task import duration
 from harness.errors import UsageError
@@ -111,6 +110,7 @@ def test_a_teacher_from_others_is_in_the_file(here: Path, harness: Harness) -> N
         (("task", "new", "My task", "--set", "digits"), "must be of small letters"),
         (("task", "new", "mine", "--images", "none"), "there is no folder none"),
         (("task", "new", "mine", "--latents", "."), "has no finished latents"),
+        ((*NEW, "--autoencoder", "x"), "--autoencoder decodes latents"),
         ((*NEW, "--like", "tinny"), "unknown task 'tinny'; did you mean tiny"),
         ((*NEW, "--teacher", "none.pt"), "there is no file none.pt"),
     ],
@@ -166,16 +166,18 @@ def test_shape_and_classes_of_an_image_folder(tmp_path: Path) -> None:
 
 
 def test_shape_and_classes_of_latents(tmp_path: Path) -> None:
-    shards = [{"file": f"{k}.safetensors"} for k in range(2)]
-    for k in range(2):
-        labels = torch.tensor([k, 4 * k])
-        save_file(
-            {"latents": torch.zeros(2, 4, 8, 8), "labels": labels}, tmp_path / f"{k}.safetensors"
-        )
-    (tmp_path / "manifest.json").write_text(json.dumps({"shape": [4, 8, 8], "shards": shards}))
-    assert of_latents(tmp_path) == ((4, 8, 8), 5)
-    (tmp_path / "1.safetensors").unlink()
-    with pytest.raises(UsageError, match="has no finished latents"):
+    """As `harness data encode` writes them: a part each, classes by name or by label alone."""
+    made_by = {"sha256": "abc", "scaling": 0.18215, "shift": 0.0}
+    content = {"shape": [4, 8, 8], "classes": [], "labels": {"0": 3, "4": 1}}
+    (tmp_path / "train").mkdir()
+    manifest = tmp_path / "train" / "manifest.json"
+    manifest.write_text(json.dumps({**content, "autoencoder": {**made_by, "config": "d"}}))
+    assert of_latents(tmp_path) == ((4, 8, 8), 5, made_by)
+    names = ["a", "b", "c", "d", "e", "f"]
+    manifest.write_text(json.dumps({**content, "classes": names, "autoencoder": made_by}))
+    assert of_latents(tmp_path / "train")[1] == 6
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r"train has no finished latents .KeyError: 'sha256'"):
         of_latents(tmp_path)
 
 

@@ -6,23 +6,22 @@ The weights are those of `tests/golden`, written in the formats that people have
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from foreign import golden, official, read, same, wrapped
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
 from harness.errors import UsageError
 from harness.networks.backbones.dit import DiT
-from harness.networks.checkpoints import Teacher, kind_of, read_teacher, write_teacher
+from harness.networks.checkpoints import kind_of, read_teacher, write_teacher
 from harness.networks.fit import load_into
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 ARGS = argparse.Namespace(model="DiT-tiny/2", num_heads=4, image_size=128, num_classes=10)
 SIZES = {
     "depth": 2,
@@ -36,23 +35,9 @@ SIZES = {
 }
 
 
-def golden(name: str) -> dict[str, Tensor]:
-    return load_file(GOLDEN / f"{name}.safetensors")
-
-
-def official(name: str = "dit") -> dict[str, Tensor]:
-    """The official state dict of the golden network."""
-    prefix = f"{name}."
-    return {k.removeprefix(prefix): v for k, v in golden(name).items() if k.startswith(prefix)}
-
-
 def shifted(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Other weights of the same shapes."""
     return {name: value + 1 for name, value in state.items()}
-
-
-def wrapped(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {prefix + name: value for name, value in state.items()}
 
 
 def averaged(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -92,18 +77,6 @@ WRAPPINGS = {
         "_orig_mod., module., module.",
     ),
 }
-
-
-def read(content: Any, folder: Path, name: str = "DiT.pt", **options: Any) -> Teacher:
-    """The teacher in a file that torch.save wrote."""
-    torch.save(content, folder / name)
-    return read_teacher(str(folder / name), num_heads=4, **options)
-
-
-def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
-    return found.keys() == expected.keys() and all(
-        torch.equal(found[name], value) for name, value in expected.items()
-    )
 
 
 def refusal(content: Any, folder: Path, name: str = "DiT.pt", **options: Any) -> str:
@@ -193,6 +166,17 @@ def test_heads_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:
         read_teacher(str(tmp_path / "DiT.pt"))
     with pytest.raises(UsageError, match="5 attention heads do not divide"):
         read_teacher(str(tmp_path / "DiT.pt"), num_heads=5)
+
+
+def test_heads_are_those_of_the_model_that_was_trained(tmp_path: Path) -> None:
+    """Of a known model by its name; an unknown name tells nothing."""
+    for model, heads in (("SiT-L/2", 16), ("DiT-S/2", 6)):
+        args = argparse.Namespace(model=model)
+        torch.save({"ema": official(), "args": args}, tmp_path / "0.pt")
+        assert read_teacher(str(tmp_path / "0.pt")).network["num_heads"] == heads
+    torch.save({"ema": official(), "args": argparse.Namespace(model="DiT-my/2")}, tmp_path / "0.pt")
+    with pytest.raises(UsageError, match="give --num-heads"):
+        read_teacher(str(tmp_path / "0.pt"))
 
 
 def test_sizes_of_the_paper_have_names(tmp_path: Path) -> None:
@@ -325,166 +309,3 @@ def test_positions_that_are_not_dits_are_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no file"):
         read_teacher(str(tmp_path / "DiT.pt"))
-
-
-DIFFUSERS: dict[str, dict[str, Any]] = {
-    "DiTTransformer2DModel": {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
-        "num_layers": 2,
-        "sample_size": 8,
-        "num_embeds_ada_norm": 10,
-        "out_channels": 8,
-        "norm_num_groups": 1,
-    },
-    "PixArtTransformer2DModel": {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
-        "num_layers": 2,
-        "sample_size": 8,
-        "cross_attention_dim": 16,
-        "caption_channels": 12,
-        "norm_num_groups": 1,
-        "use_additional_conditions": False,
-    },
-    "SD3Transformer2DModel": {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
-        "num_layers": 2,
-        "sample_size": 8,
-        "in_channels": 4,
-        "out_channels": 4,
-        "joint_attention_dim": 12,
-        "caption_projection_dim": 16,
-        "pooled_projection_dim": 12,
-        "pos_embed_max_size": 8,
-    },
-}
-
-
-def plain(teacher: Teacher) -> dict[str, Tensor]:
-    """The weights of a transformer of diffusers under diffusers' names."""
-    return {name.removeprefix("model."): value for name, value in teacher.weights.items()}
-
-
-def folder_of(name: str, folder: Path, **options: Any) -> tuple[nn.Module, Path]:
-    """A transformer of diffusers with random weights, and the folder that it was saved to."""
-    diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
-    network = getattr(diffusers, name)(**DIFFUSERS[name])
-    network.save_pretrained(folder, **options)
-    return network, folder
-
-
-@pytest.mark.parametrize("name", DIFFUSERS)
-def test_folders_of_diffusers_stay_theirs(name: str, tmp_path: Path) -> None:
-    network, folder = folder_of(name, tmp_path)
-    teacher = read_teacher(str(folder))
-    assert teacher.network["backbone"] == "diffusers"
-    assert teacher.network["class"] == name
-    assert ("source" in teacher.network) == name.startswith("DiT")
-    assert not any(key.startswith("_") for key in teacher.network["config"])
-    assert same(teacher.weights, wrapped(network.state_dict(), "model."))
-    again = type(network).from_config(teacher.network["config"])
-    load_into(again, plain(teacher), "the file")
-    kind = ("flow", "v") if name.startswith("SD3") else ("vp", "eps")
-    assert (teacher.schedule, teacher.prediction_type) == kind
-    assert teacher.shape == (4, 8, 8)
-    assert teacher.num_classes == (10 if name.startswith("DiT") else 0)
-    write_teacher(teacher, tmp_path / "ours.safetensors")
-    assert read_teacher(str(tmp_path / "ours.safetensors")).network == teacher.network
-
-
-def pipeline(folder: Path, **scheduler: Any) -> Path:
-    """A DiTPipeline's folder as far as a teacher needs it."""
-    folder_of("DiTTransformer2DModel", folder / "transformer")
-    (folder / "model_index.json").write_text('{"_class_name": "DiTPipeline"}')
-    (folder / "scheduler").mkdir()
-    content = {"_class_name": "DDIMScheduler", "beta_start": 0.0001, "beta_end": 0.02}
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(content | scheduler))
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "kind"),
-    [
-        ({}, ("vp", "eps")),
-        ({"prediction_type": "v_prediction"}, ("vp", "v")),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, ("flow", "v")),
-    ],
-)
-def test_a_pipeline_says_how_it_was_trained(
-    scheduler: dict[str, Any], kind: tuple[str, str], tmp_path: Path
-) -> None:
-    teacher = read_teacher(str(pipeline(tmp_path, **scheduler)))
-    assert (teacher.schedule, teacher.prediction_type) == kind
-
-
-def test_another_noise_schedule_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="beta_schedule scaled_linear"):
-        read_teacher(str(pipeline(tmp_path, beta_schedule="scaled_linear")))
-
-
-def test_shards_and_pickled_folders_are_read(tmp_path: Path) -> None:
-    network, _ = folder_of("DiTTransformer2DModel", tmp_path / "shards", max_shard_size="40KB")
-    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
-    assert same(plain(read_teacher(str(tmp_path / "shards"))), network.state_dict())
-    folder_of("DiTTransformer2DModel", tmp_path / "bin", safe_serialization=False)
-    assert same(plain(read_teacher(str(tmp_path / "bin"))), network.state_dict())
-
-
-def test_an_old_config_of_diffusers_is_read_as_its_dit(tmp_path: Path) -> None:
-    _, folder = folder_of("DiTTransformer2DModel", tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    new = read_teacher(str(folder))
-    old = {**config, "_class_name": "Transformer2DModel", "double_self_attention": False}
-    (folder / "config.json").write_text(json.dumps(old | {"num_vector_embeds": None}))
-    assert read_teacher(str(folder)).network == new.network
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"num_layers": 3}, "missing: transformer_blocks.2"),
-        ({"num_layers": 1}, "unexpected: transformer_blocks.1"),
-        ({"num_embeds_ada_norm": 9}, "misshapen: transformer_blocks.0.norm1.emb.class_embedder"),
-        ({"rotary": True}, "has rotary, which DiTTransformer2DModel"),
-        ({"_class_name": "UNet2DModel"}, "unknown class of diffusers 'UNet2DModel'"),
-    ],
-)
-def test_folders_that_diffusers_would_load_with_a_warning_are_refused(
-    change: dict[str, Any], words: str, tmp_path: Path
-) -> None:
-    _, folder = folder_of("DiTTransformer2DModel", tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(UsageError) as error:
-        read_teacher(str(folder))
-    assert words in str(error.value)
-
-
-def test_a_folder_without_config_or_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"has no config\.json"):
-        read_teacher(str(tmp_path))
-    _, folder = folder_of("DiTTransformer2DModel", tmp_path)
-    (folder / "diffusion_pytorch_model.safetensors").rename(folder / "model.fp16.safetensors")
-    with pytest.raises(UsageError, match=r"its files: config\.json, model\.fp16\.safetensors"):
-        read_teacher(str(folder))
-
-
-def test_the_hub_is_asked_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline a name is found in the hub's cache, or refused in one sentence."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="some/dit is neither a file nor a folder here, nor in"):
-        read_teacher("some/dit")
-    cached = tmp_path / "models--some--dit"
-    folder_of("DiTTransformer2DModel", cached / "snapshots" / "abc")
-    (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text("abc")
-    teacher = read_teacher("some/dit")
-    assert teacher.facts["source"] == "some/dit on the hub"
-    assert teacher.num_classes == 10
