@@ -146,7 +146,7 @@ class ReferenceFile:
         if self.pictures is None:
             assert self.moments is not None
             return Description(self.moments, self.spatial)
-        batches = self.pictures.batches(extractor.at_once)
+        batches = self.pictures.batches(16 * extractor.at_once)
         own = cached_description(key, extractor, batches, len(self.pictures))
         return Description(
             self.moments or own.moments, self.spatial or own.spatial, features=own.features

@@ -256,7 +256,7 @@ def test_latents_are_decoded_and_then_rounded_once(tmp_path: Path) -> None:
     clamped = parts(task, to_uint8(autoencoder.decode(samples.clamp(-1, 1))))["features"]
     assert abs(fid(clamped.double(), real) - found["fid"].mean) > 0.01 * found["fid"].mean
     assert task.picture_shape == (3, 8, 8)
-    assert found["fid"].identity["autoencoder"] == task.spec.autoencoder.sha256  # type: ignore[union-attr]
+    assert found["fid"].identity["decoding"]["scaling"] == 0.5  # type: ignore[union-attr]
     assert found["distance_to_teacher"].mean == 0
 
 
