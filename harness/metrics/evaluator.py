@@ -175,15 +175,24 @@ class Evaluator:
             found["labels"] = labels
         if self.has_floor:
             found["floor_n"] = self.floor_n(n)
-        expected = self.task.picture_shape or self.task.shape
-        size = {} if pictures.shape == expected else {"size": list(pictures.shape)}
         metrics = {
             name: self._metric(name, {0: value}, n) for name, value in self.measure(found).items()
         }
         return {
-            name: metric.model_copy(update={"identity": metric.identity | size})
+            name: metric.model_copy(update={"identity": metric.identity | self._unlike(pictures)})
             for name, metric in metrics.items()
         } | self.floors(n)
+
+    def _unlike(self, pictures: Pictures) -> dict[str, Any]:
+        """What tells pictures from elsewhere from the task's own samples, for their identity."""
+        found: dict[str, Any] = {}
+        if pictures.shape != (self.task.picture_shape or self.task.shape):
+            found["size"] = list(pictures.shape)
+        if pictures.labels is not None and self.task.spec.evaluation.labels == "balanced":
+            counts = pictures.labels.bincount(minlength=self.task.num_classes)
+            if int(counts.max() - counts.min()) > 1:
+                found["labels"] = "not balanced"
+        return found
 
     def of_samples(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         """Values of all metrics that need only samples [n, C, H, W] and their labels [n]."""
