@@ -90,7 +90,7 @@ def evaluate_command(
     save = check_form(save_samples, chosen)
     with Display(Console(stderr=True)) as display:
         if samples is not None:
-            record = evaluate_samples(samples, outside, chosen, results, where, save)
+            record = evaluate_samples(samples, outside, chosen, results, where, display, save)
         elif function is not None:
             record = evaluate_callable(function, outside, chosen, results, where, display, save)
         elif student is not None:

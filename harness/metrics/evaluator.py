@@ -31,6 +31,7 @@ from harness.metrics.sampling import Sampler
 from harness.metrics.spaces import (
     FEW,
     PublishedSpace,
+    Report,
     numeric_mode,
     space_of,
 )
@@ -46,6 +47,7 @@ class Evaluator:
         reference_samples: the teacher's own output for a noise set, [N, C, H, W].
         device: where features are computed.
         extra: feature networks of the literature, each of which adds a Frechet distance.
+        report: as in `space_of`.
 
     Raises UsageError for extra feature networks where samples are no images, and as `space_of`.
     """
@@ -56,9 +58,10 @@ class Evaluator:
         reference_samples: Callable[[int], Tensor],
         device: torch.device,
         extra: Sequence[Extractor] = (),
+        report: Report | None = None,
     ):
         self.task, self.reference_samples, self.device = task, reference_samples, device
-        self.space = space_of(task, device)
+        self.space = space_of(task, device, report)
         # Computed before anything is trained, so that what is missing is found at once.
         self.reference = self.space.reference if self.space else None
         self.ode_map = cache(task.ode_map)

@@ -33,10 +33,13 @@ from harness.metrics.features import classify
 from harness.metrics.fidelity import feature_moments
 from harness.metrics.pixels import AT_ONCE, Pixels, rounding_name, rounding_of
 from harness.networks.classifier import Classifier
+from harness.progress import Progress
 from harness.provenance import code_digest
 from harness.tasks import Task
 from harness.tasks.spec import DINOv2Features, InceptionFeatures
 
+Report = Callable[[str], Progress | None]
+OF_REFERENCE = "features of the reference"
 MANY = 16
 """Batches of a network that are read at once; whole ones, so that each picture has its place."""
 FEW = 10_000
@@ -146,8 +149,11 @@ class OwnSpace(Space):
 class PublishedSpace(Space):
     """A network of the literature on 8-bit pictures; latents are decoded first."""
 
-    def __init__(self, task: Task, device: torch.device, extractor: Extractor):
+    def __init__(
+        self, task: Task, device: torch.device, extractor: Extractor, report: Report | None = None
+    ):
         super().__init__(task, device)
+        self._report = report or (lambda stage: None)
         self.extractor, self.pixels = extractor, Pixels(task, device)
         self.file = reference_file(task)
 
@@ -172,10 +178,11 @@ class PublishedSpace(Space):
         """The reference as the network sees it, kept in the cache."""
         key = {**self._key, "reference": self.task.reference_hash}
         if self.file:
-            return self.file.description(key, self.extractor)
+            return self.file.description(key, self.extractor, self._report(OF_REFERENCE))
         train = self.task.split.train
         batches = (part for real in in_parts(train) for part in self.pixels.batches(real))
-        return cached_description(key, self.extractor, batches, len(train))
+        progress = self._report(OF_REFERENCE)
+        return cached_description(key, self.extractor, batches, len(train), progress=progress)
 
     @property
     def reference_size(self) -> int:
@@ -196,13 +203,18 @@ class PublishedSpace(Space):
         batches, n = self.pixels.batches(samples), len(samples)
         if not keep:
             return self._known(describe(self.extractor, batches, n, self._wanted))
-        key = {**self._key, "samples": tensors_digest({"samples": samples})}
-        return self._known(cached_description(key, self.extractor, batches, n, self._wanted))
+        return self._described(tensors_digest({"samples": samples}), batches, n)
 
     def of_pictures(self, pictures: Pictures) -> dict[str, Any]:
-        key, n = {**self._key, "samples": pictures.sha256}, len(pictures)
         batches = pictures.batches(MANY * AT_ONCE)
-        return self._known(cached_description(key, self.extractor, batches, n, self._wanted))
+        return self._described(pictures.sha256, batches, len(pictures))
+
+    def _described(self, content: str, batches: Iterator[Tensor], n: int) -> dict[str, Any]:
+        """The inputs of metrics for pictures with a digest, kept in the cache."""
+        key, progress = {**self._key, "samples": content}, self._report("features of samples")
+        return self._known(
+            cached_description(key, self.extractor, batches, n, self._wanted, progress)
+        )
 
     @property
     def _wanted(self) -> bool:
@@ -241,8 +253,11 @@ class PublishedSpace(Space):
         return known
 
 
-def space_of(task: Task, device: torch.device) -> Space | None:
+def space_of(task: Task, device: torch.device, report: Report | None = None) -> Space | None:
     """The feature space of a task, or None if it has none.
+
+    Args:
+        report: from the name of a stage to its progress callback.
 
     Raises UsageError if the network's weights, the autoencoder or the reference are missing or were
     changed, and for latents before a network that sees 8-bit images.
@@ -258,7 +273,7 @@ def space_of(task: Task, device: torch.device) -> Space | None:
     }
     assert isinstance(spec, InceptionFeatures | DINOv2Features)
     file: Path | None = task.located(spec.file) if spec.file else None
-    return PublishedSpace(task, device, kinds[type(spec)](file, device, spec.sha256))
+    return PublishedSpace(task, device, kinds[type(spec)](file, device, spec.sha256), report)
 
 
 def reference_file(task: Task) -> ReferenceFile | None:

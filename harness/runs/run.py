@@ -153,7 +153,7 @@ class Run:
         method = build(r, teacher, self.device)
         sampler, reference = sampler_of(method), Reference(task, self.device, self.report, teacher)
         extra = [EXTRACTORS[wanted.name](wanted.path, self.device) for wanted in r.extra_features]
-        evaluator = Evaluator(task, reference.samples, self.device, extra)
+        evaluator = Evaluator(task, reference.samples, self.device, extra, self.report)
         sibling = self.sibling()
         if sibling:
             self.report(f"student of {sibling.run_id}, trained before")(1, 1)

@@ -226,6 +226,21 @@ def test_weights_are_compared_before_anything_reads_them(
         evaluator(task, images(40))
 
 
+def test_progress_is_reported(tmp_path: Path) -> None:
+    seen: dict[str, list[tuple[int, int]]] = {}
+    task = pixel_task(tmp_path)
+    found = Evaluator(
+        task,
+        lambda k: images(40),
+        CPU,
+        report=lambda stage: lambda done, n: seen.setdefault(stage, []).append((done, n)),
+    )
+    found.evaluate({0: images(40)})
+    assert seen["features of the reference"] == [(16, 60), (32, 60), (48, 60), (60, 60)]
+    # The samples, then the 30 held-out images.
+    assert seen["features of samples"] == [(16, 40), (32, 40), (40, 40), (16, 30), (30, 30)]
+
+
 def test_features_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = pixel_task(tmp_path)
     first = evaluator(task, images(40)).evaluate({0: images(40)})
