@@ -94,7 +94,7 @@ def evaluate_command(
     save = check_form(save_samples, judge)
     with Display(Console(stderr=True)) as display:
         if samples is not None:
-            record = evaluate_samples(samples, outside, judge, results, where, save)
+            record = evaluate_samples(samples, outside, judge, results, where, display, save)
         elif function is not None:
             record = evaluate_callable(function, outside, judge, results, where, display, save)
         elif student is not None:

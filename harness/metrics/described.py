@@ -21,6 +21,7 @@ from harness.errors import UsageError
 from harness.files import file_hash
 from harness.metrics.extractors import Extractor
 from harness.metrics.moments import Moments, Pair, SplitScores
+from harness.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,11 @@ class Description:
 
 @torch.no_grad()
 def describe(
-    extractor: Extractor, batches: Iterable[Tensor], n: int, keep: bool = True
+    extractor: Extractor,
+    batches: Iterable[Tensor],
+    n: int,
+    keep: bool = True,
+    progress: Progress | None = None,
 ) -> Description:
     """What a network says of n pictures, uint8 [B, 1 or 3, H, W] each.
 
@@ -82,6 +87,8 @@ def describe(
                 scores.add(found["logits"])
             if keep:
                 features.append(found["features"].float().cpu())
+            if progress:
+                progress(moments.count, n)
     return Description(
         moments.pair,
         spatial.pair if spatial.count else None,
@@ -91,7 +98,12 @@ def describe(
 
 
 def cached_description(
-    key: dict[str, Any], extractor: Extractor, batches: Iterable[Tensor], n: int, keep: bool = True
+    key: dict[str, Any],
+    extractor: Extractor,
+    batches: Iterable[Tensor],
+    n: int,
+    keep: bool = True,
+    progress: Progress | None = None,
 ) -> Description:
     """`describe`, kept in the cache under the key and the network's SHA-256."""
     whole = {
@@ -100,7 +112,7 @@ def cached_description(
         "features kept": keep,
     }
     return Description.of(
-        cached_tensors(whole, lambda: describe(extractor, batches, n, keep).tensors())
+        cached_tensors(whole, lambda: describe(extractor, batches, n, keep, progress).tensors())
     )
 
 
@@ -141,13 +153,15 @@ class ReferenceFile:
             return None
         return tuple(torch.from_numpy(content[name]).double() for name in (mean, covariance))  # type: ignore[return-value]
 
-    def description(self, key: dict[str, Any], extractor: Extractor) -> Description:
+    def description(
+        self, key: dict[str, Any], extractor: Extractor, progress: Progress | None = None
+    ) -> Description:
         """The reference as a network sees it; stated moments go before those of its pictures."""
         if self.pictures is None:
             assert self.moments is not None
             return Description(self.moments, self.spatial)
-        batches = self.pictures.batches(extractor.at_once)
-        own = cached_description(key, extractor, batches, len(self.pictures))
+        batches = self.pictures.batches(16 * extractor.at_once)
+        own = cached_description(key, extractor, batches, len(self.pictures), progress=progress)
         return Description(
             self.moments or own.moments, self.spatial or own.spatial, features=own.features
         )

@@ -7,7 +7,7 @@ after the same rounding to 8 bits. All of these belong to a metric's identity.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -24,11 +24,17 @@ from harness.files import tensors_digest
 from harness.metrics import METRICS
 from harness.metrics.base import SampledMap, SampleMetric
 from harness.metrics.caveats import singular_covariance
+from harness.metrics.extra import ExtraNetworks
 from harness.metrics.extractors import Extractor
-from harness.metrics.identities import identity, numeric_mode
-from harness.metrics.pixels import Pixels
+from harness.metrics.identities import identity
 from harness.metrics.sampling import Sampler
-from harness.metrics.spaces import FEW, PublishedSpace, in_parts, reference_file, space_of
+from harness.metrics.spaces import (
+    FEW,
+    PublishedSpace,
+    Report,
+    numeric_mode,
+    space_of,
+)
 from harness.provenance import code_digest
 from harness.records import Metric
 from harness.tasks import Task
@@ -41,6 +47,7 @@ class Evaluator:
         reference_samples: the teacher's own output for a noise set, [N, C, H, W].
         device: where features are computed.
         extra: feature networks of the literature, each of which adds a Frechet distance.
+        report: as in `space_of`.
 
     Raises UsageError for extra feature networks where samples are no images, and as `space_of`.
     """
@@ -51,37 +58,14 @@ class Evaluator:
         reference_samples: Callable[[int], Tensor],
         device: torch.device,
         extra: Sequence[Extractor] = (),
+        report: Report | None = None,
     ):
-        if extra and task.mixture:
-            raise UsageError(
-                "extra_features are of images, "
-                f"but samples of task {task.spec.name} are none: leave it out"
-            )
         self.task, self.reference_samples, self.device = task, reference_samples, device
-        self.space = space_of(task, device)
+        self.space = space_of(task, device, report)
         # Computed before anything is trained, so that what is missing is found at once.
         self.reference = self.space.reference if self.space else None
         self.ode_map = cache(task.ode_map)
-        self.pixels = Pixels(task, device) if extra else None
-        self.extra = [
-            (extractor, extractor.of_pictures(self._reference_pictures(extractor)))
-            for extractor in extra
-        ]
-
-    def _reference_pictures(self, extractor: Extractor) -> Iterable[Tensor]:
-        """The reference images, uint8 [B, C, H, W] each. Raises UsageError if there are none."""
-        file = reference_file(self.task)
-        if file and file.pictures is None:
-            raise UsageError(f"extra_features need reference images, but {file.path} has none")
-        if file and file.pictures:
-            return file.pictures.batches(extractor.at_once)
-        return self._pictures(in_parts(self.task.split.train), extractor)
-
-    def _pictures(self, parts: Iterable[Tensor], extractor: Extractor) -> Iterable[Tensor]:
-        """Samples as pictures, uint8 [B, C, H, W] each."""
-        assert self.pixels is not None
-        for part in parts:
-            yield from self.pixels.batches(part, extractor.at_once)
+        self.extra = ExtraNetworks(task, extra, device)
 
     @property
     def has_floor(self) -> bool:
@@ -123,13 +107,6 @@ class Evaluator:
         if self.has_floor:
             found["floor_n"] = self.floor_n(len(images))
         return found
-
-    def extra_features(self, images: Tensor) -> dict[str, Any]:
-        """Features of samples and reference in the extra networks, by the names in `KNOWN`."""
-        return {
-            extractor.need: (extractor.of_pictures(self._pictures([images], extractor)), reference)
-            for extractor, reference in self.extra
-        }
 
     def known_of_set(
         self, images: Tensor, noise_set: int, sampler: Sampler | None = None, keep: bool = False
@@ -179,7 +156,7 @@ class Evaluator:
             if not bool(images.isfinite().all()):
                 raise RunFailed(f"samples of noise set {noise_set} are not finite")
             known = self.known_of_set(images, noise_set, sampler, keep=True)
-            by_set[noise_set] = self.measure(known | self.extra_features(images))
+            by_set[noise_set] = self.measure(known | self.extra.of_samples(images))
         n = len(next(iter(samples.values())))
         names = sorted(set.intersection(*map(set, by_set.values())))
         found = {
@@ -201,20 +178,29 @@ class Evaluator:
             found["labels"] = labels
         if self.has_floor:
             found["floor_n"] = self.floor_n(n)
-        expected = self.task.picture_shape or self.task.shape
-        size = {} if pictures.shape == expected else {"size": list(pictures.shape)}
         metrics = {
             name: self._metric(name, {0: value}, n) for name, value in self.measure(found).items()
         }
         return {
-            name: metric.model_copy(update={"identity": metric.identity | size})
+            name: metric.model_copy(update={"identity": metric.identity | self._unlike(pictures)})
             for name, metric in metrics.items()
         } | self.floors(n)
+
+    def _unlike(self, pictures: Pictures) -> dict[str, Any]:
+        """What tells pictures from elsewhere from the task's own samples, for their identity."""
+        found: dict[str, Any] = {}
+        if pictures.shape != (self.task.picture_shape or self.task.shape):
+            found["size"] = list(pictures.shape)
+        if pictures.labels is not None and self.task.spec.evaluation.labels == "balanced":
+            counts = pictures.labels.bincount(minlength=self.task.num_classes)
+            if int(counts.max() - counts.min()) > 1:
+                found["labels"] = "not balanced"
+        return found
 
     def of_samples(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         """Values of all metrics that need only samples [n, C, H, W] and their labels [n]."""
         known = self.known(images, labels, keep=True)
-        return self.measure(known | self.extra_features(images))
+        return self.measure(known | self.extra.of_samples(images))
 
     def quality(self, images: Tensor) -> dict[str, float]:
         """The milestone metrics of the first samples of noise set 0, [n, C, H, W]."""
@@ -257,7 +243,7 @@ class Evaluator:
             "metrics": METRICS.names(),
             "kid_subset_size": self.kid_subset_size,
             "neighbours": spec.neighbours,
-            "extra": [[extractor.metric, extractor.sha256] for extractor, _ in self.extra],
+            "extra": [[network.metric, network.sha256] for network in self.extra.networks],
             **numeric_mode(self.device),
             "code": code_digest("metrics"),
         }
@@ -279,7 +265,7 @@ class Evaluator:
         size = self.space.reference_size if self.space else 0
         if size:
             counts["reference images"] = size
-        widths = {extractor.metric: features.shape[1] for extractor, features in self.extra}
+        widths = self.extra.widths
         if isinstance(self.space, PublishedSpace):
             widths["fid"] = len(self.space.reference.moments[0])
         found = (singular_covariance(name, width, counts) for name, width in widths.items())
@@ -294,6 +280,5 @@ class Evaluator:
 
     def identity(self, name: str, n: int) -> dict[str, Any]:
         """A metric's identity; see `harness.metrics.identities.identity`."""
-        extra = [extractor for extractor, _ in self.extra]
-        subset = self.kid_subset_size
+        extra, subset = self.extra.networks, self.kid_subset_size
         return identity(self.task, self.space, self.device, name, n, subset, extra)

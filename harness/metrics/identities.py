@@ -11,18 +11,8 @@ from harness.metrics.extractors import Extractor
 from harness.metrics.fidelity import KID_SUBSETS
 from harness.metrics.moments import SPLITS
 from harness.metrics.pixels import rounding_name
-from harness.metrics.spaces import PublishedSpace, Space
+from harness.metrics.spaces import PublishedSpace, Space, numeric_mode
 from harness.tasks import Task
-
-
-def numeric_mode(device: torch.device) -> dict[str, Any]:
-    """The part of a metric's identity that names the arithmetic of a device.
-
-    Its kind, and whether TF32 rounds the products of matrices or of convolutions.
-    """
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
-    tf32 = device.type == "cuda" and any(backend.allow_tf32 for backend in backends)
-    return {"device": device.type, "tf32": tf32}
 
 
 def identity(

@@ -12,7 +12,9 @@ from harness.errors import UsageError
 from harness.tasks import Task
 
 AT_ONCE = 64
-"""Samples that are decoded at once."""
+"""Pictures in a batch."""
+DECODED_AT_ONCE = 8
+"""Latents that are decoded at once: Stable Diffusion's decoder has layers of 67 MB for one."""
 
 
 def floored_uint8(images: Tensor) -> Tensor:
@@ -70,7 +72,10 @@ class Pixels:
 
     def __call__(self, samples: Tensor) -> Tensor:
         """Pictures of samples [B, C, H, W]: uint8 [B, C', H', W']."""
-        return self._round(self._autoencoder.decode(samples) if self._autoencoder else samples)
+        if self._autoencoder is None:
+            return self._round(samples)
+        parts = samples.split(DECODED_AT_ONCE)
+        return torch.cat([self._round(self._autoencoder.decode(part)) for part in parts])
 
     def batches(self, samples: Tensor, size: int = AT_ONCE) -> Iterator[Tensor]:
         """Pictures of samples [n, C, H, W] in order, uint8 [B, C', H', W']; never all at once."""

@@ -32,14 +32,29 @@ from harness.metrics.described import (
 from harness.metrics.extractors import DINOv2, Extractor, Inception
 from harness.metrics.features import classify
 from harness.metrics.fidelity import feature_moments
-from harness.metrics.pixels import Pixels, rounding_name, rounding_of
+from harness.metrics.pixels import AT_ONCE, Pixels, rounding_name, rounding_of
 from harness.networks.classifier import Classifier
+from harness.progress import Progress
 from harness.provenance import code_digest
 from harness.tasks import Task
 from harness.tasks.spec import DINOv2Features, InceptionFeatures
 
+Report = Callable[[str], Progress | None]
+OF_REFERENCE = "features of the reference"
+MANY = 16
+"""Batches of a network that are read at once; whole ones, so that each picture has its place."""
 FEW = 10_000
 """Sets of fewer images bypass the cache of a classifier's features, which are quick to compute."""
+
+
+def numeric_mode(device: torch.device) -> dict[str, Any]:
+    """The part of a metric's identity that names the arithmetic of a device.
+
+    Its kind, and whether TF32 rounds the products of matrices or of convolutions.
+    """
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    tf32 = device.type == "cuda" and any(backend.allow_tf32 for backend in backends)
+    return {"device": device.type, "tf32": tf32}
 
 
 class Space(ABC):
@@ -126,7 +141,7 @@ class OwnSpace(Space):
                 f"of task {self.task.spec.name} sees {list(self.task.shape)} alone"
             )
         samples, start = room_for((len(pictures), *pictures.shape)), 0
-        for part in pictures.batches(FEW // 10):
+        for part in pictures.batches(MANY * AT_ONCE):
             samples[start : start + len(part)] = part.float() / 127.5 - 1
             start += len(part)
         return {"images": samples, **self.of_samples(samples, keep=False)}
@@ -135,8 +150,11 @@ class OwnSpace(Space):
 class PublishedSpace(Space):
     """A network of the literature on 8-bit pictures; latents are decoded first."""
 
-    def __init__(self, task: Task, device: torch.device, extractor: Extractor):
+    def __init__(
+        self, task: Task, device: torch.device, extractor: Extractor, report: Report | None = None
+    ):
         super().__init__(task, device)
+        self._report = report or (lambda stage: None)
         self.extractor, self.pixels = extractor, Pixels(task, device)
         self.file = reference_file(task)
 
@@ -145,20 +163,27 @@ class PublishedSpace(Space):
         """What decides a description besides the pictures and the network."""
         return {
             "rounding": rounding_name(self.task),
-            "autoencoder": self.task.hashes.get("autoencoder", ""),
-            "device": self.device.type,
+            **self._decoding,
+            **numeric_mode(self.device),
             "code": code_digest("metrics"),
         }
+
+    @property
+    def _decoding(self) -> dict[str, Any]:
+        """What decides the images of latents; empty where samples are images."""
+        spec = self.task.spec.autoencoder
+        return {"decoding": spec.model_dump(mode="json", exclude={"folder"})} if spec else {}
 
     @cached_property
     def reference(self) -> Description:
         """The reference as the network sees it, kept in the cache."""
         key = {**self._key, "reference": self.task.reference_hash}
         if self.file:
-            return self.file.description(key, self.extractor)
+            return self.file.description(key, self.extractor, self._report(OF_REFERENCE))
         train = self.task.split.train
         batches = (part for real in in_parts(train) for part in self.pixels.batches(real))
-        return cached_description(key, self.extractor, batches, len(train))
+        progress = self._report(OF_REFERENCE)
+        return cached_description(key, self.extractor, batches, len(train), progress=progress)
 
     @property
     def reference_size(self) -> int:
@@ -170,6 +195,7 @@ class PublishedSpace(Space):
     def identity(self) -> dict[str, Any]:
         stated = self.file is not None and self.file.moments is not None
         return {
+            **self._decoding,
             "extractor": f"{self.task.spec.features.kind}: {type(self.extractor).__name__}",  # type: ignore[union-attr]
             "reference_moments": "as stated in the file" if stated else "of the reference images",
         }
@@ -178,18 +204,28 @@ class PublishedSpace(Space):
         batches, n = self.pixels.batches(samples), len(samples)
         if not keep:
             return self._known(describe(self.extractor, batches, n, self._wanted))
-        key = {**self._key, "samples": tensors_digest({"samples": samples})}
-        return self._known(cached_description(key, self.extractor, batches, n, self._wanted))
+        return self._described(tensors_digest({"samples": samples}), batches, n)
 
     def of_pictures(self, pictures: Pictures) -> dict[str, Any]:
-        key, batches = {**self._key, "samples": pictures.sha256}, pictures.batches(FEW // 10)
-        n = len(pictures)
-        return self._known(cached_description(key, self.extractor, batches, n, self._wanted))
+        batches = pictures.batches(MANY * AT_ONCE)
+        return self._described(pictures.sha256, batches, len(pictures))
+
+    def _described(self, content: str, batches: Iterator[Tensor], n: int) -> dict[str, Any]:
+        """The inputs of metrics for pictures with a digest, kept in the cache."""
+        key, progress = {**self._key, "samples": content}, self._report("features of samples")
+        return self._known(
+            cached_description(key, self.extractor, batches, n, self._wanted, progress)
+        )
 
     @property
     def _wanted(self) -> bool:
         """Whether features of samples have any use, besides their moments."""
         return self.reference.features is not None
+
+    @cached_property
+    def _real(self) -> Tensor | None:
+        """The reference's features, float64 [m, d], where there are any."""
+        return None if self.reference.features is None else self.reference.features.double()
 
     def _known(self, found: Description) -> dict[str, Any]:
         """The inputs of metrics. Raises UsageError for a reference of other features."""
@@ -202,7 +238,7 @@ class PublishedSpace(Space):
             )
         features = Features(
             found.features.double() if found.features is not None else None,
-            reference.features.double() if reference.features is not None else None,
+            self._real,
             found.moments,
             reference.moments,
             spec.neighbours,
@@ -218,8 +254,11 @@ class PublishedSpace(Space):
         return known
 
 
-def space_of(task: Task, device: torch.device) -> Space | None:
+def space_of(task: Task, device: torch.device, report: Report | None = None) -> Space | None:
     """The feature space of a task, or None if it has none.
+
+    Args:
+        report: from the name of a stage to its progress callback.
 
     Raises UsageError if the network's weights, the autoencoder or the reference are missing or were
     changed, and for latents before a network that sees 8-bit images.
@@ -235,7 +274,7 @@ def space_of(task: Task, device: torch.device) -> Space | None:
     }
     assert isinstance(spec, InceptionFeatures | DINOv2Features)
     file: Path | None = task.located(spec.file) if spec.file else None
-    return PublishedSpace(task, device, kinds[type(spec)](file, device, spec.sha256))
+    return PublishedSpace(task, device, kinds[type(spec)](file, device, spec.sha256), report)
 
 
 def reference_file(task: Task) -> ReferenceFile | None:
@@ -244,7 +283,7 @@ def reference_file(task: Task) -> ReferenceFile | None:
     return ReferenceFile(task.located(spec.file), spec.sha256) if spec else None
 
 
-def in_parts(images: ImageSet, size: int = FEW // 10) -> Iterator[Tensor]:
+def in_parts(images: ImageSet, size: int = MANY * AT_ONCE) -> Iterator[Tensor]:
     """Real images in order, [B, C, H, W] in [-1, 1] each."""
     for start in range(0, len(images), size):
         yield images.batch(torch.arange(start, min(start + size, len(images))))[0]

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.records import Record
+from harness.report.labels import label
 from harness.report.tables import diversity
 from harness.report.task_report import TaskReport
 
@@ -30,5 +31,6 @@ def print_results(records: Sequence[Record], console: Console) -> None:
         for column in frame.columns[1:]:
             table.add_row(column, *map(str, frame[column]))
     console.print(table)
-    for note in report.notes:
+    outside = [f"{label(each.record)} is in no table: {each.reason}." for each in report.apart]
+    for note in (*outside, *report.notes):
         console.print(f"- {note}", style="dim", highlight=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -68,13 +70,18 @@ def samples_of(
 
 
 def samples_again(
-    resolved: Resolved, folder: Path, device: torch.device, report: Report, noise_set: int
-) -> Tensor:
-    """The samples of a finished run, [N, C, H, W], made with the student in its folder."""
-    method = build(resolved, resolved.task.teacher(device), device)
-    if method.players:
-        method.start_from(read_tensors(folder / "student.safetensors"))
-    return samples_of(resolved, sampler_of(method), noise_set, device, report)
+    resolved: Resolved, folder: Path, device: torch.device, report: Report = silent
+) -> Callable[[int], Tensor]:
+    """What makes a finished run's samples of a noise set, with the student in its folder."""
+
+    @cache
+    def sampler() -> Sampler:
+        method = build(resolved, resolved.task.teacher(device), device)
+        if method.players:
+            method.start_from(read_tensors(folder / "student.safetensors"))
+        return sampler_of(method)
+
+    return lambda noise_set: samples_of(resolved, sampler(), noise_set, device, report)
 
 
 class Reference:

@@ -155,6 +155,7 @@ def evaluate_samples(
     task: Task,
     results: Path,
     device: torch.device,
+    report: Report = silent,
     save: Form | None = None,
 ) -> Record:
     """The record of a file or folder of samples from unknown noise.
@@ -165,7 +166,7 @@ def evaluate_samples(
         save: the form in which the samples are written beside the record, if they are.
     """
     pictures = read_samples(path, task)
-    metrics = Evaluator(task, nothing_known, device).of_pictures(pictures)
+    metrics = Evaluator(task, nothing_known, device, report=report).of_pictures(pictures)
     record = _record(task, outside, pictures.sha256, 1, metrics, device)
     if save:
         save_pictures(results / "runs" / record.run_id, pictures, save)
@@ -212,7 +213,7 @@ def evaluate_callable(
         k: sample_set(sampler, task, k, device, report(f"sampling, noise set {k}")) for k in sets
     }
     reference = Reference(task, device, report).samples
-    metrics = Evaluator(task, reference, device).evaluate(samples)
+    metrics = Evaluator(task, reference, device, report=report).evaluate(samples)
     record = _record(task, outside, path, len(sets), metrics, device)
     if save:
         folder = results / "runs" / record.run_id

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +137,7 @@ class Run:
     def _save(self, samples: Callable[[int], Tensor] | None = None) -> None:
         """Writes the pictures that are wanted and missing; without samples they are made again."""
         r, sets = self.resolved, range(self.resolved.noise_sets)
-        made = samples or partial(samples_again, r, self.folder, self.device, self.report)
+        made = samples or samples_again(r, self.folder, self.device, self.report)
         if self.save:
             save_sets(self.folder, r.task, sets, made, self.save, self.device)
 
@@ -155,7 +154,7 @@ class Run:
         method = build(r, teacher, self.device)
         sampler, reference = sampler_of(method), Reference(task, self.device, self.report, teacher)
         extra = [EXTRACTORS[wanted.name](wanted.path, self.device) for wanted in r.extra_features]
-        evaluator = Evaluator(task, reference.samples, self.device, extra)
+        evaluator = Evaluator(task, reference.samples, self.device, extra, self.report)
         sibling = self.sibling()
         if sibling:
             self.report(f"student of {sibling.run_id}, trained before")(1, 1)

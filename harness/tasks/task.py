@@ -132,9 +132,8 @@ class Task:
     @property
     def latent(self) -> bool:
         """Whether samples are latents: an autoencoder decodes them, or no image has their shape."""
-        return self.mixture is None and (
-            self.spec.autoencoder is not None or self.shape[0] not in (1, 3)
-        )
+        known = self.spec.autoencoder is not None or self.spec.data.set == "latents"
+        return self.mixture is None and (known or self.shape[0] not in (1, 3))
 
     @cached_property
     def picture_shape(self) -> tuple[int, int, int] | None:

@@ -18,11 +18,12 @@ from harness.errors import RunFailed
 from harness.methods import METHODS
 from harness.metrics import evaluator as evaluator_module
 from harness.metrics import spaces
-from harness.metrics.evaluator import Evaluator, numeric_mode
+from harness.metrics.evaluator import Evaluator
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid, kid
 from harness.metrics.manifold import density_coverage, precision_recall
 from harness.metrics.sampling import sample_grid, sample_set, sampling_cost
+from harness.metrics.spaces import numeric_mode
 from harness.records import Metric
 from harness.runs.config import RunConfig
 from harness.runs.resolve import resolve

@@ -226,6 +226,21 @@ def test_weights_are_compared_before_anything_reads_them(
         evaluator(task, images(40))
 
 
+def test_progress_is_reported(tmp_path: Path) -> None:
+    seen: dict[str, list[tuple[int, int]]] = {}
+    task = pixel_task(tmp_path)
+    found = Evaluator(
+        task,
+        lambda k: images(40),
+        CPU,
+        report=lambda stage: lambda done, n: seen.setdefault(stage, []).append((done, n)),
+    )
+    found.evaluate({0: images(40)})
+    assert seen["features of the reference"] == [(16, 60), (32, 60), (48, 60), (60, 60)]
+    # The samples, then the 30 held-out images.
+    assert seen["features of samples"] == [(16, 40), (32, 40), (40, 40), (16, 30), (30, 30)]
+
+
 def test_features_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = pixel_task(tmp_path)
     first = evaluator(task, images(40)).evaluate({0: images(40)})
@@ -252,11 +267,12 @@ def test_latents_are_decoded_and_then_rounded_once(tmp_path: Path) -> None:
         parts(task, to_uint8(autoencoder.decode(x)))["features"].double()
         for x in (samples, task.split.train.images)
     )
-    assert found["fid"].mean == pytest.approx(fid(mine, real), rel=1e-7)
+    # Of decoding in batches of another size a pixel may be rounded apart.
+    assert found["fid"].mean == pytest.approx(fid(mine, real), rel=1e-3)
     clamped = parts(task, to_uint8(autoencoder.decode(samples.clamp(-1, 1))))["features"]
     assert abs(fid(clamped.double(), real) - found["fid"].mean) > 0.01 * found["fid"].mean
     assert task.picture_shape == (3, 8, 8)
-    assert found["fid"].identity["autoencoder"] == task.spec.autoencoder.sha256  # type: ignore[union-attr]
+    assert found["fid"].identity["decoding"]["scaling"] == 0.5  # type: ignore[union-attr]
     assert found["distance_to_teacher"].mean == 0
 
 
