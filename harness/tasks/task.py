@@ -115,7 +115,7 @@ class Task:
     @cached_property
     def reference_hash(self) -> str:
         """SHA-256 of the reference images and their labels."""
-        return self.split.train.content
+        return self.split.train.content()
 
     def teacher(self, device: torch.device) -> Guided:
         """The guided teacher from its shipped weights.
