@@ -99,7 +99,7 @@ def encode(
     plan = {
         **about,
         "count": len(images),
-        "images": images.content,
+        "images": images.content(),
         **{name: value for name, value in asdict(how).items() if name != "batch_size"},
     }
     _continue(folder, json.loads(json.dumps(plan)))

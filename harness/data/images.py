@@ -75,16 +75,14 @@ class ImageSet:
             squares += float(part.square().sum())
         return float(((squares - total**2 / count) / (count - 1)) ** 0.5)
 
-    @property
-    def content(self) -> str:
-        """SHA-256 of the images and labels.
+    def content(self, rounded: bool = True) -> str:
+        """SHA-256 of the images and labels. Of files, their names and bytes count.
 
-        A tensor of pictures is rounded to 8 bits first, one of latents is not. Of files, their
-        names and bytes count.
+        Args:
+            rounded: whether a tensor is rounded to 8 bits first.
         """
         if isinstance(self.images, Tensor):
-            pictures = self.images.shape[1] in (1, 3)
-            images = to_uint8(self.images) if pictures else self.images
+            images = to_uint8(self.images) if rounded else self.images
             return tensors_digest({"images": images, "labels": self.labels})
         assert isinstance(self.images, Reader)
         return digest([self.images.content(), tensors_digest({"labels": self.labels})])

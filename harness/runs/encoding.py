@@ -119,7 +119,8 @@ def _encoder(
     else:
         sha256 = file_hash(weights) if weights.is_file() else ""
         scaling, shift = config.get("scaling_factor") or PLAIN, config.get("shift_factor") or 0.0
-    about = {"sha256": sha256, "config": digest(config), "scaling": scaling, "shift": shift}
+    public = {name: value for name, value in config.items() if not name.startswith("_")}
+    about = {"sha256": sha256, "config": digest(public), "scaling": scaling, "shift": shift}
     return Autoencoder(folder, sha256, scaling, shift, device), {"autoencoder": about}
 
 

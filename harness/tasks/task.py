@@ -127,7 +127,7 @@ class Task:
         """SHA-256 of the reference images and their labels, or of their file."""
         if self.spec.evaluation.reference_npz:
             return self.spec.evaluation.reference_npz.sha256
-        return self.split.train.content
+        return self.split.train.content(rounded=not self.latent)
 
     @property
     def latent(self) -> bool:

@@ -81,7 +81,7 @@ def test_latents_are_those_of_the_images(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["labels"] == {"0": 8, "1": 7, "2": 7}
     assert (manifest["count"], manifest["posterior"], manifest["mirrored"]) == (22, "mean", False)
-    assert (manifest["autoencoder"], manifest["images"]) == ("halves", IMAGES.content)
+    assert (manifest["autoencoder"], manifest["images"]) == ("halves", IMAGES.content())
     assert "error" not in manifest
 
 

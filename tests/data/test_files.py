@@ -303,12 +303,12 @@ def test_the_content_follows_files_and_not_their_place(tmp_path: Path) -> None:
     for place in ("one", "two"):
         write_folder(tmp_path / place, {"a": 5, "b": 5})
         contents.append(load_split(Wanted("folder", SHAPE, 2, path=str(tmp_path / place))).train)
-    assert contents[0].content == contents[1].content
+    assert contents[0].content() == contents[1].content()
     picture(77).save(tmp_path / "two" / "a" / "000.png")
     other = load_split(Wanted("folder", SHAPE, 2, path=str(tmp_path / "two"))).train
-    assert other.content != contents[0].content
+    assert other.content() != contents[0].content()
     seeded = load_split(Wanted("folder", SHAPE, 2, 1, path=str(tmp_path / "one"))).train
-    assert seeded.content != contents[0].content
+    assert seeded.content() != contents[0].content()
 
 
 # what is wrong is told in one sentence
