@@ -40,6 +40,7 @@ OUTER = {
     "proj_out_2": "final_layer.linear",
 }
 """Layers outside of the blocks: diffusers' names and the official ones."""
+TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PIPELINE = Path(__file__).with_name("pipeline.py")
 COMPARED, TOLERANCE = 4, 1e-4
 """Samples that are compared in float64, and the largest difference that counts as rounding.
@@ -65,6 +66,7 @@ def write_folder(method: Method, resolved: Resolved, folder: Path) -> None:
         "steps": steps_of(method, resolved),
         "prediction_type": prediction_type(resolved),
         "stochastic": method.solver.stochastic,
+        "positions": rounded_to(method.sampled_network, transformer),
     }
     off = difference(
         method, resolved, StudentPipeline(copy.deepcopy(transformer).double(), **index)
@@ -81,6 +83,13 @@ def write_folder(method: Method, resolved: Resolved, folder: Path) -> None:
         "transformer": ["diffusers", "DiTTransformer2DModel"],
     }
     write_text(folder / "model_index.json", json.dumps({**classes, **index}, indent=1) + "\n")
+
+
+def rounded_to(network: nn.Module, transformer: Any) -> str:
+    """The type to which a network's position embedding was rounded, as in smaller files."""
+    ours, theirs = network.state_dict()["pos_embed"], transformer.pos_embed.pos_embed
+    offs = {name: (theirs.to(kind) - ours).abs().max() for name, kind in TYPES.items()}
+    return min(offs, key=lambda name: float(offs[name]))
 
 
 def prediction_type(resolved: Resolved) -> str:

@@ -66,7 +66,7 @@ def export(run: str, kind: str, results: Path, folder: Path | None, task: str | 
         write_folder(student_of(resolved, record, weights), resolved, folder)
     else:
         write_tensors(folder / "student.safetensors", read_tensors(weights), facts.metadata())
-    write_text(folder / "README.md", model_card(record, resolved, facts, kind))
+    write_text(folder / "README.md", model_card(record, resolved, facts, kind, task))
     return folder
 
 
@@ -114,12 +114,12 @@ def student_of(resolved: Resolved, record: Record, weights: Path) -> Method:
     return build(replace(resolved, parent=parent), resolved.task.teacher(CPU), CPU)
 
 
-def command_of(record: Record, resolved: Resolved) -> str:
+def command_of(record: Record, resolved: Resolved, task: str | None = None) -> str:
     """The command that makes a record's run again."""
     config, spec = record.config, resolved.task.spec
     plain = RunConfig(method=record.method)
     fields: dict[str, Any] = {
-        "task": record.task,
+        "task": task or record.task,
         "method": record.method,
         "num_steps": config["num_steps"],
         "seed": config["seed"],
@@ -147,8 +147,14 @@ def _word(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def model_card(record: Record, resolved: Resolved, facts: StudentFacts, kind: str) -> str:
-    """The README.md of an exported student."""
+def model_card(
+    record: Record, resolved: Resolved, facts: StudentFacts, kind: str, task: str | None = None
+) -> str:
+    """The README.md of an exported student.
+
+    Args:
+        task: file of the task, if it does not ship.
+    """
     library = "diffusers" if kind == "diffusers" else "safetensors"
     head = {"library_name": library, "tags": ["diffusion", "distillation", record.method]}
     summary = resolved.task.spec.summary
@@ -166,7 +172,7 @@ def model_card(record: Record, resolved: Resolved, facts: StudentFacts, kind: st
         f"## Use\n\n{LOADING[kind]}",
         "## Metrics\n\n" + "\n".join(table),
         *([f"Caveats: {'; '.join(record.flags)}."] if record.flags else []),
-        f"## Made by\n\n```\n{command_of(record, resolved)}\n```",
+        f"## Made by\n\n```\n{command_of(record, resolved, task)}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -37,12 +37,23 @@ def push(folder: Path, repository: str, private: bool) -> str:
             f"the hub refused {repository} ({_first_line(error)}): log in by `hf auth login`, and "
             "give a repository that you may write"
         ) from error
-    except OSError as error:  # a lost network, and HF_HUB_OFFLINE
+    except Exception as error:
+        if not no_network(error):
+            raise
         raise UsageError(
             f"the hub cannot be reached ({_first_line(error)}); {folder} is unchanged, so push it "
             "when you are online"
         ) from error
     return f"https://huggingface.co/{repository}"
+
+
+def no_network(error: Exception) -> bool:
+    """Whether an error is a lost network, or HF_HUB_OFFLINE.
+
+    The hub's client is requests, httpx or httpx2, by its version, and they share no class.
+    """
+    names = {base.__name__ for base in type(error).__mro__}
+    return isinstance(error, OSError) or "TransportError" in names
 
 
 def _first_line(error: Exception) -> str:

@@ -22,6 +22,7 @@ class StudentPipeline(DiffusionPipeline):
             weights a and b of v = a x_0 + b eps.
         prediction_type: "eps", "x_0" or "v", which the network gives.
         stochastic: whether each step but the last adds fresh noise, rather than the old one.
+        positions: the type to which the position embedding was rounded, such as "float16".
     """
 
     def __init__(
@@ -30,13 +31,21 @@ class StudentPipeline(DiffusionPipeline):
         steps: Any = (),
         prediction_type: Any = "eps",
         stochastic: Any = False,
+        positions: Any = "float32",
     ):
         super().__init__()
-        # The official DiT's time frequencies; config.json cannot say them.
+        # The official DiT's time frequencies, and rounded positions; config.json cannot say them.
         for block in transformer.transformer_blocks:
             block.norm1.emb.time_proj.downscale_freq_shift = 0
+        table = transformer.pos_embed.pos_embed
+        table.copy_(table.to(getattr(torch, positions)))
         self.register_modules(transformer=transformer)
-        self.register_to_config(steps=steps, prediction_type=prediction_type, stochastic=stochastic)
+        self.register_to_config(
+            steps=steps,
+            prediction_type=prediction_type,
+            stochastic=stochastic,
+            positions=positions,
+        )
 
     @torch.no_grad()
     def __call__(

@@ -178,17 +178,13 @@ def run_sweep(
                 waiting.remove(cell)
                 name = names[cell.resolved.run_id]
                 say(f"{name} seed {cell.resolved.settings.seed}: starts")
-                shown = name if driver.workers > 1 else ""
-                job = job_of(cell.config, cell.resolved, results, device, reuse, shown)
-                driver.start(cell, job)
+                name = name if driver.workers > 1 else ""
+                driver.start(cell, job_of(cell.config, cell.resolved, results, device, reuse, name))
                 continue
             known = len(driver.lost)
             cell, died = driver.next()
             for _, reason in driver.lost[known:] if not died else ():
-                say(
-                    f"{names[cell.resolved.run_id]}: its process died by {reason}, "
-                    "and its run was started again"
-                )
+                say(f"{names[cell.resolved.run_id]}: its process died by {reason}; started again")
             record = record_of(Run(cell.resolved, results, device), died)
             records[cell.resolved.run_id] = record
             reason = f": {record.reason}" if record.reason else ""

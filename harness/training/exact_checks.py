@@ -25,11 +25,11 @@ from harness.training.trainer import Trainer
 
 SAMPLES = 40
 """Samples that are looked at, and samples in a training step."""
-STAYS, LEARNS = 30, 100
+STAYS, LEARNS = 15, 100
 """Steps of training of a student that is exact before it, and of another one."""
-NEAR, FALL, NOISE_OFF = 0.05, 0.95, 0.1
-"""Distances: one that counts as none, as a share of pure noise's; the largest share of an untrained
-student's that is left after training; and of a state's noise from its level's."""
+NEAR, FALL, NOISE_OFF = 0.05, 0.9, 0.1
+"""Distances: one that counts as none, as a share of pure noise's; what training may leave of a path
+that is not exact; and that of a state's noise from its level's."""
 
 
 def default_steps(case: Case) -> None:
@@ -46,13 +46,15 @@ def default_steps(case: Case) -> None:
     if method.players:
         settings = TrainSettings(steps, SAMPLES, 0, sample_group=case.config.sample_group)
         Trainer(method, exact.sources, settings, None, case.device).train()
-    for (level, first), (_, last) in zip(before, distances(exact, method), strict=True):
-        where = f"at {count} steps, on an exact teacher, the state at t = {level:.2f}"
-        assert last <= max(NEAR, FALL * first), (
-            f"{where} is {last:.2f} of pure noise's distance from where it should be, after "
-            f"training as before: the sampler or the loss does not do what {count} steps ask for"
-        )
-        assert level or last < 1, f"{where} is as far from the data as noise: {last:.2f}"
+    after = distances(exact, method)
+    level, worst = max(after, key=lambda point: point[1])
+    whole, left = (sum(off for _, off in path) for path in (before, after))
+    where = f"at {count} steps, on an exact teacher, the state at t = {level:.2f}"
+    assert worst <= NEAR or left <= FALL * whole, (
+        f"{where} is {worst:.2f} of pure noise's distance from where it should be, after training "
+        f"as before: the sampler or the loss does not do what {count} steps ask for"
+    )
+    assert after[-1][1] < 1, f"at {count} steps the samples are as far from the data as noise"
 
 
 def number_of_steps(case: Case) -> int:

@@ -41,9 +41,9 @@ def made(tiny: Task, tmp_path: Path) -> tuple[Record, Path]:
     return run.execute(), run.folder
 
 
-def student(method: str, **options: Any) -> tuple[Resolved, Method]:
+def student(method: str, task: str = "tiny", **options: Any) -> tuple[Resolved, Method]:
     """A student as it starts, which on the tiny task has random weights."""
-    resolved = resolve(config(method=method, options=options, budget="steps=0"))
+    resolved = resolve(config(method=method, task=task, options=options, budget="steps=0"))
     return resolved, build(resolved, resolved.task.teacher(CPU), CPU)
 
 
@@ -184,6 +184,21 @@ def test_the_pipeline_of_diffusers_equals_our_sampler(
     assert not torch.equal(drawn[0], drawn[2])
 
 
+def test_a_trained_network_in_half_precision_keeps_its_rounded_positions(tmp_path: Path) -> None:
+    from diffusers import DiffusionPipeline
+
+    resolved, built = student("reflow", task="digits")
+    write_folder(built, resolved, tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["positions"] == "float16"
+    pipeline = DiffusionPipeline.from_pretrained(
+        tmp_path, custom_pipeline=str(tmp_path), trust_remote_code=True
+    )
+    x_T, cond = (part[:4] for part in resolved.task.evaluation_inputs(0))
+    with torch.no_grad():
+        ours = sample(built.solver, built.student, x_T, built.levels, cond)
+    torch.testing.assert_close(pipeline(cond.classes, noise=x_T[None]), ours, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("method", "options", "complaint"),
     [
@@ -246,6 +261,12 @@ def test_push_uploads_the_folder_or_says_why_not(
     assert "the hub cannot be reached" in sentence(call(*words), 2)
     asked: list[Any] = []
     api = huggingface_hub.HfApi
+
+    def lost(self: Any, *repo: str, **more: Any) -> None:
+        raise type("ConnectError", (type("TransportError", (Exception,), {}),), {})("no route")
+
+    monkeypatch.setattr(api, "create_repo", lost)
+    assert "the hub cannot be reached (no route)" in sentence(call(*words), 2)
     monkeypatch.setattr(api, "create_repo", lambda self, *repo, **more: asked.append((repo, more)))
     monkeypatch.setattr(api, "upload_folder", lambda self, **more: asked.append(more))
     done = call(*words, "--private")

@@ -178,7 +178,7 @@ def test_a_students_weights_are_sampled_as_the_method_does(tiny: Task, tmp_path:
             "cannot be loaded (No module named 'nothing_like_it')",
         ),
         (["--callable", "json:nothing"], "cannot be loaded"),
-        (["--student", "nowhere.safetensors"], "--student needs --method"),
+        (["--student", "nowhere.safetensors"], "there is no file of weights"),
         (
             ["--student", "nowhere.safetensors", "--method", "step-distillation"],
             "there is no file of weights nowhere.safetensors",
