@@ -235,7 +235,7 @@ def space_of(task: Task, device: torch.device) -> Space | None:
     }
     assert isinstance(spec, InceptionFeatures | DINOv2Features)
     file: Path | None = task.located(spec.file) if spec.file else None
-    return PublishedSpace(task, device, kinds[type(spec)](file, device, spec.sha256))
+    return PublishedSpace(task, device, kinds[type(spec)](file, device, spec.sha256 or ""))
 
 
 def reference_file(task: Task) -> ReferenceFile | None:
