@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,23 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def found_hash(path: Path) -> str:
+    """`file_hash`, once for each state of a file in a process.
+
+    Raises UsageError if there is no such file.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise UsageError(f"there is no file {path}") from error
+    return _hash_of_state(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _hash_of_state(path: Path, size: int, changed: int) -> str:
+    return file_hash(path)
 
 
 def digest(value: Any) -> str:

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from harness.tasks import Task, load_task
-from harness.tasks import task as tasks_base
+from harness.tasks import task_files as tasks_base
 from harness.training.tiny_task import tiny_spec
 
 torch.set_num_threads(1)

@@ -59,7 +59,7 @@ RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", 
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Only show the resolved config, what is cached, MACs and an estimate of the time.",
+    help="Only show the config, which files are there, what is cached, cost, disk and time.",
 )
 @common(results=True, device=True)
 @click.pass_context
@@ -88,7 +88,11 @@ def run_command(
     asked, where = parse_config(values), chosen_device(device)
     resolved = resolve(asked, results=results, device=where)
     if dry_run:
+        from harness.cli.plans import show_plan_if_needed
         from harness.runs.preview import preview
+
+        if show_plan_if_needed(resolved, as_json):
+            return
 
         show_preview(preview(resolved, results, where, reuse), as_json)
         return

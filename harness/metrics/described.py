@@ -120,7 +120,7 @@ class ReferenceFile:
     """ADM's `.npz` of a reference: pictures (`arr_0`), moments of features, or both.
 
     Args:
-        sha256: the SHA-256 that the file must have.
+        sha256: the SHA-256 that the file must have; None takes any.
 
     Attributes:
         pictures: the pictures, or None.
@@ -130,11 +130,11 @@ class ReferenceFile:
     Raises UsageError if the file is missing, changed, or holds neither.
     """
 
-    def __init__(self, path: Path, sha256: str):
+    def __init__(self, path: Path, sha256: str | None):
         self.path = path
         if not path.is_file():
             raise UsageError(f"there is no file {path}")
-        if (found := file_hash(path)) != sha256:
+        if sha256 and (found := file_hash(path)) != sha256:
             raise UsageError(f"{path} has SHA-256 {found}, but {sha256} was expected")
         try:
             with np.load(path, allow_pickle=False) as content:

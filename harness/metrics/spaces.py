@@ -274,7 +274,8 @@ def space_of(task: Task, device: torch.device, report: Report | None = None) -> 
     }
     assert isinstance(spec, InceptionFeatures | DINOv2Features)
     file: Path | None = task.located(spec.file) if spec.file else None
-    return PublishedSpace(task, device, kinds[type(spec)](file, device, spec.sha256), report)
+    extractor = kinds[type(spec)](file, device, spec.sha256 or "")
+    return PublishedSpace(task, device, extractor, report)
 
 
 def reference_file(task: Task) -> ReferenceFile | None:

@@ -16,7 +16,7 @@ from torch.nn.modules.module import (
 
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Denoiser, Guided
-from harness.diffusion.schedules import Schedule, VPSchedule, few_step_levels
+from harness.diffusion.schedules import GRIDS, Schedule, VPSchedule
 from harness.errors import UsageError
 from harness.methods import METHODS, MethodConfig
 from harness.metrics.compute import count_macs, macs_by_kind, parameters
@@ -42,6 +42,7 @@ class PaperProblem:
     data_std: float = 0.5
     guidance_scale: float = 1.0
     network_teacher: bool = True
+    grid: str = "few-step"
 
     @property
     def null(self) -> Condition:
@@ -49,7 +50,7 @@ class PaperProblem:
 
     @property
     def trajectory_levels(self) -> torch.Tensor:
-        return few_step_levels(self.trajectory_steps)
+        return GRIDS[self.grid](self.trajectory_steps)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def sampling_cost_on_meta(
     cond = Condition(torch.empty(1, dtype=torch.long, device="meta"))
     with without_weights():
         network = build(problem.network_options)
-        teacher = Guided(Denoiser(network, problem.schedule), 1.0, problem.null)
+        denoiser = Denoiser(network, problem.schedule, problem.prediction_type)
+        teacher = Guided(denoiser, 1.0, problem.null)
         built = METHODS[method](config, teacher, problem, num_steps, NOMINAL_STEPS)
     sampled = built.sampled_network
     with torch.no_grad():

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from harness.errors import UsageError, unknown
 from harness.files import read_yaml
-from harness.tasks import task
+from harness.tasks import task_files
 from harness.tasks.mixture import MixtureTask
 from harness.tasks.spec import Part, TaskSpec
 from harness.tasks.task import Task
@@ -17,7 +17,7 @@ from harness.tasks.task import Task
 
 def task_names() -> list[str]:
     """The tasks that come with the package."""
-    return sorted(path.stem for path in task.FOLDER.glob("*.yaml"))
+    return sorted(path.stem for path in task_files.FOLDER.glob("*.yaml"))
 
 
 def load_task(name: str) -> Task:
@@ -25,9 +25,9 @@ def load_task(name: str) -> Task:
 
     Raises UsageError for an unknown name or a broken file.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else task.FOLDER / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else task_files.FOLDER / f"{name}.yaml"
     if not path.is_file():
-        if path.parent == task.FOLDER:
+        if path.parent == task_files.FOLDER:
             raise unknown("task", name, task_names())
         raise UsageError(f"there is no task file {path}")
     spec = spec_of(read_task(path), f"task file {path} is broken")
@@ -60,7 +60,7 @@ def read_task(path: Path) -> dict[str, Any]:
     """
     content = read_yaml(path)
     return (
-        {**read_task(task.FOLDER / f"{content['like']}.yaml"), "defaults": {}, **content}
+        {**read_task(task_files.FOLDER / f"{content['like']}.yaml"), "defaults": {}, **content}
         if "like" in content
         else content
     )

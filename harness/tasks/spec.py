@@ -56,15 +56,10 @@ class Weights(_Spec):
     file: str
     """Path of the safetensors file, relative to the folder of the task."""
     sha256: str | None = None
-    """SHA-256 of the file; none until `harness teacher train` has made it."""
+    """SHA-256 of the file. None takes the file as it is found, and records state its SHA-256; with
+    `training`, none means that `harness teacher train` has not made it yet."""
     training: Training | None = None
     """How it was trained here; none if it comes from others."""
-
-    @model_validator(mode="after")
-    def _made_or_makeable(self) -> Weights:
-        if self.sha256 is None and self.training is None:
-            raise ValueError(f"{self.file} has neither sha256 nor training: give one of them")
-        return self
 
 
 class File(_Spec):
@@ -72,8 +67,8 @@ class File(_Spec):
 
     file: str
     """Its path, relative to the folder of the task or to the data folder (`--data-dir`)."""
-    sha256: str
-    """SHA-256 of the file."""
+    sha256: str | None = None
+    """SHA-256 of the file. None takes it as it is found, and records state its SHA-256."""
 
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -125,8 +120,9 @@ class AutoencoderSpec(_Spec):
 
     folder: str
     """Folder with `config.json` and the weights, found like a `File`."""
-    sha256: str
-    """SHA-256 of its `diffusion_pytorch_model.safetensors`."""
+    sha256: str | None = None
+    """SHA-256 of its `diffusion_pytorch_model.safetensors`. None takes it as it is found, and
+    records state its SHA-256."""
     scaling: float
     """A latent is (z - shift) x scaling for the encoder's z: 0.18215 for Stable Diffusion's."""
     shift: float = 0.0
@@ -248,7 +244,7 @@ class Budget(_Spec):
 class TaskSpec(_Spec):
     """A task's YAML file."""
 
-    added = frozenset({"autoencoder"})
+    added = frozenset({"autoencoder", "sources"})
 
     name: str
     version: int
@@ -282,6 +278,9 @@ class TaskSpec(_Spec):
     batch_size: int
     """Samples per training step of a distillation run."""
     budgets: dict[str, Budget]
+    sources: dict[str, str] = {}
+    """Where files that do not ship come from, by what they are: teacher, features, data,
+    autoencoder or reference. `--dry-run` says it of those that are missing."""
     defaults: dict[str, dict[str, Any]] = {}
     """Default options on this task, by method: results of a search, or values that suit the
     networks."""

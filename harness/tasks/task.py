@@ -5,7 +5,6 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,21 @@ from harness.diffusion.denoiser import Denoiser, Guided, PredictionType
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.diffusion.schedules import GRIDS, SCHEDULES, Schedule
 from harness.errors import UsageError
-from harness.files import data_folder, digest, read_tensors
+from harness.files import digest, found_hash, read_tensors
 from harness.networks.autoencoder import Autoencoder, autoencoder_config, image_shape
 from harness.networks.backbones import build
 from harness.networks.classifier import Classifier
 from harness.networks.fit import load_into
 from harness.solvers import Noise
-from harness.tasks.spec import ClassifierFeatures, Part, PromptSpec, TaskSpec, Weights
-
-FOLDER = Path(str(files("harness.tasks")))
-"""The folder of the shipped tasks and their weights."""
+from harness.tasks.spec import Part, TaskSpec
+from harness.tasks.task_files import TaskFiles
 
 
-class Task:
+class Task(TaskFiles):
     """A task with its data and networks; methods see it as a `harness.methods.Problem`.
 
     Args:
-        folder: the first place to look for files of weights; the second is the shipped folder.
+        folder: the first place to look for files; see `TaskFiles`.
 
     Attributes:
         purpose: the evaluation noise that judges runs: "evaluate", or "tune" for searches.
@@ -46,7 +43,7 @@ class Task:
     purpose = "evaluate"
 
     def __init__(self, spec: TaskSpec, folder: Path | None = None):
-        self.spec, self.folder = spec, folder
+        super().__init__(spec, folder)
         self.shape, self.num_classes = spec.data.shape, spec.data.num_classes
         self.network_options: dict[str, Any] = dict(spec.network)
         self.schedule: Schedule = SCHEDULES[spec.schedule]()
@@ -126,7 +123,8 @@ class Task:
     def reference_hash(self) -> str:
         """SHA-256 of the reference images and their labels, or of their file."""
         if self.spec.evaluation.reference_npz:
-            return self.spec.evaluation.reference_npz.sha256
+            file = self.spec.evaluation.reference_npz
+            return file.sha256 or found_hash(self.located(file.file))
         return self.split.train.content(rounded=not self.latent)
 
     @property
@@ -170,11 +168,6 @@ class Task:
         denoiser = Denoiser(network, self.schedule, self.prediction_type)
         return Guided(denoiser, self.spec.guidance.scale, self.null, self.spec.guidance.channels)
 
-    @property
-    def own_classifier(self) -> bool:
-        """Whether the task's own classifier judges samples."""
-        return isinstance(self.spec.features, ClassifierFeatures)
-
     def classifier(self, device: torch.device) -> Classifier:
         """The feature network from its shipped weights.
 
@@ -184,36 +177,6 @@ class Task:
             network = Classifier(self.shape, self.num_classes)
         self._load(network, "features")
         return network.requires_grad_(False).eval().to(device)
-
-    def trained(self, part: Part) -> Weights:
-        """The task's entry for a trained network. Raises UsageError if the task has none."""
-        weights = getattr(self.spec, part)
-        if weights is None:
-            raise UsageError(f"task {self.spec.name} has no trained {part}: it is exact")
-        if not isinstance(weights, Weights):
-            raise UsageError(f"the {part} of task {self.spec.name} are {weights.kind}: not trained")
-        return weights
-
-    @property
-    def features_hash(self) -> str:
-        """SHA-256 of the feature network's weights file, or "none"."""
-        if self.own_classifier:
-            return self.made("features")
-        return self.spec.features.sha256 or "" if self.spec.features else "none"
-
-    @property
-    def teacher_hash(self) -> str:
-        """SHA-256 of the teacher's weights file."""
-        return self.made("teacher")
-
-    def made(self, part: Part) -> str:
-        """SHA-256 of a trained network. Raises UsageError if it is still to be trained."""
-        if (sha256 := self.trained(part).sha256) is None:
-            raise UsageError(
-                f"task {self.spec.name} has no {part} yet: harness teacher train --task FILE.yaml "
-                "makes it and puts its sha256 into the file"
-            )
-        return sha256
 
     @property
     def teacher_identity(self) -> str:
@@ -225,11 +188,6 @@ class Task:
         if self.network_options.keys().isdisjoint(("backbone", "convention")):
             return self.teacher_hash
         return digest({"weights": self.teacher_hash, "network": self.network_options})
-
-    def path(self, weights: Weights | PromptSpec) -> Path:
-        """The path of a shipped file of weights; its card has the same name with `.yaml`."""
-        own, shipped = (self.folder or FOLDER) / weights.file, FOLDER / weights.file
-        return shipped if shipped.is_file() and not own.is_file() else own
 
     def _load(self, network: nn.Module, part: Part) -> None:
         """Loads a trained network, in float32.
@@ -244,20 +202,6 @@ class Task:
             )
         state = {name: tensor.float() for name, tensor in read_tensors(path, sha256).items()}
         load_into(network, state, f"{part} of task {self.spec.name} ({path})")
-
-    def located(self, name: str) -> Path:
-        """The path of a file or folder that does not ship: beside the task, or the data folder's.
-
-        Raises UsageError if it is in neither.
-        """
-        places = [(self.folder or FOLDER) / name, data_folder() / name]
-        for place in places:
-            if place.exists():
-                return place
-        raise UsageError(
-            f"task {self.spec.name} needs {name}, which is neither {places[0]} nor {places[1]}; "
-            "--data-dir names the folder of the second"
-        )
 
     @property
     def recipe(self) -> Recipe:
@@ -336,7 +280,7 @@ class Task:
         The summary, the place of the images, the named budgets and the choices of a run are left
         out. What the images are stands in `hashes`.
         """
-        names = ("summary", "budgets", "like", "defaults", "guidance_scan_samples")
+        names = ("summary", "budgets", "like", "defaults", "guidance_scan_samples", "sources")
         free: dict[str, Any] = {**dict.fromkeys(names, True), "data": {"path"}}
         return digest(self.spec.model_dump(mode="json", exclude=free))
 
@@ -349,5 +293,5 @@ class Task:
             "reference": self.reference_hash,
         }
         if self.spec.autoencoder:
-            found["autoencoder"] = self.spec.autoencoder.sha256
+            found["autoencoder"] = self.autoencoder_hash
         return found | ({"conditions": self.spec.prompts.sha256} if self.spec.prompts else {})

@@ -150,4 +150,4 @@ def test_what_a_network_cannot_load_is_a_sentence(
     untrained = {k: v for k, v in content["teacher"].items() if k != "sha256"}
     assert "has no teacher yet: harness teacher train" in refused(teacher=untrained)
     nothing = {"file": "none.safetensors"}
-    assert "neither sha256 nor training" in refused(teacher=nothing)
+    assert "task mine needs none.safetensors, which is neither" in refused(teacher=nothing)

@@ -1,0 +1,125 @@
+"""Whether the files that a task names are there and fit, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from harness.errors import UsageError
+from harness.files import data_folder, found_hash
+from harness.metrics.spaces import reference_file
+from harness.networks.backbones import build
+from harness.networks.classifier import Classifier
+from harness.networks.fit import check_fit
+from harness.tasks import Task
+from harness.tasks.spec import InceptionFeatures, Part, Weights
+from harness.tasks.task_files import FOLDER
+
+NAMED = {"cifar10": "cifar-10-batches-py", "fashion-mnist": "FashionMNIST/raw"}
+"""Folders of named sets, in the data folder."""
+
+
+@dataclass(frozen=True)
+class Needed:
+    """A file or folder that a task names.
+
+    Attributes:
+        what: data, teacher, features, autoencoder or reference.
+        place: its path, or where it belongs.
+        state: "there", "missing" or "wrong".
+        note: what is wrong, or where to get what is missing.
+    """
+
+    what: str
+    place: Path
+    state: Literal["there", "missing", "wrong"]
+    note: str = ""
+
+
+def needed_files(task: Task) -> list[Needed]:
+    """Every file that a task names.
+
+    Weights are compared by SHA-256, names and shapes, images by shape and labels.
+    """
+    return [_checked(task, what, place, check) for what, place, check in _entries(task)]
+
+
+def _entries(task: Task) -> Iterator[tuple[str, Path, Callable[[], object]]]:
+    """What a task names, its place, and a check that raises UsageError."""
+    spec = task.spec
+    if task.mixture is not None:
+        return
+    if place := spec.data.path or NAMED.get(spec.data.set):
+        yield "data", _place(task, place), lambda: task.split
+    if spec.teacher is not None:
+        teacher = _place(task, spec.teacher.file)
+        yield "teacher", teacher, lambda: _check_weights(task, "teacher", teacher)
+    if isinstance(spec.features, Weights):
+        features = _place(task, spec.features.file)
+        yield "features", features, lambda: _check_weights(task, "features", features)
+    elif spec.features is not None:
+        published = _published(task)
+        yield "features", published, lambda: _check_hash(published, spec.features.sha256)  # type: ignore[union-attr]
+    if autoencoder := spec.autoencoder:
+        folder = _place(task, autoencoder.folder)
+        yield "autoencoder", folder, lambda: (task.picture_shape, task.autoencoder_hash)
+    if reference := spec.evaluation.reference_npz:
+        yield "reference", _place(task, reference.file), lambda: reference_file(task)
+
+
+def _checked(task: Task, what: str, place: Path, check: Callable[[], object]) -> Needed:
+    if not place.exists():
+        return Needed(what, place, "missing", task.spec.sources.get(what, ""))
+    try:
+        check()
+    except UsageError as error:
+        return Needed(what, place, "wrong", str(error))
+    return Needed(what, place, "there")
+
+
+def _place(task: Task, name: str) -> Path:
+    """Where a file is. One that is nowhere belongs beside a task's own file, or to the data."""
+    beside = (task.folder or FOLDER) / name
+    places = [beside, FOLDER / name, data_folder() / name]
+    missing = places[2] if beside == places[1] else beside
+    return next((place for place in places if place.exists()), missing)
+
+
+def _published(task: Task) -> Path:
+    """The file of weights of a published feature network."""
+    features = task.spec.features
+    assert features is not None
+    if not isinstance(features, InceptionFeatures) or features.file:
+        return _place(task, str(features.file))
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
+
+
+def _check_hash(path: Path, sha256: str | None) -> None:
+    if sha256 and (found := found_hash(path)) != sha256:
+        raise UsageError(f"{path} has SHA-256 {found}, but {sha256} was expected")
+
+
+def _check_weights(task: Task, part: Part, path: Path) -> None:
+    """Compares a file of weights with the network that reads it, by its header."""
+    _check_hash(path, task.trained(part).sha256)
+    with torch.device("meta"):
+        network = (
+            build(task.network_options)
+            if part == "teacher"
+            else Classifier(task.shape, task.num_classes)
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            shapes = {name: file.get_slice(name).get_shape() for name in names}
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
+    found = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    check_fit(network.state_dict(), found, str(path))

@@ -1,0 +1,144 @@
+"""What a run will cost, counted without its files: a network's shape is enough.
+
+FLOPs of sampling are counted on the network itself, without memory for its weights. Those of
+training are in proportion: they are counted on a network of the same depth at width 64, on images
+so small that attention has about the same share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import sqrt
+
+import torch
+
+from harness.data.images import ImageSet, Split
+from harness.diffusion.denoiser import Guided
+from harness.diffusion.randomness import Keyed, keyed_initialisation
+from harness.methods import METHODS
+from harness.networks.backbones import build, depth_of
+from harness.networks.backbones.dit import sized
+from harness.runs.cost import PaperProblem, SamplingCost, sampling_cost_on_meta
+from harness.runs.resolve import Resolved
+from harness.tasks import Task
+from harness.training.estimate import rehearsal, total_flops
+
+WIDTH, HEADS = 64, 4
+"""Of the network on which training is counted."""
+IMAGES = 64
+"""Images of noise in the place of the task's."""
+CPU = torch.device("cpu")
+
+
+class Narrow(Task):
+    """A task with a narrow network of random weights and small images of noise."""
+
+    def __init__(self, task: Task):
+        super().__init__(task.spec, task.folder)
+        whole = task.network_options
+        options = sized(whole) if whole.get("backbone", "dit") == "dit" else {}
+        patch, width = options.get("patch_size", 2), options.get("hidden_size", 1024)
+        tokens = task.shape[1] * task.shape[2] / patch**2
+        side = patch * max(2, round(sqrt(tokens * WIDTH / width)))
+        self.shape = task.shape[0], side, side
+        self.network_options = {
+            "image_size": side,
+            "patch_size": patch,
+            "in_channels": task.shape[0],
+            "hidden_size": WIDTH,
+            "num_heads": HEADS,
+            "depth": depth_of(whole),
+            "num_classes": task.num_classes,
+        }
+
+    def teacher(self, device: torch.device) -> Guided:
+        with keyed_initialisation(0, "narrow"):
+            network = build(self.network_options)
+        return self.guided(network.requires_grad_(False).eval().to(device))
+
+    @property
+    def teacher_hash(self) -> str:
+        return ""
+
+    @cached_property
+    def split(self) -> Split:
+        index = torch.arange(IMAGES)
+        images = ImageSet(Keyed("narrow", 0).normal("x", index, self.shape), index % 2)
+        return Split(images, images)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will cost.
+
+    Attributes:
+        sampling: of one sample in the run's number of steps.
+        steps, images: of training.
+        flops: of training, of its trajectories (`trajectories`) and of evaluation samples, by name.
+        trajectories, disk: number of missing trajectories, and their bytes.
+    """
+
+    sampling: SamplingCost
+    steps: int
+    images: int
+    flops: dict[str, float]
+    trajectories: int
+    disk: float
+
+    def gpu_hours(self, flops_a_second: float) -> float:
+        """Hours of all FLOPs at a speed."""
+        return sum(self.flops.values()) / flops_a_second / 3600
+
+
+def plan(resolved: Resolved, trajectories: int | None = None) -> Plan:
+    """The cost of a run.
+
+    Args:
+        trajectories: number of trajectories to compute; None counts those that are missing here.
+    """
+    task, settings = resolved.task, resolved.settings
+    problem = problem_of(task)
+    sampling = sampling_cost_on_meta(resolved.method, resolved.config, problem, resolved.num_steps)
+    one = 2 * sampling.plain_macs / sampling.nfe  # FLOPs of a pass
+    samples = task.spec.evaluation.samples * resolved.noise_sets
+    flops = {"evaluation samples": 2.0 * sampling.macs * samples}
+    cls, count, disk = METHODS[resolved.method], 0, 0.0
+    if settings.total_steps:
+        narrow = Narrow(task)
+        trainer = rehearsal(
+            resolved.method, resolved.config, narrow, resolved.num_steps, settings, CPU
+        )
+        flops["training"] = total_flops(trainer) / (2 * macs_a_pass(narrow)) * one
+        if "trajectory" in cls.sources:
+            recipe = narrow.recipe.of_run(settings.seed, cls.trajectory_grid(resolved.config))
+            recipe = replace(recipe, shape=task.shape)
+            count = recipe.count if trajectories is None else trajectories
+            guided = 1 if task.guidance_scale == 1 else 2
+            flops["trajectories"] = one * count * recipe.steps * guided
+            disk = float(count * recipe.size)
+    images = settings.total_steps * settings.batch_size
+    return Plan(sampling, settings.total_steps, images, flops, count, disk)
+
+
+def macs_a_pass(task: Task) -> float:
+    """Multiply-adds of one pass of a task's network for one sample; 0 for an exact teacher."""
+    if not task.network_teacher:
+        return 0.0
+    one = sampling_cost_on_meta("teacher", METHODS["teacher"].Config(), problem_of(task), 1)
+    return one.plain_macs
+
+
+def problem_of(task: Task) -> PaperProblem:
+    """A task as a problem without data or weights; data of standard deviation 1 stand for its."""
+    return PaperProblem(
+        task.shape,
+        task.num_classes,
+        task.network_options,
+        task.schedule,
+        task.trajectory_steps,
+        task.prediction_type,
+        data_std=1.0,
+        guidance_scale=task.guidance_scale,
+        grid=task.spec.trajectories.grid,
+    )

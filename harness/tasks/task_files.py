@@ -1,0 +1,98 @@
+"""Where a task's files are, and the SHA-256 of each."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.files import data_folder, found_hash
+from harness.networks.autoencoder import WEIGHTS as AUTOENCODER_WEIGHTS
+from harness.tasks.spec import ClassifierFeatures, Part, PromptSpec, TaskSpec, Weights
+
+FOLDER = Path(str(files("harness.tasks")))
+"""The folder of the shipped tasks and their weights."""
+
+
+class TaskFiles:
+    """The files that a task names.
+
+    Args:
+        folder: the first place to look; others are the shipped folder and the data folder.
+    """
+
+    def __init__(self, spec: TaskSpec, folder: Path | None = None):
+        self.spec, self.folder = spec, folder
+
+    @property
+    def own_classifier(self) -> bool:
+        """Whether the task's own classifier judges samples."""
+        return isinstance(self.spec.features, ClassifierFeatures)
+
+    def trained(self, part: Part) -> Weights:
+        """The task's entry for a trained network. Raises UsageError if the task has none."""
+        weights = getattr(self.spec, part)
+        if weights is None:
+            raise UsageError(f"task {self.spec.name} has no trained {part}: it is exact")
+        if not isinstance(weights, Weights):
+            raise UsageError(f"the {part} of task {self.spec.name} are {weights.kind}: not trained")
+        return weights
+
+    @property
+    def features_hash(self) -> str:
+        """SHA-256 of the feature network's weights file, or "none"."""
+        if self.own_classifier:
+            return self.made("features")
+        if (features := self.spec.features) is None:
+            return "none"
+        return features.sha256 or found_hash(self.located(str(features.file)))
+
+    @property
+    def teacher_hash(self) -> str:
+        """SHA-256 of the teacher's weights file."""
+        return self.made("teacher")
+
+    def made(self, part: Part) -> str:
+        """SHA-256 of a trained network.
+
+        Raises UsageError if it is still to be trained, or missing where the task has no SHA-256.
+        """
+        weights = self.trained(part)
+        if weights.sha256 is not None:
+            return weights.sha256
+        if weights.training is None:
+            return found_hash(self.located(weights.file))
+        raise UsageError(
+            f"task {self.spec.name} has no {part} yet: harness teacher train --task FILE.yaml "
+            "makes it and puts its sha256 into the file"
+        )
+
+    def path(self, weights: Weights | PromptSpec) -> Path:
+        """The path of a file of weights; its card has the same name with `.yaml`.
+
+        It lies beside the task, among the shipped ones, or in the data folder.
+        """
+        own = (self.folder or FOLDER) / weights.file
+        others = [FOLDER / weights.file, data_folder() / weights.file]
+        return next((path for path in [own, *others] if path.is_file()), own)
+
+    def located(self, name: str) -> Path:
+        """The path of a file or folder that does not ship: beside the task, or the data folder's.
+
+        Raises UsageError if it is in neither.
+        """
+        places = [(self.folder or FOLDER) / name, data_folder() / name]
+        for place in places:
+            if place.exists():
+                return place
+        raise UsageError(
+            f"task {self.spec.name} needs {name}, which is neither {places[0]} nor {places[1]}; "
+            "--data-dir names the folder of the second"
+        )
+
+    @property
+    def autoencoder_hash(self) -> str:
+        """SHA-256 of the autoencoder's weights."""
+        assert self.spec.autoencoder is not None
+        stated, folder = self.spec.autoencoder.sha256, self.spec.autoencoder.folder
+        return stated or found_hash(self.located(folder) / AUTOENCODER_WEIGHTS)
