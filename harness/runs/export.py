@@ -16,7 +16,7 @@ from harness.runs.build import build
 from harness.runs.config import RunConfig, parse_config
 from harness.runs.resolve import CPU, Parent, Resolved, options_on, resolve
 from harness.runs.student_file import StudentFacts, facts_of
-from harness.tasks import load_task
+from harness.tasks import load_task, task_names
 
 FORMATS = ("safetensors", "diffusers", "lora")
 LOADING = {
@@ -89,6 +89,11 @@ def finished_run(run: str, results: Path) -> tuple[Record, Path]:
 
 def resolved_again(record: Record, task: str | None, results: Path) -> Resolved:
     """The run of a record, without training. Raises UsageError if its task has changed."""
+    if task is None and record.task not in task_names():
+        raise UsageError(
+            f"run {record.run_id} is of task {record.task}, which does not ship: "
+            "give its file by --task"
+        )
     found = load_task(task or record.task)
     spec = found.spec
     if (spec.name, spec.version) != (record.task, record.task_version):

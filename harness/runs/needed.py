@@ -83,10 +83,10 @@ def _checked(task: Task, what: str, place: Path, check: Callable[[], object]) ->
 
 
 def _place(task: Task, name: str) -> Path:
-    """Where a file is. One that is nowhere belongs beside a task's own file, or to the data."""
+    """Where a file is. One that is nowhere belongs to the data, or beside a task's own file."""
     beside = (task.folder or FOLDER) / name
     places = [beside, FOLDER / name, data_folder() / name]
-    missing = places[2] if beside == places[1] else beside
+    missing = beside if beside != places[1] and beside.parent.is_dir() else places[2]
     return next((place for place in places if place.exists()), missing)
 
 
