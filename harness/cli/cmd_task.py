@@ -16,6 +16,7 @@ from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.networks.checkpoints import Teacher
+    from harness.tasks import Task
 
 folder_type = click.Path(file_okay=False, path_type=Path)
 
@@ -88,7 +89,7 @@ def task_new(
     """
     from harness.networks.checkpoints import output_size, read_teacher
     from harness.runs.outlook import next_commands
-    from harness.tasks.new import count, new_task
+    from harness.tasks.new import new_task
 
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise UsageError(f"name is {name!r}, but must be of small letters, digits, - and _")
@@ -103,16 +104,26 @@ def task_new(
     decoder = autoencoder_entry(autoencoder, latents) if autoencoder and latents else None
     task = new_task(Path.cwd(), name, data, teacher, like, decoder)
     commands = next_commands(task, f"{name}.yaml", chosen_device(device))
-    split = task.split
+    show_task(task, teacher.facts if teacher else {}, commands, as_json)
+
+
+def show_task(
+    task: Task, facts: dict[str, str], commands: list[tuple[str, float]], as_json: bool
+) -> None:
+    """Prints what the new task has, and the next commands."""
+    from harness.tasks.new import count
+
+    data, split, file = task.spec.data, task.split, f"{task.spec.name}.yaml"
     if as_json:
         steps = [{"command": command, "seconds": seconds} for command, seconds in commands]
-        click.echo(json.dumps({"file": f"{name}.yaml", "data": data, "next": steps}, indent=1))
+        entry = data.model_dump(mode="json")
+        click.echo(json.dumps({"file": file, "data": entry, "next": steps}, indent=1))
         return
     click.echo(
-        f"{name}.yaml: {len(split.train)} {'latents' if latents else 'images'} of "
-        f"{count(data['num_classes'])}, shape {data['shape']}, and {len(split.held_out)} held out"
+        f"{file}: {len(split.train)} {'latents' if data.set == 'latents' else 'images'} of "
+        f"{count(data.num_classes)}, shape {list(data.shape)}, and {len(split.held_out)} held out"
     )
-    for title, text in (teacher.facts if teacher else {}).items():
+    for title, text in facts.items():
         click.echo(f"teacher, {title}: {text}")
     click.echo("next, with times from one pass of each network here:")
     for command, seconds in commands:

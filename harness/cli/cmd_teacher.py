@@ -74,32 +74,43 @@ def teacher_import(
     """
     from harness.networks.checkpoints import output_size, read_teacher, write_teacher
     from harness.tasks.adopt import adopt_teacher, check_free, teacher_entries
-    from harness.tasks.edit import entry_text
 
     if (task is None) == (out is None):
         raise UsageError("give either --task FILE.yaml or --out FILE.safetensors")
     teacher = read_teacher(source, kind, num_heads)
     size = output_size(teacher)
-    if task is not None:
-        path, sha256 = adopt_teacher(task, teacher)
-    else:
-        assert out is not None
+    if out is not None:
         check_free(out)
         path, sha256 = out, write_teacher(teacher, out)
-    entries = teacher_entries(teacher, str(path), sha256)
+    else:
+        assert task is not None
+        path, sha256 = adopt_teacher(task, teacher)
     facts = {**teacher.facts, "weights": f"{teacher.parameters:,} numbers, equal to the source's"}
     if size is not None:
         facts["outputs"] = f"finite at t = 1, 0.5 and 0.001, root mean square {size:.4g}"
+    facts["written"] = str(path)
+    show_import(facts, teacher_entries(teacher, str(path), sha256), task, as_json)
+
+
+def show_import(
+    facts: dict[str, str], entries: dict[str, Any], task: Path | None, as_json: bool
+) -> None:
+    """Prints what was read, and what to do next or what to write into a task."""
+    from harness.tasks import load_task
+    from harness.tasks.edit import entry_text
+
     if as_json:
-        click.echo(json.dumps({**facts, "file": str(path), "entries": entries}, indent=1))
+        click.echo(json.dumps({**facts, "entries": entries}, indent=1))
         return
-    for name, text in {**facts, "written": str(path)}.items():
+    for name, text in facts.items():
         click.echo(f"{name:>18}: {text}")
-    if task is not None:
-        click.echo(f"{task} has a new network, schedule, prediction_type and teacher")
-        click.echo(f"next: harness run --task {task} --method ard --dry-run")
-    else:
+    if task is None:
         click.echo("\n".join(entry_text(name, value) for name, value in entries.items()))
+        return
+    features = load_task(str(task)).spec.features
+    step = "teacher train" if features and not features.sha256 else "run --method ard --dry-run"
+    click.echo(f"{task} has a new network, schedule, prediction_type and teacher")
+    click.echo(f"next: harness {step} --task {task}")
 
 
 @teacher_group.command("train")

@@ -55,7 +55,9 @@ def hub_folder(name: str) -> Path:
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether a source has the form of a repository's name, `owner/name`."""
+    """Whether a source has the form of a repository's name, `owner/name`, and not of a file's."""
+    if source.endswith((".pt", ".pth", ".ckpt", ".bin", ".safetensors")):
+        return False
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None
 
 

@@ -70,13 +70,7 @@ def new_task(
         UsageError: if files exist already, or if teacher and data do not fit each other.
     """
     model = load_task(like)
-    if not model.network_teacher:
-        raise UsageError(f"--like {like} has no trained teacher: give another task")
-    if teacher is not None and teacher.conditioned_on_text:
-        raise UsageError(
-            f"{teacher.facts['source']} needs prompts, which a new task does not have: write the "
-            "entry `prompts` into a task's file, then harness teacher import --task FILE.yaml"
-        )
+    _check(teacher, model)
     path = folder / f"{name}.yaml"
     content = _content(name, data, teacher, model, autoencoder)
     source = "this teacher" if teacher else "this network"
@@ -89,6 +83,17 @@ def new_task(
         content["teacher"]["sha256"] = write_teacher(teacher, weights)
     write_text(path, _text(content, teacher))
     return load_task(str(path))
+
+
+def _check(teacher: Teacher | None, like: Task) -> None:
+    """Raises UsageError for a teacher that needs prompts, and for a task without a recipe."""
+    if not like.network_teacher:
+        raise UsageError(f"--like {like.spec.name} has no trained teacher: give another task")
+    if teacher is not None and teacher.conditioned_on_text:
+        raise UsageError(
+            f"{teacher.facts['source']} needs prompts, which a new task does not have: write the "
+            "entry `prompts` into a task's file, then harness teacher import --task FILE.yaml"
+        )
 
 
 def _content(

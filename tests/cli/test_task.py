@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from commands import Harness, sentence
+from foreign import folder_of
 from PIL import Image
 
 from harness.cli.cmd_task import duration
@@ -22,6 +24,7 @@ from harness.tasks.sources import of_images, of_latents
 from harness.training.tiny_task import NETWORK
 
 CPU = torch.device("cpu")
+MIXTURE = Path(__file__).parents[2] / "harness" / "tasks" / "mixture.yaml"
 
 
 @pytest.fixture
@@ -111,13 +114,15 @@ def test_a_teacher_from_others_is_in_the_file(here: Path, harness: Harness) -> N
         (("task", "new", "mine", "--images", "none"), "there is no folder none"),
         (("task", "new", "mine", "--latents", "."), "has no finished latents"),
         ((*NEW, "--autoencoder", "x"), "--autoencoder decodes latents"),
+        (("task", "new", "mine", "--set", "digits", "--like", "exact"), "has no trained teacher"),
         ((*NEW, "--like", "tinny"), "unknown task 'tinny'; did you mean tiny"),
         ((*NEW, "--teacher", "none.pt"), "there is no file none.pt"),
     ],
 )
 def test_wrong_usage_is_a_sentence(
-    args: tuple[str, ...], words: str, here: Path, harness: Harness
+    args: tuple[str, ...], words: str, here: Path, tiny_folder: Path, harness: Harness
 ) -> None:
+    shutil.copyfile(MIXTURE, tiny_folder / "exact.yaml")
     assert words in sentence(harness(*args), 2)
     assert not list(here.iterdir())
 
@@ -132,6 +137,12 @@ def test_a_teacher_of_other_data_is_refused(here: Path, harness: Harness) -> Non
     assert "denoises latents of shape [4, 8, 8], not images: harness data encode" in error
     assert not (here / "mine.yaml").exists()
     assert not (here / "weights").exists()
+
+
+def test_a_teacher_that_needs_prompts_is_refused(here: Path, harness: Harness) -> None:
+    folder_of("PixArtTransformer2DModel", here / "pixart")
+    error = sentence(harness(*NEW, "--teacher", "pixart"), 2)
+    assert "pixart needs prompts, which a new task does not have" in error
 
 
 def test_nothing_is_overwritten(here: Path, harness: Harness) -> None:

@@ -54,6 +54,7 @@ def test_a_teacher_is_imported_into_a_task(mine: Path, harness: Harness) -> None
     assert done.code == 0, done.err
     for words in ("taken: ema", "prefixes taken off: module.", "kind: dit, by the model"):
         assert words in done.out
+    assert f"next: harness run --method ard --dry-run --task {mine}" in done.out
     assert "# my task\n" in mine.read_text()
     assert "# scale\nguidance:" in mine.read_text()
     task = load_task(str(mine))
@@ -95,6 +96,7 @@ def test_the_weights_alone(tmp_path: Path, harness: Harness) -> None:
     done = harness("teacher", "import", tmp_path / "DiT.pt", "--out", out, "--json")
     assert done.code == 0, done.err
     entries = json.loads(done.out)["entries"]
+    assert json.loads(done.out)["written"] == str(out)
     assert entries["teacher"] == {"file": str(out), "sha256": file_hash(out)}
     assert entries["network"] == NETWORK
     found = read_tensors(out)

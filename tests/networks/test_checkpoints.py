@@ -307,5 +307,7 @@ def test_positions_that_are_not_dits_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no file weights/DiT"):
+        read_teacher("weights/DiT.pt")  # no repository on the hub
     with pytest.raises(UsageError, match="there is no file"):
         read_teacher(str(tmp_path / "DiT.pt"))
