@@ -10,7 +10,7 @@ import torch
 from harness.metrics.extractors import Extractor
 from harness.metrics.fidelity import KID_SUBSETS
 from harness.metrics.moments import SPLITS
-from harness.metrics.pixels import rounding_name
+from harness.metrics.pixels import decoding_of, formula_name, rounding_name
 from harness.metrics.spaces import PublishedSpace, Space, numeric_mode
 from harness.tasks import Task
 
@@ -30,8 +30,8 @@ def identity(
         name: the metric's name, with `_floor` for real images.
         n: samples behind the number.
     """
-    spec, plain = task.spec, name.removesuffix("_floor")
-    found = {
+    spec = task.spec
+    return {
         "metric": name,
         "n": n,
         "task": spec.name,
@@ -46,18 +46,32 @@ def identity(
         "kid_subset_size": kid_subset_size,
         "kid_subsets": KID_SUBSETS,
         **numeric_mode(device),
+        **_where_it_matters(task, space, name.removesuffix("_floor"), extra),
     }
+
+
+def _where_it_matters(
+    task: Task, space: Space | None, plain: str, extra: Sequence[Extractor]
+) -> dict[str, Any]:
+    """The entries that only some tasks and metrics have; they replace those that all have.
+
+    Args:
+        plain: the metric's name.
+    """
+    found, spec = dict[str, Any](), task.spec.evaluation
     if task.purpose != "evaluate":
         found["noise_purpose"] = task.purpose
-    if spec.evaluation.neighbours:
-        found["neighbours"] = spec.evaluation.neighbours
+    if spec.neighbours:
+        found["neighbours"] = spec.neighbours
     if isinstance(space, PublishedSpace):
         found |= space.identity | _of_published(plain)
-    if plain in ("precision", "recall") and spec.evaluation.half_distances:
+    if plain in ("precision", "recall") and spec.half_distances:
         found["distances"] = "float16, as in ADM's evaluator"
     for extractor in extra:
         if plain == extractor.metric:
             found |= {"features": extractor.sha256, "extractor": type(extractor).__name__}
+            if task.latent:  # whatever judges them beside it
+                found |= {"rounding": formula_name(task), **decoding_of(task)}
     return found
 
 

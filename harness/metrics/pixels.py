@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,10 +47,20 @@ def rounding_name(task: Task) -> str:
     """
     if task.mixture or seen_as_latents(task):
         return "none"
-    chosen = task.spec.evaluation.rounding
-    if task.own_classifier and chosen == "round":
+    if task.own_classifier and task.spec.evaluation.rounding == "round":
         return "uint8"
-    return f"uint8: {ROUNDING[chosen][0]}, clamped to 0..255"
+    return formula_name(task)
+
+
+def formula_name(task: Task) -> str:
+    """The formula of 8 bits in full."""
+    return f"uint8: {ROUNDING[task.spec.evaluation.rounding][0]}, clamped to 0..255"
+
+
+def decoding_of(task: Task) -> dict[str, Any]:
+    """What decides the images of latents, for identities; empty without an autoencoder."""
+    spec = task.spec.autoencoder
+    return {"decoding": spec.model_dump(mode="json", exclude={"folder"})} if spec else {}
 
 
 class Pixels:

@@ -32,7 +32,7 @@ from harness.metrics.described import (
 from harness.metrics.extractors import DINOv2, Extractor, Inception
 from harness.metrics.features import classify
 from harness.metrics.fidelity import feature_moments
-from harness.metrics.pixels import AT_ONCE, Pixels, rounding_name, rounding_of
+from harness.metrics.pixels import AT_ONCE, Pixels, decoding_of, rounding_name, rounding_of
 from harness.networks.classifier import Classifier
 from harness.progress import Progress
 from harness.provenance import code_digest
@@ -163,16 +163,10 @@ class PublishedSpace(Space):
         """What decides a description besides the pictures and the network."""
         return {
             "rounding": rounding_name(self.task),
-            **self._decoding,
+            **decoding_of(self.task),
             **numeric_mode(self.device),
             "code": code_digest("metrics"),
         }
-
-    @property
-    def _decoding(self) -> dict[str, Any]:
-        """What decides the images of latents; empty where samples are images."""
-        spec = self.task.spec.autoencoder
-        return {"decoding": spec.model_dump(mode="json", exclude={"folder"})} if spec else {}
 
     @cached_property
     def reference(self) -> Description:
@@ -195,7 +189,7 @@ class PublishedSpace(Space):
     def identity(self) -> dict[str, Any]:
         stated = self.file is not None and self.file.moments is not None
         return {
-            **self._decoding,
+            **decoding_of(self.task),
             "extractor": f"{self.task.spec.features.kind}: {type(self.extractor).__name__}",  # type: ignore[union-attr]
             "reference_moments": "as stated in the file" if stated else "of the reference images",
         }

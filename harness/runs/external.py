@@ -20,7 +20,7 @@ from harness.diffusion.conditions import Condition
 from harness.errors import UsageError
 from harness.files import file_hash
 from harness.metrics.evaluator import Evaluator
-from harness.metrics.sampling import sample_set
+from harness.metrics.sampling import Sampler, sample_set
 from harness.provenance import capture_environment
 from harness.records import Metric, Record, write_record
 from harness.runs.build import Reference
@@ -194,7 +194,22 @@ def evaluate_callable(
             [B, C, H, W]: images in [-1, 1], or latents.
         save: as in `evaluate_samples`.
     """
-    function = load_function(path)
+    sampler = _checked(load_function(path), path)
+    sets = range(task.spec.evaluation.noise_sets)
+    samples = {
+        k: sample_set(sampler, task, k, device, report(f"sampling, noise set {k}")) for k in sets
+    }
+    reference = Reference(task, device, report).samples
+    metrics = Evaluator(task, reference, device, report=report).evaluate(samples)
+    record = _record(task, outside, path, len(sets), metrics, device)
+    if save:
+        folder = results / "runs" / record.run_id
+        save_sets(folder, task, sets, samples.__getitem__, save, device)
+    return _written(record, results)
+
+
+def _checked(function: Callable[[Tensor, Tensor], Tensor], path: str) -> Sampler:
+    """A function as a sampler, which raises UsageError for samples of another shape."""
 
     def sampler(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
         images = function(x_T, cond.classes if cond.text is None else cond.text)
@@ -208,17 +223,7 @@ def evaluate_callable(
             )
         return images
 
-    sets = range(task.spec.evaluation.noise_sets)
-    samples = {
-        k: sample_set(sampler, task, k, device, report(f"sampling, noise set {k}")) for k in sets
-    }
-    reference = Reference(task, device, report).samples
-    metrics = Evaluator(task, reference, device, report=report).evaluate(samples)
-    record = _record(task, outside, path, len(sets), metrics, device)
-    if save:
-        folder = results / "runs" / record.run_id
-        save_sets(folder, task, sets, samples.__getitem__, save, device)
-    return _written(record, results)
+    return sampler
 
 
 def evaluate_student(

@@ -283,6 +283,9 @@ def test_extra_networks_see_decoded_latents(tmp_path: Path) -> None:
     pixels = Pixels(task, CPU)
     mine, real = (network.of_pictures([pixels(x)]) for x in (latents(40), latents(60, "train")))
     assert found["fid_inception"].mean == pytest.approx(fid(mine, real), rel=1e-6)
+    identity = found["fid_inception"].identity
+    assert identity["rounding"] == "uint8: round(127.5 (x + 1)), clamped to 0..255"
+    assert identity["decoding"]["shift"] == 0.25
 
 
 def test_pictures_are_decoded_in_batches(tmp_path: Path) -> None:
