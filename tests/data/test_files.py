@@ -213,7 +213,7 @@ def test_classes_by_name_in_shards(tmp_path: Path) -> None:
         tmp_path / "a.tar", {"1.png": png(1), "1.cls": b"dog", "2.png": png(2), "2.cls": b"cat"}
     )
     assert Tars(tmp_path, SHAPE, ("cat", "dog")).labels.tolist() == [1, 0]
-    with pytest.raises(UsageError, match="says 'dog', but should say a number or one of data.cl"):
+    with pytest.raises(UsageError, match=r"says 'dog', but should say a number or one of data.cl"):
         Tars(tmp_path, SHAPE, ("cat", "cow"))
     with pytest.raises(UsageError, match=r"1.cls in .*a.tar says 'dog', but should say a number"):
         Tars(tmp_path, SHAPE)
