@@ -44,7 +44,10 @@ class Folder(PictureReader):
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int], classes: Sequence[str] = ()):
-        found = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+        try:
+            found = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+        except OSError as error:
+            raise UsageError(f"cannot read the folder {path}: {error.strerror}") from error
         if missing := [name for name in classes if name not in found]:
             raise UsageError(
                 f"{path} has no subfolder {missing[0]!r}, which data.classes names; "

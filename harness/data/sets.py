@@ -113,17 +113,18 @@ def _of_files(wanted: Wanted) -> Split:
         raise UsageError(f"set {wanted.name} needs data.path, the place of its files")
     path, opened = wanted.where(wanted.path), FILE_SETS[wanted.name]
     beside = [name for name in HELD_OUT if (path / "train").is_dir() and (path / name).is_dir()]
+    whole = path / "train" if beside else path
     if beside and wanted.held_out is None:
-        train, held_out = opened(path / "train", wanted), path / beside[0]
+        train, held_out = opened(whole, wanted), path / beside[0]
     elif isinstance(wanted.held_out, str):
-        train, held_out = opened(path, wanted), wanted.where(wanted.held_out)
+        train, held_out = opened(whole, wanted), wanted.where(wanted.held_out)
     else:
         share = SHARE if wanted.held_out is None else wanted.held_out
         if not 0 < share < 1:
             raise UsageError(f"data.held_out is {share}, but a share lies between 0 and 1")
-        whole = opened(path, wanted)
-        kept, out = drawn(whole.labels, share, wanted.seed)
-        return Split(_checked(Part(whole, kept), wanted), _checked(Part(whole, out), wanted))
+        both = opened(whole, wanted)
+        kept, out = drawn(both.labels, share, wanted.seed)
+        return Split(_checked(Part(both, kept), wanted), _checked(Part(both, out), wanted))
     if isinstance(train, Folder):
         wanted = replace(wanted, classes=train.classes)
     return Split(

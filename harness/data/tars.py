@@ -29,7 +29,7 @@ class Tars(PictureReader):
 
     Args:
         path: a folder of `*.tar` files, or one file.
-        classes: names that stand in `.cls` members, in the order of labels; none means numbers.
+        classes: names that may stand in `.cls` members instead of numbers, in the order of labels.
         labelled: whether members without `.cls` are refused; if not, they are of class 0.
 
     Raises UsageError if there is no shard, or one that is broken or holds no pictures.
@@ -126,7 +126,7 @@ def _label(text: str, classes: Sequence[str], member: tarfile.TarInfo, file: Pat
     """The label that a `.cls` member states by name or number."""
     if text in classes:
         return classes.index(text)
-    if not classes and text.isdecimal():
+    if text.isdecimal():
         return int(text)
-    what = "one of data.classes" if classes else "a number"
+    what = "a number or one of data.classes" if classes else "a number"
     raise UsageError(f"{member.name} in {file} says {text!r}, but should say {what}")

@@ -161,6 +161,8 @@ def test_imagenets_layout(tmp_path: Path) -> None:
     split = load_split(Wanted("folder", SHAPE, 2, path=str(tmp_path)))
     assert (values(split.train), split.train.labels.tolist()) == ([0, 1, 2, 3, 4], [0, 0, 0, 1, 1])
     assert (values(split.held_out), split.held_out.labels.tolist()) == ([100, 101], [0, 1])
+    drawn_part = load_split(Wanted("folder", SHAPE, 2, path=str(tmp_path), held_out=0.4))
+    assert (len(drawn_part.train), len(drawn_part.held_out)) == (3, 2)  # of train alone
 
 
 def test_a_folder_without_classes_has_one(tmp_path: Path) -> None:
@@ -211,6 +213,8 @@ def test_classes_by_name_in_shards(tmp_path: Path) -> None:
         tmp_path / "a.tar", {"1.png": png(1), "1.cls": b"dog", "2.png": png(2), "2.cls": b"cat"}
     )
     assert Tars(tmp_path, SHAPE, ("cat", "dog")).labels.tolist() == [1, 0]
+    with pytest.raises(UsageError, match=r"says 'dog', but should say a number or one of data.cl"):
+        Tars(tmp_path, SHAPE, ("cat", "cow"))
     with pytest.raises(UsageError, match=r"1.cls in .*a.tar says 'dog', but should say a number"):
         Tars(tmp_path, SHAPE)
 
@@ -362,6 +366,12 @@ def large_labels(folder: Path) -> None:
     [
         (None, {"name": "folder", "path": "gone"}, r"there is no .*gone and no .*data/gone;"),
         (None, {"name": "folder"}, "set folder needs data.path"),
+        (None, {"name": "folder", "path": __file__}, "cannot read the folder .*: Not a directory"),
+        (
+            lambda f: write_folder(f, {"a": 2, "b": 2}),
+            {"name": "folder", "held_out": 5.0},
+            "held_out is 5.0, but a share lies between 0 and 1",
+        ),
         (None, {"name": "folders"}, "unknown image set 'folders'; did you mean folder"),
         (lambda f: write_folder(f, {"a": 1}), {"name": "folder"}, "has 1 classes, but .* is 2"),
         (lambda f: write_folder(f, {"a": 1, "b": 0}), {"name": "folder"}, "b holds no picture"),
