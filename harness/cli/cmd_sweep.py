@@ -200,7 +200,7 @@ def run_cells(cells: list[Cell], place: Place, as_json: bool) -> None:
         )
         return
     failed = [record.run_id for record in records if record.status == "failed"]
-    lost = f", {len(driver.lost)} processes died on the way" if driver.lost else ""
+    lost = f", processes that died on the way: {len(driver.lost)}" if driver.lost else ""
     click.echo(
         f"{len(records) - len(failed)} of {len(cells)} runs finished, {len(failed)} failed{lost}; "
         f"`harness report {place.results}` shows them"

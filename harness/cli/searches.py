@@ -48,7 +48,7 @@ def run_searches(
         outcome_of(one, study, runs) for (one, study), runs in zip(pairs, confirmed, strict=True)
     ]
     if driver.lost:
-        say(f"{len(driver.lost)} processes died on the way, and their runs were started again")
+        say(f"processes that died on the way: {len(driver.lost)}")
     paths = [write_outcome(outcome, place.results) for outcome in outcomes]
     say(
         f"wrote {', '.join(map(str, paths))}; `harness report {place.results} --publish` shows them"

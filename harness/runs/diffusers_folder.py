@@ -110,7 +110,7 @@ def steps_of(method: Method, resolved: Resolved) -> list[dict[str, float]]:
         (alpha, sigma), (next_alpha, next_sigma) = (schedule.alpha_sigma(x) for x in (t, s))
         a, b = schedule.v_weights(t)
         numbers = {
-            "time": schedule.network_time(t),
+            "time": 1 - schedule.network_time(t) if is_sit(resolved) else schedule.network_time(t),
             "alpha": alpha,
             "sigma": sigma,
             "a": a,
@@ -158,8 +158,16 @@ def converted(network: nn.Module, resolved: Resolved) -> Any:
             f"the student has {', '.join(strange[:3])}, which a plain DiT lacks: "
             "give --format safetensors"
         )
+    if is_sit(resolved):
+        for kind in ("weight", "bias"):
+            renamed[f"proj_out_2.{kind}"] = -renamed[f"proj_out_2.{kind}"]
     made.load_state_dict(renamed)
     return made
+
+
+def is_sit(resolved: Resolved) -> bool:
+    """Whether the network has an official SiT's weights: it is told 1 - t, and gives x_0 - eps."""
+    return resolved.task.network_options.get("convention") == "sit"
 
 
 def heads_of(network: nn.Module) -> int:

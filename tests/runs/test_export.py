@@ -151,16 +151,27 @@ def test_a_file_without_metadata_needs_a_method_or_its_record(tiny: Task, tmp_pa
 
 @pytest.mark.parametrize("method", ["step-distillation", "consistency-distillation", "reflow"])
 @pytest.mark.parametrize(
-    ("prediction_type", "schedule"), [("eps", "vp"), ("v", "flow"), ("x_0", "vp")]
+    ("prediction_type", "schedule", "convention"),
+    [("eps", "vp", "dit"), ("v", "flow", "dit"), ("x_0", "vp", "dit"), ("v", "flow", "sit")],
 )
 def test_the_pipeline_of_diffusers_equals_our_sampler(
-    method: str, prediction_type: str, schedule: str, tiny_folder: Path, tmp_path: Path
+    method: str,
+    prediction_type: str,
+    schedule: str,
+    convention: str,
+    tiny_folder: Path,
+    tmp_path: Path,
 ) -> None:
     from diffusers import DiffusionPipeline
 
     task = tiny_folder / "tiny.yaml"
-    changed = {"prediction_type": prediction_type, "schedule": schedule}
-    task.write_text(yaml.safe_dump({**yaml.safe_load(task.read_text()), **changed}))
+    content = yaml.safe_load(task.read_text())
+    content |= {"prediction_type": prediction_type, "schedule": schedule}
+    if convention == "sit":
+        pytest.importorskip("harness.networks.backbones")
+        pytest.importorskip("harness.networks.checkpoints")
+        content["network"]["convention"] = convention
+    task.write_text(yaml.safe_dump(content))
     (resolved, built), out = student(method), tmp_path / "out"
     write_folder(built, resolved, out)
     assert {path.name for path in out.iterdir()} == {

@@ -253,7 +253,7 @@ def test_a_process_that_dies_on_the_way_is_told(
     lost, again = CliRunner().invoke(main, words), CliRunner().invoke(main, words)
     assert "1/1 teacher-2-" in lost.output
     assert "its process died by SIGKILL; started again" in lost.output
-    told = "1 of 1 runs finished, 0 failed, 1 processes died on the way"
+    told = "1 of 1 runs finished, 0 failed, processes that died on the way: 1"
     assert (lost.exit_code, told in lost.output) == (0, True)
     assert "died" not in again.output
 
