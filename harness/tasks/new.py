@@ -110,9 +110,7 @@ def _content(
         if teacher
         else _trained_here(name, data, spec)
     )
-    what = (
-        f"a teacher from {teacher.facts['source']}" if teacher else "a teacher that is trained here"
-    )
+    what = "a teacher from others" if teacher else "a teacher that is trained here"
     return {
         "name": name,
         "version": 1,
@@ -218,7 +216,7 @@ def _text(content: dict[str, Any], teacher: Teacher | None) -> str:
 def _of_networks(content: dict[str, Any], teacher: Teacher | None) -> dict[str, str]:
     """Comments on the two networks."""
     train = f"`harness teacher train --task {content['name']}.yaml` makes it and adds its sha256."
-    facts = "; ".join(f"{key} {text}" for key, text in teacher.facts.items()) if teacher else ""
+    reread = f"`harness teacher import CHECKPOINT --task {content['name']}.yaml`"
     features = content["features"]
     found = (
         "A network that the package has."
@@ -228,7 +226,7 @@ def _of_networks(content: dict[str, Any], teacher: Teacher | None) -> dict[str, 
         else "Its weights are torch-fidelity's file, in torch's hub folder."
     )
     return {
-        "teacher": f"From others: {facts}." if teacher else train,
+        "teacher": f"From others. {reread} puts another one here." if teacher else train,
         "features": f"The network whose features judge samples. {found} `kind: inception` or "
         "`kind: dinov2` take published ones.",
     }

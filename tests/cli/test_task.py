@@ -102,7 +102,9 @@ def test_a_teacher_from_others_is_in_the_file(here: Path, harness: Harness) -> N
     assert spec.teacher.sha256 == file_hash(here / "weights" / "mine-teacher.safetensors")
     assert spec.guidance.scale == 1.5
     assert spec.defaults == {"ard": {"history_layers": 1}}
-    assert "kind sit, by the name of the file" in " ".join((here / "mine.yaml").read_text().split())
+    text = (here / "mine.yaml").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("# From others")]
+    assert f"{line}\nteacher: " in text
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,10 @@ def test_at_most_five_names_of_a_kind_are_shown(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ({"blocks.0.attn.qkv.lora_A.weight": torch.ones(2)}, "LoRA factors"),
+        (
+            {"decoder.conv_in.bias": torch.ones(2), "encoder.down_blocks.0.b": torch.ones(2)},
+            "autoenc",
+        ),
         ({"down_blocks.0.resnets.0.conv1.weight": torch.ones(2)}, "a U-Net"),
         ({"transformer_blocks.0.attn1.to_q.weight": torch.ones(2)}, "give the folder"),
         ({"state": {}, "param_groups": []}, "the state of an optimizer"),
