@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from harness.diffusion.randomness import Keyed
-from harness.networks.checkpoints import skeleton
+from harness.networks.backbones import build
 from harness.networks.classifier import Classifier
 from harness.tasks import Task
 from harness.training.estimate import shortest
@@ -37,9 +37,9 @@ def next_commands(task: Task, file: str, device: torch.device) -> list[tuple[str
 def seconds_a_pass(task: Task, device: torch.device) -> float:
     """Seconds of the teacher's pass for one sample, in batches of 32 if the network is small.
 
-    Its weights do not matter, so they are not loaded.
+    Its weights do not matter, so they are random.
     """
-    network = skeleton(task.network_options).to_empty(device=device).eval()
+    network = build(task.network_options).to(device).eval()
 
     def timed(batch: int) -> float:
         x = Keyed("outlook", 0).normal("x", torch.arange(batch), task.shape).to(device)

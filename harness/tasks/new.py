@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.files import write_text
-from harness.networks.backbones.dit import SIZES
+from harness.networks.backbones import depth_of
 from harness.networks.checkpoints import Teacher, write_teacher
 from harness.tasks.adopt import UNKNOWN, check_free, teacher_entries, weights_file
 from harness.tasks.edit import entry_text
@@ -153,11 +153,7 @@ def _trained_here(name: str, data: dict[str, Any], like: dict[str, Any]) -> dict
 
 def _defaults(network: dict[str, Any]) -> dict[str, Any]:
     """ARD's history in half of the layers, if these are too few for its default."""
-    if "size" in network:
-        depth, _, _ = SIZES[network["size"].partition("/")[0]]
-    else:
-        depth = network.get("depth") or network["config"]["num_layers"]
-    layers = depth // 2
+    layers = depth_of(network) // 2
     return {} if layers >= ARD_LAYERS else {"defaults": {"ard": {"history_layers": layers}}}
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from commands import Harness, sentence
+from foreign import folder_of
 
 from harness.files import file_hash, read_tensors
 from harness.networks.backbones.dit import DiT
@@ -68,6 +69,31 @@ def test_a_teacher_is_imported_into_a_task(mine: Path, harness: Harness) -> None
     }
     loaded = task.teacher(CPU).denoiser.network.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("kind", ["sit", "diffusers"])
+def test_teachers_of_each_kind_run_in_a_task(kind: str, mine: Path, harness: Harness) -> None:
+    """SiT's weights under its convention, and a transformer of diffusers."""
+    path = mine.parent / "teacher"
+    if kind == "sit":
+        official(path.with_suffix(".pt"))
+        args = (path.with_suffix(".pt"), "--kind", "sit")
+    else:
+        folder_of("DiTTransformer2DModel", path)
+        mine.write_text(mine.read_text().replace("shape:\n  - 1\n", "shape:\n  - 4\n"))
+        args = (path,)
+    done = harness("teacher", "import", *args, "--task", mine)
+    assert done.code == 0, done.err
+    task = load_task(str(mine))
+    teacher = task.teacher(CPU)
+    weights = read_tensors(mine.parent / "weights" / "mine-teacher.safetensors")
+    state = teacher.denoiser.network.state_dict()
+    assert state.keys() == weights.keys()
+    assert all(torch.equal(state[name], value) for name, value in weights.items())
+    x, cond = task.evaluation_inputs(0)
+    found = teacher(x[:2], torch.tensor(0.5), cond[:2])
+    assert found.x_0.shape == x[:2].shape
+    assert found.x_0.isfinite().all()
 
 
 def test_a_second_import_overwrites_nothing(mine: Path, harness: Harness) -> None:
