@@ -168,8 +168,6 @@ def test_the_pipeline_of_diffusers_equals_our_sampler(
     content = yaml.safe_load(task.read_text())
     content |= {"prediction_type": prediction_type, "schedule": schedule}
     if convention == "sit":
-        pytest.importorskip("harness.networks.backbones")
-        pytest.importorskip("harness.networks.checkpoints")
         content["network"]["convention"] = convention
     task.write_text(yaml.safe_dump(content))
     (resolved, built), out = student(method), tmp_path / "out"
