@@ -152,13 +152,16 @@ def execute(
     from rich.console import Console
 
     from harness.cli.console import Display
+    from harness.cli.plans import LARGE
     from harness.report.console import print_results
+    from harness.runs.plan import macs_a_pass
     from harness.runs.preview import preview
     from harness.runs.run import Run, run
 
     if Run(resolved, results, device).finished_record(reuse) is None:
         with suppress(Exception):  # the run itself meets the same error, and records it
-            click.echo(estimate_text(preview(resolved, results, device, reuse)), err=True)
+            if device.type != "cpu" or macs_a_pass(resolved.task) < LARGE:
+                click.echo(estimate_text(preview(resolved, results, device, reuse)), err=True)
     with Display(Console(stderr=True)) as display:
         record, reference = run(resolved, results, device, display, reuse, save)
     if as_json:

@@ -24,8 +24,9 @@ LARGE = 5e9
 def show_plan_if_needed(resolved: Resolved, as_json: bool) -> bool:
     """Prints the files and the cost of a run, and returns True, unless it can be timed here.
 
-    Raises UsageError after printing if files are missing or wrong.
+    Raises UsageError after printing if files are missing or wrong, or the disk is too small.
     """
+    from harness.data.trajectories import check_store_disk
     from harness.runs.needed import needed_files
     from harness.runs.plan import macs_a_pass, plan
 
@@ -45,6 +46,8 @@ def show_plan_if_needed(resolved: Resolved, as_json: bool) -> bool:
             f"{len(bad)} of the {len(files)} files of task {resolved.task.spec.name} are missing "
             "or wrong: the list above says where each belongs and comes from"
         )
+    if found.trajectories:
+        check_store_disk(resolved.recipe)
     return True
 
 

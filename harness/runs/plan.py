@@ -95,7 +95,7 @@ def plan(resolved: Resolved, trajectories: int | None = None) -> Plan:
     """The cost of a run.
 
     Args:
-        trajectories: number of trajectories to compute; None counts those that are missing here.
+        trajectories: number of trajectories to compute; None counts all of the task's.
     """
     task, settings = resolved.task, resolved.settings
     problem = problem_of(task)

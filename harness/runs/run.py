@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.data.trajectories import open_store
+from harness.data.trajectories import check_store_disk, open_store
 from harness.diffusion.denoiser import Guided
 from harness.errors import HarnessError, RunFailed
 from harness.files import read_tensors
@@ -288,12 +288,17 @@ def run(
         save: the form in which the run's samples are written, if they are.
 
     Raises:
-        UsageError, RunFailed, Busy, Interrupted.
+        UsageError, RunFailed, Busy, Interrupted. UsageError comes before anything is computed if
+        the disk is too small for the trajectories.
     """
     beside = replace(
         reference_of(resolved.task),
         noise_sets=resolved.noise_sets,
         extra_features=resolved.extra_features,
     )
+    wanted = Run(resolved, results, device, report, save=save)
+    learns = resolved.settings.total_steps and "trajectory" in resolved.cls.sources
+    if learns and wanted.finished_record(reuse) is None:
+        check_store_disk(resolved.recipe)
     reference = Run(beside, results, device, report).execute(reuse, wait=True)  # many runs share it
-    return Run(resolved, results, device, report, save=save).execute(reuse), reference
+    return wanted.execute(reuse), reference

@@ -94,20 +94,27 @@ def watched(module: nn.Module) -> Iterator[Calls]:
 
 
 def looks(
-    case: Case, method: Method, steps: range, samples: int, backward: bool
+    case: Case, method: Method, steps: range, samples: int, last: str = ""
 ) -> Iterator[tuple[str, Calls]]:
-    """Each player's calls in some steps of a run, if asked for after the loss's backward pass."""
+    """Each player's calls in some steps of a run, after the loss's backward pass.
+
+    Args:
+        last: a player after whose last update the others are left out, and backward passes too.
+    """
     settings = TrainSettings(RUN, samples, 0, sample_group=case.config.sample_group)
     trainer = Trainer(method, case.sources, settings, None, case.device)
     for step in steps:
         (batch,) = trainer.batches.of_step(step)
-        for update in method.updates(step):
+        updates = list(method.updates(step))
+        while last and updates and updates[-1].player != last:
+            updates.pop()
+        for update in updates:
             for name, player in method.players.items():
                 player.module.requires_grad_(name == update.player)
             module = method.players[update.player].module
             with watched(module) as calls:
                 loss = update.loss(batch)[0]
-                if backward:
+                if not last:
                     loss.backward()
             module.zero_grad(set_to_none=True)
             if calls.times:
@@ -123,7 +130,7 @@ def gradient_by_level(case: Case) -> None:
     for teachers in case.teachers():
         method = teachers.build(num_steps=teachers.step_counts()[-1], total_steps=RUN)
         found: dict[str, list[Calls]] = {}
-        for player, calls in looks(teachers, method, *GRADIENTS, backward=True):
+        for player, calls in looks(teachers, method, *GRADIENTS):
             found.setdefault(player, []).append(calls)
         for player, mine in found.items():
             times = torch.cat([calls.timesteps for calls in mine])
@@ -149,7 +156,7 @@ def trained_levels(case: Case) -> None:
     for teachers in case.teachers():
         for num_steps in teachers.step_counts():
             method = teachers.build(num_steps=num_steps, total_steps=RUN)
-            found = looks(teachers, method, *TIMES, backward=False)
+            found = looks(teachers, method, *TIMES, "student")
             times = torch.cat([calls.timesteps for name, calls in found if name == "student"])
             t = teachers.task.schedule.time_from_network(times)
             for level in method.levels[:-1].tolist():

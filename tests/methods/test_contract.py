@@ -79,7 +79,6 @@ SHORT = {
     contract.untrained,
     contract.finite,
     contract.isolation,
-    contract.resume,
 }
 """Checks that variants of a method pass in every run; `tox -e slow` has them all."""
 

@@ -208,6 +208,7 @@ def test_a_driver_that_is_stopped_waits_for_a_checkpoint(
     assert sweep.paths("checkpoint/state.pt")
 
 
+@pytest.mark.slow
 def test_a_search_whose_driver_is_killed_goes_on_with_its_trial(sweep: Sweep) -> None:
     space = {"options.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
     content = {"search": {"trials": 1, "objectives": {"fid": "minimize"}, "space": space}}

@@ -20,14 +20,13 @@ from harness.tasks import borrows, load_task, task_names
 from harness.tasks.spec import Training
 
 CPU = torch.device("cpu")
-OWN_TEACHER = [
-    name
-    for name in task_names()
-    if (task := load_task(name)).network_teacher and not borrows(task, "teacher")
-]
+COMPLETE = [name for name in task_names() if not load_task(name).spec.sources]
+"""Tasks that need no file but those of the package, and data that anybody can download."""
+WITH_TEACHER = [name for name in COMPLETE if load_task(name).network_teacher]
+OWN_TEACHER = [name for name in WITH_TEACHER if not borrows(load_task(name), "teacher")]
 
 
-@pytest.mark.parametrize("name", [name for name in task_names() if load_task(name).network_teacher])
+@pytest.mark.parametrize("name", WITH_TEACHER)
 def test_cards_name_the_files_that_ship(name: str) -> None:
     task, size = load_task(name), 0
     for weights in (task.trained("features"), task.trained("teacher")):
@@ -46,7 +45,10 @@ def test_tuned_defaults_are_options(name: str) -> None:
             parse_options(method, {}).model_dump(),
             parse_options(method, values).model_dump(),
         )
-        assert {option for option in plain if plain[option] != tuned[option]} == set(values), method
+        changed = {option for option in plain if plain[option] != tuned[option]}
+        # A protocol stands for several options.
+        assert set(values) - changed == ({"protocol"} & set(values)), method
+        assert changed <= set(values) or "protocol" in values, method
 
 
 @pytest.mark.parametrize("name", OWN_TEACHER)
@@ -81,11 +83,32 @@ def test_the_default_task_has_the_better_teacher() -> None:
     assert fid("digits") < 1.3 < fid("digits-eps")
 
 
-@pytest.mark.parametrize("name", task_names())
+@pytest.mark.parametrize("name", COMPLETE)
 def test_noise_sets_suffice_for_an_interval_of_their_own(name: str) -> None:
     """Noise sets are a random factor beside seeds, in tables five of them."""
     spec = load_task(name).spec
     assert spec.evaluation.noise_sets == spec.budgets["table"].noise_sets == 5
+
+
+@pytest.mark.parametrize("name", ["imagenet256", "imagenet256-sit", "imagenet64"])
+def test_imagenet_is_judged_as_in_the_papers(name: str) -> None:
+    """ADM's protocol on 50,000 samples of drawn labels; latents of Stable Diffusion's scale."""
+    task = load_task(name)
+    judged = task.spec.evaluation
+    assert (judged.samples, judged.noise_sets, judged.labels) == (50_000, 1, "drawn")
+    assert (judged.rounding, judged.half_distances) == ("floor", True)
+    assert task.spec.guidance.scale == 1.5
+    if task.latent:
+        assert task.spec.guidance.channels == 3
+        assert task.spec.autoencoder is not None
+        assert task.spec.autoencoder.scaling == 0.18215
+
+
+def test_the_reference_of_imagenet_is_dits_respacing() -> None:
+    """DDIM at levels round(999 i / 24), of which level k is t = (k + 1) / 1000."""
+    reference = load_task("imagenet256").spec.reference
+    assert reference.num_steps == 25
+    assert reference.options["levels"] == [round(999 * i / 24) + 1 for i in range(24)]
 
 
 def test_a_cutoff_of_six_is_one() -> None:
@@ -141,6 +164,10 @@ DIGESTS = {
     "digits-guided": (2, "f5e20b4dc8dc760f"),
     "fashion-mnist": (4, "a865deaaff4e83a8"),
     "mixture": (2, "86c7ede937e7818c"),
+    "cifar10": (1, "59119868671ac688"),
+    "imagenet256": (1, "4f59c2dd7c01d331"),
+    "imagenet256-sit": (1, "e0061c8873eec765"),
+    "imagenet64": (1, "9882a44d1fbea0e2"),
 }
 
 

@@ -57,7 +57,10 @@ def test_flops_are_those_of_the_bill(options: dict[str, Any], tiny: Task, tmp_pa
     assert record.cost.training.whole_flops <= budget < more.cost.training.whole_flops
 
 
-@pytest.mark.parametrize("share", [0.1, 0.25, 0.3])
+@pytest.mark.parametrize(
+    "share",
+    [pytest.param(0.1, marks=pytest.mark.slow), pytest.param(0.25, marks=pytest.mark.slow), 0.3],
+)
 def test_flops_are_counted_on_each_kind_of_sample_in_its_share(share: float, tiny: Task) -> None:
     """Whatever the micro-batches are, and as on a whole batch."""
 
