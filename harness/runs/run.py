@@ -33,7 +33,7 @@ from harness.runs.evaluation import (
     write_student,
 )
 from harness.runs.finished import finished_record, run_folder, sibling_of
-from harness.runs.identity import checkpoint_key, run_settings, student_key
+from harness.runs.identity import checkpoint_key, run_hashes, run_settings, student_key
 from harness.runs.locks import held
 from harness.runs.log import Report, logged, logging_report, silent
 from harness.runs.resolve import Resolved, reference_of
@@ -264,7 +264,7 @@ class Run:
             "method": r.method,
             "options": r.config.model_dump(mode="json"),
             "config": run_settings(r),
-            "hashes": r.task.hashes,
+            "hashes": run_hashes(r),
             "environment": self.environment,
             "target": r.cls.target,
             "init": r.cls.init,
