@@ -159,7 +159,7 @@ def outside_run_id(task: Task, name: str, content: str, config: dict[str, Any]) 
     """The name of a record of work from elsewhere.
 
     Args:
-        content: what was evaluated: the SHA-256 of a file, or the path of a function.
+        content: what was evaluated: the SHA-256 of a file, or of a function's source.
     """
     key = digest([task.digest, task.hashes, name, content, config])[:10]
     return f"{name}-{config['num_steps']}-{key}"
