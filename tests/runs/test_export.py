@@ -113,7 +113,10 @@ def test_what_contradicts_a_student_is_refused(
     ("change", "complaint"),
     [
         ({"network": {"num_heads": 4}}, "the network of task tiny is"),
-        ({"schedule": "flow"}, "the schedule of task tiny is flow, but {} has vp"),
+        (
+            {"schedule": "flow", "prediction_type": "v"},
+            "the schedule of task tiny is flow, but {} has vp",
+        ),
         ({"prediction_type": "v"}, "the prediction_type of task tiny is v, but {} has eps"),
         ({"version": 2}, "task is tiny, version 2, but {} is a student of tiny, version 1"),
         ({"name": "other"}, "task is other, version 1, but"),
