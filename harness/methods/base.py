@@ -170,6 +170,14 @@ class Method(ABC):
         return cls.any_step
 
     @classmethod
+    def reads_data(cls, config: Any, total_steps: int) -> bool:
+        """Whether a run reads the training images; its identity names them.
+
+        Training does under the source "data". A sampler does if it rests on `Problem.data_std`.
+        """
+        return bool(total_steps) and "data" in cls.sources
+
+    @classmethod
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
         """The method's name and config in canonical form, so that equal models share one run id."""
         return METHODS.name_of(cls), config

@@ -126,6 +126,10 @@ class ConsistencyDistillation(GridDistillation):
             self.levels = self.grid[trained]
 
     @classmethod
+    def reads_data(cls, config: Any, total_steps: int) -> bool:
+        return super().reads_data(config, total_steps) or config.grid == "karras"
+
+    @classmethod
     def canonical(cls, config: Any, num_steps: int) -> tuple[str, Any]:
         idle = (
             {"grid_levels": cls.Config.model_fields["grid_levels"].default}

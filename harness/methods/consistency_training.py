@@ -67,6 +67,10 @@ class ConsistencyTraining(DenoisingStudent):
     target = "data"
     any_step = True
 
+    @classmethod
+    def reads_data(cls, config: Any, total_steps: int) -> bool:
+        return True
+
     def pairs(self, batch: Batch, step: int) -> Pair:
         """The pairs of levels of a batch at a step of the run."""
         raise NotImplementedError

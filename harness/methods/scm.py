@@ -34,7 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -120,6 +120,10 @@ class SCM(DenoisingStudent):
         weight = LearnedWeight()
         optimizer = torch.optim.AdamW(weight.parameters(), config.weight_lr, weight_decay=0.0)
         self.players["weight"] = Player(weight, optimizer, config.clip)
+
+    @classmethod
+    def reads_data(cls, config: Any, total_steps: int) -> bool:
+        return True
 
     def F(self, model: Denoiser | Guided, x: Tensor, angle: Tensor, cond: Condition) -> Tensor:
         """F at points x [B, C, H, W] of the circle and angles [B], float32."""

@@ -114,6 +114,10 @@ class TrajectoryDistillation(Method):
             self.sources = self.sources | {"data"}
 
     @classmethod
+    def reads_data(cls, config: Any, total_steps: int) -> bool:
+        return bool(total_steps) and (config.gan_from, config.dmd_from) != (None, None)
+
+    @classmethod
     def network(cls, config: DistillationConfig, task: Problem, num_steps: int) -> History:
         """A student's network with new weights."""
         history_layers, visible = cls.history(config)

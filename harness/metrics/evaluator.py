@@ -27,6 +27,7 @@ from harness.metrics.caveats import singular_covariance
 from harness.metrics.extra import ExtraNetworks
 from harness.metrics.extractors import Extractor
 from harness.metrics.identities import identity
+from harness.metrics.pixels import decoding_of
 from harness.metrics.sampling import Sampler
 from harness.metrics.spaces import (
     FEW,
@@ -243,6 +244,9 @@ class Evaluator:
             "metrics": METRICS.names(),
             "kid_subset_size": self.kid_subset_size,
             "neighbours": spec.neighbours,
+            "half_distances": spec.half_distances,
+            "rounding": spec.rounding,
+            **decoding_of(self.task),
             "extra": [[network.metric, network.sha256] for network in self.extra.networks],
             **numeric_mode(self.device),
             "code": code_digest("metrics"),

@@ -108,9 +108,12 @@ class OwnSpace(Space):
         images = self.task.split.train.images
         if len(images) < FEW:
             return self.classify(images)[0]
-        key = {**self.task.hashes, "device": self.device.type, "code": code_digest("metrics")}
-        if (rounding := rounding_name(self.task)) != "uint8":
-            key["rounding"] = rounding
+        key = {
+            **self.task.hashes,
+            "rounding": rounding_name(self.task),
+            **numeric_mode(self.device),
+            "code": code_digest("metrics"),
+        }
         return cached_samples(key, lambda: self.classify(images)[0])
 
     @cached_property
@@ -160,10 +163,15 @@ class PublishedSpace(Space):
 
     @property
     def _key(self) -> dict[str, Any]:
-        """What decides a description besides the pictures and the network."""
+        """What decides a description besides the samples and the network.
+
+        The autoencoder's SHA-256 is that of its file, also where the task states none.
+        """
+        weights = {"autoencoder": self.task.autoencoder_hash} if self.task.spec.autoencoder else {}
         return {
             "rounding": rounding_name(self.task),
             **decoding_of(self.task),
+            **weights,
             **numeric_mode(self.device),
             "code": code_digest("metrics"),
         }

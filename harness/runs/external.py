@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.data.pictures import Pictures, read_pictures
 from harness.diffusion.conditions import Condition
 from harness.errors import UsageError
-from harness.files import file_hash
+from harness.files import digest, file_hash
 from harness.metrics.evaluator import Evaluator
 from harness.metrics.sampling import Sampler, sample_set
 from harness.provenance import capture_environment
@@ -29,7 +29,7 @@ from harness.runs.identity import outside_run_id
 from harness.runs.log import Report, silent
 from harness.runs.resolve import Parent, Resolved, resolve
 from harness.runs.run import Run
-from harness.runs.saving import Form, save_pictures, save_sets
+from harness.runs.saving import Form, forget_sets, save_pictures, save_sets
 from harness.solvers import Noise
 from harness.tasks import Task
 
@@ -113,6 +113,17 @@ def load_function(path: str) -> Callable[[Tensor, Tensor], Tensor]:
         ) from error
 
 
+def source_digest(function: Callable[..., Tensor], path: str) -> str:
+    """SHA-256 of a function's path and of the files of its modules: the named and the defining one.
+
+    Of a module without a file the path alone counts. What modules import does not count.
+    """
+    names = {path.partition(":")[0], getattr(function, "__module__", None) or ""}
+    found = {getattr(sys.modules.get(name), "__file__", None) for name in names}
+    files = [Path(file) for file in found if file]
+    return digest([path, sorted(file_hash(file) for file in files if file.is_file())])
+
+
 def _record(
     task: Task,
     outside: Outside,
@@ -194,16 +205,19 @@ def evaluate_callable(
             [B, C, H, W]: images in [-1, 1], or latents.
         save: as in `evaluate_samples`.
     """
-    sampler = _checked(load_function(path), path)
+    function = load_function(path)
+    sampler = _checked(function, path)
     sets = range(task.spec.evaluation.noise_sets)
     samples = {
         k: sample_set(sampler, task, k, device, report(f"sampling, noise set {k}")) for k in sets
     }
     reference = Reference(task, device, report).samples
     metrics = Evaluator(task, reference, device, report=report).evaluate(samples)
-    record = _record(task, outside, path, len(sets), metrics, device)
+    content = source_digest(function, path)
+    record = _record(task, outside, content, len(sets), metrics, device)
+    folder = results / "runs" / record.run_id
+    forget_sets(folder)
     if save:
-        folder = results / "runs" / record.run_id
         save_sets(folder, task, sets, samples.__getitem__, save, device)
     return _written(record, results)
 

@@ -61,6 +61,17 @@ def other_purpose(task: Task) -> dict[str, str]:
     return {} if task.purpose == "evaluate" else {"purpose": task.purpose}
 
 
+def run_hashes(resolved: Resolved) -> dict[str, str]:
+    """SHA-256 of everything on which a run's numbers rest.
+
+    Where a file is the reference, those of the task do not name the training images.
+    """
+    task = resolved.task
+    reads = resolved.cls.reads_data(resolved.config, resolved.settings.total_steps)
+    named = task.spec.evaluation.reference_npz is None
+    return task.hashes if named or not reads else {**task.hashes, "data": task.data_hash}
+
+
 def run_identity(resolved: Resolved) -> dict[str, Any]:
     """Everything that determines a run except the code; the run's id is the hash of it."""
     spec = resolved.task.spec
@@ -68,7 +79,7 @@ def run_identity(resolved: Resolved) -> dict[str, Any]:
         "task": spec.name,
         "task_version": spec.version,
         "spec": resolved.task.digest,
-        "hashes": resolved.task.hashes,
+        "hashes": run_hashes(resolved),
         "method": resolved.method,
         "options": resolved.config.model_dump(mode="json"),
         **run_settings(resolved),
@@ -148,7 +159,7 @@ def outside_run_id(task: Task, name: str, content: str, config: dict[str, Any]) 
     """The name of a record of work from elsewhere.
 
     Args:
-        content: what was evaluated: the SHA-256 of a file, or the path of a function.
+        content: what was evaluated: the SHA-256 of a file, or of a function's source.
     """
     key = digest([task.digest, task.hashes, name, content, config])[:10]
     return f"{name}-{config['num_steps']}-{key}"

@@ -33,11 +33,11 @@ from harness.runs.evaluation import (
     write_student,
 )
 from harness.runs.finished import finished_record, run_folder, sibling_of
-from harness.runs.identity import checkpoint_key, run_settings, student_key
+from harness.runs.identity import checkpoint_key, run_hashes, run_settings, student_key
 from harness.runs.locks import held
 from harness.runs.log import Report, logged, logging_report, silent
 from harness.runs.resolve import Resolved, reference_of
-from harness.runs.saving import Form, save_sets
+from harness.runs.saving import Form, forget_sets, save_sets
 from harness.runs.student_file import facts_of
 from harness.training.compiling import check_compiler
 from harness.training.trainer import Trainer
@@ -135,7 +135,9 @@ class Run:
         return record
 
     def _save(self, samples: Callable[[int], Tensor] | None = None) -> None:
-        """Writes the pictures that are wanted and missing; without samples they are made again."""
+        """Writes the pictures that are wanted; a finished run makes the missing ones again."""
+        if samples:  # of a run that is new, or made anew
+            forget_sets(self.folder)
         r, sets = self.resolved, range(self.resolved.noise_sets)
         made = samples or samples_again(r, self.folder, self.device, self.report)
         if self.save:
@@ -184,12 +186,11 @@ class Run:
         if "data" in method.sources:
             sources["data"] = task.split.train
         if "trajectory" in method.sources:
-            progress = self.report("trajectories")
             sources["trajectory"] = open_store(
                 self.resolved.recipe,
                 teacher,
                 self.device,
-                progress=progress,
+                progress=self.report("trajectories"),
                 conditions=task.conditions,
             )
         key = checkpoint_key(self.resolved, self.environment.code)
@@ -264,7 +265,7 @@ class Run:
             "method": r.method,
             "options": r.config.model_dump(mode="json"),
             "config": run_settings(r),
-            "hashes": r.task.hashes,
+            "hashes": run_hashes(r),
             "environment": self.environment,
             "target": r.cls.target,
             "init": r.cls.init,

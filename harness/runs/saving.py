@@ -38,6 +38,15 @@ def check_form(form: str | None, task: Task) -> Form | None:
     raise UsageError(f"save_samples is {form!r}, but it should be one of: npz, png")
 
 
+def forget_sets(folder: Path) -> None:
+    """Removes the pictures in a run's folder, in every form: the run is made anew."""
+    for old in folder.glob("samples-*"):
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink()
+
+
 def save_sets(
     folder: Path,
     task: Task,

@@ -37,6 +37,10 @@ class StudentFacts(BaseModel):
     task_version: int
     network: dict[str, Any] = {}
     """The task's description of its network; none in what older runs kept."""
+    schedule: str = ""
+    """The task's noise schedule; empty in older files."""
+    prediction_type: str = ""
+    """What the teacher's network predicts; empty in older files."""
 
     def metadata(self) -> dict[str, str]:
         """The metadata of a safetensors file."""
@@ -53,6 +57,8 @@ def facts_of(resolved: Resolved) -> StudentFacts:
         task=resolved.task.spec.name,
         task_version=resolved.task.spec.version,
         network=resolved.task.network_options,
+        schedule=resolved.task.spec.schedule,
+        prediction_type=resolved.task.spec.prediction_type,
     )
 
 
@@ -128,7 +134,7 @@ def _refuse_other_options(path: Path, facts: StudentFacts, given: dict[str, Any]
 
 
 def _refuse_other_task(path: Path, facts: StudentFacts, name: str) -> None:
-    """Raises UsageError for a task, a version or a network that are not the file's."""
+    """Raises UsageError for a task, or a part of it, that is not the file's."""
     if name == facts.task and name not in task_names() and not Path(name).is_file():
         raise UsageError(
             f"{path} is a student of task {name}, which does not ship: give its file by --task"
@@ -139,7 +145,10 @@ def _refuse_other_task(path: Path, facts: StudentFacts, name: str) -> None:
             f"task is {task.spec.name}, version {task.spec.version}, but {path} is a student of "
             f"{facts.task}, version {facts.task_version}"
         )
-    if facts.network and facts.network != task.network_options:
-        raise UsageError(
-            f"the network of task {name} is {task.network_options}, but {path} has {facts.network}"
-        )
+    for part, own, here in (
+        ("network", facts.network, task.network_options),
+        ("schedule", facts.schedule, task.spec.schedule),
+        ("prediction_type", facts.prediction_type, task.spec.prediction_type),
+    ):
+        if own and own != here:
+            raise UsageError(f"the {part} of task {name} is {here}, but {path} has {own}")

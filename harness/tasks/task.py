@@ -120,12 +120,16 @@ class Task(TaskFiles):
         )
 
     @cached_property
-    def reference_hash(self) -> str:
-        """SHA-256 of the reference images and their labels, or of their file."""
-        if self.spec.evaluation.reference_npz:
-            file = self.spec.evaluation.reference_npz
-            return file.sha256 or found_hash(self.located(file.file))
+    def data_hash(self) -> str:
+        """SHA-256 of the training images and their labels."""
         return self.split.train.content(rounded=not self.latent)
+
+    @cached_property
+    def reference_hash(self) -> str:
+        """SHA-256 of the file of the reference; without one it is `data_hash`."""
+        if file := self.spec.evaluation.reference_npz:
+            return file.sha256 or found_hash(self.located(file.file))
+        return self.data_hash
 
     @property
     def latent(self) -> bool:
@@ -275,10 +279,10 @@ class Task(TaskFiles):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of everything that the task fixes.
+        """SHA-256 of what the task's YAML fixes.
 
         The summary, the place of the images, the named budgets and the choices of a run are left
-        out. What the images are stands in `hashes`.
+        out. Images that only training reads stand in a run's hashes (`runs/identity.py`).
         """
         names = ("summary", "budgets", "like", "defaults", "guidance_scan_samples", "sources")
         free: dict[str, Any] = {**dict.fromkeys(names, True), "data": {"path"}}
@@ -286,12 +290,9 @@ class Task(TaskFiles):
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of everything on which a run's numbers rest."""
-        found = {
-            "teacher": self.teacher_hash,
-            "features": self.features_hash,
-            "reference": self.reference_hash,
-        }
+        """SHA-256 of the files on which a metric's numbers rest."""
+        found = {"teacher": self.teacher_hash, "features": self.features_hash}
+        found["reference"] = self.reference_hash
         if self.spec.autoencoder:
             found["autoencoder"] = self.autoencoder_hash
         return found | ({"conditions": self.spec.prompts.sha256} if self.spec.prompts else {})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from harness.diffusion.conditions import Condition, Conditions
-from harness.diffusion.randomness import keyed_initialisation
+from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.networks.backbones.dit import DiT
 from harness.networks.history import with_history
 from harness.training.tiny_task import NETWORK
@@ -52,6 +54,20 @@ def test_nothing_stays_nothing() -> None:
 def test_a_null_of_another_kind_is_refused(cond: Condition) -> None:
     with pytest.raises(ValueError, match="other parts"):
         cond.replaced(torch.tensor([True]), Conditions(3).null)
+
+
+@pytest.mark.parametrize("count", [10, 1000])
+def test_drawn_conditions_are_uniform(count: int) -> None:
+    """Pearson's statistic of 50,000 labels has mean count - 1 and variance 2 (count - 1)."""
+    labels = Conditions(count).drawn(Keyed("evaluate", 0), torch.arange(50_000)).classes
+    found = labels.bincount(minlength=count)
+    assert len(found) == count
+    expected = len(labels) / count
+    statistic = float((found - expected).square().sum() / expected)
+    assert abs(statistic - (count - 1)) < 4 * math.sqrt(2 * (count - 1))
+    neighbours = labels.float() - labels.float().mean()
+    correlation = (neighbours[1:] * neighbours[:-1]).mean() / neighbours.square().mean()
+    assert abs(float(correlation)) < 4 / math.sqrt(len(labels))
 
 
 def test_a_number_told_again_counts() -> None:

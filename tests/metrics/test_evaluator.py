@@ -15,6 +15,7 @@ from harness.data.images import ImageSet
 from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import Keyed
 from harness.errors import RunFailed
+from harness.files import digest
 from harness.methods import METHODS
 from harness.metrics import evaluator as evaluator_module
 from harness.metrics import spaces
@@ -166,6 +167,24 @@ def test_features_of_many_images_are_kept(tiny: Task, monkeypatch: pytest.Monkey
     assert torch.equal(first, classify(tiny.classifier(CPU), tiny.split.train.images)[0])
 
 
+def test_features_of_many_images_are_kept_for_each_rounding_and_arithmetic(
+    tiny: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spaces, "FEW", 1000)
+    keys: list[str] = []
+
+    def keep(key: dict[str, Any], compute: Any) -> Tensor:
+        keys.append(digest(key))
+        return torch.zeros(2, 3)
+
+    monkeypatch.setattr(spaces, "cached_samples", keep)
+    for task in (tiny, changed(tiny, evaluation={"rounding": "floor"})):
+        Evaluator(task, lambda k: noise_images(tiny, 40), CPU)
+    monkeypatch.setattr(spaces, "numeric_mode", lambda device: {"device": "cpu", "tf32": True})
+    Evaluator(tiny, lambda k: noise_images(tiny, 40), CPU)
+    assert len(set(keys)) == len(keys) == 3
+
+
 class Extractor:
     """Two metrics of the literature may rest on the same weights."""
 
@@ -200,13 +219,16 @@ def test_the_floor_beside_many_images_is_kept(tiny: Task, monkeypatch: pytest.Mo
     other_train.__dict__["split"] = replace(tiny.split, train=fewer["train"])
     some = changed(tiny, evaluation={"neighbours": 100})
     smaller = changed(tiny, evaluation={"kid_subset_size": 50})
-    others = [evaluator(task) for task in (other_held_out, other_train, some, smaller)]
+    floored = changed(tiny, evaluation={"rounding": "floor"})
+    halved = changed(tiny, evaluation={"half_distances": True})
+    tasks = (other_held_out, other_train, some, smaller, floored, halved)
+    others = [evaluator(task) for task in tasks]
     others += [evaluator(tiny, Extractor("fid_inception")), evaluator(tiny, Extractor("fid_clean"))]
     for _ in range(2):
-        assert [other.floors(360)["fid_floor"].mean for other in others] == [1, 2, 3, 4, 5, 6]
+        assert [other.floors(360)["fid_floor"].mean for other in others] == [*range(1, 9)]
         with monkeypatch.context() as patch:
             patch.setattr(evaluator_module, "code_digest", lambda *args: "other code")
-            assert evaluator(tiny).floors(360)["fid_floor"].mean == 7
+            assert evaluator(tiny).floors(360)["fid_floor"].mean == 9
 
 
 def test_every_noise_set_has_its_value(tiny: Task) -> None:

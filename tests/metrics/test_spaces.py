@@ -11,6 +11,7 @@ import pytest
 import torch
 from judged import (
     TinyInception,
+    change_config,
     latent_task,
     latents,
     with_split,
@@ -22,7 +23,7 @@ from torch import Tensor
 from harness.data.images import to_uint8
 from harness.diffusion.randomness import Keyed
 from harness.errors import UsageError
-from harness.files import digest, file_hash, write_tensors
+from harness.files import digest, file_hash, read_tensors, write_tensors
 from harness.metrics import spaces
 from harness.metrics.evaluator import Evaluator
 from harness.metrics.fidelity import fid, frechet_distance
@@ -30,6 +31,8 @@ from harness.metrics.manifold import half_distances, precision_recall
 from harness.metrics.moments import SplitScores
 from harness.metrics.pixels import Pixels, drawable, floored_uint8
 from harness.metrics.sampling import sample_grid
+from harness.metrics.spaces import PublishedSpace
+from harness.networks.autoencoder import WEIGHTS
 from harness.networks.classifier import Classifier
 from harness.tasks import Task, TaskSpec, load_task
 from harness.training.tiny_task import tiny_spec
@@ -286,6 +289,51 @@ def test_extra_networks_see_decoded_latents(tmp_path: Path) -> None:
     identity = found["fid_inception"].identity
     assert identity["rounding"] == "uint8: round(127.5 (x + 1)), clamped to 0..255"
     assert identity["decoding"]["shift"] == 0.25
+
+
+def test_a_changed_autoencoder_decodes_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the task states no SHA-256, so that its file alone tells one from another."""
+    entry = write_autoencoder(tmp_path) | {"sha256": None}
+    features = write_inception(tmp_path)
+
+    def fids() -> tuple[float, float]:
+        task = latent_task(tmp_path, features=features, autoencoder=entry)
+        found = evaluator(task, latents(40)).evaluate({0: latents(40)})
+        return found["fid"].mean, found["fid_floor"].mean
+
+    first, weights = fids(), tmp_path / "autoencoder" / WEIGHTS
+    write_tensors(weights, {name: 1.5 * x for name, x in read_tensors(weights).items()})
+    second = fids()
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "empty"))
+    assert second == fids()
+    assert second[0] != first[0]
+    assert second[1] != first[1]
+
+
+def test_all_that_decides_a_picture_is_in_the_key_of_its_description(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry, features = write_autoencoder(tmp_path), write_inception(tmp_path)
+
+    def key(evaluation: dict[str, Any] | None = None, **changes: float) -> str:
+        stated = {f"{name}_factor": entry[name] for name in ("scaling", "shift")}
+        stated |= {f"{name}_factor": value for name, value in changes.items()}
+        change_config(tmp_path / "autoencoder", **stated)
+        task = latent_task(tmp_path, features=features, autoencoder={**entry, **changes})
+        spec = task.spec.evaluation.model_copy(update=evaluation or {})
+        task.spec = task.spec.model_copy(update={"evaluation": spec})
+        space = evaluator(task, latents(40)).space
+        assert isinstance(space, PublishedSpace)
+        return digest(space._key)
+
+    found = [key(), key({"rounding": "floor"}), key(scaling=0.25), key(shift=0.5)]
+    monkeypatch.setattr(spaces, "numeric_mode", lambda device: {"device": "cpu", "tf32": True})
+    found.append(key())
+    monkeypatch.setattr(spaces, "code_digest", lambda *rooms: "other code")
+    found.append(key())
+    assert len(set(found)) == len(found)
 
 
 def test_pictures_are_decoded_in_batches(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from harness.records import Record, write_record
 from harness.runs.build import build
 from harness.runs.diffusers_folder import write_folder
 from harness.runs.resolve import Resolved, resolve
-from harness.runs.student_file import facts_of, student_config
+from harness.runs.student_file import KEY, facts_of, read_facts, student_config
 from harness.solvers import sample
 from harness.tasks import Task
 
@@ -113,6 +113,11 @@ def test_what_contradicts_a_student_is_refused(
     ("change", "complaint"),
     [
         ({"network": {"num_heads": 4}}, "the network of task tiny is"),
+        (
+            {"schedule": "flow", "prediction_type": "v"},
+            "the schedule of task tiny is flow, but {} has vp",
+        ),
+        ({"prediction_type": "v"}, "the prediction_type of task tiny is v, but {} has eps"),
         ({"version": 2}, "task is tiny, version 2, but {} is a student of tiny, version 1"),
         ({"name": "other"}, "task is other, version 1, but"),
     ],
@@ -127,6 +132,16 @@ def test_another_network_or_version_is_refused(
     with pytest.raises(UsageError) as refused:
         student_config(path, {})
     assert complaint.format(path) in str(refused.value)
+
+
+def test_a_file_that_says_no_schedule_is_taken(tiny: Task, tmp_path: Path) -> None:
+    path = file_of(tmp_path, history_layers=2)
+    facts = read_facts(path)
+    assert facts is not None
+    assert (facts.schedule, facts.prediction_type) == ("vp", "eps")
+    older = facts.model_dump(exclude={"schedule", "prediction_type"})
+    write_tensors(path, read_tensors(path), {"run_id": facts.run_id, KEY: json.dumps(older)})
+    assert student_config(path, {}).num_steps == 2
 
 
 def test_one_student_for_many_steps_takes_any(tiny: Task, tmp_path: Path) -> None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from judged import with_split
 from tiny_runs import ARD, config
 
 from harness.errors import UsageError
 from harness.methods import METHODS
+from harness.runs.build import build, sampler_of
+from harness.runs.identity import checkpoint_key, run_hashes, samples_key, student_key
 from harness.runs.resolve import resolve
 from harness.tasks import Task
+from harness.tasks import task as task_module
+from harness.tasks.spec import File
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +98,70 @@ def test_the_run_id_depends_on_the_task(tiny: Task) -> None:
     assert run_id() == resolve(config()).run_id
     assert run_id(version=2) != run_id()
     assert run_id(teacher=tiny.spec.teacher.model_copy(update={"sha256": "0" * 64})) != run_id()
+
+
+def judged_by_file(tiny: Task, folder: Path, scale: float = 1.0) -> Task:
+    """The task with a file as its reference, and training images of a scale."""
+    (folder / "reference.npz").write_bytes(b"pictures")
+    file = File(file=str(folder / "reference.npz"))
+    evaluation = tiny.spec.evaluation.model_copy(update={"reference_npz": file})
+    task = Task(tiny.spec.model_copy(update={"evaluation": evaluation}), tiny.folder)
+    return with_split(task, scale * tiny.split.train.images, tiny.split.held_out.images)
+
+
+READ_DATA = [
+    {"method": "meanflow", "options": {}},
+    {"method": "scm", "options": {}, "budget": "steps=0"},
+    {"method": "consistency-distillation", "options": {"grid": "karras"}, "budget": "steps=0"},
+    {"options": {**ARD, "gan_from": 0.5}},
+    {"options": {**ARD, "dmd_from": 0.5}},
+]
+READ_NONE = [
+    {},
+    {"method": "teacher", "options": {}},
+    {"method": "meanflow", "options": {}, "budget": "steps=0"},
+    {"options": {**ARD, "gan_from": 0.5}, "budget": "steps=0"},
+]
+
+
+@pytest.mark.parametrize("changes", READ_DATA, ids=str)
+def test_training_images_beside_another_reference_are_in_the_identity(
+    changes: dict[str, Any], tiny: Task, tmp_path: Path
+) -> None:
+    made = config(**changes)
+    first, second = (resolve(made, judged_by_file(tiny, tmp_path, x)) for x in (1.0, 0.5))
+    assert first.task.hashes == second.task.hashes
+    assert first.run_id != second.run_id
+    assert student_key(first) != student_key(second)
+    assert checkpoint_key(first, "code") != checkpoint_key(second, "code")
+    assert samples_key(first, 0, CPU) != samples_key(second, 0, CPU)
+    assert run_hashes(first)["data"] == first.task.split.train.content()
+    assert "data" not in run_hashes(resolve(made, tiny))
+
+
+@pytest.mark.parametrize("changes", READ_NONE, ids=str)
+def test_images_that_nothing_reads_need_not_be_there(
+    changes: dict[str, Any], tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = judged_by_file(tiny, tmp_path)
+    whole = resolve(config(**changes), task)
+    del task.__dict__["split"]
+    monkeypatch.setattr(task_module, "load_split", lambda *args: pytest.fail("it is read"))
+    assert resolve(config(**changes), task).run_id == whole.run_id
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_sampler_that_says_so_reads_no_images(
+    name: str, tiny: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"options": ARD if name == "ard" else {}, "num_steps": 1, "batch_size": 48}
+    made = resolve(config(method=name, budget="steps=0", **changes), tiny)
+    if made.cls.reads_data(made.config, 0):
+        _ = tiny.split
+    monkeypatch.setattr(task_module, "load_split", lambda *args: pytest.fail("it is read"))
+    method = build(made, tiny.teacher(CPU), CPU)
+    x_T, cond = tiny.evaluation_inputs(0, slice(2))
+    assert sampler_of(method)(x_T, cond, lambda key: x_T).shape == x_T.shape
 
 
 def test_spelling_out_a_default_changes_nothing(tiny: Task) -> None:

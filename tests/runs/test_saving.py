@@ -165,6 +165,56 @@ def test_a_function_of_the_current_directory(
     assert "as stated: nothing at all" in call("report", "r").stdout
 
 
+@pytest.mark.parametrize("form", ["npz", "png"])
+def test_an_edited_function_leaves_no_stale_file(
+    form: str, tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has another run id. An edited helper has not, and its files are written anew."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def evaluated(function: str, helper: str) -> tuple[str, float]:
+        Path("edited_function.py").write_text(function)
+        Path("edited_helper.py").write_text(helper)
+        for name in ("edited_function", "edited_helper"):
+            sys.modules.pop(name, None)
+        words = ("--task", "tiny", "--callable", "edited_function:f", "--save-samples", form)
+        record, folder = record_of(tmp_path / "r", "evaluate", *words)
+        saved = folder / ("samples-0.npz" if form == "npz" else "samples-0")
+        again, _ = record_of(tmp_path / "e", "evaluate", "--task", "tiny", "--samples", saved)
+        assert fid_of(again) == pytest.approx(fid_of(record), rel=1e-9)
+        return record["run_id"], fid_of(record)
+
+    source = "import edited_helper\n\n\ndef f(x_T, labels):\n    return edited_helper.g(x_T)"
+    first = evaluated(source, "def g(x):\n    return x")
+    helped = evaluated(source, "def g(x):\n    return x / 2")
+    edited = evaluated(source + " / 2\n", "def g(x):\n    return x")
+    assert first[0] == helped[0] != edited[0]
+    assert first[1] != helped[1] == edited[1]
+
+
+def test_a_run_that_is_made_again_leaves_no_stale_file(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under new code. A finished run keeps its files."""
+    words = ("run", "--task", "tiny", *ARD, *ONE_SET)
+    record, folder = record_of(tmp_path, *words, "--save-samples", "npz")
+    stale = folder / "samples-0.npz"
+    whole = stale.read_bytes()
+    (folder / "samples-0").mkdir()
+    stale.write_bytes(b"other samples")
+    record_of(tmp_path, *words, "--save-samples", "npz")
+    assert stale.read_bytes() == b"other samples"
+    (folder / "record.json").unlink()
+    again, _ = record_of(tmp_path, *words, "--save-samples", "npz")
+    assert again["run_id"] == record["run_id"]
+    assert stale.read_bytes() == whole
+    (folder / "record.json").unlink()
+    record_of(tmp_path, *words)
+    assert [path.name for path in folder.glob("samples*")] == ["samples.png"]
+
+
 def test_samples_that_are_no_pictures_are_not_saved(tmp_path: Path) -> None:
     done = call("run", "--task", "mixture", *ARD, "--save-samples", "npz", "--results", tmp_path)
     assert done.exit_code == 2
