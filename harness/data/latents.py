@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from harness.data.readers import Reader
 from harness.data.shards import Shards
 from harness.errors import UsageError
-from harness.files import digest
+from harness.files import digest, written_digest
 
 MANIFEST = "manifest.json"
 
@@ -22,16 +24,24 @@ class Latents(Reader):
     Args:
         shape: C, H and W of a latent.
         flip: whether mirrored images are asked for.
+        autoencoder: what is known of the autoencoder that should have made them, among `sha256`,
+            `scaling` and `shift`.
 
     Raises:
-        UsageError: if the folder is unfinished, broken or of another shape, or if it has no
-            mirrored view though one is asked for.
+        UsageError: if the folder is unfinished, broken, of another shape or autoencoder, if a shard
+            is not the manifest's, or if there is no mirrored view though one is asked for.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int], flip: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int, int],
+        flip: bool = False,
+        autoencoder: Mapping[str, Any] | None = None,
+    ):
         try:
             self.manifest = json.loads((path / MANIFEST).read_text())
-            names = [shard["file"] for shard in self.manifest["shards"]]
+            digests = {shard["file"]: shard["digest"] for shard in self.manifest["shards"]}
             size, found = self.manifest["shard_size"], self.manifest["shape"]
             self.mirrored = bool(self.manifest["mirrored"])
         except FileNotFoundError as error:
@@ -49,7 +59,13 @@ class Latents(Reader):
                 f"latents in {path} have no mirrored view: encode with --flips, "
                 "or leave data.flip out"
             )
-        self._shards = Shards([path / name for name in names], size, checked=False)
+        self._check_maker(path, autoencoder or {})
+        for name, stated in digests.items():
+            if written_digest(path / name) != stated:
+                raise UsageError(
+                    f"{path / name} is not the file that {MANIFEST} names: encode the images again"
+                )
+        self._shards = Shards([path / name for name in digests], size, checked=False)
         self.labels = self._shards.whole("labels")
         self.shape = (len(self.labels), *shape)
 
@@ -63,3 +79,19 @@ class Latents(Reader):
     def content(self) -> str:
         """SHA-256 of the digests that the manifest gives for its shards."""
         return digest([self.manifest["shape"], self.manifest["shards"]])
+
+    def _check_maker(self, path: Path, own: Mapping[str, Any]) -> None:
+        """Raises UsageError if the manifest names another autoencoder than the task's."""
+        made_by = self.manifest.get("autoencoder")
+        if not isinstance(made_by, dict):
+            return
+        other = [
+            f"{name} {made_by.get(name)} in place of {value}"
+            for name, value in own.items()
+            if made_by.get(name) != value
+        ]
+        if other:
+            raise UsageError(
+                f"latents in {path} are of another autoencoder than the task's: "
+                f"{', '.join(other)}; encode the images again, or name the right folders"
+            )

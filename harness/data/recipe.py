@@ -25,7 +25,7 @@ class Recipe:
     """The trajectories of a run.
 
     Attributes:
-        teacher: SHA-256 of the teacher's weights file.
+        teacher: SHA-256 of the teacher's weights, or of weights and network (`teacher_identity`).
         schedule, prediction_type: the schedule's name and the teacher's prediction type.
         guidance_scale, guidance_channels: the teacher's guidance.
         solver, steps: the solver's name and its number of steps K.

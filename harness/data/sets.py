@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class Wanted:
             folder beside `train`, or 20 %.
         classes: names of classes in the order of their labels; empty means all, sorted.
         flip: whether training mirrors half of the images.
+        autoencoder: what is known of the autoencoder of latents; see `Latents`.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Wanted:
     held_out: float | str | None = None
     classes: tuple[str, ...] = ()
     flip: bool = False
+    autoencoder: Mapping[str, Any] | None = None
 
     def where(self, text: str) -> Path:
         """The file or folder that a path means. Raises UsageError if there is none."""
@@ -80,7 +83,7 @@ FILE_SETS: dict[str, Callable[[Path, Wanted], Reader]] = {
     "folder": _folder,
     "webdataset": lambda path, w: Tars(path, w.shape, w.classes, w.num_classes != 1),
     "npz": lambda path, w: Archive(path, w.shape, w.num_classes != 1),
-    "latents": lambda path, w: Latents(path, w.shape, w.flip),
+    "latents": lambda path, w: Latents(path, w.shape, w.flip, w.autoencoder),
 }
 """Sets that are files, by kind."""
 

@@ -19,6 +19,8 @@ from harness.files import file_hash
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The file of weights in a folder of diffusers."""
+PLAIN = 0.18215
+"""Scaling of an autoencoder whose config states none: Stable Diffusion's, as in diffusers."""
 
 
 class Autoencoder:
@@ -102,6 +104,11 @@ def image_shape(config: dict[str, Any], latent: tuple[int, int, int]) -> tuple[i
     return config.get("out_channels", 3), factor * height, factor * width
 
 
+def stated_scaling(config: dict[str, Any]) -> tuple[float, float]:
+    """Scaling and shift of latents by a config; one without them has those of `PLAIN`."""
+    return config.get("scaling_factor") or PLAIN, config.get("shift_factor") or 0.0
+
+
 def _check_family(folder: Path, config: dict[str, Any], scaling: float, shift: float) -> None:
     """Raises UsageError for other numbers of scaling than those that a config states."""
     if config.get("latents_mean") is not None or config.get("latents_std") is not None:
@@ -109,14 +116,11 @@ def _check_family(folder: Path, config: dict[str, Any], scaling: float, shift: f
             f"{folder / 'config.json'} scales each channel of latents on its own, "
             "which tasks cannot state: use an autoencoder with scaling_factor alone"
         )
-    stated = {
-        "scaling": config.get("scaling_factor") or scaling,
-        "shift": config.get("shift_factor") or 0.0,
-    }
-    for name, mine in (("scaling", scaling), ("shift", shift)):
-        if abs(stated[name] - mine) > 1e-6:
+    numbers = zip(("scaling", "shift"), (scaling, shift), stated_scaling(config), strict=True)
+    for name, mine, stated in numbers:
+        if abs(stated - mine) > 1e-6:
             raise UsageError(
-                f"autoencoder.{name} is {mine}, but {folder / 'config.json'} says {stated[name]}"
+                f"autoencoder.{name} is {mine}, but {folder / 'config.json'} says {stated}"
             )
 
 

@@ -25,6 +25,8 @@ GROUPS = ("ema", "model", "state_dict")
 """Where a checkpoint keeps a network, the best first: averaged weights, then trained ones."""
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 """Prefixes of DataParallel and AveragedModel, of torch.compile, and of training scripts."""
+STUDENT = "student"
+"""The key in the metadata of the files of our students, below which is how they are sampled."""
 BROKEN = (RuntimeError, EOFError, KeyError, ValueError, OSError, TypeError, IndexError)
 """What torch.load raises for a file that is no checkpoint, or half of one."""
 

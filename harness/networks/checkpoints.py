@@ -23,7 +23,7 @@ from harness.errors import UsageError
 from harness.files import file_hash, read_tensors, write_tensors
 from harness.networks import diffusers_folders as folders
 from harness.networks.backbones import build
-from harness.networks.checkpoint_files import StateDict, read_state_dict
+from harness.networks.checkpoint_files import STUDENT, StateDict, read_state_dict
 from harness.networks.fit import check_fit, load_into, some
 from harness.networks.sizes import sizes_of
 
@@ -106,6 +106,10 @@ def _read(source: str, kind: Kind | None, num_heads: int | None) -> Teacher:
     if not path.exists() and folders.is_hub_name(source):
         return _from_folder(folders.hub_folder(source), f"{source} on the hub")
     found = read_state_dict(path)
+    if STUDENT in found.metadata:
+        raise UsageError(
+            f"{path} is a student of this harness, not a teacher: name the teacher's file"
+        )
     if "network" in found.metadata:
         return _own(found, str(path), kind)
     return _official(found, path, kind, num_heads)
@@ -191,7 +195,7 @@ def _official(found: StateDict, path: Path, kind: Kind | None, num_heads: int | 
     """A state dict with the official keys of DiT, which are also SiT's and ours."""
     sizes = sizes_of(found.tensors, found.args, str(path), num_heads)
     check_fit(skeleton(sizes).state_dict(), found.tensors, str(path))
-    kind, why = (kind, "as given") if kind else kind_of(path, found.args)
+    kind, why = _given(kind, path, found.args) if kind else kind_of(path, found.args)
     if kind == "sit":
         _check_sit(path, found.args)
         sizes = {"convention": "sit", **sizes}
@@ -200,6 +204,20 @@ def _official(found: StateDict, path: Path, kind: Kind | None, num_heads: int | 
         facts["prefixes taken off"] = ", ".join(found.wrappers)
     facts["kind"] = f"{kind}, {why}"
     return Teacher(sizes, found.tensors, *KINDS[kind], facts)
+
+
+def _given(kind: Kind, path: Path, args: Mapping[str, Any]) -> tuple[Kind, str]:
+    """The kind that a person gives. Raises UsageError if the file's options say the other one."""
+    model = str(args.get("model", ""))
+    if (said := _kinds_in(model)) and kind not in said:
+        raise UsageError(f"--kind is {kind}, but {path} was trained as {model}: leave --kind out")
+    return kind, "as given"
+
+
+def _kinds_in(text: str) -> list[Kind]:
+    """The kinds that a text names as words."""
+    known: tuple[Kind, ...] = ("dit", "sit")
+    return [kind for kind in known if re.search(rf"(?i)(?<![a-z]){kind}(?![a-z])", text)]
 
 
 def kind_of(path: Path, args: Mapping[str, Any]) -> tuple[Kind, str]:
@@ -212,9 +230,7 @@ def kind_of(path: Path, args: Mapping[str, Any]) -> tuple[Kind, str]:
         "by the name of the file": path.name,
     }
     for why, text in told.items():
-        kinds: list[Kind] = [
-            k for k in ("dit", "sit") if re.search(rf"(?i)(?<![a-z]){k}(?![a-z])", text)
-        ]
+        kinds = _kinds_in(text)
         if len(kinds) == 1:
             return kinds[0], why
     raise UsageError(

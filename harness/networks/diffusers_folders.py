@@ -135,6 +135,8 @@ def trained_as(folder: Path, name: str) -> tuple[str, str]:
         "beta_start": 0.0001,
         "beta_end": 0.02,
         "num_train_timesteps": 1000,
+        "trained_betas": None,
+        "rescale_betas_zero_snr": False,
     }
     for key, value in needed.items():
         if config.get(key, value) != value:

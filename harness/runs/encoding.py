@@ -14,13 +14,15 @@ from harness.data.encode import Encoding, encode
 from harness.data.readers import Reader
 from harness.data.sets import Wanted, load_split
 from harness.errors import UsageError
-from harness.files import digest, file_hash
-from harness.networks.autoencoder import WEIGHTS, Autoencoder, autoencoder_config
+from harness.files import data_folder, digest, file_hash
+from harness.networks.autoencoder import (
+    WEIGHTS,
+    Autoencoder,
+    autoencoder_config,
+    stated_scaling,
+)
 from harness.progress import Progress
-from harness.tasks import Task
-
-PLAIN = 0.18215
-"""Scaling of an autoencoder whose config states none: Stable Diffusion's, as in diffusers."""
+from harness.tasks import Task, task_files
 
 
 @dataclass(frozen=True)
@@ -113,15 +115,16 @@ def _encoder(
     The task's is checked against the SHA-256 and the numbers that the task gives.
     """
     stated = None if asked.autoencoder else getattr(task and task.spec, "autoencoder", None)
-    config, weights = autoencoder_config(folder), folder / WEIGHTS
-    if stated:
-        sha256, scaling, shift = stated.sha256, stated.scaling, stated.shift
-    else:
-        sha256 = file_hash(weights) if weights.is_file() else ""
-        scaling, shift = config.get("scaling_factor") or PLAIN, config.get("shift_factor") or 0.0
-    public = {name: value for name, value in config.items() if not name.startswith("_")}
-    about = {"sha256": sha256, "config": digest(public), "scaling": scaling, "shift": shift}
-    return Autoencoder(folder, sha256, scaling, shift, device), {"autoencoder": about}
+    config = autoencoder_config(folder)
+    scaling, shift = (stated.scaling, stated.shift) if stated else stated_scaling(config)
+    encoder = Autoencoder(folder, stated and stated.sha256, scaling, shift, device)
+    about = {
+        "sha256": file_hash(folder / WEIGHTS),  # of the file, also where the task states none
+        "config": digest({k: v for k, v in config.items() if not k.startswith("_")}),
+        "scaling": scaling,
+        "shift": shift,
+    }
+    return encoder, {"autoencoder": about}
 
 
 def _wanted(asked: Asked, task: Task | None, channels: int, factor: int) -> Wanted:
@@ -170,12 +173,17 @@ def kind_of(path: Path) -> str:
 
 
 def _out(asked: Asked, task: Task | None) -> Path:
-    """Where the latents go: what is asked for, or the place where the task reads them."""
+    """Where the latents go: what is asked for, or the place where the task reads them.
+
+    Those of a task that ships lie in the data folder, since the package is not written to.
+    """
     if asked.out is not None:
         return asked.out
     if task is None or task.spec.data.set != "latents" or task.spec.data.path is None:
         raise UsageError("no folder is named; give --out, or a --task whose data are latents")
-    return (task.folder or Path()) / task.spec.data.path
+    folder = task.folder or Path()
+    ships = folder.resolve() == task_files.FOLDER.resolve()
+    return (data_folder() if ships else folder) / task.spec.data.path
 
 
 def _autoencoder_folder(asked: Asked, task: Task | None) -> Path:

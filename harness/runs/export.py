@@ -188,7 +188,7 @@ def facts_lines(record: Record, resolved: Resolved, facts: StudentFacts) -> list
     lines = [
         f"- **Task**: {record.task}, version {record.task_version}; guidance "
         f"{spec.guidance.scale:g}; schedule {spec.schedule}",
-        f"- **Teacher**: SHA-256 `{record.hashes.get('teacher', 'exact')}`",
+        f"- **Teacher**: identity `{record.hashes.get('teacher', 'exact')}`",
         f"- **Network**: `{facts.network}`",
     ]
     if cost:

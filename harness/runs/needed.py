@@ -16,6 +16,7 @@ from harness.metrics.spaces import reference_file
 from harness.networks.backbones import build
 from harness.networks.classifier import Classifier
 from harness.networks.fit import check_fit
+from harness.networks.said import check_said
 from harness.tasks import Task
 from harness.tasks.spec import InceptionFeatures, Part, Weights
 from harness.tasks.task_files import FOLDER
@@ -123,3 +124,5 @@ def _check_weights(task: Task, part: Part, path: Path) -> None:
         raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
     found = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     check_fit(network.state_dict(), found, str(path))
+    if part == "teacher":
+        check_said(path, task.spec.network, task.spec.schedule, task.spec.prediction_type)

@@ -14,13 +14,11 @@ from safetensors import SafetensorError, safe_open
 
 from harness.errors import UsageError
 from harness.methods import METHODS
+from harness.networks.checkpoint_files import STUDENT
 from harness.records import read_record
 from harness.runs.config import RunConfig, parse_config, parse_options
 from harness.runs.resolve import Resolved
 from harness.tasks import load_task, task_names
-
-KEY = "student"
-"""The key of the facts, in JSON, in a file's metadata."""
 
 
 class StudentFacts(BaseModel):
@@ -44,7 +42,7 @@ class StudentFacts(BaseModel):
 
     def metadata(self) -> dict[str, str]:
         """The metadata of a safetensors file."""
-        return {"run_id": self.run_id, KEY: self.model_dump_json()}
+        return {"run_id": self.run_id, STUDENT: self.model_dump_json()}
 
 
 def facts_of(resolved: Resolved) -> StudentFacts:
@@ -72,8 +70,8 @@ def read_facts(path: Path) -> StudentFacts | None:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        if KEY in metadata:
-            return StudentFacts.model_validate_json(metadata[KEY])
+        if STUDENT in metadata:
+            return StudentFacts.model_validate_json(metadata[STUDENT])
     except SafetensorError as error:
         raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
     except ValidationError as error:

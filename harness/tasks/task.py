@@ -25,6 +25,7 @@ from harness.networks.autoencoder import Autoencoder, autoencoder_config, image_
 from harness.networks.backbones import build
 from harness.networks.classifier import Classifier
 from harness.networks.fit import load_into
+from harness.networks.said import check_said
 from harness.solvers import Noise
 from harness.tasks.spec import Part, TaskSpec
 from harness.tasks.task_files import TaskFiles
@@ -107,6 +108,7 @@ class Task(TaskFiles):
             data.held_out,
             data.classes,
             data.flip,
+            self.autoencoder_facts,
         )
 
     @cached_property
@@ -206,6 +208,9 @@ class Task(TaskFiles):
             )
         state = {name: tensor.float() for name, tensor in read_tensors(path, sha256).items()}
         load_into(network, state, f"{part} of task {self.spec.name} ({path})")
+        if part == "teacher":
+            spec = self.spec
+            check_said(path, spec.network, spec.schedule, spec.prediction_type)
 
     @property
     def recipe(self) -> Recipe:
@@ -290,8 +295,8 @@ class Task(TaskFiles):
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the files on which a metric's numbers rest."""
-        found = {"teacher": self.teacher_hash, "features": self.features_hash}
+        """SHA-256 of what a metric's numbers rest on."""
+        found = {"teacher": self.teacher_identity, "features": self.features_hash}
         found["reference"] = self.reference_hash
         if self.spec.autoencoder:
             found["autoencoder"] = self.autoencoder_hash

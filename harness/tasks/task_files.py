@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from harness.errors import UsageError
 from harness.files import data_folder, found_hash
@@ -96,3 +98,16 @@ class TaskFiles:
         assert self.spec.autoencoder is not None
         stated, folder = self.spec.autoencoder.sha256, self.spec.autoencoder.folder
         return stated or found_hash(self.located(folder) / AUTOENCODER_WEIGHTS)
+
+    @property
+    def autoencoder_facts(self) -> dict[str, Any]:
+        """SHA-256, scaling and shift of the autoencoder; no SHA-256 while its file is missing.
+
+        Empty for a task that has none.
+        """
+        if (spec := self.spec.autoencoder) is None:
+            return {}
+        found: dict[str, Any] = {"scaling": spec.scaling, "shift": spec.shift}
+        with suppress(UsageError):  # whoever decodes says that it is missing
+            found["sha256"] = self.autoencoder_hash
+        return found

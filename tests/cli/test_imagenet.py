@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,16 @@ import yaml
 from commands import Harness, sentence
 from judged import TinyInception, change_config, write_autoencoder, write_inception
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from harness.data.sets import Wanted, load_split
+from harness.files import file_hash
 from harness.metrics import spaces
+from harness.networks.autoencoder import WEIGHTS
 from harness.networks.backbones.dit import DiT
 from harness.runs.needed import needed_files
-from harness.tasks import load_task
+from harness.tasks import load_task, task_files
+from harness.tasks.load import read_task
 
 SIZES = {"depth": 2, "hidden_size": 16, "num_heads": 4, "patch_size": 2, "image_size": 4}
 NETWORK = {**SIZES, "in_channels": 4, "num_classes": 3, "learn_sigma": True}
@@ -156,6 +162,40 @@ def test_wrong_files_are_named_before_anything_is_computed(data: Path, harness: 
     assert "VIRTUAL_imagenet256_labeled.npz" in wrong["reference"]
     done = harness(*RUN, "--dry-run")
     assert (done.code, "4 of the 5 files" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["imagenet256", "imagenet256-sit"])
+def test_the_latents_command_holds_out_val(name: str, data: Path) -> None:
+    """The folder of `--images` has train and val, so nothing of train is held out."""
+    words = load_task(name).spec.sources["data"].split()
+    named = words[words.index("--images") + 1]
+    for part in ("train", "val"):
+        folder = Path("IMAGENET") / part
+        shutil.copytree("train", folder)
+    split = load_split(Wanted("folder", (3, 8, 8), 3, path=str(Path(named).absolute())))
+    assert (len(split.train), len(split.held_out)) == (36, 36)
+
+
+def test_latents_of_a_shipped_task_lie_in_the_data_folder(
+    data: Path, harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package is not written to; another autoencoder does not go on with the folder."""
+    whole = {k: v for k, v in read_task(Path("small.yaml")).items() if k != "like"}
+    Path("small.yaml").write_text(yaml.safe_dump(whole))
+    monkeypatch.setattr(task_files, "FOLDER", Path.cwd())
+    encode = ("data", "encode", "--task", "small", "--images", "train", "--size", 8)
+    assert harness(*encode).code == 0
+    inside = data / "imagenet256"
+    sha256 = file_hash(inside / "vae" / WEIGHTS)
+    for part in ("train", "held_out"):
+        manifest = json.loads((inside / "latents" / part / "manifest.json").read_text())
+        assert manifest["autoencoder"]["sha256"] == sha256
+    assert not Path("imagenet256").exists()
+    assert needed_files(load_task("small"))[0].state == "there"
+    state = load_file(inside / "vae" / WEIGHTS)
+    save_file({name: 2 * value for name, value in state.items()}, inside / "vae" / WEIGHTS)
+    error = sentence(harness(*encode), 2)
+    assert "holds latents with another autoencoder" in error
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet64", "imagenet256", "imagenet256-sit"])

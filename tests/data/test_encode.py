@@ -145,6 +145,16 @@ def test_a_damaged_shard_is_told(tmp_path: Path) -> None:
         encoded(tmp_path)
 
 
+def test_a_shard_of_other_latents_is_told(tmp_path: Path) -> None:
+    """It is whole and has the right shapes, but it is not the one that the manifest names."""
+    encoded(tmp_path / "one")
+    encoded(tmp_path / "other", posterior="sample")
+    name = "00001-of-8.safetensors"
+    (tmp_path / "other" / name).replace(tmp_path / "one" / name)
+    with pytest.raises(UsageError, match=rf"{name} is not the file that manifest\.json names"):
+        Latents(tmp_path / "one", SHAPE)
+
+
 def test_mirrored_images_are_a_second_view(tmp_path: Path) -> None:
     """Of the images, not of the latents: an autoencoder does not commute with mirroring."""
     encoded(tmp_path, mirrored=True, posterior="sample")

@@ -55,6 +55,7 @@ def test_the_shape_of_images_follows_from_the_config(entry: dict[str, Any]) -> N
     [
         ({"_class_name": "AutoencoderDC"}, "must be an AutoencoderKL"),
         ({"scaling_factor": 0.18215}, "autoencoder.scaling is 0.5, but .* says 0.18215"),
+        ({"scaling_factor": None}, "autoencoder.scaling is 0.5, but .* says 0.18215"),
         ({"shift_factor": None}, "autoencoder.shift is 0.25, but .* says 0.0"),
         ({"latents_mean": [0.0] * 4}, "scales each channel of latents on its own"),
         ({"layers_per_block": 2}, "do not fit its config.json: missing keys"),

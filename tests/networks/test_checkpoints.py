@@ -146,6 +146,16 @@ def test_a_sit_of_another_path_is_refused(tmp_path: Path) -> None:
     assert "trained with path_type GVP" in text
 
 
+@pytest.mark.parametrize(("model", "kind"), [("SiT-XL/2", "dit"), ("DiT-XL/2", "sit")])
+def test_a_kind_that_the_files_options_deny_is_refused(
+    model: str, kind: str, tmp_path: Path
+) -> None:
+    content = {"ema": official(), "args": argparse.Namespace(model=model)}
+    text = refusal(content, tmp_path, "0400000.pt", kind=kind)
+    assert f"--kind is {kind}, but" in text
+    assert f"was trained as {model}" in text
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("SiT-XL-2-256.pt", "sit"), ("DiT-XL-2-256x256.pt", "dit"), ("my-dit.pt", "dit")],
@@ -207,6 +217,14 @@ def test_an_own_file_says_what_it_holds(tmp_path: Path) -> None:
     assert same(again.weights, teacher.weights)
     with pytest.raises(UsageError, match="leave --kind out"):
         read_teacher(str(tmp_path / "any.safetensors"), kind="dit")
+
+
+def test_a_student_is_no_teacher(tmp_path: Path) -> None:
+    """Its tensors may be those of a teacher: what it is says only its metadata."""
+    path = tmp_path / "DiT.safetensors"
+    save_file(official(), path, {"run_id": "ard-4-0123456789", "student": "{}"})
+    with pytest.raises(UsageError, match="is a student of this harness, not a teacher"):
+        read_teacher(str(path), "dit", 4)
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from foreign import DIFFUSERS, folder_of, plain, same, wrapped
 from harness.errors import UsageError
 from harness.networks.checkpoints import read_teacher, write_teacher
 from harness.networks.fit import load_into
+from harness.networks.said import check_said
 
 
 @pytest.mark.parametrize("name", DIFFUSERS)
@@ -33,6 +34,19 @@ def test_folders_of_diffusers_stay_theirs(name: str, tmp_path: Path) -> None:
     assert read_teacher(str(tmp_path / "ours.safetensors")).network == teacher.network
 
 
+def test_the_file_says_the_config_but_not_the_source(tmp_path: Path) -> None:
+    """Whether weights were converted from official ones is the task's to say."""
+    _, folder = folder_of("DiTTransformer2DModel", tmp_path)
+    teacher, path = read_teacher(str(folder)), tmp_path / "ours.safetensors"
+    write_teacher(teacher, path)
+    network = teacher.network
+    check_said(path, {**network, "source": "official"}, "vp", "eps")
+    short = {k: v for k, v in network["config"].items() if k != "num_layers"}
+    check_said(path, {**network, "config": {**short, "num_layers": 2}}, "vp", "eps")
+    with pytest.raises(UsageError, match=r"num_layers 2 in place of 28, schedule vp in place of "):
+        check_said(path, {**network, "config": short}, "flow", "eps")
+
+
 def pipeline(folder: Path, **scheduler: Any) -> Path:
     """A DiTPipeline's folder as far as a teacher needs it."""
     folder_of("DiTTransformer2DModel", folder / "transformer")
@@ -47,6 +61,7 @@ def pipeline(folder: Path, **scheduler: Any) -> Path:
     ("scheduler", "kind"),
     [
         ({}, ("vp", "eps")),
+        ({"rescale_betas_zero_snr": False, "trained_betas": None}, ("vp", "eps")),
         ({"prediction_type": "v_prediction"}, ("vp", "v")),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, ("flow", "v")),
     ],
@@ -58,9 +73,19 @@ def test_a_pipeline_says_how_it_was_trained(
     assert (teacher.schedule, teacher.prediction_type) == kind
 
 
-def test_another_noise_schedule_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="beta_schedule scaled_linear"):
-        read_teacher(str(pipeline(tmp_path, beta_schedule="scaled_linear")))
+@pytest.mark.parametrize(
+    ("scheduler", "words"),
+    [
+        ({"beta_schedule": "scaled_linear"}, "beta_schedule scaled_linear"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr True"),
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas"),
+    ],
+)
+def test_another_noise_schedule_is_refused(
+    scheduler: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"scheduler_config.json has {words}"):
+        read_teacher(str(pipeline(tmp_path, **scheduler)))
 
 
 def test_shards_and_pickled_folders_are_read(tmp_path: Path) -> None:
