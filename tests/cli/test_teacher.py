@@ -35,14 +35,14 @@ def mine(tiny_folder: Path, tmp_path: Path) -> Path:
     return folder / "mine.yaml"
 
 
-def official(path: Path, **changes: Any) -> dict[str, torch.Tensor]:
+def official(path: Path, model: str = "DiT-tiny/4", **changes: Any) -> dict[str, torch.Tensor]:
     """Writes what DiT's train.py would: averaged weights in DDP, and its options."""
     torch.manual_seed(0)
     network = DiT(**{**NETWORK, **changes})
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     state = network.state_dict()
-    args = argparse.Namespace(model="DiT-tiny/4", num_heads=NETWORK["num_heads"])
+    args = argparse.Namespace(model=model, num_heads=NETWORK["num_heads"])
     ema = {f"module.{name}": value for name, value in state.items()}
     torch.save({"model": state, "ema": ema, "args": args}, path)
     return state
@@ -76,7 +76,7 @@ def test_teachers_of_each_kind_run_in_a_task(kind: str, mine: Path, harness: Har
     """SiT's weights under its convention, and a transformer of diffusers."""
     path = mine.parent / "teacher"
     if kind == "sit":
-        official(path.with_suffix(".pt"))
+        official(path.with_suffix(".pt"), "SiT-tiny/4")
         args = (path.with_suffix(".pt"), "--kind", "sit")
     else:
         folder_of("DiTTransformer2DModel", path)
