@@ -140,7 +140,7 @@ def data_entry(
     """A task's entry `data`. Raises UsageError if the images cannot be read."""
     from harness.tasks.sources import SETS, of_images, of_latents
 
-    path = images or latents
+    path, mirrored = images or latents, False
     if named is not None:
         shape, classes = SETS[named]
     elif images is not None:
@@ -152,7 +152,7 @@ def data_entry(
         shape, classes = of_images(images, image_size or (teacher.shape[1] if teacher else None))
     else:
         assert latents is not None
-        shape, classes, _ = of_latents(latents)
+        shape, classes, _, mirrored = of_latents(latents)
     where = {"path": place(path)} if path else {}
     return {
         "set": named or ("folder" if images else "latents"),
@@ -160,6 +160,7 @@ def data_entry(
         "split_seed": 0,
         "shape": list(shape),
         "num_classes": classes,
+        **({"flip": True} if mirrored else {}),
     }
 
 

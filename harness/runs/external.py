@@ -80,8 +80,8 @@ def read_samples(path: Path, task: Task) -> Pictures:
     if found.shape != (channels, height, width) and not sized:
         c, h, w = found.shape
         raise UsageError(
-            f"{path}: arr_0 is uint8 [{len(found)}, {h}, {w}, {c}], "
-            f"but task {task.spec.name} needs uint8 [n, {height}, {width}, {channels}]"
+            f"{path} holds pictures of {h} x {w} with {c} channels, "
+            f"but task {task.spec.name} needs {height} x {width} with {channels}"
         )
     labels = found.labels
     if labels is not None and (

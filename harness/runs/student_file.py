@@ -65,6 +65,8 @@ def read_facts(path: Path) -> StudentFacts | None:
 
     Raises UsageError for a file that is missing or broken.
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: give the safetensors file of a student")
     if not path.is_file():
         raise UsageError(f"there is no file of weights {path}")
     try:

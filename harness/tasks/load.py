@@ -28,6 +28,8 @@ def load_task(name: str) -> Task:
     path = Path(name) if name.endswith((".yaml", ".yml")) else task_files.FOLDER / f"{name}.yaml"
     if not path.is_file():
         if path.parent == task_files.FOLDER:
+            if (own := Path(f"{name}.yaml")).is_file():
+                raise UsageError(f"{name} is no shipped task, but {own} is here: give {own}")
             raise unknown("task", name, task_names())
         raise UsageError(f"there is no task file {path}")
     spec = spec_of(read_task(path), f"task file {path} is broken")

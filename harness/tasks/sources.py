@@ -55,10 +55,10 @@ def of_images(folder: Path, size: int | None) -> tuple[Shape, int]:
     return (1 if modes <= set(GREY) else 3, side, side), max(1, len(classes))
 
 
-def of_latents(folder: Path) -> tuple[Shape, int, dict[str, Any]]:
+def of_latents(folder: Path) -> tuple[Shape, int, dict[str, Any], bool]:
     """Of latents that `harness data encode` wrote: shape [C, H, W], number of classes, autoencoder.
 
-    The autoencoder is its SHA-256, scaling and shift.
+    The autoencoder is its SHA-256, scaling and shift. Last stands whether mirrored ones are there.
 
     Raises:
         UsageError: if the folder has no finished latents.
@@ -75,7 +75,7 @@ def of_latents(folder: Path) -> tuple[Shape, int, dict[str, Any]]:
             f"{root} has no finished latents ({type(error).__name__}: {error}): "
             "harness data encode makes them of an image folder"
         ) from error
-    return (channels, height, width), classes, autoencoder
+    return (channels, height, width), classes, autoencoder, bool(manifest.get("mirrored"))
 
 
 def _opened(root: Path) -> Iterator[tuple[str, tuple[int, int]]]:

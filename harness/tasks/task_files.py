@@ -65,8 +65,8 @@ class TaskFiles:
         if weights.training is None:
             return found_hash(self.located(weights.file))
         raise UsageError(
-            f"task {self.spec.name} has no {part} yet: harness teacher train --task FILE.yaml "
-            "makes it and puts its sha256 into the file"
+            f"task {self.spec.name} has no {part} yet: harness teacher train "
+            f"--task {self.spec.name}.yaml makes it and puts its sha256 into the file"
         )
 
     def path(self, weights: Weights | PromptSpec) -> Path:

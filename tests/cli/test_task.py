@@ -14,7 +14,7 @@ from commands import Harness, sentence
 from foreign import folder_of
 from PIL import Image
 
-from harness.cli.cmd_task import duration
+from harness.cli.cmd_task import data_entry, duration
 from harness.errors import UsageError
 from harness.files import file_hash
 from harness.networks.backbones.dit import DiT
@@ -185,10 +185,12 @@ def test_shape_and_classes_of_latents(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     manifest = tmp_path / "train" / "manifest.json"
     manifest.write_text(json.dumps({**content, "autoencoder": {**made_by, "config": "d"}}))
-    assert of_latents(tmp_path) == ((4, 8, 8), 5, made_by)
+    assert of_latents(tmp_path) == ((4, 8, 8), 5, made_by, False)
     names = ["a", "b", "c", "d", "e", "f"]
     manifest.write_text(json.dumps({**content, "classes": names, "autoencoder": made_by}))
     assert of_latents(tmp_path / "train")[1] == 6
+    manifest.write_text(json.dumps({**content, "mirrored": True, "autoencoder": made_by}))
+    assert data_entry(None, tmp_path, None, None, None)["flip"] is True
     manifest.write_text(json.dumps(content))
     with pytest.raises(UsageError, match=r"train has no finished latents .KeyError: 'sha256'"):
         of_latents(tmp_path)

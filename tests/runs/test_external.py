@@ -198,7 +198,7 @@ def test_what_cannot_be_evaluated(
     [
         (
             {"arr_0": np.zeros((4, 8, 8, 3), np.uint8)},
-            "arr_0 is uint8 [4, 8, 8, 3], but task tiny needs uint8 [n, 8, 8, 1]",
+            "holds pictures of 8 x 8 with 3 channels, but task tiny needs 8 x 8 with 1",
         ),
         ({"arr_0": np.zeros((4, 8, 8, 1), np.float32)}, "arr_0 is float32"),
         ({"arr_1": np.array([0, 10, 1, 2])}, "arr_1 should hold 4 labels from 0 to 9"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -156,6 +158,15 @@ def test_no_student_trains_on_the_evaluations_noise() -> None:
 def test_an_unknown_task_names_the_near_one() -> None:
     with pytest.raises(UsageError, match="did you mean digits"):
         load_task("digit")
+
+
+def test_a_tasks_file_is_found_by_its_bare_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos.yaml").touch()
+    with pytest.raises(UsageError, match="is here: give photos"):
+        load_task("photos")
 
 
 DIGESTS = {
