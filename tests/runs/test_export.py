@@ -19,11 +19,12 @@ from harness.cli.main import main
 from harness.errors import UsageError
 from harness.files import read_tensors, write_tensors
 from harness.methods import Method
+from harness.networks.checkpoint_files import STUDENT
 from harness.records import Record, write_record
 from harness.runs.build import build
 from harness.runs.diffusers_folder import write_folder
 from harness.runs.resolve import Resolved, resolve
-from harness.runs.student_file import KEY, facts_of, read_facts, student_config
+from harness.runs.student_file import facts_of, read_facts, student_config
 from harness.solvers import sample
 from harness.tasks import Task
 
@@ -140,7 +141,7 @@ def test_a_file_that_says_no_schedule_is_taken(tiny: Task, tmp_path: Path) -> No
     assert facts is not None
     assert (facts.schedule, facts.prediction_type) == ("vp", "eps")
     older = facts.model_dump(exclude={"schedule", "prediction_type"})
-    write_tensors(path, read_tensors(path), {"run_id": facts.run_id, KEY: json.dumps(older)})
+    write_tensors(path, read_tensors(path), {"run_id": facts.run_id, STUDENT: json.dumps(older)})
     assert student_config(path, {}).num_steps == 2
 
 
