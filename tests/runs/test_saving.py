@@ -128,7 +128,7 @@ def test_samples_of_another_size_stand_apart(latent: Task, tmp_path: Path) -> No
     assert done.exit_code == 0
     assert "size [3, 16, 16] instead of None" in done.stdout
     done = call("evaluate", "--task", "tiny", "--samples", tmp_path / "of16.npz")
-    assert (done.exit_code, "but task tiny needs uint8 [n, 8, 8, 1]" in done.output) == (2, True)
+    assert (done.exit_code, "but task tiny needs 8 x 8 with 1" in done.output) == (2, True)
 
 
 def test_labels_that_are_not_balanced_are_said(latent: Task, tmp_path: Path) -> None:
