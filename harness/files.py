@@ -105,13 +105,7 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
 
     Raises UsageError if the file is missing or broken, or has another SHA-256 than the given one.
     """
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}")
-    if sha256 is not None and (found := file_hash(path)) != sha256:
-        raise UsageError(
-            f"{path} has SHA-256 {found}, but {sha256} was expected: "
-            "the file was changed or is not the right one"
-        )
+    check_hash(path, sha256)
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -167,6 +161,19 @@ def room_for(shape: Sequence[int]) -> Tensor:
         ) from error
 
 
+def header_of(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """The metadata of a safetensors file and the shapes of its tensors, which are not read.
+
+    Raises UsageError if the file is missing or broken.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            return file.metadata() or {}, shapes
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
+
+
 def written_digest(path: Path) -> str:
     """The digest that a file of `write_mapped` states; its tensors are not read.
 
@@ -183,6 +190,17 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_hash(path: Path, sha256: str | None) -> None:
+    """Raises UsageError if a file is missing or has another SHA-256; None takes any."""
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    if sha256 and (found := file_hash(path)) != sha256:
+        raise UsageError(
+            f"{path} has SHA-256 {found}, but {sha256} was expected: "
+            "the file was changed or is not the right one"
+        )
 
 
 def found_hash(path: Path) -> str:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.options import DEFAULT_TASK, MethodCommand, chosen_device, common, complete_methods
+from harness.cli.options import (
+    DEFAULT_TASK,
+    MethodCommand,
+    chosen,
+    chosen_device,
+    common,
+    complete_methods,
+    save_samples_option,
+)
 from harness.errors import CheckFailed, UsageError
 from harness.registry import registry_of
 
@@ -53,11 +61,7 @@ if TYPE_CHECKING:
 )
 @click.option("--name", help="Name in tables [default: that of the file or function].")
 @click.option("--stated", default="", help="What its training cost, as its author states it.")
-@click.option(
-    "--save-samples",
-    type=click.Choice(["npz", "png"]),
-    help="Also write the samples for other evaluators: an .npz file, or PNG by class.",
-)
+@save_samples_option
 @common(results=True, device=True)
 def evaluate_command(
     samples: Path | None,
@@ -101,11 +105,6 @@ def evaluate_command(
             record = evaluate_student(student, config, outside, results, where, display, save)
     warn_of_size(record, task, judge.spec.evaluation.samples)
     print_record(record, results, as_json)
-
-
-def chosen(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that a person gave."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _source(samples: Path | None, student: Path | None, function: str | None) -> str:

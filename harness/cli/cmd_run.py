@@ -11,11 +11,13 @@ import click
 
 from harness.cli.options import (
     MethodCommand,
+    chosen,
     chosen_device,
     common,
     complete_methods,
     field_options,
-)  # fmt: skip
+    save_samples_option,
+)
 from harness.errors import UsageError
 from harness.machine import busy_note
 from harness.registry import registry_of
@@ -50,11 +52,7 @@ RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", 
     help="KEY=VALUE for a field of the run or an option of the method.",
     metavar="KEY=VALUE",
 )
-@click.option(
-    "--save-samples",
-    type=click.Choice(["npz", "png"]),
-    help="Also write the samples for other evaluators: an .npz file, or PNG by class.",
-)
+@save_samples_option
 @click.option("--reuse", is_flag=True, help="Take a finished record that other code made.")
 @click.option(
     "--dry-run",
@@ -120,7 +118,7 @@ def run_values(
             f"config {config}: options is {options!r}, "
             "but it should be a mapping from names to values"
         )
-    pairs = {name: value for name, value in given.items() if value is not None}
+    pairs: dict[str, Any] = chosen(given)
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals:

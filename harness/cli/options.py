@@ -46,6 +46,18 @@ def field_options(
     return options
 
 
+save_samples_option = click.option(
+    "--save-samples",
+    type=click.Choice(["npz", "png"]),
+    help="Also write the samples for other evaluators: an .npz file, or PNG by class.",
+)
+
+
+def chosen(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a person gave."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def values_after(args: list[str], flag: str) -> list[str]:
     """The values given to a flag, before click parses: `--flag VALUE` and `--flag=VALUE`."""
     pairs = zip(args, [*args[1:], None], strict=False)

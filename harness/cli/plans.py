@@ -31,7 +31,7 @@ def show_plan_if_needed(resolved: Resolved, as_json: bool) -> bool:
     from harness.runs.plan import macs_a_pass, plan
 
     files = needed_files(resolved.task)
-    bad = [file for file in files if file.state != "there"]
+    bad = [file for file in files if file.state in ("missing", "wrong")]
     if not bad and macs_a_pass(resolved.task) < LARGE:
         return False
     found = plan(resolved)
@@ -54,7 +54,8 @@ def show_plan_if_needed(resolved: Resolved, as_json: bool) -> bool:
 def show_files(files: list[Needed]) -> None:
     """Prints each file with its state."""
     for file in files:
-        click.echo(f"{file.what}: {file.place}: {file.state}")
+        state = "a run downloads it" if file.state == "download" else file.state
+        click.echo(f"{file.what}: {file.place}: {state}")
         if file.note:
             click.echo(f"  {file.note}")
     click.echo("")

@@ -6,6 +6,7 @@ import shutil
 import struct
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -119,14 +120,24 @@ def _map(path: Path, start: int) -> np.ndarray:
     """The array of the `.npy` content that starts at a byte of a file."""
     with path.open("rb") as file:
         file.seek(start)
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read(file)
-        if dtype.hasobject:
-            raise ValueError("it holds Python objects")
+        shape, fortran, dtype = npy_header(file)
         where = file.tell()
     return np.memmap(path, dtype, "r", where, shape, "F" if fortran else "C")
+
+
+def npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran's order, and type of `.npy` content, which then follows.
+
+    Raises ValueError for objects, and for a version that is not known.
+    """
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(stream)
+    if version not in readers:
+        raise ValueError(f"version {version} of npy is not known")
+    shape, fortran, dtype = readers[version](stream)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    return shape, fortran, dtype

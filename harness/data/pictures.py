@@ -20,6 +20,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from harness.data.arrays import npy_header
 from harness.errors import UsageError
 from harness.files import digest, file_hash, write_aside
 
@@ -197,14 +198,9 @@ def _write_header(stream: IO[bytes], shape: tuple[int, ...], kind: str) -> None:
 def _array(path: Path) -> Iterator[tuple[tuple[int, ...], np.dtype, IO[bytes]]]:
     """The shape, the type and the bytes of `arr_0`."""
     with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        readers = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        shape, fortran, dtype = readers[version](stream)
-        if fortran or dtype.hasobject:
-            raise ValueError("the array is not in C order, or holds objects")
+        shape, fortran, dtype = npy_header(stream)
+        if fortran:
+            raise ValueError("the array is not in C order")
         yield shape, dtype, stream
 
 

@@ -18,10 +18,13 @@ from torch import Tensor
 from harness.data.cache import cached_tensors
 from harness.data.pictures import NpzPictures, Pictures
 from harness.errors import UsageError
-from harness.files import file_hash
+from harness.files import check_hash
 from harness.metrics.extractors import Extractor
 from harness.metrics.moments import Moments, Pair, SplitScores
 from harness.progress import Progress
+
+MANY = 16
+"""Batches of a network that are read at once; whole ones, so that each picture has its place."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +135,7 @@ class ReferenceFile:
 
     def __init__(self, path: Path, sha256: str | None):
         self.path = path
-        if not path.is_file():
-            raise UsageError(f"there is no file {path}")
-        if sha256 and (found := file_hash(path)) != sha256:
-            raise UsageError(f"{path} has SHA-256 {found}, but {sha256} was expected")
+        check_hash(path, sha256)
         try:
             with np.load(path, allow_pickle=False) as content:
                 names = set(content.files)
@@ -160,7 +160,7 @@ class ReferenceFile:
         if self.pictures is None:
             assert self.moments is not None
             return Description(self.moments, self.spatial)
-        batches = self.pictures.batches(16 * extractor.at_once)
+        batches = self.pictures.batches(MANY * extractor.at_once)
         own = cached_description(key, extractor, batches, len(self.pictures), progress=progress)
         return Description(
             self.moments or own.moments, self.spatial or own.spatial, features=own.features

@@ -24,6 +24,7 @@ from harness.errors import UsageError
 from harness.files import room_for, tensors_digest
 from harness.metrics.base import Features
 from harness.metrics.described import (
+    MANY,
     Description,
     ReferenceFile,
     cached_description,
@@ -41,8 +42,6 @@ from harness.tasks.spec import DINOv2Features, InceptionFeatures
 
 Report = Callable[[str], Progress | None]
 OF_REFERENCE = "features of the reference"
-MANY = 16
-"""Batches of a network that are read at once; whole ones, so that each picture has its place."""
 FEW = 10_000
 """Sets of fewer images bypass the cache of a classifier's features, which are quick to compute."""
 

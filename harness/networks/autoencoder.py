@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from harness.errors import UsageError
-from harness.files import file_hash
+from harness.files import check_hash
+from harness.networks.library import diffusers_for
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The file of weights in a folder of diffusers."""
@@ -47,10 +48,7 @@ class Autoencoder:
         self.device = device or torch.device("cpu")
         config = autoencoder_config(folder)
         _check_family(folder, config, scaling, shift)
-        if not (weights := folder / WEIGHTS).is_file():
-            raise UsageError(f"there is no file {weights}")
-        if sha256 and (found := file_hash(weights)) != sha256:
-            raise UsageError(f"{weights} has SHA-256 {found}, but {sha256} was expected")
+        check_hash(folder / WEIGHTS, sha256)
         self.network = _loaded(folder).float().requires_grad_(False).eval().to(self.device)
 
     @torch.no_grad()
@@ -126,14 +124,9 @@ def _check_family(folder: Path, config: dict[str, Any], scaling: float, shift: f
 
 def _loaded(folder: Path) -> Any:
     """The network of a folder. Raises UsageError if weights and config differ."""
+    library = diffusers_for("an autoencoder")
     try:
-        from diffusers import AutoencoderKL
-    except ImportError as error:
-        raise UsageError(
-            "an autoencoder needs diffusers: pip install 'distillation-harness[diffusers]'"
-        ) from error
-    try:
-        network, info = AutoencoderKL.from_pretrained(
+        network, info = library.AutoencoderKL.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (ValueError, OSError, RuntimeError) as error:

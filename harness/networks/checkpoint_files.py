@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from harness.errors import UsageError
-from harness.files import read_tensors
+from harness.files import header_of, read_tensors
 
 GROUPS = ("ema", "model", "state_dict")
 """Where a checkpoint keeps a network, the best first: averaged weights, then trained ones."""
@@ -60,20 +59,11 @@ def read_state_dict(path: Path) -> StateDict:
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
     if path.suffix == ".safetensors":
-        found = StateDict(read_tensors(path), metadata=metadata_of(path))
+        found = StateDict(read_tensors(path), metadata=header_of(path)[0])
         return found if "network" in found.metadata else _unwrapped(path, found)
     content = load_pickled(path)
     state, group = _network_in(path, content)
     return _unwrapped(path, StateDict(state, group, args=_arguments(content)))
-
-
-def metadata_of(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file. Raises UsageError if it cannot be read."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
 
 
 def load_pickled(path: Path) -> Any:

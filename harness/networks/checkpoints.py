@@ -23,8 +23,10 @@ from harness.errors import UsageError
 from harness.files import file_hash, read_tensors, write_tensors
 from harness.networks import diffusers_folders as folders
 from harness.networks.backbones import build
+from harness.networks.backbones.diffusers import DIT
 from harness.networks.checkpoint_files import STUDENT, StateDict, read_state_dict
 from harness.networks.fit import check_fit, load_into, some
+from harness.networks.library import hub_folder
 from harness.networks.sizes import sizes_of
 
 Kind = Literal["dit", "sit"]
@@ -104,7 +106,7 @@ def _read(source: str, kind: Kind | None, num_heads: int | None) -> Teacher:
     if path.is_dir():
         return _from_folder(path, str(path))
     if not path.exists() and folders.is_hub_name(source):
-        return _from_folder(folders.hub_folder(source), f"{source} on the hub")
+        return _from_folder(hub_folder(source, folders.DOWNLOADED), f"{source} on the hub")
     found = read_state_dict(path)
     if STUDENT in found.metadata:
         raise UsageError(
@@ -148,7 +150,7 @@ def output_size(teacher: Teacher) -> float | None:
 
     Raises UsageError if an output is not finite.
     """
-    if teacher.network.get("class", folders.DIT) != folders.DIT:
+    if teacher.network.get("class", DIT) != DIT:
         return None
     network = build(teacher.network).eval()
     load_into(network, {k: v.float() for k, v in teacher.weights.items()}, teacher.facts["source"])

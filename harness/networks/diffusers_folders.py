@@ -19,39 +19,13 @@ from torch import Tensor
 
 from harness.errors import UsageError, unknown
 from harness.files import read_tensors
+from harness.networks.backbones.diffusers import DIT, FAMILIES
 from harness.networks.checkpoint_files import load_pickled
+from harness.networks.library import diffusers_for
 
-DIT = "DiTTransformer2DModel"
-KINDS = {
-    DIT: ("vp", "eps"),
-    "PixArtTransformer2DModel": ("vp", "eps"),
-    "SD3Transformer2DModel": ("flow", "v"),
-}
-"""Schedule and prediction type of a class, as its authors trained it."""
 WEIGHTS = "diffusion_pytorch_model"
 """diffusers' name of a file of weights, without its suffix."""
 DOWNLOADED = ("model_index.json", "config.json", f"{WEIGHTS}*", "transformer/*", "scheduler/*")
-PACKAGE = "pip install 'distillation-harness[diffusers]'"
-
-
-def hub_folder(name: str) -> Path:
-    """The local copy of a repository on the hub; it is downloaded if it is not cached.
-
-    Raises UsageError if it is neither cached nor reachable, or if the hub does not have it.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(DOWNLOADED)))
-    except HfHubHTTPError as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(f"the hub has no {name} for you: {reason}") from error
-    except OSError as error:
-        raise UsageError(
-            f"{name} is neither a file nor a folder here, nor in the cache of the hub, "
-            "and the hub cannot be reached: give a local file or folder"
-        ) from error
 
 
 def is_hub_name(source: str) -> bool:
@@ -85,8 +59,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     name = str(content.get("_class_name"))
     legacy = name == "Transformer2DModel" and content.get("norm_type") == "ada_norm_zero"
     name = DIT if legacy else name
-    if name not in KINDS:
-        raise unknown("class of diffusers", name, KINDS, str(folder / "config.json"))
+    if name not in FAMILIES:
+        raise unknown("class of diffusers", name, FAMILIES, str(folder / "config.json"))
     options = {key: value for key, value in content.items() if not key.startswith("_")}
     known = set(inspect.signature(_class(name).__init__).parameters)
     idle = _defaults("Transformer2DModel") if legacy else {}
@@ -126,7 +100,7 @@ def trained_as(folder: Path, name: str) -> tuple[str, str]:
     """
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.is_file():
-        return KINDS[name]
+        return FAMILIES[name].trained_as
     config = _json(path)
     if str(config.get("_class_name", "")).startswith("FlowMatch"):
         return "flow", "v"
@@ -152,11 +126,7 @@ def trained_as(folder: Path, name: str) -> tuple[str, str]:
 
 
 def _class(name: str) -> Any:
-    try:
-        import diffusers
-    except ImportError as error:
-        raise UsageError(f"a teacher of diffusers needs that package: {PACKAGE}") from error
-    return getattr(diffusers, name)
+    return getattr(diffusers_for(name), name)
 
 
 def _defaults(name: str) -> dict[str, Any]:

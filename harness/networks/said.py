@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.files import header_of
 from harness.networks.backbones.diffusers import class_of
 from harness.networks.backbones.dit import DiT, sized
-from harness.networks.checkpoint_files import metadata_of
 
 
 def check_said(path: Path, network: dict[str, Any], schedule: str, prediction_type: str) -> None:
@@ -25,7 +25,7 @@ def check_said(path: Path, network: dict[str, Any], schedule: str, prediction_ty
 
     Raises UsageError with everything that differs.
     """
-    said = metadata_of(path)
+    said, _ = header_of(path)
     if "network" not in said:
         return
     kind = ("schedule", "prediction_type")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from harness.errors import UsageError
 from harness.files import write_text
 from harness.methods import Method
+from harness.networks.library import diffusers_for
 from harness.runs.resolve import Resolved
 from harness.solvers import sample
 
@@ -55,12 +56,9 @@ def write_folder(method: Method, resolved: Resolved, folder: Path) -> None:
     Raises UsageError without diffusers, and for a student that a plain DiT under DDIM's or
     consistency's steps does not equal.
     """
-    try:
-        from harness.runs.pipeline import StudentPipeline
-    except ImportError as error:
-        raise UsageError(
-            "--format diffusers needs diffusers: pip install 'distillation-harness[diffusers]'"
-        ) from error
+    diffusers_for("--format diffusers")
+    from harness.runs.pipeline import StudentPipeline
+
     transformer = converted(method.sampled_network, resolved)
     index = {
         "steps": steps_of(method, resolved),

@@ -21,6 +21,7 @@ from harness.networks.autoencoder import (
     autoencoder_config,
     stated_scaling,
 )
+from harness.networks.library import hub_folder
 from harness.progress import Progress
 from harness.tasks import Task, task_files
 
@@ -114,10 +115,10 @@ def _encoder(
 
     The task's is checked against the SHA-256 and the numbers that the task gives.
     """
-    stated = None if asked.autoencoder else getattr(task and task.spec, "autoencoder", None)
+    stated = task.spec.autoencoder if task and asked.autoencoder is None else None
     config = autoencoder_config(folder)
     scaling, shift = (stated.scaling, stated.shift) if stated else stated_scaling(config)
-    encoder = Autoencoder(folder, stated and stated.sha256, scaling, shift, device)
+    encoder = Autoencoder(folder, stated.sha256 if stated else None, scaling, shift, device)
     about = {
         "sha256": file_hash(folder / WEIGHTS),  # of the file, also where the task states none
         "config": digest({k: v for k, v in config.items() if not k.startswith("_")}),
@@ -191,31 +192,16 @@ def _autoencoder_folder(asked: Asked, task: Task | None) -> Path:
 
     Raises UsageError if it is neither here nor on the hub.
     """
-    of_task = getattr(task and task.spec, "autoencoder", None)
-    name = asked.autoencoder or (of_task and of_task.folder)
+    name = asked.autoencoder
     if name is None:
-        raise UsageError(
-            "no autoencoder is named; give --autoencoder, a folder or a name on the hub"
-        )
-    if asked.autoencoder is None and task is not None:
-        return task.wanted.where(name)
+        if task is None or task.spec.autoencoder is None:
+            raise UsageError(
+                "no autoencoder is named; give --autoencoder, a folder or a name on the hub"
+            )
+        return task.wanted.where(task.spec.autoencoder.folder)
     if Path(name).is_dir() or name.count("/") != 1:
         return Path(name)
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise UsageError(
-            "the hub needs diffusers: pip install 'distillation-harness[diffusers]'"
-        ) from error
-    try:
-        found = snapshot_download(name, allow_patterns=["config.json", WEIGHTS])
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"{name} is no folder and cannot be fetched from the hub ({why})"
-        ) from error
-    return Path(found)
+    return hub_folder(name, ["config.json", WEIGHTS])
 
 
 def device_of_rank(device: torch.device) -> torch.device:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from harness.errors import UsageError
-from harness.files import data_folder, found_hash
+from harness.files import check_hash, data_folder, header_of
 from harness.metrics.spaces import reference_file
 from harness.networks.backbones import build
 from harness.networks.classifier import Classifier
@@ -32,13 +31,13 @@ class Needed:
     Attributes:
         what: data, teacher, features, autoencoder or reference.
         place: its path, or where it belongs.
-        state: "there", "missing" or "wrong".
+        state: "there", "download" for what a run downloads by itself, "missing" or "wrong".
         note: what is wrong, or where to get what is missing.
     """
 
     what: str
     place: Path
-    state: Literal["there", "missing", "wrong"]
+    state: Literal["there", "download", "missing", "wrong"]
     note: str = ""
 
 
@@ -65,7 +64,7 @@ def _entries(task: Task) -> Iterator[tuple[str, Path, Callable[[], object]]]:
         yield "features", features, lambda: _check_weights(task, "features", features)
     elif spec.features is not None:
         published = _published(task)
-        yield "features", published, lambda: _check_hash(published, spec.features.sha256)  # type: ignore[union-attr]
+        yield "features", published, lambda: check_hash(published, spec.features.sha256)  # type: ignore[union-attr]
     if autoencoder := spec.autoencoder:
         folder = _place(task, autoencoder.folder)
         yield "autoencoder", folder, lambda: (task.picture_shape, task.autoencoder_hash)
@@ -75,7 +74,11 @@ def _entries(task: Task) -> Iterator[tuple[str, Path, Callable[[], object]]]:
 
 def _checked(task: Task, what: str, place: Path, check: Callable[[], object]) -> Needed:
     if not place.exists():
-        return Needed(what, place, "missing", task.spec.sources.get(what, ""))
+        spec = task.spec
+        published = isinstance(spec.features, InceptionFeatures) and not spec.features.file
+        fetched = (what == "data" and not spec.data.path) or (what == "features" and published)
+        note = spec.sources.get(what, "")
+        return Needed(what, place, "download" if fetched else "missing", note)
     try:
         check()
     except UsageError as error:
@@ -102,27 +105,16 @@ def _published(task: Task) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
 
 
-def _check_hash(path: Path, sha256: str | None) -> None:
-    if sha256 and (found := found_hash(path)) != sha256:
-        raise UsageError(f"{path} has SHA-256 {found}, but {sha256} was expected")
-
-
 def _check_weights(task: Task, part: Part, path: Path) -> None:
     """Compares a file of weights with the network that reads it, by its header."""
-    _check_hash(path, task.trained(part).sha256)
+    check_hash(path, task.made(part))
     with torch.device("meta"):
         network = (
             build(task.network_options)
             if part == "teacher"
             else Classifier(task.shape, task.num_classes)
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            shapes = {name: file.get_slice(name).get_shape() for name in names}
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
-    found = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    found = {n: torch.empty(shape, device="meta") for n, shape in header_of(path)[1].items()}
     check_fit(network.state_dict(), found, str(path))
     if part == "teacher":
         check_said(path, task.spec.network, task.spec.schedule, task.spec.prediction_type)

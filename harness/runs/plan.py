@@ -76,7 +76,7 @@ class Plan:
         sampling: of one sample in the run's number of steps.
         steps, images: of training.
         flops: of training, of its trajectories (`trajectories`) and of evaluation samples, by name.
-        trajectories, disk: number of missing trajectories, and their bytes.
+        trajectories, disk: number of trajectories, and their bytes.
     """
 
     sampling: SamplingCost
@@ -91,12 +91,8 @@ class Plan:
         return sum(self.flops.values()) / flops_a_second / 3600
 
 
-def plan(resolved: Resolved, trajectories: int | None = None) -> Plan:
-    """The cost of a run.
-
-    Args:
-        trajectories: number of trajectories to compute; None counts all of the task's.
-    """
+def plan(resolved: Resolved) -> Plan:
+    """The cost of a run that finds nothing in the cache."""
     task, settings = resolved.task, resolved.settings
     problem = problem_of(task)
     sampling = sampling_cost_on_meta(resolved.method, resolved.config, problem, resolved.num_steps)
@@ -113,10 +109,9 @@ def plan(resolved: Resolved, trajectories: int | None = None) -> Plan:
         if "trajectory" in cls.sources:
             recipe = narrow.recipe.of_run(settings.seed, cls.trajectory_grid(resolved.config))
             recipe = replace(recipe, shape=task.shape)
-            count = recipe.count if trajectories is None else trajectories
             guided = 1 if task.guidance_scale == 1 else 2
-            flops["trajectories"] = one * count * recipe.steps * guided
-            disk = float(count * recipe.size)
+            flops["trajectories"] = one * recipe.count * recipe.steps * guided
+            count, disk = recipe.count, float(recipe.count * recipe.size)
     images = settings.total_steps * settings.batch_size
     return Plan(sampling, settings.total_steps, images, flops, count, disk)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
 
 from harness.errors import UsageError
+from harness.files import header_of
 from harness.methods import METHODS
 from harness.networks.checkpoint_files import STUDENT
 from harness.records import read_record
@@ -69,13 +69,10 @@ def read_facts(path: Path) -> StudentFacts | None:
         raise UsageError(f"{path} is a folder: give the safetensors file of a student")
     if not path.is_file():
         raise UsageError(f"there is no file of weights {path}")
+    metadata, _ = header_of(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
         if STUDENT in metadata:
             return StudentFacts.model_validate_json(metadata[STUDENT])
-    except SafetensorError as error:
-        raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
     except ValidationError as error:
         raise UsageError(
             f"{path} has metadata of a student that this version cannot read: export it again"

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from harness.data.folders import SUFFIXES
 from harness.errors import UsageError
 
 Shape = tuple[int, int, int]
@@ -19,7 +20,6 @@ SETS: dict[str, tuple[Shape, int]] = {
     "fashion-mnist": ((1, 28, 28), 10),
 }
 """Shape and number of classes of the sets that need no path."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 LOOKED_AT = 16
 """Pictures that are opened to learn channels and size."""
 GREY = ("1", "L", "I", "I;16", "LA")

@@ -206,10 +206,15 @@ def test_the_tasks_of_the_papers_say_what_they_need(
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     files = needed_files(load_task(name))
-    assert all(file.state == "missing" and file.note for file in files)
+    missing = [file for file in files if file.state == "missing"]
+    assert all(file.note for file in missing)
+    downloaded = {file.what for file in files if file.state == "download"}
+    assert downloaded == {"features", *(["data"] if name == "cifar10" else [])}
+    assert len(missing) + len(downloaded) == len(files)
     done = harness("run", "--task", name, "--method", "ard", "--dry-run")
     assert done.code == 2
-    assert f"{len(files)} of the {len(files)} files of task {name}" in done.err
+    assert f"{len(missing)} of the {len(files)} files of task {name}" in done.err
+    assert done.out.count(": a run downloads it") == len(downloaded)
     assert "GPU-hours" in done.out
     run = harness("run", "--task", name, "--method", "ard", "--results", tmp_path / "results")
     assert "Traceback" not in sentence(run, 2)

@@ -297,7 +297,7 @@ def test_what_the_command_cannot_do_is_told(tmp_path: Path, vae: Path) -> None:
         (("--images", "gone", *out, *given, "--size", 8), "there is no gone; --images names"),
         (
             (*images, *out, "--autoencoder", "some/vae", "--size", 8),
-            "cannot be fetched from the hub",
+            "the hub cannot be reached",
         ),
         (("--task", "digits", *out, *given), "have 1 channels, but the autoencoder takes 3"),
     ):

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
+from histories import in_parts
 from tiny_diffusers import CLASSES, built, condition_for, states_for
 from torch import Tensor, nn
 
-from harness.diffusion.conditions import Condition
 from harness.errors import UsageError
 from harness.networks.history import (
     EMPTY,
@@ -49,17 +49,6 @@ def history(name: str, layers: int = 2, visible: Visible = causal, heads: bool =
             assert isinstance(head, nn.Linear)
             head.weight.normal_(std=0.3)
     return network
-
-
-def in_parts(
-    network: Any, x: Tensor, t: Tensor, cond: Condition, cuts: list[int]
-) -> tuple[Tensor, Cache]:
-    """Outputs of states that go through in consecutive calls, `cuts` states each."""
-    cache, outputs = EMPTY, []
-    for part, time in zip(x.split(cuts, 1), t.split(cuts, 1), strict=True):
-        output, cache = network(part, time, cond, cache)
-        outputs.append(output)
-    return torch.cat(outputs, 1), cache
 
 
 @classes

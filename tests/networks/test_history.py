@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 import torch.nn.functional as F
+from histories import in_parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -24,8 +25,6 @@ from harness.diffusion.randomness import keyed_initialisation
 from harness.networks.backbones import Backbone, build
 from harness.networks.backbones.dit import DiT
 from harness.networks.history import (
-    EMPTY,
-    Cache,
     History,
     Visible,
     attend_blocks,
@@ -101,17 +100,6 @@ def inputs(network: History, states: int) -> tuple[Tensor, Tensor, Condition]:
         torch.linspace(999, 250, 2 * states, dtype=torch.float64).reshape(2, states),
         Condition(torch.tensor([0, 3])),
     )
-
-
-def in_parts(
-    network: History, x: Tensor, t: Tensor, cond: Condition, cuts: list[int]
-) -> tuple[Tensor, Cache]:
-    """Outputs of states that go through in consecutive calls, `cuts` states each."""
-    cache, outputs = EMPTY, []
-    for part, time in zip(x.split(cuts, 1), t.split(cuts, 1), strict=True):
-        output, cache = network(part, time, cond, cache)
-        outputs.append(output)
-    return torch.cat(outputs, 1), cache
 
 
 @st.composite

@@ -23,6 +23,7 @@ from harness.diffusion.conditions import Condition
 from harness.errors import UsageError, unknown
 from harness.networks.backbones.base import Backbone
 from harness.networks.layers import sinusoids
+from harness.networks.library import diffusers_for
 
 Hook = Callable[[nn.Module, Any, Any], Any]
 LATENT_FACTOR = 8
@@ -38,6 +39,7 @@ class Family:
         head: the last linear layer, by name.
         embeddings: the modules whose output is the conditioning vector.
         inputs: from x and conditions, both [N], to the arguments of `forward` beside x and time.
+        trained_as: schedule and prediction type, as its authors trained it.
         time_factor: times of the network for each of the schedule's.
     """
 
@@ -45,6 +47,7 @@ class Family:
     head: str
     embeddings: Callable[[Any], list[nn.Module]]
     inputs: Callable[[Any, Tensor, Condition], dict[str, Any]]
+    trained_as: tuple[str, str]
     time_factor: float = 1.0
 
 
@@ -70,16 +73,18 @@ def needed(part: Tensor | None, name: str) -> Tensor:
     return part
 
 
+DIT = "DiTTransformer2DModel"
 FAMILIES = {
-    "DiTTransformer2DModel": Family(
+    DIT: Family(
         "attn1",
         "proj_out_2",
         # Every block has a copy of its own.
         lambda model: [block.norm1.emb for block in model.transformer_blocks],
         lambda model, x, cond: {"class_labels": cond.classes},
+        ("vp", "eps"),
     ),
     "PixArtTransformer2DModel": Family(
-        "attn1", "proj_out", lambda model: [model.adaln_single.emb], _pixart_inputs
+        "attn1", "proj_out", lambda model: [model.adaln_single.emb], _pixart_inputs, ("vp", "eps")
     ),
     "SD3Transformer2DModel": Family(
         "attn",
@@ -90,6 +95,7 @@ FAMILIES = {
             "encoder_hidden_states": needed(cond.text, "text"),
             "pooled_projections": needed(cond.pooled, "a pooled text vector"),
         },
+        ("flow", "v"),
         1000.0,
     ),
 }
@@ -103,13 +109,7 @@ def class_of(options: Mapping[str, Any]) -> tuple[type[nn.Module], dict[str, Any
     name = options.get("class", "none")
     if name not in FAMILIES:
         raise unknown("class of diffusers", name, FAMILIES, "network")
-    try:
-        import diffusers
-    except ImportError as error:
-        raise UsageError(
-            f"{name} needs diffusers: pip install 'distillation-harness[diffusers]'"
-        ) from error
-    cls = getattr(diffusers, name)
+    cls = getattr(diffusers_for(name), name)
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     config = {key: v for key, v in options.get("config", {}).items() if not key.startswith("_")}
     for key in config:
@@ -127,7 +127,7 @@ def build(
     if source not in ("official", "diffusers"):
         raise unknown("source", source, ("official", "diffusers"), "network")
     if source == "official":
-        if cls.__name__ != "DiTTransformer2DModel":
+        if cls.__name__ != DIT:
             raise UsageError(
                 f"source official is for DiT's weights: leave it out for {cls.__name__}"
             )
