@@ -13,7 +13,6 @@ from harness.errors import UsageError
 from harness.files import check_hash, data_folder, header_of
 from harness.metrics.spaces import reference_file
 from harness.networks.backbones import build
-from harness.networks.classifier import Classifier
 from harness.networks.fit import check_fit
 from harness.networks.said import check_said
 from harness.tasks import Task
@@ -109,11 +108,7 @@ def _check_weights(task: Task, part: Part, path: Path) -> None:
     """Compares a file of weights with the network that reads it, by its header."""
     check_hash(path, task.made(part))
     with torch.device("meta"):
-        network = (
-            build(task.network_options)
-            if part == "teacher"
-            else Classifier(task.shape, task.num_classes)
-        )
+        network = build(task.network_options) if part == "teacher" else task.new_classifier()
     found = {n: torch.empty(shape, device="meta") for n, shape in header_of(path)[1].items()}
     check_fit(network.state_dict(), found, str(path))
     if part == "teacher":

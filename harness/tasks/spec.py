@@ -83,6 +83,12 @@ class ClassifierFeatures(Weights):
     kind: Literal["classifier"] = "classifier"
 
 
+class DetectorFeatures(ClassifierFeatures):
+    """The task's own detector: it judges whether prompts are followed, and has features too."""
+
+    kind: Literal["detector"]  # type: ignore[assignment]
+
+
 class InceptionFeatures(_Spec):
     """Inception-v3 in torch-fidelity's form of the TensorFlow weights, as papers use it."""
 
@@ -108,6 +114,7 @@ def _kind(features: Any) -> str:
 
 Features = Annotated[
     Annotated[ClassifierFeatures, Tag("classifier")]
+    | Annotated[DetectorFeatures, Tag("detector")]
     | Annotated[InceptionFeatures, Tag("inception")]
     | Annotated[DINOv2Features, Tag("dinov2")],
     Discriminator(_kind),
@@ -166,6 +173,23 @@ class PromptSpec(_Spec):
     embedding of no prompt."""
     sha256: str
     """SHA-256 of the file."""
+
+
+class EncoderSpec(Weights):
+    """A text encoder that is trained with the teacher and then stays as it is."""
+
+    width: int
+    """Width of its outputs, the `text_width` of the network."""
+    depth: int
+    num_heads: int
+
+
+class WrittenPrompts(_Spec):
+    """Prompts of a grammar, which the task's own encoder reads."""
+
+    set: Literal["scenes"]
+    """The grammar."""
+    encoder: EncoderSpec
 
 
 class MixtureSpec(_Spec):
@@ -271,7 +295,7 @@ class TaskSpec(_Spec):
     autoencoder: AutoencoderSpec | None = None
     """What decodes samples to images before they are judged or drawn, where they are latents."""
     mixture: MixtureSpec | None = None
-    prompts: PromptSpec | None = None
+    prompts: PromptSpec | WrittenPrompts | None = None
     trajectories: TrajectorySpec
     evaluation: EvaluationSpec
     reference: Reference
