@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import Keyed
-from harness.diffusion.schedules import SCHEDULES
+from harness.diffusion.schedules import schedule_of
 from harness.errors import UsageError
 from harness.files import file_hash, read_tensors, write_tensors
 from harness.networks import diffusers_folders as folders
@@ -156,7 +156,7 @@ def output_size(teacher: Teacher) -> float | None:
     load_into(network, {k: v.float() for k, v in teacher.weights.items()}, teacher.facts["source"])
     index = torch.arange(3)
     x = Keyed("probe", 0).normal("x", index, teacher.shape)
-    time = SCHEDULES[teacher.schedule]().network_time(torch.tensor([1.0, 0.5, 0.001]))
+    time = schedule_of(teacher.schedule).network_time(torch.tensor([1.0, 0.5, 0.001]))
     with torch.no_grad():
         out = network(x, time, Condition(index.clamp(max=max(0, teacher.num_classes - 1))))
     if not out.isfinite().all():

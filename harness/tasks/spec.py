@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from harness.diffusion.schedules import SCHEDULES
+from harness.diffusion.schedules import schedule_of
 
 Part = Literal["teacher", "features"]
 """A network that comes with a task."""
@@ -257,6 +257,7 @@ class TaskSpec(_Spec):
     """The teacher's network: arguments of our DiT, in which `size: DiT-XL/2` stands for depth,
     width, heads and patch; or `backbone: diffusers` with `class` and `config`."""
     schedule: str
+    """`vp`, `flow`, or `flow-3` for a flow whose levels are shifted by 3."""
     prediction_type: Literal["eps", "x_0", "v"]
     teacher: Weights | None
     """The trained teacher; none if it is exact."""
@@ -287,13 +288,12 @@ class TaskSpec(_Spec):
 
     @model_validator(mode="after")
     def _noise_is_predicted_where_data_is_left(self) -> TaskSpec:
-        if self.prediction_type == "eps" and self.schedule in SCHEDULES:
-            alpha, _ = SCHEDULES[self.schedule]().alpha_sigma(torch.ones((), dtype=torch.float64))
-            if float(alpha) == 0:
-                raise ValueError(
-                    f"prediction_type is eps, but under schedule {self.schedule} "
-                    "nothing of x_0 is left at t = 1: give v"
-                )
+        alpha, _ = schedule_of(self.schedule).alpha_sigma(torch.ones((), dtype=torch.float64))
+        if self.prediction_type == "eps" and float(alpha) == 0:
+            raise ValueError(
+                f"prediction_type is eps, but under schedule {self.schedule} "
+                "nothing of x_0 is left at t = 1: give v"
+            )
         return self
 
     @model_validator(mode="after")

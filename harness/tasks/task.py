@@ -18,7 +18,7 @@ from harness.data.sets import Wanted, load_split
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Denoiser, Guided, PredictionType
 from harness.diffusion.randomness import Keyed, keyed_initialisation
-from harness.diffusion.schedules import GRIDS, SCHEDULES, Schedule
+from harness.diffusion.schedules import GRIDS, Schedule, schedule_of
 from harness.errors import UsageError
 from harness.files import digest, found_hash, read_tensors
 from harness.networks.autoencoder import Autoencoder, autoencoder_config, image_shape
@@ -47,7 +47,7 @@ class Task(TaskFiles):
         super().__init__(spec, folder)
         self.shape, self.num_classes = spec.data.shape, spec.data.num_classes
         self.network_options: dict[str, Any] = dict(spec.network)
-        self.schedule: Schedule = SCHEDULES[spec.schedule]()
+        self.schedule: Schedule = schedule_of(spec.schedule)
         self.prediction_type: PredictionType = spec.prediction_type
         self.guidance_scale = spec.guidance.scale
         self.trajectory_steps = spec.trajectories.steps

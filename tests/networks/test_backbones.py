@@ -22,7 +22,7 @@ from harness.networks.backbones.dit import DiT, size_options
 from harness.networks.passes import count_passes
 from harness.training.tiny_task import NETWORK
 
-DIT, PIXART, SD3 = CLASSES
+DIT, PIXART, SD3, FLUX, SANA, QWEN = CLASSES
 GOLDEN = Path(__file__).parents[1] / "golden" / "dit.safetensors"
 classes = pytest.mark.parametrize("name", CLASSES)
 

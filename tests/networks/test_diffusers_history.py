@@ -25,16 +25,13 @@ from harness.networks.history import (
     History,
     Memory,
     Rerouting,
-    Visible,
-    causal,
-    keep_first,
-    window,
     with_history,
 )
+from harness.networks.masks import Visible, causal, keep_first, window
 from harness.networks.passes import count_passes
 from harness.networks.swapping import swap
 
-DIT, PIXART, SD3 = CLASSES
+DIT, PIXART, SD3, FLUX, SANA, QWEN = CLASSES
 STATES = 3
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 classes = pytest.mark.parametrize("name", CLASSES)
@@ -164,7 +161,7 @@ def test_masks_of_keys_hold_in_every_visible_state(first: int) -> None:
         memory.states, memory.cache, memory.grown = part.shape[1], cache, []
         mask = own.repeat_interleave(part.shape[1], 0)
         outputs.append(attention(part.flatten(0, 1), attention_mask=mask))
-        cache = Cache(cache.states + part.shape[1], tuple((k, v) for _, k, v in memory.grown))
+        cache = Cache(cache.states + part.shape[1], tuple(own for _, own in memory.grown))
     found = torch.cat([o.unflatten(0, (batch, -1)) for o in outputs], 1)
     close(found, expected)
     weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view_as(found)
