@@ -28,7 +28,7 @@ from harness.runs.log import Report, silent
 from harness.solvers import SOLVERS, trace
 from harness.solvers.search import LevelSearch, search_levels
 from harness.tasks import Task, borrows
-from harness.tasks.spec import Guidance, Part, Weights
+from harness.tasks.spec import Part, Weights
 from harness.training.settings import TrainSettings
 from harness.training.trainer import Trainer
 
@@ -182,7 +182,7 @@ def teacher_quality(task: Task, device: torch.device, report: Report = silent) -
         return {}
     scan, n = {}, task.spec.guidance_scan_samples or task.spec.evaluation.samples
     for scale in task.spec.guidance_scan:
-        at_scale = _with(task, guidance=Guidance(scale=scale, channels=task.spec.guidance.channels))
+        at_scale = _with(task, guidance=task.spec.guidance.model_copy(update={"scale": scale}))
         sampler = Reference(at_scale, device).sampler
         samples = sample_set(sampler, at_scale, 0, device, report(f"guidance {scale}"), n)
         evaluator = Evaluator(at_scale, {0: samples}.__getitem__, device)

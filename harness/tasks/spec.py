@@ -131,9 +131,13 @@ class AutoencoderSpec(_Spec):
 class Guidance(_Spec):
     """The guidance of the teacher, in every table of the task."""
 
+    added = frozenset({"norm_patch"})
+
     scale: float
     channels: int | None = None
     """Leading channels that are guided; none means all."""
+    norm_patch: int | None = Field(None, gt=0)
+    """Side of the squares of latents whose norm stays that without guidance: 2 for Qwen-Image."""
 
 
 class DataSpec(_Spec):

@@ -172,7 +172,10 @@ class Task(TaskFiles):
     def guided(self, network: nn.Module) -> Guided:
         """A network as this task's teacher."""
         denoiser = Denoiser(network, self.schedule, self.prediction_type)
-        return Guided(denoiser, self.spec.guidance.scale, self.null, self.spec.guidance.channels)
+        guidance = self.spec.guidance
+        return Guided(
+            denoiser, guidance.scale, self.null, guidance.channels, guidance.norm_patch
+        )
 
     def classifier(self, device: torch.device) -> Classifier:
         """The feature network from its shipped weights.
@@ -231,6 +234,7 @@ class Task(TaskFiles):
             self.spec.prompts.sha256 if self.spec.prompts else "",
             spec.grid,
             spec.dtype,
+            guidance.norm_patch,
         )
 
     def evaluation_inputs(
