@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers import FluxPipeline
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
@@ -95,6 +96,41 @@ def condition_for(name: str, batch: int = 2, dtype: torch.dtype = torch.float64)
         text_mask=mask,
         pooled=keys.normal("pooled", index, (POOLED,)).to(dtype),
     )
+
+
+def direct(model: Any, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+    """What a transformer of diffusers answers to the arguments that its pipeline passes."""
+    name, batch, size = type(model).__name__, len(x), x.shape[-2:]
+    text = {"encoder_hidden_states": cond.text}
+    masked = {**text, "encoder_attention_mask": cond.text_mask}
+    cells = [length // 2 for length in size]
+    inputs: dict[str, Any] = {
+        "DiTTransformer2DModel": {"class_labels": cond.labels},
+        "PixArtTransformer2DModel": {
+            **masked,
+            "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+        },
+        "SD3Transformer2DModel": {**text, "pooled_projections": cond.pooled},
+        "FluxTransformer2DModel": {
+            **text,
+            "pooled_projections": cond.pooled,
+            "img_ids": FluxPipeline._prepare_latent_image_ids(batch, *cells, x.device, x.dtype),
+            "txt_ids": torch.zeros(0 if cond.text is None else cond.text.shape[1], 3),
+            "guidance": torch.full((batch,), 3.5),
+        },
+        "SanaTransformer2DModel": masked,
+        "QwenImageTransformer2DModel": {
+            **text,
+            "encoder_hidden_states_mask": cond.text_mask,
+            "img_shapes": [[(1, *cells)]] * batch,
+        },
+    }
+    if packed := name.startswith(("Flux", "Qwen")):
+        x = FluxPipeline._pack_latents(x, batch, x.shape[1], *size)
+    if name.startswith(("SD3", "Sana")):
+        time = 1000 * getattr(model.config, "timestep_scale", 1.0) * time
+    out = model(x, timestep=time, **inputs[name], return_dict=False)[0]
+    return FluxPipeline._unpack_latents(out, *(8 * side for side in size), 8) if packed else out
 
 
 def states_for(name: str, count: int, batch: int = 2) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from harness.diffusion.schedules import schedule_of
+from harness.networks.backbones import sizes_of
 
 Part = Literal["teacher", "features"]
 """A network that comes with a task."""
@@ -303,17 +304,14 @@ class TaskSpec(_Spec):
     @model_validator(mode="after")
     def _network_fits_data(self) -> TaskSpec:
         """The network has the data's channels, size and classes."""
-        channels, height, width = self.data.shape
+        shape = list(self.data.shape)
+        channels, side = sizes_of(self.network)
+        sides = side if isinstance(side, list) else [side, side]
+        found = [shape[0] if channels is None else channels]
+        found += shape[1:] if side is None else sides
+        if found != shape:
+            raise ValueError(f"network is for {found}, but data.shape is {shape}")
         sizes = self.network.get("config", self.network)
-        side = sizes.get("image_size", sizes.get("sample_size", height))
-        found = [
-            sizes.get("in_channels", channels),
-            *(side if isinstance(side, list) else [side] * 2),
-        ]
-        if found != [channels, height, width]:
-            raise ValueError(
-                f"network is for {found}, but data.shape is {[channels, height, width]}"
-            )
         dit = self.network.get("class") in (None, "DiTTransformer2DModel")
         classes = sizes.get("num_classes", sizes.get("num_embeds_ada_norm", self.data.num_classes))
         if dit and self.prompts is None and classes not in (0, self.data.num_classes):

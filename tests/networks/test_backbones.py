@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_diffusers import CLASSES, TEXT, built, condition_for, network_of, states_for
+from tiny_diffusers import CLASSES, TEXT, built, condition_for, direct, network_of, states_for
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
@@ -60,6 +60,10 @@ def test_a_size_stands_for_its_numbers() -> None:
         ({**network_of(DIT), "size": "S"}, "unknown option 'size' in network; known: class"),
         ({**network_of(DIT), "source": "sit"}, "unknown source 'sit' in network"),
         ({**network_of(SD3), "source": "official"}, "source official is for DiT's weights"),
+        (network_of(SANA, guidance_embeds=True), "guidance_embeds True is not supported"),
+        (network_of(QWEN, zero_cond_t=True), "zero_cond_t must be False"),
+        ({**network_of(FLUX), "guidance": None}, "network.guidance is None, but must be a number"),
+        ({**network_of(SD3), "guidance": 3.5}, "takes no guidance scale as an input: leave"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(network: dict[str, Any], message: str) -> None:
@@ -79,27 +83,13 @@ def test_a_depth_needs_no_network() -> None:
 def test_outputs_are_those_of_diffusers(name: str) -> None:
     import diffusers
 
-    network, (x, t, cond) = built(name, torch.float32), one_state(name)
-    x, t = x.float(), t.float()
-    text, pooled = (None if part is None else part.float() for part in (cond.text, cond.pooled))
-    config = {**network_of(name)["config"]}
-    model = getattr(diffusers, name).from_config(config).eval()
-    weights = {k.removeprefix("model."): v for k, v in network.state_dict().items()}
-    model.load_state_dict(weights)
-    inputs = {
-        DIT: {"timestep": t, "class_labels": cond.labels},
-        PIXART: {
-            "timestep": t,
-            "encoder_hidden_states": text,
-            "encoder_attention_mask": cond.text_mask,
-            "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
-        },
-        SD3: {"timestep": 1000 * t, "encoder_hidden_states": text, "pooled_projections": pooled},
-    }
+    network, (x, t, _) = built(name, torch.float32), one_state(name)
+    x, t, cond = x.float(), t.float(), condition_for(name, dtype=torch.float32)
+    model = getattr(diffusers, name).from_config(network_of(name)["config"])
+    model.eval().requires_grad_(False)  # torch multiplies in another order where gradients may flow
+    model.load_state_dict({k.removeprefix("model."): v for k, v in network.state_dict().items()})
     with torch.no_grad():
-        expected = model(x, **inputs[name]).sample
-    found = network(x, t, replace(cond, text=text, pooled=pooled))
-    assert torch.equal(found, expected)
+        assert torch.equal(network(x, t, cond), direct(model, x, t, cond))
 
 
 def test_pixart_at_1024_pixels_is_told_the_size() -> None:
@@ -248,7 +238,8 @@ def test_extra_channels_change_nothing_at_the_start(name: str) -> None:
 def test_features_are_the_tokens_of_each_block(name: str) -> None:
     network, (x, t, cond) = built(name), one_state(name)
     (first, second), c = network.features(x, t, cond)
-    assert first.shape == second.shape == (2, 4, network.width)
+    tokens = 16 if name in (FLUX, QWEN) else 4
+    assert first.shape == second.shape == (2, tokens, network.width)
     assert c.shape == (2, network.width)
     (alone,), _ = network.features(x, t, cond, 1)
     assert torch.equal(alone, first)
@@ -296,6 +287,7 @@ def test_scalars_reach_every_block_of_dit() -> None:
 @classes
 def test_a_backbone_names_its_parts(name: str) -> None:
     network: Backbone = built(name)
-    assert network.last_layer(network.head).out_features in (48, 96)
-    assert network.patch_embedding.proj.in_channels == 3
+    patch = 2 if name in (FLUX, QWEN) else 4
+    assert network.last_layer(network.head).out_features in (3 * patch**2, 6 * patch**2)
+    assert network.patch_embedding.proj.weight.shape[1] in (3, 3 * patch**2)
     assert network.width == 16
