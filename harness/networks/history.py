@@ -31,6 +31,7 @@ from harness.networks.linear_attention import LinearAttention, read
 from harness.networks.masks import Visible, attend_blocks, causal, sum_blocks
 from harness.networks.swapping import Swapped, swap
 
+
 @dataclass(frozen=True)
 class Cache:
     """Keys and values of the states so far, which sampling carries from step to step.

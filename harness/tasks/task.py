@@ -173,9 +173,7 @@ class Task(TaskFiles):
         """A network as this task's teacher."""
         denoiser = Denoiser(network, self.schedule, self.prediction_type)
         guidance = self.spec.guidance
-        return Guided(
-            denoiser, guidance.scale, self.null, guidance.channels, guidance.norm_patch
-        )
+        return Guided(denoiser, guidance.scale, self.null, guidance.channels, guidance.norm_patch)
 
     def classifier(self, device: torch.device) -> Classifier:
         """The feature network from its shipped weights.

@@ -52,7 +52,9 @@ def class_of(options: Mapping[str, Any]) -> tuple[type[nn.Module], dict[str, Any
     whole = {**{parameter.name: parameter.default for parameter in parameters}, **config}
     for key, value in FAMILIES[name].only.items():
         if whole[key] != value:
-            raise UsageError(f"{name} with {key} {whole[key]} is not supported: {key} must be {value}")
+            raise UsageError(
+                f"{name} with {key} {whole[key]} is not supported: {key} must be {value}"
+            )
     return cls, whole
 
 
