@@ -27,6 +27,8 @@ from harness.networks.library import diffusers_for
 
 WEIGHTS = "diffusion_pytorch_model"
 """diffusers' name of a file of weights, without its suffix."""
+LEGACY = {"ada_norm_zero": DIT, "ada_norm_single": "PixArtTransformer2DModel"}
+"""Classes that were a `Transformer2DModel` with this `norm_type` once."""
 GUIDANCE = 3.5
 """The default of FLUX's pipeline for the guidance scale that is an input of the network."""
 LATENT_SIDE = 128
@@ -64,12 +66,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     content = _json(folder / "config.json")
     name = str(content.get("_class_name"))
-    legacy = name == "Transformer2DModel" and content.get("norm_type") == "ada_norm_zero"
-    name = DIT if legacy else name
+    legacy = name == "Transformer2DModel" and content.get("norm_type") in LEGACY
+    name = LEGACY[content["norm_type"]] if legacy else name
     if name not in FAMILIES:
         raise unknown("class of diffusers", name, FAMILIES, str(folder / "config.json"))
     options = {key: value for key, value in content.items() if not key.startswith("_")}
-    known = set(inspect.signature(_class(name).__init__).parameters)
+    known = FAMILIES[name].idle | set(inspect.signature(_class(name).__init__).parameters)
     idle = _defaults("Transformer2DModel") if legacy else {}
     strange = [key for key in options if key not in known and options[key] != idle.get(key)]
     if strange:
@@ -77,7 +79,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder / 'config.json'} has {', '.join(strange[:5])}, which {name} of the installed "
             "diffusers does not know: install the version that wrote it"
         )
-    config = {key: value for key, value in options.items() if key in known}
+    config = {key: v for key, v in options.items() if key in known - FAMILIES[name].idle}
     source = {"source": "diffusers"} if name == DIT else {}
     guidance = {"guidance": GUIDANCE} if config.get("guidance_embeds") else {}
     return {"backbone": "diffusers", "class": name, **source, **guidance, "config": config}

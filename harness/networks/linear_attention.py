@@ -36,7 +36,9 @@ class LinearAttention(nn.Module):
             .to(torch.promote_types(part.dtype, torch.float32))
             for part in (q.relu(), k.relu(), v)
         )
-        out = self.attend(q, summed(k, v)).flatten(1, 2).transpose(1, 2).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            out = self.attend(q, summed(k, v))
+        out = out.flatten(1, 2).transpose(1, 2).to(x.dtype)
         for layer in self.to_out:
             out = layer(out)
         return out

@@ -98,12 +98,22 @@ def test_shards_and_pickled_folders_are_read(tmp_path: Path) -> None:
     assert same(plain(read_teacher(str(tmp_path / "bin"))), network.state_dict())
 
 
-def test_an_old_config_of_diffusers_is_read_as_its_dit(tmp_path: Path) -> None:
-    _, folder = folder_of("DiTTransformer2DModel", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "old"),
+    [
+        ("DiTTransformer2DModel", {"_class_name": "Transformer2DModel", "num_vector_embeds": None}),
+        ("PixArtTransformer2DModel", {"_class_name": "Transformer2DModel", "upcast_attention": 0}),
+        ("QwenImageTransformer2DModel", {"pooled_projection_dim": 768}),
+    ],
+)
+def test_configs_of_earlier_versions_are_read(
+    name: str, old: dict[str, Any], tmp_path: Path
+) -> None:
+    """DiT and PixArt were one class, and Qwen-Image had an option without effect."""
+    _, folder = folder_of(name, tmp_path)
     config = json.loads((folder / "config.json").read_text())
     new = read_teacher(str(folder))
-    old = {**config, "_class_name": "Transformer2DModel", "double_self_attention": False}
-    (folder / "config.json").write_text(json.dumps(old | {"num_vector_embeds": None}))
+    (folder / "config.json").write_text(json.dumps({**config, **old}))
     assert read_teacher(str(folder)).network == new.network
 
 

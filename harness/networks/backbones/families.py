@@ -36,6 +36,7 @@ class Family:
             themselves.
         linear: whether self-attention is linear, so that history sums states.
         only: options that must have these values, since the rest is another kind of network.
+        idle: options of earlier versions of the class, which never had an effect.
     """
 
     attention: str
@@ -48,6 +49,7 @@ class Family:
     packed: int = 1
     linear: bool = False
     only: Mapping[str, Any] = field(default_factory=dict)
+    idle: frozenset[str] = frozenset()
 
 
 def needed(part: Tensor | None, name: str) -> Tensor:
@@ -179,6 +181,7 @@ FAMILIES = {
             "use_additional_t_cond": False,
             "use_layer3d_rope": False,
         },
+        idle=frozenset({"pooled_projection_dim"}),
     ),
 }
 """What a `Backbone` needs of each supported class, by name."""
