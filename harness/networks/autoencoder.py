@@ -1,13 +1,16 @@
-"""Autoencoders of latent diffusion: diffusers' `AutoencoderKL` from a local folder.
+"""Autoencoders of latent diffusion from a local folder of diffusers.
 
-Rombach et al. 2022, arXiv 2112.10752. A latent is `(z - shift) scaling` for the encoder's z. Each
-family has its own numbers: scaling 0.18215 (Stable Diffusion), 0.13025 (SDXL), 1.5305 with shift
-0.0609 (SD3), 0.3611 with shift 0.1159 (FLUX).
+`AutoencoderKL`: Rombach et al. 2022, arXiv 2112.10752. `AutoencoderDC`, which Sana has and which
+draws nothing: Chen et al. 2024, arXiv 2410.10733. A latent is `(z - shift) scaling` for the
+encoder's z. Each family has its own numbers: scaling 0.18215 (Stable Diffusion), 0.13025 (SDXL),
+1.5305 with shift 0.0609 (SD3), 0.3611 with shift 0.1159 (FLUX), 0.41407 (Sana).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,37 @@ from harness.networks.library import diffusers_for
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The file of weights in a folder of diffusers."""
-PLAIN = 0.18215
-"""Scaling of an autoencoder whose config states none: Stable Diffusion's, as in diffusers."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What differs between classes of autoencoders.
+
+    Attributes:
+        blocks: the option whose length tells how often images are halved.
+        scaling: scaling where a config states none, the class's default.
+        latent: z of what `encode` returns, drawn with standard normal noise where there is any.
+    """
+
+    blocks: str
+    scaling: float
+    latent: Callable[[Any, Tensor | None], Tensor]
+
+
+def _drawn(encoded: Any, noise: Tensor | None) -> Tensor:
+    posterior = encoded.latent_dist
+    return posterior.mean if noise is None else posterior.mean + posterior.std * noise
+
+
+KINDS = {
+    "AutoencoderKL": Kind("block_out_channels", 0.18215, _drawn),
+    "AutoencoderDC": Kind("encoder_block_out_channels", 1.0, lambda encoded, noise: encoded.latent),
+}
+"""Classes of autoencoders by name."""
 
 
 class Autoencoder:
-    """An `AutoencoderKL` with frozen weights.
+    """An autoencoder with frozen weights.
 
     Args:
         folder: holds `config.json` and `diffusion_pytorch_model.safetensors`.
@@ -47,9 +75,16 @@ class Autoencoder:
         self.scaling, self.shift = scaling, shift
         self.device = device or torch.device("cpu")
         config = autoencoder_config(folder)
+        self.kind = KINDS[config["_class_name"]]
         _check_family(folder, config, scaling, shift)
         check_hash(folder / WEIGHTS, sha256)
-        self.network = _loaded(folder).float().requires_grad_(False).eval().to(self.device)
+        self.network = (
+            _loaded(folder, config["_class_name"])
+            .float()
+            .requires_grad_(False)
+            .eval()
+            .to(self.device)
+        )
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -63,12 +98,10 @@ class Autoencoder:
 
         Args:
             noise: standard normal numbers [B, C, h, w] that draw from the posterior; without them
-                the latent is its mean.
+                the latent is its mean. An `AutoencoderDC` has no posterior.
         """
-        posterior = self.network.encode(images.to(self.device).float()).latent_dist
-        z = posterior.mean
-        if noise is not None:
-            z = z + posterior.std * noise.to(self.device)
+        encoded = self.network.encode(images.to(self.device).float())
+        z = self.kind.latent(encoded, None if noise is None else noise.to(self.device))
         return (z - self.shift) * self.scaling
 
 
@@ -83,9 +116,16 @@ def autoencoder_config(folder: Path) -> dict[str, Any]:
             "with config.json in it"
         ) from error
     name = found.get("_class_name") if isinstance(found, dict) else None
-    if name != "AutoencoderKL":
-        raise UsageError(f"{path} is of class {name}, but an autoencoder must be an AutoencoderKL")
+    if name not in KINDS:
+        raise UsageError(
+            f"{path} is of class {name}, but an autoencoder must be an {' or '.join(KINDS)}"
+        )
     return found
+
+
+def factor_of(config: dict[str, Any]) -> int:
+    """Pixels a latent, along each side, by a config."""
+    return 2 ** (len(config.get(KINDS[config["_class_name"]].blocks, [64])) - 1)
 
 
 def image_shape(config: dict[str, Any], latent: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -98,13 +138,14 @@ def image_shape(config: dict[str, Any], latent: tuple[int, int, int]) -> tuple[i
         raise UsageError(
             f"the task's latents have {channels} channels, but those of its autoencoder have {own}"
         )
-    factor = 2 ** (len(config.get("block_out_channels", [64])) - 1)
-    return config.get("out_channels", 3), factor * height, factor * width
+    factor, colours = factor_of(config), config.get("out_channels", config.get("in_channels", 3))
+    return colours, factor * height, factor * width
 
 
 def stated_scaling(config: dict[str, Any]) -> tuple[float, float]:
-    """Scaling and shift of latents by a config; one without them has those of `PLAIN`."""
-    return config.get("scaling_factor") or PLAIN, config.get("shift_factor") or 0.0
+    """Scaling and shift of latents by a config; one without them has its class's."""
+    plain = KINDS[config["_class_name"]].scaling
+    return config.get("scaling_factor") or plain, config.get("shift_factor") or 0.0
 
 
 def _check_family(folder: Path, config: dict[str, Any], scaling: float, shift: float) -> None:
@@ -122,11 +163,11 @@ def _check_family(folder: Path, config: dict[str, Any], scaling: float, shift: f
             )
 
 
-def _loaded(folder: Path) -> Any:
+def _loaded(folder: Path, name: str) -> Any:
     """The network of a folder. Raises UsageError if weights and config differ."""
     library = diffusers_for("an autoencoder")
     try:
-        network, info = library.AutoencoderKL.from_pretrained(
+        network, info = getattr(library, name).from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (ValueError, OSError, RuntimeError) as error:

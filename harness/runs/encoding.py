@@ -19,6 +19,7 @@ from harness.networks.autoencoder import (
     WEIGHTS,
     Autoencoder,
     autoencoder_config,
+    factor_of,
     stated_scaling,
 )
 from harness.networks.library import hub_folder
@@ -69,7 +70,7 @@ def encode_images(
     """
     folder = _autoencoder_folder(asked, task)
     config = autoencoder_config(folder)
-    factor = 2 ** (len(config.get("block_out_channels", [64])) - 1)
+    factor = factor_of(config)
     wanted = _wanted(asked, task, config.get("in_channels", 3), factor)
     how = _encoding(asked, task, config.get("latent_channels", 4), wanted.shape[1], factor)
     out, split = _out(asked, task), load_split(wanted)

@@ -117,7 +117,7 @@ Features = Annotated[
 
 
 class AutoencoderSpec(_Spec):
-    """An `AutoencoderKL` of diffusers, which makes the latents that the task is about."""
+    """An `AutoencoderKL` or `AutoencoderDC` of diffusers, which makes the latents that the task is about."""
 
     folder: str
     """Folder with `config.json` and the weights, found like a `File`."""

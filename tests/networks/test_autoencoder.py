@@ -12,7 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from harness.errors import UsageError
 from harness.files import file_hash
-from harness.networks.autoencoder import WEIGHTS, Autoencoder, autoencoder_config, image_shape
+from harness.networks.autoencoder import (
+    WEIGHTS,
+    Autoencoder,
+    autoencoder_config,
+    image_shape,
+    stated_scaling,
+)
 
 
 def opened(entry: dict[str, Any]) -> Autoencoder:
@@ -50,10 +56,36 @@ def test_the_shape_of_images_follows_from_the_config(entry: dict[str, Any]) -> N
         image_shape(config, (16, 4, 4))
 
 
+def test_sanas_autoencoder_draws_nothing(tmp_path: Path) -> None:
+    """Its pipeline decodes `latents / scaling_factor`; a config without one has 1."""
+    from diffusers import AutoencoderDC
+
+    torch.manual_seed(0)
+    widths = {"encoder_block_out_channels": [8, 8, 8], "decoder_block_out_channels": [8, 8, 8]}
+    layers = {"encoder_layers_per_block": [1] * 3, "decoder_layers_per_block": [1] * 3}
+    scales = {"encoder_qkv_multiscales": [[]] * 3, "decoder_qkv_multiscales": [[]] * 3}
+    kinds = {"encoder_block_types": "ResBlock", "decoder_block_types": "ResBlock"}
+    AutoencoderDC(
+        latent_channels=4, scaling_factor=0.41407, **widths, **layers, **scales, **kinds
+    ).save_pretrained(tmp_path)
+    theirs = AutoencoderDC.from_pretrained(tmp_path).eval()
+    mine, z = Autoencoder(tmp_path, None, 0.41407), latents(3)
+    with torch.no_grad():
+        images = theirs.decode(z / 0.41407).sample
+        assert torch.equal(mine.decode(z), images)
+        expected = theirs.encode(images).latent * 0.41407
+    assert torch.equal(mine.encode(images), expected)
+    assert torch.equal(mine.encode(images, latents(3, "noise")), expected)
+    config = autoencoder_config(tmp_path)
+    assert image_shape(config, (4, 4, 4)) == tuple(images.shape[1:]) == (3, 16, 16)
+    assert stated_scaling(config) == (0.41407, 0)
+    assert stated_scaling({**config, "scaling_factor": None}) == (1, 0)
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"_class_name": "AutoencoderDC"}, "must be an AutoencoderKL"),
+        ({"_class_name": "VQModel"}, "must be an AutoencoderKL or AutoencoderDC"),
         ({"scaling_factor": 0.18215}, "autoencoder.scaling is 0.5, but .* says 0.18215"),
         ({"scaling_factor": None}, "autoencoder.scaling is 0.5, but .* says 0.18215"),
         ({"shift_factor": None}, "autoencoder.shift is 0.25, but .* says 0.0"),
