@@ -1,16 +1,13 @@
 """Autoencoders of latent diffusion from a local folder of diffusers.
 
-`AutoencoderKL`: Rombach et al. 2022, arXiv 2112.10752. `AutoencoderDC`, which Sana has and which
-draws nothing: Chen et al. 2024, arXiv 2410.10733. A latent is `(z - shift) scaling` for the
-encoder's z. Each family has its own numbers: scaling 0.18215 (Stable Diffusion), 0.13025 (SDXL),
-1.5305 with shift 0.0609 (SD3), 0.3611 with shift 0.1159 (FLUX), 0.41407 (Sana).
+A latent is `(z - shift) scaling` for the encoder's z. Each family has its own numbers: scaling
+0.18215 (Stable Diffusion), 0.13025 (SDXL), 1.5305 with shift 0.0609 (SD3), 0.3611 with shift 0.1159
+(FLUX), 0.41407 (Sana). Qwen-Image's has numbers for each channel, and scaling 1 beside them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +16,11 @@ from torch import Tensor
 
 from harness.errors import UsageError
 from harness.files import check_hash
+from harness.networks.autoencoder_kinds import KINDS, Kind
 from harness.networks.library import diffusers_for
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The file of weights in a folder of diffusers."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What differs between classes of autoencoders.
-
-    Attributes:
-        blocks: the option whose length tells how often images are halved.
-        scaling: scaling where a config states none, the class's default.
-        latent: z of what `encode` returns, drawn with standard normal noise where there is any.
-    """
-
-    blocks: str
-    scaling: float
-    latent: Callable[[Any, Tensor | None], Tensor]
-
-
-def _drawn(encoded: Any, noise: Tensor | None) -> Tensor:
-    posterior = encoded.latent_dist
-    return posterior.mean if noise is None else posterior.mean + posterior.std * noise
-
-
-KINDS = {
-    "AutoencoderKL": Kind("block_out_channels", 0.18215, _drawn),
-    "AutoencoderDC": Kind("encoder_block_out_channels", 1.0, lambda encoded, noise: encoded.latent),
-}
-"""Classes of autoencoders by name."""
 
 
 class Autoencoder:
@@ -75,7 +46,7 @@ class Autoencoder:
         self.scaling, self.shift = scaling, shift
         self.device = device or torch.device("cpu")
         config = autoencoder_config(folder)
-        self.kind = KINDS[config["_class_name"]]
+        self.kind = kind_of(config)
         _check_family(folder, config, scaling, shift)
         check_hash(folder / WEIGHTS, sha256)
         self.network = (
@@ -90,7 +61,7 @@ class Autoencoder:
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W], about in [-1, 1] and not clamped, of latents [B, C, h, w]."""
         z = latents.to(self.device).float() / self.scaling + self.shift
-        return self.network.decode(z).sample
+        return self.kind.decode(self.network, z)
 
     @torch.no_grad()
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -100,8 +71,8 @@ class Autoencoder:
             noise: standard normal numbers [B, C, h, w] that draw from the posterior; without them
                 the latent is its mean. An `AutoencoderDC` has no posterior.
         """
-        encoded = self.network.encode(images.to(self.device).float())
-        z = self.kind.latent(encoded, None if noise is None else noise.to(self.device))
+        noise = None if noise is None else noise.to(self.device)
+        z = self.kind.encode(self.network, images.to(self.device).float(), noise)
         return (z - self.shift) * self.scaling
 
 
@@ -118,14 +89,25 @@ def autoencoder_config(folder: Path) -> dict[str, Any]:
     name = found.get("_class_name") if isinstance(found, dict) else None
     if name not in KINDS:
         raise UsageError(
-            f"{path} is of class {name}, but an autoencoder must be an {' or '.join(KINDS)}"
+            f"{path} is of class {name}, but an autoencoder must be an {', '.join(KINDS)}"
         )
     return found
 
 
+def kind_of(config: dict[str, Any]) -> Kind:
+    """What is special about the class of a config."""
+    return KINDS[config["_class_name"]]
+
+
+def channels_of(config: dict[str, Any]) -> tuple[int, int]:
+    """Channels of the latents and of the images, by a config."""
+    kind = kind_of(config)
+    return config.get(kind.channels, 4), config.get(kind.colours, 3)
+
+
 def factor_of(config: dict[str, Any]) -> int:
     """Pixels a latent, along each side, by a config."""
-    return 2 ** (len(config.get(KINDS[config["_class_name"]].blocks, [64])) - 1)
+    return 2 ** kind_of(config).halvings(config)
 
 
 def image_shape(config: dict[str, Any], latent: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -134,23 +116,26 @@ def image_shape(config: dict[str, Any], latent: tuple[int, int, int]) -> tuple[i
     Raises UsageError for another number of channels than the autoencoder's.
     """
     channels, height, width = latent
-    if (own := config.get("latent_channels", 4)) != channels:
+    own, colours = channels_of(config)
+    if own != channels:
         raise UsageError(
             f"the task's latents have {channels} channels, but those of its autoencoder have {own}"
         )
-    factor, colours = factor_of(config), config.get("out_channels", config.get("in_channels", 3))
+    factor = factor_of(config)
     return colours, factor * height, factor * width
 
 
 def stated_scaling(config: dict[str, Any]) -> tuple[float, float]:
     """Scaling and shift of latents by a config; one without them has its class's."""
-    plain = KINDS[config["_class_name"]].scaling
-    return config.get("scaling_factor") or plain, config.get("shift_factor") or 0.0
+    return config.get("scaling_factor") or kind_of(config).scaling, config.get(
+        "shift_factor"
+    ) or 0.0
 
 
 def _check_family(folder: Path, config: dict[str, Any], scaling: float, shift: float) -> None:
     """Raises UsageError for other numbers of scaling than those that a config states."""
-    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+    by_channel = [config[name] for name in ("latents_mean", "latents_std") if config.get(name)]
+    if by_channel and not kind_of(config).by_channel:
         raise UsageError(
             f"{folder / 'config.json'} scales each channel of latents on its own, "
             "which tasks cannot state: use an autoencoder with scaling_factor alone"

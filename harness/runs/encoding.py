@@ -19,6 +19,7 @@ from harness.networks.autoencoder import (
     WEIGHTS,
     Autoencoder,
     autoencoder_config,
+    channels_of,
     factor_of,
     stated_scaling,
 )
@@ -71,8 +72,9 @@ def encode_images(
     folder = _autoencoder_folder(asked, task)
     config = autoencoder_config(folder)
     factor = factor_of(config)
-    wanted = _wanted(asked, task, config.get("in_channels", 3), factor)
-    how = _encoding(asked, task, config.get("latent_channels", 4), wanted.shape[1], factor)
+    channels, colours = channels_of(config)
+    wanted = _wanted(asked, task, colours, factor)
+    how = _encoding(asked, task, channels, wanted.shape[1], factor)
     out, split = _out(asked, task), load_split(wanted)
     encoder, about = _encoder(asked, task, folder, device_of_rank(device))
     images = split.train.images

@@ -117,7 +117,7 @@ Features = Annotated[
 
 
 class AutoencoderSpec(_Spec):
-    """An `AutoencoderKL` or `AutoencoderDC` of diffusers, which makes the latents that the task is about."""
+    """An autoencoder of diffusers, which makes the latents that the task is about."""
 
     folder: str
     """Folder with `config.json` and the weights, found like a `File`."""
@@ -125,7 +125,8 @@ class AutoencoderSpec(_Spec):
     """SHA-256 of its `diffusion_pytorch_model.safetensors`. None takes it as it is found, and
     records state its SHA-256."""
     scaling: float
-    """A latent is (z - shift) x scaling for the encoder's z: 0.18215 for Stable Diffusion's."""
+    """A latent is (z - shift) x scaling for the encoder's z: 0.18215 for Stable Diffusion's, and 1
+    for Qwen-Image's, whose config scales each channel."""
     shift: float = 0.0
 
 
