@@ -16,10 +16,12 @@ from torch import Tensor
 
 from harness.diffusion.conditions import Condition
 from harness.errors import UsageError
+from harness.metrics.compute import count_macs
 from harness.networks.backbones import Backbone, build, depth_of
 from harness.networks.backbones.diffusers import DiffusersBackbone
 from harness.networks.backbones.dit import DiT, size_options
 from harness.networks.passes import count_passes
+from harness.runs.cost import without_weights
 from harness.training.tiny_task import NETWORK
 
 DIT, PIXART, SD3, FLUX, SANA, QWEN = CLASSES
@@ -276,6 +278,40 @@ def test_every_pass_is_counted(name: str) -> None:
         network.features(x, t, cond, 1)
         network.reuse(x, t, cond, 1)
     assert passes.total == 6
+
+
+@classes
+def test_work_is_counted_without_weights(name: str) -> None:
+    network, (x, t, cond) = built(name), one_state(name)
+    with without_weights():
+        empty = build(network_of(name))
+    half = condition_for(name, dtype=torch.float32).to("meta")
+    with torch.no_grad():
+        found = count_macs(lambda: empty(x.float().to("meta"), t.float().to("meta"), half))
+        assert found == count_macs(lambda: network(x, t, cond)) > 0
+
+
+@pytest.mark.parametrize("name", [FLUX, QWEN])
+def test_packed_latents_of_any_even_size(name: str) -> None:
+    """Extra rows are further tokens; a token that the size cuts is refused."""
+    network, (x, t, cond) = built(name), one_state(name)
+    assert network(torch.cat([x, x], 2), t, cond).shape == (2, 3, 16, 8)
+    with pytest.raises(ValueError, match=r"\(8, 7\), but a token holds 2 x 2 .* multiples of 2"):
+        network(x[..., :7], t, cond)
+
+
+def test_the_guidance_scale_is_an_input_of_flux() -> None:
+    """One pass, whose output moves with the scale of the description."""
+    x, t, cond = one_state(FLUX)
+    state = built(FLUX).state_dict()
+    found = []
+    for scale in (1, 3.5, 7.0):
+        network = build({**network_of(FLUX), "guidance": scale}).double()
+        network.load_state_dict(state)
+        found.append(network(x, t, cond).detach())
+    assert torch.equal(found[1], built(FLUX)(x, t, cond))
+    assert not torch.allclose(found[0], found[1])
+    assert not torch.allclose(found[2], found[1])
 
 
 def test_scalars_reach_every_block_of_dit() -> None:
