@@ -68,8 +68,9 @@ def teacher_import(
 ) -> None:
     """Read a teacher from others and give it to a task.
 
-    Known are official DiT and SiT files (.pt, .safetensors), folders of diffusers (a DiTPipeline,
-    or a DiT, PixArt or SD3 transformer), such a repository on the hub by name, and own files.
+    Known are official DiT and SiT files (.pt, .safetensors), folders of diffusers (a pipeline or a
+    transformer of DiT, PixArt, SD3, FLUX, Sana or Qwen-Image), such a repository on the hub by
+    name, and own files.
     Of a .pt only tensors, plain values and argparse.Namespace are read, so that no code runs.
     """
     from harness.networks.checkpoints import output_size, read_teacher, write_teacher

@@ -39,7 +39,8 @@ from harness.methods.parts.points import (
     Points,
 )
 from harness.networks.backbones import build, depth_of
-from harness.networks.history import History, Visible, causal, with_history
+from harness.networks.history import History, with_history
+from harness.networks.masks import Visible, causal
 from harness.solvers import DDIM, Trajectory, sample, trace
 
 TUNES: dict[str, Span | tuple[Any, ...]] = {

@@ -37,7 +37,6 @@ from harness.tasks.prompts import written
 from harness.tasks.spec import (
     DetectorFeatures,
     EncoderSpec,
-    Guidance,
     Part,
     Weights,
     WrittenPrompts,
@@ -245,7 +244,7 @@ def teacher_quality(task: Task, device: torch.device, report: Report = silent) -
         return {}
     scan, n = {}, task.spec.guidance_scan_samples or task.spec.evaluation.samples
     for scale in task.spec.guidance_scan:
-        at_scale = _with(task, guidance=Guidance(scale=scale, channels=task.spec.guidance.channels))
+        at_scale = _with(task, guidance=task.spec.guidance.model_copy(update={"scale": scale}))
         sampler = Reference(at_scale, device).sampler
         samples = sample_set(sampler, at_scale, 0, device, report(f"guidance {scale}"), n)
         evaluator = Evaluator(at_scale, {0: samples}.__getitem__, device)

@@ -19,7 +19,7 @@ from harness.data.sets import Wanted, load_split
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Denoiser, Guided, PredictionType
 from harness.diffusion.randomness import Keyed, keyed_initialisation
-from harness.diffusion.schedules import GRIDS, SCHEDULES, Schedule
+from harness.diffusion.schedules import GRIDS, Schedule, schedule_of
 from harness.errors import UsageError
 from harness.files import digest, found_hash, read_tensors
 from harness.networks.autoencoder import Autoencoder, autoencoder_config, image_shape
@@ -51,7 +51,7 @@ class Task(TaskFiles):
         super().__init__(spec, folder)
         self.shape, self.num_classes = spec.data.shape, spec.data.num_classes
         self.network_options: dict[str, Any] = dict(spec.network)
-        self.schedule: Schedule = SCHEDULES[spec.schedule]()
+        self.schedule: Schedule = schedule_of(spec.schedule)
         self.prediction_type: PredictionType = spec.prediction_type
         self.guidance_scale = spec.guidance.scale
         self.trajectory_steps = spec.trajectories.steps
@@ -215,7 +215,8 @@ class Task(TaskFiles):
     def guided(self, network: nn.Module) -> Guided:
         """A network as this task's teacher."""
         denoiser = Denoiser(network, self.schedule, self.prediction_type)
-        return Guided(denoiser, self.spec.guidance.scale, self.null, self.spec.guidance.channels)
+        guidance = self.spec.guidance
+        return Guided(denoiser, guidance.scale, self.null, guidance.channels, guidance.norm_patch)
 
     def new_classifier(self) -> Classifier | Detector:
         """The feature network with new weights."""
@@ -280,6 +281,7 @@ class Task(TaskFiles):
             self.conditions_hash,
             spec.grid,
             spec.dtype,
+            guidance.norm_patch,
         )
 
     def evaluation_inputs(

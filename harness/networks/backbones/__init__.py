@@ -18,7 +18,7 @@ from harness.errors import unknown
 from harness.networks.backbones import diffusers, dit, prompted
 from harness.networks.backbones.base import Backbone
 
-__all__ = ["Backbone", "build", "depth_of"]
+__all__ = ["Backbone", "build", "depth_of", "sizes_of"]
 
 FAMILIES: dict[str, Any] = {"dit": dit, "diffusers": diffusers, "prompted": prompted}
 
@@ -51,3 +51,12 @@ def depth_of(network: Mapping[str, Any]) -> int:
     """The number of blocks of a description. Raises UsageError if it does not say."""
     family, options = _family(network)
     return family.depth_of(options)
+
+
+def sizes_of(network: Mapping[str, Any]) -> tuple[int | None, Any]:
+    """Channels and side (a number, or height and width) of what a description denoises.
+
+    None stands for what it leaves open.
+    """
+    family, options = _family(network)
+    return family.sizes_of(options)

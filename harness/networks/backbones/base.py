@@ -19,8 +19,8 @@ class Backbone(nn.Module):
     Attributes:
         width: width d of the tokens and of the conditioning vector.
         blocks: the transformer blocks, lowest first.
-        attentions: each block's self-attention, lowest first. It calls torch's
-            `scaled_dot_product_attention` once.
+        attentions: each block's self-attention, lowest first. It is a `LinearAttention`, or calls
+            torch's `scaled_dot_product_attention` once.
         head: the last module, of which every step of a student may have a copy.
         patch_embedding: the module from images to tokens. Each pass calls it once; its
             convolution is `patch_embedding.proj`.

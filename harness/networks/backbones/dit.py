@@ -87,6 +87,11 @@ def depth_of(options: Mapping[str, Any]) -> int:
     return whole["depth"]
 
 
+def sizes_of(options: Mapping[str, Any]) -> tuple[int | None, Any]:
+    """Channels and side of the images of a description; None where it does not say."""
+    return options.get("in_channels"), options.get("image_size")
+
+
 class DiT(Backbone):
     """A diffusion transformer under class labels, text, or neither.
 
