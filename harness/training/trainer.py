@@ -75,7 +75,7 @@ class Trainer:
         if settings.compile:
             compile_players(method)
         self._parameters = {
-            name: list(player.module.parameters()) for name, player in method.players.items()
+            name: player.trained for name, player in method.players.items()
         }
         self.known_flops: dict[str, float] = {}
         self._compiled: set[str] = set()

@@ -171,7 +171,7 @@ def test_elsewhere_it_does_the_same(
         for player in (
             built.players.values()
         ):  # Adam divides rounding noise by rounding noise where a gradient is 0
-            player.optimizer = torch.optim.SGD(player.module.parameters(), lr=0.1)
+            player.optimizer = torch.optim.SGD(player.trained, lr=0.1)
         if built.players:
             Trainer(built, case.sources, TrainSettings(STEPS, BATCH, 0), None, device).train(
                 until=2
