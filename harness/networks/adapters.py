@@ -7,7 +7,7 @@ changes. The layer's own weights stay as they are, under the name `base_layer`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,19 +58,22 @@ def target_names(network: Backbone, targets: Sequence[str] = ()) -> list[str]:
     Raises UsageError for a target that no linear layer of the blocks has.
     """
     inside = {id(module) for block in network.blocks for module in block.modules()}
-    layers = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and id(module) in inside
-    ]
+    layers = [name for name, layer in linear_layers(network) if id(layer) in inside]
     chosen: list[str] = []
     for target in targets:
         found = [name for name in layers if f".{name}".endswith(f".{target}")]
         if not found:
-            last = sorted({name.rpartition(".")[2] for name in layers if "." in name})
-            raise unknown("linear layer of the blocks", target, last, "lora_targets")
+            known = {name for block in network.blocks for name, _ in linear_layers(block)}
+            raise unknown("linear layer of the blocks", target, known, "lora_targets")
         chosen += found
     return sorted(set(chosen)) if targets else layers
+
+
+def linear_layers(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """The linear layers of a network, with their names."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear):
+            yield name, module
 
 
 def adapters_of(network: nn.Module) -> dict[str, Any]:

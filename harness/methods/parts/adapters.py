@@ -41,7 +41,7 @@ class LoRAOptions(OptimizerConfig):
     lora_alpha: float | None = Field(None, gt=0, le=1e6)
     """Adapters add alpha / rank times B A x to a layer's output; none is the rank."""
     lora_targets: Words = ()
-    """Linear layers of the blocks with adapters, by the ends of their names, as in attn.qkv,mlp.fc1;
+    """Linear layers of the blocks with adapters, by the ends of their names, as in attn.qkv,fc1;
     none means all."""
 
     @model_validator(mode="after")
