@@ -71,6 +71,11 @@ def export(run: str, kind: str, results: Path, folder: Path | None, task: str | 
     Raises UsageError for a run without a student, and for a format that cannot hold it exactly.
     """
     record, weights = finished_run(run, results)
+    if kind == "lora" and record.options.get("lora_rank") is None:
+        raise UsageError(
+            f"{record.run_id} was trained in all its weights, and a LoRA file holds low-rank "
+            "changes alone: give --format safetensors or diffusers"
+        )
     resolved = resolved_again(record, task, results)
     folder = folder or results / "students" / f"{record.run_id}-{kind}"
     facts = facts_of(resolved).model_copy(update={"run_id": record.run_id})

@@ -13,7 +13,7 @@ from torch import nn
 from harness.errors import UsageError
 from harness.files import write_tensors
 from harness.methods import Method
-from harness.networks.adapters import adapter_weights, adapters_of, merged
+from harness.networks.adapters import adapter_weights, merged
 from harness.networks.backbones import Backbone
 from harness.networks.history import History
 from harness.runs.diffusers_folder import prediction_type
@@ -29,15 +29,10 @@ def write_lora(method: Method, resolved: Resolved, run_id: str, folder: Path) ->
     A layer's keys are `transformer.<layer>.lora_A.weight` [rank, inputs] and `.lora_B.weight`
     [outputs, rank]. The layer has diffusers' name, and B holds the factor `alpha / rank`.
 
-    Raises UsageError for a student without adapters, of a network that is not diffusers', or with
-    more than adapters.
+    Raises UsageError for a network that is not diffusers', and for a student that differs from its
+    teacher in more than adapters.
     """
     network = method.sampled_network
-    if not adapters_of(network):
-        raise UsageError(
-            f"{run_id} was trained in all its weights, and a LoRA file holds low-rank changes "
-            "alone: give --format safetensors or diffusers"
-        )
     if resolved.task.network_options.get("backbone") != "diffusers":
         raise UsageError(
             "a LoRA file is for a transformer of diffusers, but the teacher of task "
