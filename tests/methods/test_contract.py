@@ -46,6 +46,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
         "ard",
         {"history_layers": 2, "dmd_from": 0.0, "dmd_every": 2, "protocol": "states"},
     ),
+    "ard with adapters": ("ard", {"history_layers": 2, "lora_rank": 2}),
     "imm": ("imm", {"group": 2, "gap": 6}),
     "ladd": ("ladd", {"gan_virtual_batch": 2}),
     "dmd2": ("dmd2", {"student_every": 2}),
