@@ -89,7 +89,7 @@ class TrajectoryDistillation(Method):
         self.teacher_network = teacher.denoiser.network if task.network_teacher else None
         network = self.network(config, task, num_steps)
         if self.teacher_network is not None:
-            network.load_teacher(self.teacher_network.state_dict())
+            config.start_from_teacher(network, self.teacher_network)
         updates = (
             total_steps
             if config.dmd_from is None

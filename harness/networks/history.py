@@ -15,6 +15,7 @@ the call of `scaled_dot_product_attention` is rerouted to one that unfolds the s
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -211,6 +212,12 @@ class History(Swapped, Backbone):
     def head_of(self, state: int) -> nn.Module:
         """The head of a state."""
         return self.memory.heads[state % len(self.memory.heads)] or self.head
+
+    def added_weights(self, teacher: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+        """Where each step has a head, the first one too, so that no step differs from another."""
+        found, heads = super().added_weights(teacher), len(self.memory.heads)
+        first = set(map(id, self.head.parameters())) if heads > 1 else set()
+        return found | {name: w for name, w in self.named_parameters() if id(w) in first}
 
     def load_teacher(self, state: dict[str, Tensor]) -> None:
         """Loads a plain network's weights; every head of a step becomes a copy of its head."""

@@ -20,6 +20,7 @@ from harness.diffusion.schedules import GRIDS, Schedule, VPSchedule
 from harness.errors import UsageError
 from harness.methods import METHODS, MethodConfig
 from harness.metrics.compute import count_macs, macs_by_kind, parameters
+from harness.networks.adapters import merged
 from harness.networks.backbones import build
 from harness.networks.backbones.dit import sized
 from harness.networks.passes import count_passes
@@ -62,7 +63,9 @@ class SamplingCost:
         plain_macs: MACs of as many passes of the plain network, which step distillation takes.
         by_kind: `macs` by kind of layer.
         nfe: network passes.
-        parameters: number of parameters of the sampled network.
+        parameters: number of parameters of the sampled network, those of adapters included.
+        trained_parameters: those that training changes.
+        merged_macs: `macs` once adapters are merged into the weights.
     """
 
     macs: int
@@ -70,6 +73,8 @@ class SamplingCost:
     by_kind: dict[str, int]
     nfe: float
     parameters: int
+    trained_parameters: int
+    merged_macs: int
 
     @property
     def extra(self) -> float:
@@ -141,11 +146,24 @@ def sampling_cost_on_meta(
         teacher = Guided(denoiser, 1.0, problem.null)
         built = METHODS[method](config, teacher, problem, num_steps, NOMINAL_STEPS)
     sampled = built.sampled_network
+    trained = built.student_player.trained if built.players else []
     with torch.no_grad():
         plain = count_macs(lambda: network(x, torch.empty(1, device="meta"), cond))
     with torch.no_grad(), count_passes(sampled) as passes:
         by_kind = macs_by_kind(
             lambda: sample(built.solver, built.student, x, built.levels, cond, lambda name: x)
         )
-    macs = sum(by_kind.values())
-    return SamplingCost(macs, plain * passes.total, by_kind, passes.total, parameters(sampled))
+    student = merged(built.student)
+    with torch.no_grad():
+        merged_macs = count_macs(
+            lambda: sample(built.solver, student, x, built.levels, cond, lambda name: x)
+        )
+    return SamplingCost(
+        macs=sum(by_kind.values()),
+        plain_macs=plain * passes.total,
+        by_kind=by_kind,
+        nfe=passes.total,
+        parameters=parameters(sampled),
+        trained_parameters=sum(p.numel() for p in trained),
+        merged_macs=merged_macs,
+    )
