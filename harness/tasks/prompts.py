@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from harness.data.cache import cached_tensors
-from harness.data.scene_prompts import WORDS, Prompt, words_of
+from harness.data.scene_prompts import MOST_WORDS, WORDS, Prompt, words_of
 from harness.data.scenes import JUDGED, PROMPTS, judged_prompts, training_prompts
 from harness.diffusion.conditions import Condition, Conditions
 from harness.files import digest, read_tensors
@@ -38,7 +38,7 @@ def written(judged: bool) -> tuple[Prompt, ...]:
 def tokens_of(prompts: Sequence[Prompt]) -> Conditions:
     """Prompts as tokens [count, length]; the last is the empty prompt, which is the null one."""
     numbers = [[WORDS.index(word) for word in words_of(prompt.text)] for prompt in prompts]
-    tokens, mask = padded([*numbers, []])
+    tokens, mask = padded([*numbers, []], MOST_WORDS)
     whole = Condition(text=tokens, text_mask=mask)
     return Conditions(len(prompts), whole[: len(prompts)], whole[len(prompts) :])
 
