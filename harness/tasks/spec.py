@@ -161,11 +161,15 @@ class DataSpec(_Spec):
 class PromptSpec(_Spec):
     """A text encoder's outputs for the task's prompts; a sample's label is its prompt's number."""
 
+    added = frozenset({"tokens"})
+
     file: str
     """A safetensors file with `table` [count, length, width] and `null` [1, length, width], the
-    embedding of no prompt."""
-    sha256: str
-    """SHA-256 of the file."""
+    embedding of no prompt, as `harness data prompts` writes it."""
+    sha256: str | None = None
+    """SHA-256 of the file. None takes it as it is found, and records state its SHA-256."""
+    tokens: int | None = None
+    """The longest prompt in T5's tokens; None is the pipeline's own number."""
 
 
 class MixtureSpec(_Spec):

@@ -81,9 +81,9 @@ class Task(TaskFiles):
         found = read_tensors(self.path(spec), spec.sha256)
         prompts, none = (
             Condition(
-                text=found[name].float(),
+                text=found[name],
                 text_mask=found[f"{name}_mask"].bool() if f"{name}_mask" in found else None,
-                pooled=found[f"{name}_pooled"].float() if f"{name}_pooled" in found else None,
+                pooled=found.get(f"{name}_pooled"),
             )
             for name in ("table", "null")
         )
@@ -228,7 +228,7 @@ class Task(TaskFiles):
             spec.seed,
             self.shape,
             self.conditions.count,
-            self.spec.prompts.sha256 if self.spec.prompts else "",
+            self.prompts_hash,
             spec.grid,
             spec.dtype,
         )
@@ -300,4 +300,4 @@ class Task(TaskFiles):
         found["reference"] = self.reference_hash
         if self.spec.autoencoder:
             found["autoencoder"] = self.autoencoder_hash
-        return found | ({"conditions": self.spec.prompts.sha256} if self.spec.prompts else {})
+        return found | ({"conditions": self.prompts_hash} if self.spec.prompts else {})

@@ -69,6 +69,13 @@ class TaskFiles:
             f"--task {self.spec.name}.yaml makes it and puts its sha256 into the file"
         )
 
+    @property
+    def prompts_hash(self) -> str:
+        """SHA-256 of the file of prompts, or "" without prompts."""
+        if (prompts := self.spec.prompts) is None:
+            return ""
+        return prompts.sha256 or found_hash(self.path(prompts))
+
     def path(self, weights: Weights | PromptSpec) -> Path:
         """The path of a file of weights; its card has the same name with `.yaml`.
 
