@@ -77,12 +77,12 @@ def data_encode(
 @data_group.command("prompts")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--encoder", required=True, help="Folder of a diffusers pipeline, or its hub name.")
-@click.option("--task", help="Task, or task file: says where the result lies, and its tokens.")
+@click.option("--task", help="Task, or task file: says where the result lies.")
 @click.option("--out", type=click.Path(path_type=Path), help="safetensors file to write.")
 @click.option(
     "--tokens",
     type=click.IntRange(2, 512),
-    help="Tokens that T5 reads [default: the task's or the pipeline's].",
+    help="Tokens that T5 reads [default: the pipeline's own number].",
 )
 @click.option("--strict", is_flag=True, help="Refuse prompts that an encoder would cut.")
 @click.option(

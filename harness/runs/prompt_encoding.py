@@ -61,9 +61,10 @@ def encode_file(
     Raises UsageError for anything that is missing or does not fit.
     """
     prompts, out = read_prompts(asked.prompts), _out(asked, task)
-    tokens = asked.tokens or (task.spec.prompts.tokens if task and task.spec.prompts else None)
     dtype = torch.float32 if asked.precision == "fp32" else torch.bfloat16
-    encoder = PromptEncoder(_folder(asked.encoder), tokens, device_of_rank(device), dtype)
+    encoder = PromptEncoder(_folder(asked.encoder), asked.tokens, device_of_rank(device), dtype)
+    if task is not None:
+        _check_length(encoder, task)
     notes = _cuts(encoder, prompts, asked)
     there, shards = encode_prompts(
         prompts,
@@ -98,6 +99,17 @@ def _out(asked: Asked, task: Task | None) -> Path:
     if task is None or task.spec.prompts is None:
         raise UsageError("no file is named; give --out, or a --task that has prompts")
     return place_in(task, task.spec.prompts.file)
+
+
+def _check_length(encoder: PromptEncoder, task: Task) -> None:
+    """Raises UsageError if the outputs have another length than a task says."""
+    wanted = task.spec.prompts.length if task.spec.prompts else None
+    found = encoder.encode([""])["text"].shape[1]
+    if wanted not in (None, found):
+        raise UsageError(
+            f"prompts of task {task.spec.name} have {wanted} tokens, but those of {encoder.name} "
+            f"with --tokens {encoder.tokens} have {found}: give another pipeline or other --tokens"
+        )
 
 
 def _cuts(encoder: PromptEncoder, prompts: list[Prompt], asked: Asked) -> list[str]:

@@ -161,15 +161,15 @@ class DataSpec(_Spec):
 class PromptSpec(_Spec):
     """A text encoder's outputs for the task's prompts; a sample's label is its prompt's number."""
 
-    added = frozenset({"tokens"})
+    added = frozenset({"length"})
 
     file: str
     """A safetensors file with `table` [count, length, width] and `null` [1, length, width], the
     embedding of no prompt, as `harness data prompts` writes it."""
     sha256: str | None = None
     """SHA-256 of the file. None takes it as it is found, and records state its SHA-256."""
-    tokens: int | None = None
-    """The longest prompt in T5's tokens; None is the pipeline's own number."""
+    length: int | None = None
+    """Tokens of each prompt in the file, by which costs are counted while it is missing."""
 
 
 class MixtureSpec(_Spec):
@@ -284,7 +284,7 @@ class TaskSpec(_Spec):
     budgets: dict[str, Budget]
     sources: dict[str, str] = {}
     """Where files that do not ship come from, by what they are: teacher, features, data,
-    autoencoder or reference. `--dry-run` says it of those that are missing."""
+    prompts, autoencoder or reference. `--dry-run` says it of those that are missing."""
     defaults: dict[str, dict[str, Any]] = {}
     """Default options on this task, by method: results of a search, or values that suit the
     networks."""
