@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from harness.networks.prompt_encoders import quiet
+
 WIDTH, CLIP_WIDTH, CLIP_TOKENS = 16, 8, 7
 
 
@@ -87,5 +89,6 @@ def write_pipeline(name: str, folder: Path) -> Any:
     cls, found = getattr(diffusers, name), components(name)
     others = [each for each in inspect.signature(cls).parameters if each not in found]
     pipeline = cls(**found, **dict.fromkeys(others))
-    pipeline.save_pretrained(folder)
+    with quiet():
+        pipeline.save_pretrained(folder)
     return pipeline

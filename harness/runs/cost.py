@@ -23,6 +23,7 @@ from harness.metrics.compute import count_macs, macs_by_kind, parameters
 from harness.networks.backbones import Backbone, build
 from harness.networks.backbones.dit import sized
 from harness.networks.backbones.text import text_widths
+from harness.networks.history import Cache
 from harness.networks.passes import count_passes
 from harness.solvers import sample
 from harness.training.estimate import NOMINAL_STEPS
@@ -80,6 +81,7 @@ class SamplingCost:
         by_kind: `macs` by kind of layer.
         nfe: network passes.
         parameters: number of parameters of the sampled network.
+        cache: bytes of the keys and values that reach the last step from those before, in float32.
     """
 
     macs: int
@@ -87,6 +89,7 @@ class SamplingCost:
     by_kind: dict[str, int]
     nfe: float
     parameters: int
+    cache: int = 0
 
     @property
     def extra(self) -> float:
@@ -190,9 +193,32 @@ def sampling_cost_on_meta(
     cond, sampled = problem.condition("meta"), built.sampled_network
     with torch.no_grad():
         plain = count_macs(lambda: network(x, torch.empty(1, device="meta"), cond))
-    with torch.no_grad(), count_passes(sampled) as passes:
+    with torch.no_grad(), count_passes(sampled) as passes, carried_caches(sampled) as caches:
         by_kind = macs_by_kind(
             lambda: sample(built.solver, built.student, x, built.levels, cond, lambda name: x)
         )
     macs = sum(by_kind.values())
-    return SamplingCost(macs, plain * passes.total, by_kind, passes.total, parameters(sampled))
+    return SamplingCost(
+        macs,
+        plain * passes.total,
+        by_kind,
+        passes.total,
+        parameters(sampled),
+        sum(x.nbytes for pair in caches[-2].keys_values for x in pair) if len(caches) > 1 else 0,
+    )
+
+
+@contextmanager
+def carried_caches(network: nn.Module) -> Iterator[list[Cache]]:
+    """The caches that a network with history returns inside the block, one for each step."""
+    found: list[Cache] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, tuple) and isinstance(output[1], Cache):
+            found.append(output[1])
+
+    handle = network.register_forward_hook(note)
+    try:
+        yield found
+    finally:
+        handle.remove()

@@ -27,15 +27,33 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_pipeline("PixArtAlphaPipeline", Path("pipeline"))
     content = tiny_spec(tmp_path)
     network = {name: v for name, v in content["network"].items() if name != "num_classes"}
-    prompts = {"file": "scenes/prompts.safetensors", "tokens": 12}
+    prompts = {"file": "scenes/prompts.safetensors", "length": 12}
     content |= {"name": "text", "network": {**network, "text_width": WIDTH}, "prompts": prompts}
     Path("text.yaml").write_text(yaml.safe_dump(content))
     return tmp_path
 
 
+def test_a_plan_names_the_prompts_that_are_missing(here: Path, harness: Harness) -> None:
+    done = harness("run", "--task", "text.yaml", "--method", "step-distillation", "--dry-run")
+    assert done.code == 2
+    assert "2 of the 3 files" in done.err  # the teacher of the tiny task reads no text
+    assert "scenes/prompts.safetensors: missing" in done.out
+    assert "in float16" in done.out
+    assert "memory of a GPU" in done.out
+
+
 def test_a_task_reads_what_the_command_wrote(here: Path, harness: Harness) -> None:
     done = harness(
-        "data", "prompts", "prompts.txt", "--encoder", "pipeline", "--task", "text.yaml", "--json"
+        "data",
+        "prompts",
+        "prompts.txt",
+        "--encoder",
+        "pipeline",
+        "--task",
+        "text.yaml",
+        "--tokens",
+        12,
+        "--json",
     )
     assert done.code == 0, done.err
     found, task = json.loads(done.out), load_task("text.yaml")
