@@ -25,9 +25,6 @@ from harness.networks.library import diffusers_for
 
 WEIGHTS = "diffusion_pytorch_model"
 """diffusers' name of a file of weights, without its suffix."""
-OLD = "Transformer2DModel"
-LEGACY = {"ada_norm_zero": DIT, "ada_norm_single": "PixArtTransformer2DModel"}
-"""The class in old configs, and today's by their `norm_type`."""
 DOWNLOADED = ("model_index.json", "config.json", f"{WEIGHTS}*", "transformer/*", "scheduler/*")
 
 
@@ -60,13 +57,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     content = _json(folder / "config.json")
     name = str(content.get("_class_name"))
-    legacy = LEGACY.get(str(content.get("norm_type"))) if name == OLD else None
-    name = legacy or name
+    legacy = name == "Transformer2DModel" and content.get("norm_type") == "ada_norm_zero"
+    name = DIT if legacy else name
     if name not in FAMILIES:
         raise unknown("class of diffusers", name, FAMILIES, str(folder / "config.json"))
     options = {key: value for key, value in content.items() if not key.startswith("_")}
     known = set(inspect.signature(_class(name).__init__).parameters)
-    idle = _defaults(OLD) if legacy else {}
+    idle = _defaults("Transformer2DModel") if legacy else {}
     strange = [key for key in options if key not in known and options[key] != idle.get(key)]
     if strange:
         raise UsageError(
