@@ -24,8 +24,8 @@ TEXT = """
 ## Latency
 
 Measured on {threads} thread of a shared CPU with {network} ({layers} of its 12 layers with
-history), one sample, pairs of runs in turn. The ratio is the median of the pairs, with its interval.
-Nothing larger was timed, and no GPU: latencies there are unmeasured.
+history), one sample, pairs of runs in turn. The ratio is the median of the pairs, with its
+interval. Nothing larger was timed, and no GPU: latencies there are unmeasured.
 
 {rows}
 """
