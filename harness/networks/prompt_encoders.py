@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from harness.errors import UsageError, unknown
 from harness.files import digest, file_hash
-from harness.networks.library import diffusers_for
+from harness.networks.library import PACKAGE, diffusers_for
 
 INDEX = "model_index.json"
 DOWNLOADED = (INDEX, "tokenizer*/*", "text_encoder*/*")
@@ -161,6 +162,9 @@ def _component(folder: Path, name: str, dtype: torch.dtype) -> Any:
     where = folder / name
     if not where.is_dir():
         raise UsageError(f"there is no folder {where}: download the whole pipeline")
+    pieces = not (where / "tokenizer.json").exists() and any(where.glob("*.model"))
+    if pieces and find_spec("sentencepiece") is None:  # transformers would ask for tiktoken
+        raise UsageError(f"{where} needs sentencepiece to be read: {PACKAGE}")
     content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     cls = getattr(transformers, str(content.get(name, [None, None])[1]), None)
     if cls is None:

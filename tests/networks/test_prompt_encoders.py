@@ -20,6 +20,7 @@ from prompt_folders import (
 from safetensors.torch import load_file, save_file
 
 from harness.errors import UsageError
+from harness.networks import prompt_encoders
 from harness.networks.prompt_encoders import PIPELINES, PromptEncoder
 
 PROMPTS = ["A red dog ", "x", "the quick brown fox"]
@@ -120,6 +121,17 @@ def test_another_encoder_is_another_identity(folder: Callable[[str], tuple[Path,
     assert first == PromptEncoder(one).identity
     assert first["encoder"] != PromptEncoder(two).identity["encoder"]
     assert first != PromptEncoder(one, tokens=12).identity
+
+
+def test_a_tokenizer_of_pieces_needs_its_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers alone would say that tiktoken is missing."""
+    write_pipeline("PixArtAlphaPipeline", tmp_path)
+    (tmp_path / "tokenizer" / "tokenizer.json").rename(tmp_path / "tokenizer" / "spiece.model")
+    monkeypatch.setattr(prompt_encoders, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="tokenizer needs sentencepiece to be read: pip install"):
+        PromptEncoder(tmp_path)
 
 
 def test_wrong_folders_are_one_sentence(tmp_path: Path) -> None:
