@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from formulas import history_extra_macs
@@ -19,16 +21,16 @@ from benchmarks.resolution import (
     parabola,
     tokens_of,
 )
-from harness.networks.history import Visible, causal, keep_first, window
+from harness.methods import METHODS
 
 PAGE = Path(__file__).parents[1] / "docs" / "resolution.md"
 DEPTH, WIDTH = 28, 1152
 
 
-def visible(kind: Kind) -> Visible:
-    if kind.mask == "keep_first":
-        return keep_first
-    return causal if kind.depth is None else window(kind.depth)
+def visible(kind: Kind) -> Callable[[int], tuple[int, ...]]:
+    """From a state to those that it sees, as the method has it."""
+    ard: Any = METHODS["ard"]
+    return ard.history(ard.Config(**kind.options))[1]
 
 
 def closed() -> Costs:
