@@ -84,7 +84,9 @@ def data_encode(
     type=click.IntRange(2, 512),
     help="Tokens that T5 reads [default: the pipeline's own number].",
 )
-@click.option("--strict", is_flag=True, help="Refuse prompts that an encoder would cut.")
+@click.option(
+    "--strict", is_flag=True, help="Refuse prompts that an encoder would cut, or does not know."
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16"]),

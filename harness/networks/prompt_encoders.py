@@ -117,13 +117,21 @@ class PromptEncoder:
 
     def cut(self, prompts: Sequence[str]) -> dict[str, list[int]]:
         """By tokenizer, the numbers of the prompts that are longer than it reads."""
-        prepare = getattr(self.pipeline, "_text_preprocessing", list)
-        read = prepare(list(prompts))
-        return {name: self._longer(name, read, limit) for name, limit in self.limits.items()}
+        return {
+            name: [i for i, ids in enumerate(self._ids(name, prompts)) if len(ids) > limit]
+            for name, limit in self.limits.items()
+        }
 
-    def _longer(self, name: str, prompts: Sequence[str], limit: int) -> list[int]:
-        ids = getattr(self.pipeline, name)(prompts, verbose=False).input_ids
-        return [number for number, each in enumerate(ids) if len(each) > limit]
+    def unknown(self, prompts: Sequence[str]) -> list[int]:
+        """The numbers of the prompts with characters that T5 does not know; CLIP knows all."""
+        name = self.reading.t5
+        strange = getattr(self.pipeline, name).unk_token_id
+        return [i for i, ids in enumerate(self._ids(name, prompts)) if strange in ids]
+
+    def _ids(self, name: str, prompts: Sequence[str]) -> list[list[int]]:
+        """The tokens of whole prompts, as the pipeline prepares them."""
+        prepare = getattr(self.pipeline, "_text_preprocessing", list)
+        return getattr(self.pipeline, name)(prepare(list(prompts)), verbose=False).input_ids
 
     @property
     def identity(self) -> dict[str, Any]:

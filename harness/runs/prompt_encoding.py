@@ -30,7 +30,7 @@ class Asked:
         out: the safetensors file to write.
         tokens: tokens that T5 reads.
         precision: of the encoders' weights.
-        strict: whether a prompt that an encoder would cut is an error.
+        strict: whether a prompt that an encoder would cut or does not know is an error.
     """
 
     prompts: Path
@@ -65,7 +65,7 @@ def encode_file(
     encoder = PromptEncoder(_folder(asked.encoder), asked.tokens, device_of_rank(device), dtype)
     if task is not None:
         _check_length(encoder, task)
-    notes = _cuts(encoder, prompts, asked)
+    notes = _notes(encoder, prompts, asked)
     there, shards = encode_prompts(
         prompts,
         encoder,
@@ -112,19 +112,24 @@ def _check_length(encoder: PromptEncoder, task: Task) -> None:
         )
 
 
-def _cuts(encoder: PromptEncoder, prompts: list[Prompt], asked: Asked) -> list[str]:
-    """A sentence for each tokenizer that reads less than a prompt, as the pipeline reads it.
+def _notes(encoder: PromptEncoder, prompts: list[Prompt], asked: Asked) -> list[str]:
+    """A sentence for each tokenizer that reads less than a prompt, and one on unknown characters.
 
     Raises UsageError for the first of them under --strict.
     """
-    notes = []
-    for name, numbers in encoder.cut([prompt.text for prompt in prompts]).items():
-        if numbers:
-            notes.append(
-                f"{len(numbers)} of {len(prompts)} prompts are longer than the "
-                f"{encoder.limits[name]} tokens that {name} reads, and are cut there; "
-                f"the first is line {numbers[0] + 1}"
-            )
+    texts = [prompt.text for prompt in prompts]
+    found = {
+        f"are longer than the {encoder.limits[name]} tokens that {name} reads, and are cut there": n
+        for name, n in encoder.cut(texts).items()
+    }
+    found["have characters that T5 does not know, and reads as one unknown token"] = (
+        encoder.unknown(texts)
+    )
+    notes = [
+        f"{len(numbers)} of {len(prompts)} prompts {what}; the first is line {numbers[0] + 1}"
+        for what, numbers in found.items()
+        if numbers
+    ]
     if notes and asked.strict:
-        raise UsageError(f"{asked.prompts}: {notes[0]}: shorten it, or leave --strict out")
+        raise UsageError(f"{asked.prompts}: {notes[0]}: change it, or leave --strict out")
     return notes

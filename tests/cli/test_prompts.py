@@ -76,6 +76,16 @@ def test_a_task_reads_what_the_command_wrote(here: Path, harness: Harness) -> No
     torch.testing.assert_close(null, encoder.encode([""])["text"], rtol=1e-3, atol=1e-3)
 
 
+def test_unknown_characters_are_said(here: Path, harness: Harness) -> None:
+    Path("prompts.txt").write_text("a dog\nein Bär\n")
+    command = ("data", "prompts", "prompts.txt", "--encoder", "pipeline", "--out", "p.safetensors")
+    assert harness(*command).out.startswith(
+        "1 of 2 prompts have characters that T5 does not know, and reads as one unknown token; "
+        "the first is line 2\n"
+    )
+    assert "the first is line 2: change it" in sentence(harness(*command, "--strict"), 2)
+
+
 def test_what_is_printed_is_the_entry_of_a_task(here: Path, harness: Harness) -> None:
     command = ("data", "prompts", "prompts.txt", "--encoder", "pipeline", "--out", "p.safetensors")
     done = harness(*command, "--rank", "0/2", "--shard-size", 2)
@@ -91,7 +101,7 @@ def test_what_is_printed_is_the_entry_of_a_task(here: Path, harness: Harness) ->
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (("--strict", "--tokens", 12, "--out", "p.safetensors"), "line 3: shorten it"),
+        (("--strict", "--tokens", 12, "--out", "p.safetensors"), "line 3: change it"),
         (("--out", "p.pt"), "must end in .safetensors"),
         ((), "no file is named; give --out"),
         (("--out", "p.safetensors", "--encoder", "none"), "has no readable model_index.json"),

@@ -152,3 +152,18 @@ def test_wrong_folders_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipelin"}))
     with pytest.raises(UsageError, match="did you mean FluxPipeline"):
         PromptEncoder(tmp_path)
+
+
+def test_unknown_characters_are_found(folder: Callable[[str], tuple[Path, Any]]) -> None:
+    encoder = PromptEncoder(folder("StableDiffusion3Pipeline")[0])
+    assert encoder.unknown(["a dog", "ein Bär", "1 dog"]) == [1, 2]
+
+
+def test_half_weights_give_nearly_the_same(folder: Callable[[str], tuple[Path, Any]]) -> None:
+    path = folder("FluxPipeline")[0]
+    half = PromptEncoder(path, 12, dtype=torch.bfloat16).encode(PROMPTS)
+    whole = PromptEncoder(path, 12).encode(PROMPTS)
+    for part in whole:
+        assert half[part].dtype == torch.float32
+        error = (half[part] - whole[part]).norm() / whole[part].norm()
+        assert 1e-5 < error < 0.03
