@@ -124,11 +124,15 @@ class TrainingBill(_Part):
 
 class Cost(_Part):
     parameters: int
-    """Trainable numbers of the sampled network."""
+    """Numbers of the sampled network, those of adapters included."""
+    trained_parameters: int | None = None
+    """Those that training changes; None without training, and in older records."""
     nfe: float
     """Network passes a sample, measured."""
     macs_per_sample: int
     """Multiply-adds a sample, counted on the sampler that ran."""
+    merged_macs_per_sample: int | None = None
+    """The same once adapters are merged into the weights; None for a student without adapters."""
     latency: LatencyEntry | None = None
     training: TrainingBill | None = None
     """None for a training-free method."""

@@ -12,7 +12,8 @@ from benchmarks.naive import NaiveHistory, dense_mask
 from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.networks.backbones import build
-from harness.networks.history import causal, keep_first, window, with_history
+from harness.networks.history import with_history
+from harness.networks.masks import causal, keep_first, window
 from harness.training.tiny_task import NETWORK
 
 SMALL = {**NETWORK, "num_classes": 5}

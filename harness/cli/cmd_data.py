@@ -22,7 +22,9 @@ def data_group() -> None:
 @click.option("--images", help="Folder of pictures or of tar shards, or a .tar or .npz file.")
 @click.option("--size", type=click.IntRange(1), help="Height and width of the cropped images.")
 @click.option("--held-out", help="Held-out share of each class, or its files [default: 0.2].")
-@click.option("--autoencoder", help="Folder of diffusers' AutoencoderKL, or its name on the hub.")
+@click.option(
+    "--autoencoder", help="Folder of an autoencoder of diffusers, or its name on the hub."
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
 @click.option("--flips", is_flag=True, help="Encode mirrored images too, as a second view.")
 @click.option(

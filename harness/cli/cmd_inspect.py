@@ -6,7 +6,7 @@ import inspect
 import json
 import sys
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import click
 
@@ -124,7 +124,7 @@ def network_facts(name: str) -> tuple[str, dict[str, Any]]:
 def kind_of(annotation: Any) -> str:
     """An option's type in words."""
     if get_origin(annotation) is tuple:
-        return "whole numbers"
+        return "words" if str in get_args(get_args(annotation)[0]) else "whole numbers"
     return str(annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
 
 
@@ -245,6 +245,11 @@ def cost_command(
         f"  {'total':24} {found.macs / 1e9:10.3f} GMACs in {found.nfe:g} passes, "
         f"{found.parameters / 1e6:.2f} M parameters"
     )
+    if found.merged_macs != found.macs:
+        click.echo(
+            f"  adapters: {found.trained_parameters / 1e6:.2f} M parameters train; merged "
+            f"{found.merged_macs / 1e9:.3f} GMACs"
+        )
     added = (found.macs - found.plain_macs) / 1e9
     click.echo(
         f"  plain passes {found.plain_macs / 1e9:.3f} GMACs; "

@@ -23,7 +23,8 @@ def student_group() -> None:
     default="safetensors",
     show_default=True,
     type=click.Choice(["safetensors", "diffusers", "lora"]),
-    help="One file with its options in the metadata, or a folder that diffusers samples.",
+    help="One file with its options in the metadata, a folder that diffusers samples, or the "
+    "adapters of a student with --lora-rank.",
 )
 @click.option(
     "--out",

@@ -149,7 +149,9 @@ def data_entry(
                 f"the teacher denoises latents of shape {list(teacher.shape)}, not images: "
                 "harness data encode makes latents of the images; give them as --latents"
             )
-        shape, classes = of_images(images, image_size or (teacher.shape[1] if teacher else None))
+        shape, classes = of_images(
+            images, image_size or (teacher.shape[1] or None if teacher else None)
+        )
     else:
         assert latents is not None
         shape, classes, _, mirrored = of_latents(latents)

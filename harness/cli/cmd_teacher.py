@@ -68,8 +68,9 @@ def teacher_import(
 ) -> None:
     """Read a teacher from others and give it to a task.
 
-    Known are official DiT and SiT files (.pt, .safetensors), folders of diffusers (a DiTPipeline,
-    or a DiT, PixArt or SD3 transformer), such a repository on the hub by name, and own files.
+    Known are official DiT and SiT files (.pt, .safetensors), folders of diffusers (a pipeline or a
+    transformer of DiT, PixArt, SD3, FLUX, Sana or Qwen-Image), such a repository on the hub by
+    name, and own files.
     Of a .pt only tensors, plain values and argparse.Namespace are read, so that no code runs.
     """
     from harness.networks.checkpoints import output_size, read_teacher, write_teacher
@@ -149,7 +150,7 @@ def teacher_train(task: str, results: Path, device: str, as_json: bool) -> None:
 
 def into_file(task: Task, name: str, made: Sequence[Made]) -> list[str]:
     """Gives a user's task file the trained networks that it lacks; the entries that were set."""
-    from harness.tasks.adopt import adopt_trained
+    from harness.tasks.adopt import adopt_encoder, adopt_trained
 
     missing = [m for m in made if task.trained(m.part).sha256 is None]
     if not missing or not name.endswith((".yaml", ".yml")):
@@ -159,6 +160,8 @@ def into_file(task: Task, name: str, made: Sequence[Made]) -> list[str]:
         if m.part == "teacher":
             scale = m.card["quality"]["best_guidance_scale"]
             more["guidance"] = {**task.spec.guidance.model_dump(exclude_none=True), "scale": scale}
+        if m.encoder:
+            more["prompts"] = adopt_encoder(Path(name), Path(m.encoder.file), m.encoder.sha256)
     adopt_trained(Path(name), {m.part: (m.path, m.sha256) for m in missing}, **more)
     return [*(m.part for m in missing), *more]
 

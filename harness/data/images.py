@@ -90,10 +90,22 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Split:
-    """The training part, which is also the reference of FID, and the held-out part."""
+    """The parts of an image set.
+
+    Attributes:
+        train: what training sees.
+        held_out: real images that it does not see.
+        apart: the reference of FID, where that is not the training part.
+    """
 
     train: ImageSet
     held_out: ImageSet
+    apart: ImageSet | None = None
+
+    @property
+    def reference(self) -> ImageSet:
+        """The reference of FID."""
+        return self.train if self.apart is None else self.apart
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class Recipe:
     Attributes:
         teacher: SHA-256 of the teacher's weights, or of weights and network (`teacher_identity`).
         schedule, prediction_type: the schedule's name and the teacher's prediction type.
-        guidance_scale, guidance_channels: the teacher's guidance.
+        guidance_scale, guidance_channels, guidance_norm_patch: the teacher's guidance.
         solver, steps: the solver's name and its number of steps K.
         count, seed: number of trajectories and the seed of their noise.
         shape: [C, H, W] of a state.
@@ -51,6 +51,7 @@ class Recipe:
     conditions: str = ""
     grid: str = "few-step"
     dtype: Literal["float32", "float16"] = "float32"
+    guidance_norm_patch: int | None = None
 
     @property
     def levels(self) -> Tensor:

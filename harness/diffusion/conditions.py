@@ -20,7 +20,8 @@ class Condition:
 
     Attributes:
         labels: class labels [B], int64, or None.
-        text: outputs of a text encoder [B, length, width], or None.
+        text: outputs of a text encoder [B, length, width], or None; for a network that has an
+            encoder of its own, tokens [B, length], int64.
         scalars: further inputs of a student by name, float32 [B] each, e.g. a target time or a
             guidance scale. A network reads those that it was built with.
         text_mask: which of the text's outputs belong to the text [B, length], bool; None means all.
@@ -132,7 +133,11 @@ class Conditions:
 
     def drawn(self, keyed: Keyed, index: Tensor) -> Condition:
         """A condition for each sample, uniform over all `count`."""
-        return self.of((keyed.uniform("labels", index) * self.count).long())
+        return self.of(self.drawn_numbers(keyed, index))
+
+    def drawn_numbers(self, keyed: Keyed, index: Tensor) -> Tensor:
+        """The numbers [B] of these conditions."""
+        return (keyed.uniform("labels", index) * self.count).long()
 
     @property
     def null(self) -> Condition:

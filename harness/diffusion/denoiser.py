@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
@@ -97,6 +98,16 @@ class Denoiser(nn.Module):
         return predict(output, x_t, t, self.schedule, self.prediction_type)
 
 
+def patch_norms(x: Tensor, side: int) -> Tensor:
+    """At each pixel the norm of its square of pixels over all channels, [B, 1, H, W].
+
+    Args:
+        x: [B, C, H, W], where `side` divides H and W.
+    """
+    squares = side**2 * F.avg_pool2d(x.square().sum(1, keepdim=True), side)
+    return squares.sqrt().repeat_interleave(side, 2).repeat_interleave(side, 3)
+
+
 class Guided(nn.Module):
     """Classifier-free guidance, `eps_w = eps_null + w (eps_cond - eps_null)`.
 
@@ -110,6 +121,8 @@ class Guided(nn.Module):
         scale: w, one number or one for each sample [B].
         null: the null condition, a batch of one.
         channels: number of leading channels to guide; None is all. DiT's published numbers use 3.
+        norm_patch: side of the squares whose norm guidance leaves at the conditional one's; None
+            leaves norms free. Qwen-Image's pipeline has 2.
     """
 
     def __init__(
@@ -118,9 +131,11 @@ class Guided(nn.Module):
         scale: float | Tensor,
         null: Condition,
         channels: int | None = None,
+        norm_patch: int | None = None,
     ):
         super().__init__()
-        self.denoiser, self.scale, self.null, self.channels = denoiser, scale, null, channels
+        self.denoiser, self.scale, self.null = denoiser, scale, null
+        self.channels, self.norm_patch = channels, norm_patch
         self.schedule = denoiser.schedule
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
@@ -138,17 +153,15 @@ class Guided(nn.Module):
         guided = without + scale * (with_cond - without)
         if self.channels is not None:
             guided = torch.cat([guided[:, : self.channels], with_cond[:, self.channels :]], 1)
+        if (side := self.norm_patch) is not None:
+            guided = guided * (patch_norms(with_cond, side) / patch_norms(guided, side))
         return predict(guided, x_t, t, self.schedule, kind)
 
     def with_network(self, network: nn.Module) -> Guided:
         """The same teacher with another network."""
-        return Guided(
-            Denoiser(network, self.schedule, self.denoiser.prediction_type),
-            self.scale,
-            self.null,
-            self.channels,
-        )
+        denoiser = Denoiser(network, self.schedule, self.denoiser.prediction_type)
+        return Guided(denoiser, self.scale, self.null, self.channels, self.norm_patch)
 
     def at(self, scale: float | Tensor) -> Guided:
         """The same teacher at another guidance scale."""
-        return Guided(self.denoiser, scale, self.null, self.channels)
+        return Guided(self.denoiser, scale, self.null, self.channels, self.norm_patch)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from harness.errors import UsageError, unknown
+
 NUM_LEVELS = 1000
 
 
@@ -120,29 +122,39 @@ class VPSchedule(Schedule):
 class FlowSchedule(Schedule):
     """The linear path of flow matching and SiT (Ma et al. 2024, arXiv 2401.08740, eq. 5).
 
-    alpha = 1 - t and sigma = t; the network's time is t itself.
+    alpha = 1 - sigma; the network's time is sigma itself. Without a shift sigma = t.
+
+    Args:
+        shift: s > 0 of `sigma = s t / (1 + (s - 1) t)`, which spends more of t on noise (Esser et
+            al. 2024, arXiv 2403.03206, eq. 23). So equal steps of t are the shifted steps of the
+            pipelines of SD3, FLUX and Sana.
     """
+
+    def __init__(self, shift: float = 1.0):
+        self.shift = shift
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         t = t.double()
-        return 1 - t, t
+        sigma = self.shift * t / (1 + (self.shift - 1) * t)
+        return 1 - sigma, sigma
 
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        slope = self.shift / (1 + (self.shift - 1) * t.double()) ** 2
+        return -slope, slope
+
+    def v_weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`v = eps - x_0`, the derivative of the path by sigma (arXiv 2401.08740, eq. 6)."""
         one = torch.ones_like(t, dtype=torch.float64)
         return -one, one
 
-    def v_weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """`v = eps - x_0`, the derivative of the path (arXiv 2401.08740, eq. 6)."""
-        return self.derivatives(t)
-
     def time_of(self, sigma_ve: Tensor) -> Tensor:
-        return sigma_ve.double() / (1 + sigma_ve.double())
+        return self.time_from_network(sigma_ve.double() / (1 + sigma_ve.double()))
 
     def network_time(self, t: Tensor) -> Tensor:
-        return t.float()
+        return self.alpha_sigma(t)[1].float()
 
     def time_from_network(self, time: Tensor) -> Tensor:
-        return time.double()
+        return time.double() / (self.shift - (self.shift - 1) * time.double())
 
 
 def few_step_levels(num_steps: int) -> Tensor:
@@ -172,3 +184,20 @@ GRIDS: dict[str, Callable[[int], Tensor]] = {
 }
 """Grids of levels by name, from the number of steps."""
 SCHEDULES: dict[str, type[Schedule]] = {"vp": VPSchedule, "flow": FlowSchedule}
+"""Schedules by name; `flow-3` is the flow with shift 3."""
+
+
+def schedule_of(name: str) -> Schedule:
+    """The schedule of a name: `vp`, `flow`, or `flow-SHIFT`. Raises UsageError for another one."""
+    kind, _, number = name.partition("-")
+    if number and kind == "flow":
+        try:
+            shift = float(number)
+        except ValueError:
+            shift = 0.0
+        if not 0 < shift < float("inf"):
+            raise UsageError(f"schedule is {name}, but a shift must be above 0, as in flow-3")
+        return FlowSchedule(shift)
+    if name not in SCHEDULES:
+        raise unknown("schedule", name, SCHEDULES, "the task")
+    return SCHEDULES[name]()

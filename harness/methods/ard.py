@@ -25,7 +25,7 @@ from harness.errors import UsageError
 from harness.methods.base import METHODS, Problem
 from harness.methods.parts.points import DistillationConfig
 from harness.methods.step_distillation import TUNES, StepDistillation, TrajectoryDistillation
-from harness.networks.history import Visible, causal, keep_first, window
+from harness.networks.masks import Visible, causal, keep_first, window
 
 
 class ARDConfig(DistillationConfig):

@@ -39,7 +39,8 @@ from harness.methods.parts.points import (
     Points,
 )
 from harness.networks.backbones import build, depth_of
-from harness.networks.history import History, Visible, causal, with_history
+from harness.networks.history import History, with_history
+from harness.networks.masks import Visible, causal
 from harness.solvers import DDIM, Trajectory, sample, trace
 
 TUNES: dict[str, Span | tuple[Any, ...]] = {
@@ -88,7 +89,7 @@ class TrajectoryDistillation(Method):
         self.teacher_network = teacher.denoiser.network if task.network_teacher else None
         network = self.network(config, task, num_steps)
         if self.teacher_network is not None:
-            network.load_teacher(self.teacher_network.state_dict())
+            config.start_from_teacher(network, self.teacher_network)
         updates = (
             total_steps
             if config.dmd_from is None

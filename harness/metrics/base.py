@@ -38,6 +38,8 @@ KNOWN = {
     "split_score": "the Inception score, averaged over contiguous parts of the samples",
     "kid_subset_size": "the task's, at most the number of samples, held-out and reference images",
     "floor_n": "the number of held-out images that the floor rests on, at most n",
+    "reading": "what the task's detector reads in the samples, beside their prompts, `Reading`",
+    "teacher_moments": "moments of the teacher's features from the same noise, where prompts rule",
     "teacher_samples": "the teacher's output from the same noise, [n, C, H, W]",
     "mixture": "the exact distribution, a `GaussianMixture`",
     "ode_map": "where the exact ODE leads from the same noise, float64 [n, C, H, W]",

@@ -26,11 +26,14 @@ from harness.metrics.base import SampledMap, SampleMetric
 from harness.metrics.caveats import singular_covariance
 from harness.metrics.extra import ExtraNetworks
 from harness.metrics.extractors import Extractor
+from harness.metrics.fidelity import feature_moments
+from harness.metrics.following import Reading
 from harness.metrics.identities import identity
 from harness.metrics.pixels import decoding_of
 from harness.metrics.sampling import Sampler
 from harness.metrics.spaces import (
     FEW,
+    JudgeSpace,
     PublishedSpace,
     Report,
     numeric_mode,
@@ -39,6 +42,7 @@ from harness.metrics.spaces import (
 from harness.provenance import code_digest
 from harness.records import Metric
 from harness.tasks import Task
+from harness.tasks.prompts import written
 
 
 class Evaluator:
@@ -92,19 +96,22 @@ class Evaluator:
         """Number of held-out images that the floor beside n samples rests on: n if there are."""
         return min(n, len(self.task.split.held_out))
 
-    def known(self, images: Tensor, labels: Tensor | None, keep: bool = False) -> dict[str, Any]:
+    def known(self, images: Tensor, numbers: Tensor | None, keep: bool = False) -> dict[str, Any]:
         """Inputs of metrics that follow from samples [n, C, H, W] alone, by name.
 
         Args:
+            numbers: labels of the samples, or numbers of their prompts, [n].
             keep: whether the features of a published network go to the cache.
         """
         found: dict[str, Any] = {"images": images, "kid_subset_size": self.kid_subset_size}
-        if labels is not None:
-            found["labels"] = labels
+        if numbers is not None and not self.task.spec.prompts:
+            found["labels"] = numbers
         if self.task.mixture:
             found["mixture"] = self.task.mixture
         if self.space is not None:
             found |= self.space.of_samples(images, keep)
+        if numbers is not None and "seen" in found:
+            found["reading"] = Reading(numbers, written(judged=True), found["seen"])
         if self.has_floor:
             found["floor_n"] = self.floor_n(len(images))
         return found
@@ -119,9 +126,12 @@ class Evaluator:
             sampler: the sampler that made them, if it is deterministic and differentiable.
             keep: as in `known`.
         """
-        n, labels = len(images), self.task.evaluation_labels(noise_set)
-        found = self.known(images, None if labels is None else labels[:n], keep)
+        n, numbers = len(images), self.task.evaluation_numbers(noise_set)
+        found = self.known(images, numbers[:n], keep)
         found["teacher_samples"] = self.reference_samples(noise_set)[:n]
+        if isinstance(self.space, JudgeSpace):
+            features, _ = self.space.classify(found["teacher_samples"])
+            found["teacher_moments"] = feature_moments(features)
         if self.task.mixture:
             found["ode_map"] = self.ode_map(noise_set)[:n]
         if sampler is not None:
@@ -198,9 +208,12 @@ class Evaluator:
                 found["labels"] = "not balanced"
         return found
 
-    def of_samples(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
-        """Values of all metrics that need only samples [n, C, H, W] and their labels [n]."""
-        known = self.known(images, labels, keep=True)
+    def of_samples(self, images: Tensor, numbers: Tensor | None) -> dict[str, float]:
+        """Values of all metrics that need only samples [n, C, H, W] and their labels [n].
+
+        With prompts, numbers of `judged_conditions` take the place of labels.
+        """
+        known = self.known(images, numbers, keep=True)
         return self.measure(known | self.extra.of_samples(images))
 
     def quality(self, images: Tensor) -> dict[str, float]:
@@ -229,12 +242,12 @@ class Evaluator:
         held_out, spec = self.task.split.held_out, self.task.spec.evaluation
         order = Keyed("evaluate", spec.seed).permutation("floor", len(held_out))
         chosen = order[:count].sort().values
-        images, labels = held_out.images[chosen], held_out.of(chosen).labels
+        images, numbers = held_out.images[chosen], held_out.labels[chosen]
 
         def measure() -> dict[str, float]:
-            return self.of_samples(images, labels)
+            return self.of_samples(images, numbers)
 
-        if self.task.mixture or len(self.task.split.train) < FEW:
+        if self.task.mixture or len(self.task.split.reference) < FEW:
             return measure()
         seen = images if self.task.latent else to_uint8(images)
         content = {"images": seen, "labels": held_out.labels[chosen]}

@@ -55,7 +55,7 @@ class ExtraNetworks:
             raise UsageError(f"extra_features need reference images, but {file.path} has none")
         if file and file.pictures:
             return file.pictures.batches(network.at_once)
-        return self._pictures(in_parts(self.task.split.train), network)
+        return self._pictures(in_parts(self.task.split.reference), network)
 
     def _pictures(self, parts: Iterable[Tensor], network: Extractor) -> Iterable[Tensor]:
         """Samples as pictures, uint8 [B, C, H, W] each."""

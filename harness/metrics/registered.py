@@ -11,6 +11,7 @@ from harness.data.mixture import GaussianMixture
 from harness.metrics import fidelity, manifold
 from harness.metrics.base import Features, SampledMap, metric
 from harness.metrics.exact import kl_of_map
+from harness.metrics.following import Reading, within_prompts
 from harness.metrics.moments import Pair
 
 KL_SAMPLES = 500
@@ -52,6 +53,76 @@ def kid(features: Features, kid_subset_size: int) -> float:
 def label_agreement(logits: Tensor, labels: Tensor) -> float:
     """Share of samples that the feature network classifies as the requested label."""
     return fidelity.label_agreement(logits, labels)
+
+
+@metric(
+    "prompts_followed", direction="higher", heading="prompts followed ↑", digits=3, milestone=True
+)
+def prompts_followed(reading: Reading) -> float:
+    """Share of samples that show what their prompt says and nothing else."""
+    return reading.share()
+
+
+@metric("followed_seen", direction="higher", heading="followed, seen ↑")
+def followed_seen(reading: Reading) -> float:
+    """The same of prompts without combinations that training never shows."""
+    return reading.share(held_out=False)
+
+
+@metric("followed_held_out", direction="higher", heading="followed, held-out ↑")
+def followed_held_out(reading: Reading) -> float:
+    """The same of prompts with combinations that training never shows."""
+    return reading.share(held_out=True)
+
+
+@metric("followed_single_object", direction="higher", heading="one object ↑")
+def followed_single_object(reading: Reading) -> float:
+    """Share of followed prompts that name one object."""
+    return reading.share("single_object")
+
+
+@metric("followed_two_object", direction="higher", heading="two objects ↑")
+def followed_two_object(reading: Reading) -> float:
+    """Share of followed prompts that name two objects."""
+    return reading.share("two_object")
+
+
+@metric("followed_counting", direction="higher", heading="counting ↑")
+def followed_counting(reading: Reading) -> float:
+    """Share of followed prompts that count."""
+    return reading.share("counting")
+
+
+@metric("followed_colors", direction="higher", heading="colours ↑")
+def followed_colors(reading: Reading) -> float:
+    """Share of followed prompts that name a colour."""
+    return reading.share("colors")
+
+
+@metric("followed_position", direction="higher", heading="position ↑")
+def followed_position(reading: Reading) -> float:
+    """Share of followed prompts that relate two objects."""
+    return reading.share("position")
+
+
+@metric("followed_color_attr", direction="higher", heading="two colours ↑")
+def followed_color_attr(reading: Reading) -> float:
+    """Share of followed prompts that give two objects a colour each."""
+    return reading.share("color_attr")
+
+
+@metric("prompt_diversity", direction="none", heading="diversity in a prompt")
+def prompt_diversity(features: Features, reading: Reading) -> float:
+    """Mean distance in features between two samples of one prompt; the floor is real scenes'."""
+    if features.generated is None:
+        return math.nan
+    return within_prompts(features.generated, reading.numbers)
+
+
+@metric("fid_teacher", direction="lower", heading="FID to the teacher ↓", digits=2)
+def fid_teacher(features: Features, teacher_moments: Pair) -> float:
+    """Frechet distance between the features of samples and of the teacher's from the same noise."""
+    return fidelity.frechet_distance(features.moments, teacher_moments)
 
 
 @metric("precision", direction="higher", heading="precision ↑")

@@ -33,12 +33,12 @@ from harness.metrics.described import (
 from harness.metrics.extractors import DINOv2, Extractor, Inception
 from harness.metrics.features import classify
 from harness.metrics.fidelity import feature_moments
+from harness.metrics.following import Thing, things
 from harness.metrics.pixels import AT_ONCE, Pixels, decoding_of, rounding_name, rounding_of
-from harness.networks.classifier import Classifier
 from harness.progress import Progress
 from harness.provenance import code_digest
 from harness.tasks import Task
-from harness.tasks.spec import DINOv2Features, InceptionFeatures
+from harness.tasks.spec import DetectorFeatures, DINOv2Features, InceptionFeatures
 
 Report = Callable[[str], Progress | None]
 OF_REFERENCE = "features of the reference"
@@ -95,7 +95,7 @@ class OwnSpace(Space):
 
     def __init__(self, task: Task, device: torch.device):
         super().__init__(task, device)
-        self.classifier: Classifier = task.classifier(device)
+        self.classifier: Any = task.classifier(device)
         self.rounded = rounding_of(task)
 
     def classify(self, samples: Images) -> tuple[Tensor, Tensor]:
@@ -103,8 +103,8 @@ class OwnSpace(Space):
 
     @cached_property
     def reference(self) -> Tensor:
-        """Features of the training images, float64 [m, d], kept in the cache if there are many."""
-        images = self.task.split.train.images
+        """Features of the reference, float64 [m, d], kept in the cache if there are many."""
+        images = self.task.split.reference.images
         if len(images) < FEW:
             return self.classify(images)[0]
         key = {
@@ -121,7 +121,7 @@ class OwnSpace(Space):
 
     @property
     def reference_size(self) -> int:
-        return len(self.task.split.train)
+        return len(self.task.split.reference)
 
     def of_samples(self, samples: Tensor, keep: bool) -> dict[str, Any]:
         generated, logits = self.classify(samples)
@@ -134,7 +134,8 @@ class OwnSpace(Space):
             spec.neighbours,
             spec.half_distances,
         )
-        return {"features": found, "logits": logits, "real": self.task.split.train}
+        known = {"features": found, "real": self.task.split.reference}
+        return {**known, "logits": logits} if logits.shape[1] else known
 
     def of_pictures(self, pictures: Pictures) -> dict[str, Any]:
         if pictures.shape != self.task.shape:
@@ -147,6 +148,32 @@ class OwnSpace(Space):
             samples[start : start + len(part)] = part.float() / 127.5 - 1
             start += len(part)
         return {"images": samples, **self.of_samples(samples, keep=False)}
+
+
+class JudgeSpace(OwnSpace):
+    """The task's own detector."""
+
+    @torch.no_grad()
+    def classify(self, samples: Images) -> tuple[Tensor, Tensor]:
+        """Features of samples, float64 [n, 96], and no logits."""
+        found = [
+            self.classifier.features(self._seen(part)).double().cpu()
+            for part in samples.split(MANY * AT_ONCE)
+        ]
+        return torch.cat(found), torch.empty(len(samples), 0)
+
+    def _seen(self, samples: Tensor) -> Tensor:
+        assert self.rounded is not None
+        return self.rounded(samples).to(self.device).float() / 127.5 - 1
+
+    def read(self, samples: Tensor) -> list[list[Thing]]:
+        """The objects in each sample."""
+        parts = samples.split(MANY * AT_ONCE)
+        return [seen for part in parts for seen in things(self.classifier.find(self._seen(part)))]
+
+    def of_samples(self, samples: Tensor, keep: bool) -> dict[str, Any]:
+        found = super().of_samples(samples, keep)
+        return {**found, "seen": self.read(samples)}
 
 
 class PublishedSpace(Space):
@@ -181,7 +208,7 @@ class PublishedSpace(Space):
         key = {**self._key, "reference": self.task.reference_hash}
         if self.file:
             return self.file.description(key, self.extractor, self._report(OF_REFERENCE))
-        train = self.task.split.train
+        train = self.task.split.reference
         batches = (part for real in in_parts(train) for part in self.pixels.batches(real))
         progress = self._report(OF_REFERENCE)
         return cached_description(key, self.extractor, batches, len(train), progress=progress)
@@ -190,7 +217,7 @@ class PublishedSpace(Space):
     def reference_size(self) -> int:
         if self.file:
             return len(self.file.pictures) if self.file.pictures else 0
-        return len(self.task.split.train)
+        return len(self.task.split.reference)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -251,7 +278,7 @@ class PublishedSpace(Space):
         if found.score is not None:
             known["split_score"] = found.score
         if self.file is None:
-            known["real"] = self.task.split.train
+            known["real"] = self.task.split.reference
         return known
 
 
@@ -268,7 +295,8 @@ def space_of(task: Task, device: torch.device, report: Report | None = None) -> 
     if task.mixture or spec is None:
         return None
     if task.own_classifier:
-        return OwnSpace(task, device)
+        judges = isinstance(spec, DetectorFeatures)
+        return JudgeSpace(task, device) if judges else OwnSpace(task, device)
     kinds: dict[type, Callable[..., Extractor]] = {
         InceptionFeatures: Inception,
         DINOv2Features: DINOv2,

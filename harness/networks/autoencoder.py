@@ -1,8 +1,8 @@
-"""Autoencoders of latent diffusion: diffusers' `AutoencoderKL` from a local folder.
+"""Autoencoders of latent diffusion from a local folder of diffusers.
 
-Rombach et al. 2022, arXiv 2112.10752. A latent is `(z - shift) scaling` for the encoder's z. Each
-family has its own numbers: scaling 0.18215 (Stable Diffusion), 0.13025 (SDXL), 1.5305 with shift
-0.0609 (SD3), 0.3611 with shift 0.1159 (FLUX).
+A latent is `(z - shift) scaling` for the encoder's z. Each family has its own numbers: scaling
+0.18215 (Stable Diffusion), 0.13025 (SDXL), 1.5305 with shift 0.0609 (SD3), 0.3611 with shift 0.1159
+(FLUX), 0.41407 (Sana). Qwen-Image's has numbers for each channel, and scaling 1 beside them.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from torch import Tensor
 
 from harness.errors import UsageError
 from harness.files import check_hash
+from harness.networks.autoencoder_kinds import KINDS, Kind
 from harness.networks.library import diffusers_for
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The file of weights in a folder of diffusers."""
-PLAIN = 0.18215
-"""Scaling of an autoencoder whose config states none: Stable Diffusion's, as in diffusers."""
 
 
 class Autoencoder:
-    """An `AutoencoderKL` with frozen weights.
+    """An autoencoder with frozen weights.
 
     Args:
         folder: holds `config.json` and `diffusion_pytorch_model.safetensors`.
@@ -47,15 +46,22 @@ class Autoencoder:
         self.scaling, self.shift = scaling, shift
         self.device = device or torch.device("cpu")
         config = autoencoder_config(folder)
+        self.kind = kind_of(config)
         _check_family(folder, config, scaling, shift)
         check_hash(folder / WEIGHTS, sha256)
-        self.network = _loaded(folder).float().requires_grad_(False).eval().to(self.device)
+        self.network = (
+            _loaded(folder, config["_class_name"])
+            .float()
+            .requires_grad_(False)
+            .eval()
+            .to(self.device)
+        )
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W], about in [-1, 1] and not clamped, of latents [B, C, h, w]."""
         z = latents.to(self.device).float() / self.scaling + self.shift
-        return self.network.decode(z).sample
+        return self.kind.decode(self.network, z)
 
     @torch.no_grad()
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -63,12 +69,10 @@ class Autoencoder:
 
         Args:
             noise: standard normal numbers [B, C, h, w] that draw from the posterior; without them
-                the latent is its mean.
+                the latent is its mean. An `AutoencoderDC` has no posterior.
         """
-        posterior = self.network.encode(images.to(self.device).float()).latent_dist
-        z = posterior.mean
-        if noise is not None:
-            z = z + posterior.std * noise.to(self.device)
+        noise = None if noise is None else noise.to(self.device)
+        z = self.kind.encode(self.network, images.to(self.device).float(), noise)
         return (z - self.shift) * self.scaling
 
 
@@ -83,9 +87,27 @@ def autoencoder_config(folder: Path) -> dict[str, Any]:
             "with config.json in it"
         ) from error
     name = found.get("_class_name") if isinstance(found, dict) else None
-    if name != "AutoencoderKL":
-        raise UsageError(f"{path} is of class {name}, but an autoencoder must be an AutoencoderKL")
+    if name not in KINDS:
+        raise UsageError(
+            f"{path} is of class {name}, but an autoencoder must be an {', '.join(KINDS)}"
+        )
     return found
+
+
+def kind_of(config: dict[str, Any]) -> Kind:
+    """What is special about the class of a config."""
+    return KINDS[config["_class_name"]]
+
+
+def channels_of(config: dict[str, Any]) -> tuple[int, int]:
+    """Channels of the latents and of the images, by a config."""
+    kind = kind_of(config)
+    return config.get(kind.channels, 4), config.get(kind.colours, 3)
+
+
+def factor_of(config: dict[str, Any]) -> int:
+    """Pixels a latent, along each side, by a config."""
+    return 2 ** kind_of(config).halvings(config)
 
 
 def image_shape(config: dict[str, Any], latent: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -94,22 +116,26 @@ def image_shape(config: dict[str, Any], latent: tuple[int, int, int]) -> tuple[i
     Raises UsageError for another number of channels than the autoencoder's.
     """
     channels, height, width = latent
-    if (own := config.get("latent_channels", 4)) != channels:
+    own, colours = channels_of(config)
+    if own != channels:
         raise UsageError(
             f"the task's latents have {channels} channels, but those of its autoencoder have {own}"
         )
-    factor = 2 ** (len(config.get("block_out_channels", [64])) - 1)
-    return config.get("out_channels", 3), factor * height, factor * width
+    factor = factor_of(config)
+    return colours, factor * height, factor * width
 
 
 def stated_scaling(config: dict[str, Any]) -> tuple[float, float]:
-    """Scaling and shift of latents by a config; one without them has those of `PLAIN`."""
-    return config.get("scaling_factor") or PLAIN, config.get("shift_factor") or 0.0
+    """Scaling and shift of latents by a config; one without them has its class's."""
+    return config.get("scaling_factor") or kind_of(config).scaling, config.get(
+        "shift_factor"
+    ) or 0.0
 
 
 def _check_family(folder: Path, config: dict[str, Any], scaling: float, shift: float) -> None:
     """Raises UsageError for other numbers of scaling than those that a config states."""
-    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+    by_channel = [config[name] for name in ("latents_mean", "latents_std") if config.get(name)]
+    if by_channel and not kind_of(config).by_channel:
         raise UsageError(
             f"{folder / 'config.json'} scales each channel of latents on its own, "
             "which tasks cannot state: use an autoencoder with scaling_factor alone"
@@ -122,11 +148,11 @@ def _check_family(folder: Path, config: dict[str, Any], scaling: float, shift: f
             )
 
 
-def _loaded(folder: Path) -> Any:
+def _loaded(folder: Path, name: str) -> Any:
     """The network of a folder. Raises UsageError if weights and config differ."""
     library = diffusers_for("an autoencoder")
     try:
-        network, info = library.AutoencoderKL.from_pretrained(
+        network, info = getattr(library, name).from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (ValueError, OSError, RuntimeError) as error:

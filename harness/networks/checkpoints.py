@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import Keyed
-from harness.diffusion.schedules import SCHEDULES
+from harness.diffusion.schedules import schedule_of
 from harness.errors import UsageError
 from harness.files import file_hash, read_tensors, write_tensors
 from harness.networks import diffusers_folders as folders
-from harness.networks.backbones import build
-from harness.networks.backbones.diffusers import DIT
+from harness.networks.backbones import build, sizes_of
+from harness.networks.backbones.families import DIT
 from harness.networks.checkpoint_files import STUDENT, StateDict, read_state_dict
 from harness.networks.fit import check_fit, load_into, some
 from harness.networks.library import hub_folder
-from harness.networks.sizes import sizes_of
+from harness.networks.sizes import sizes_of as sizes_of_weights
 
 Kind = Literal["dit", "sit"]
 KINDS: dict[str, tuple[str, str]] = {"dit": ("vp", "eps"), "sit": ("flow", "v")}
@@ -57,11 +57,10 @@ class Teacher:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of what the network denoises."""
-        sizes = self.network.get("config", self.network)
-        side = sizes.get("image_size", sizes.get("sample_size"))
-        height, width = side if isinstance(side, list | tuple) else (side, side)
-        return sizes["in_channels"], height, width
+        """Channels, height and width of what the network denoises; 0 for any height and width."""
+        channels, side = sizes_of(self.network)
+        height, width = side if isinstance(side, list | tuple) else (side or 0, side or 0)
+        return channels or 0, height, width
 
     @property
     def num_classes(self) -> int:
@@ -156,7 +155,7 @@ def output_size(teacher: Teacher) -> float | None:
     load_into(network, {k: v.float() for k, v in teacher.weights.items()}, teacher.facts["source"])
     index = torch.arange(3)
     x = Keyed("probe", 0).normal("x", index, teacher.shape)
-    time = SCHEDULES[teacher.schedule]().network_time(torch.tensor([1.0, 0.5, 0.001]))
+    time = schedule_of(teacher.schedule).network_time(torch.tensor([1.0, 0.5, 0.001]))
     with torch.no_grad():
         out = network(x, time, Condition(index.clamp(max=max(0, teacher.num_classes - 1))))
     if not out.isfinite().all():
@@ -172,7 +171,7 @@ def _from_folder(folder: Path, where: str) -> Teacher:
     network = folders.read_config(own)
     weights = folders.read_weights(own)
     check_fit(skeleton(network).model.state_dict(), weights, where)  # type: ignore[union-attr]
-    schedule, prediction_type = folders.trained_as(folder, network["class"])
+    schedule, prediction_type = folders.trained_as(folder, network)
     facts = {"source": where, "class": f"{network['class']} of diffusers"}
     weights = {f"model.{name}": value for name, value in weights.items()}  # the backbone's names
     return Teacher(network, weights, schedule, prediction_type, facts)
@@ -195,7 +194,7 @@ def _own(found: StateDict, where: str, kind: Kind | None) -> Teacher:
 
 def _official(found: StateDict, path: Path, kind: Kind | None, num_heads: int | None) -> Teacher:
     """A state dict with the official keys of DiT, which are also SiT's and ours."""
-    sizes = sizes_of(found.tensors, found.args, str(path), num_heads)
+    sizes = sizes_of_weights(found.tensors, found.args, str(path), num_heads)
     check_fit(skeleton(sizes).state_dict(), found.tensors, str(path))
     kind, why = _given(kind, path, found.args) if kind else kind_of(path, found.args)
     if kind == "sit":

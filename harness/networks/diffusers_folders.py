@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,18 @@ from torch import Tensor
 
 from harness.errors import UsageError, unknown
 from harness.files import read_tensors
-from harness.networks.backbones.diffusers import DIT, FAMILIES
+from harness.networks.backbones.families import DIT, FAMILIES
 from harness.networks.checkpoint_files import load_pickled
 from harness.networks.library import diffusers_for
 
 WEIGHTS = "diffusion_pytorch_model"
 """diffusers' name of a file of weights, without its suffix."""
+LEGACY = {"ada_norm_zero": DIT, "ada_norm_single": "PixArtTransformer2DModel"}
+"""Classes that were a `Transformer2DModel` with this `norm_type` once."""
+GUIDANCE = 3.5
+"""The default of FLUX's pipeline for the guidance scale that is an input of the network."""
+LATENT_SIDE = 128
+"""Side of the latents of pipelines whose transformers take any size: FLUX and Qwen-Image."""
 DOWNLOADED = ("model_index.json", "config.json", f"{WEIGHTS}*", "transformer/*", "scheduler/*")
 
 
@@ -51,18 +59,19 @@ def transformer_folder(folder: Path) -> Path:
 def read_config(folder: Path) -> dict[str, Any]:
     """`{backbone: diffusers, class, config}` of a transformer's folder, as a task's `network`.
 
-    A DiT has `source: diffusers` beside, which names the rule of its time frequencies.
+    A DiT has `source: diffusers` beside, which names the rule of its time frequencies. A network
+    that is told its guidance scale has `guidance` beside, at its pipeline's default.
 
     Raises UsageError for a class that is not supported, and for options that diffusers ignores.
     """
     content = _json(folder / "config.json")
     name = str(content.get("_class_name"))
-    legacy = name == "Transformer2DModel" and content.get("norm_type") == "ada_norm_zero"
-    name = DIT if legacy else name
+    legacy = name == "Transformer2DModel" and content.get("norm_type") in LEGACY
+    name = LEGACY[content["norm_type"]] if legacy else name
     if name not in FAMILIES:
         raise unknown("class of diffusers", name, FAMILIES, str(folder / "config.json"))
     options = {key: value for key, value in content.items() if not key.startswith("_")}
-    known = set(inspect.signature(_class(name).__init__).parameters)
+    known = FAMILIES[name].idle | set(inspect.signature(_class(name).__init__).parameters)
     idle = _defaults("Transformer2DModel") if legacy else {}
     strange = [key for key in options if key not in known and options[key] != idle.get(key)]
     if strange:
@@ -70,9 +79,10 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder / 'config.json'} has {', '.join(strange[:5])}, which {name} of the installed "
             "diffusers does not know: install the version that wrote it"
         )
-    config = {key: value for key, value in options.items() if key in known}
+    config = {key: v for key, v in options.items() if key in known - FAMILIES[name].idle}
     source = {"source": "diffusers"} if name == DIT else {}
-    return {"backbone": "diffusers", "class": name, **source, "config": config}
+    guidance = {"guidance": GUIDANCE} if config.get("guidance_embeds") else {}
+    return {"backbone": "diffusers", "class": name, **source, **guidance, "config": config}
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -93,17 +103,22 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     )
 
 
-def trained_as(folder: Path, name: str) -> tuple[str, str]:
+def trained_as(folder: Path, network: Mapping[str, Any]) -> tuple[str, str]:
     """Schedule and prediction type of a folder: its scheduler's, or those of the class.
+
+    Args:
+        network: the description of the folder's transformer.
 
     Raises UsageError for a scheduler that is not DDPM's linear one or rectified flow's.
     """
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.is_file():
-        return FAMILIES[name].trained_as
+        return FAMILIES[network["class"]].trained_as
     config = _json(path)
-    if str(config.get("_class_name", "")).startswith("FlowMatch"):
-        return "flow", "v"
+    flow_match = str(config.get("_class_name", "")).startswith("FlowMatch")
+    if flow_match or config.get("prediction_type") == "flow_prediction":
+        shift = _flow_shift(config, network)
+        return "flow" if shift == 1 else f"flow-{shift:.6g}", "v"
     needed = {
         "beta_schedule": "linear",
         "beta_start": 0.0001,
@@ -123,6 +138,22 @@ def trained_as(folder: Path, name: str) -> tuple[str, str]:
     if said not in types:
         raise unknown("prediction_type", said, types, str(path))
     return "vp", types[said]
+
+
+def _flow_shift(config: Mapping[str, Any], network: Mapping[str, Any]) -> float:
+    """The shift of a scheduler's levels; one that depends on the size is that of the largest.
+
+    `shift_terminal` is left out, since it moves the last level of a pipeline and no training.
+    """
+    if not config.get("use_dynamic_shifting"):
+        return config.get("shift", config.get("flow_shift")) or 1.0
+    family, sizes = FAMILIES[network["class"]], network["config"]
+    patch = family.packed if family.packed > 1 else sizes["patch_size"]
+    tokens = (sizes.get("sample_size", LATENT_SIDE) // patch) ** 2
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    mu = least + (most - least) * (tokens - low) / (high - low)
+    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
 
 
 def _class(name: str) -> Any:

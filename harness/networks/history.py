@@ -15,7 +15,7 @@ the call of `scaled_dot_product_attention` is rerouted to one that unfolds the s
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -28,10 +28,9 @@ from harness.diffusion.conditions import Condition
 from harness.errors import UsageError
 from harness.networks.backbones import Backbone
 from harness.networks.layers import Attention
+from harness.networks.linear_attention import LinearAttention, read
+from harness.networks.masks import Visible, attend_blocks, causal, sum_blocks
 from harness.networks.swapping import Swapped, swap
-
-Visible = Callable[[int], tuple[int, ...]]
-"""From a query block (0 = noise) to its visible key blocks, in ascending order, itself last."""
 
 
 @dataclass(frozen=True)
@@ -40,76 +39,15 @@ class Cache:
 
     Attributes:
         states: number of states.
-        keys_values: keys and values [B, states, heads, T, head width] of each history layer.
+        keys_values: keys and values [B, states, heads, T, head width] of each history layer; of a
+            linear attention the sums alone [B, states, heads, head width + 1, head width].
     """
 
     states: int = 0
-    keys_values: tuple[tuple[Tensor, Tensor], ...] = ()
+    keys_values: tuple[tuple[Tensor, ...], ...] = ()
 
 
 EMPTY = Cache()
-
-
-def causal(query: int) -> tuple[int, ...]:
-    """The paper's mask M4: all states so far."""
-    return tuple(range(query + 1))
-
-
-def window(depth: int) -> Visible:
-    """The paper's mask M2: itself and the `depth` states before; depth 0 is M1, the diagonal."""
-    return lambda query: tuple(range(max(0, query - depth), query + 1))
-
-
-def keep_first(query: int) -> tuple[int, ...]:
-    """The paper's mask M3: itself and the noise."""
-    return (0, query) if query else (0,)
-
-
-def attend_blocks(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    first: int,
-    visible: Visible,
-    mask: Tensor | None = None,
-    **options: Any,
-) -> Tensor:
-    """Attention of each state's tokens on the tokens of its visible states.
-
-    Args:
-        q: queries [B, S, heads, T, head width] of states first .. first + S - 1.
-        k, v: keys and values of all states so far [B, first + S, heads, T, head width].
-        mask: mask of a state's own keys, [B S or 1, heads or 1, T or 1, T]; it holds for the keys
-            of earlier states too.
-        options: further arguments of `scaled_dot_product_attention`.
-
-    Returns:
-        Attended values of the shape of q.
-    """
-
-    def keys(x: Tensor, blocks: tuple[int, ...]) -> Tensor:
-        chosen = (
-            x[:, blocks[0] : blocks[-1] + 1]
-            if len(blocks) == blocks[-1] - blocks[0] + 1
-            else x[:, list(blocks)]
-        )
-        return chosen.transpose(1, 2).flatten(2, 3)
-
-    def of_state(i: int, blocks: int) -> Tensor | None:
-        if mask is None:
-            return None
-        own = mask if len(mask) == 1 else mask.unflatten(0, q.shape[:2])[:, i]
-        return own.repeat(1, 1, 1, blocks)
-
-    outputs = []
-    for i in range(q.shape[1]):
-        blocks = visible(first + i)
-        outputs.append(
-            F.scaled_dot_product_attention(
-                q[:, i], keys(k, blocks), keys(v, blocks), of_state(i, len(blocks)), **options
-            )
-        )
-    return torch.stack(outputs, 1)
 
 
 @dataclass
@@ -121,27 +59,37 @@ class Memory:
         heads: the heads of the steps, of which the first is None: the network's own.
         states: number of states S of the pass.
         cache: the states before.
-        grown: layer, keys and values of each attention so far.
+        grown: layer, and what the cache keeps of it, of each attention so far.
     """
 
     visible: Visible
     heads: tuple[nn.Module | None, ...] = (None,)
     states: int = 0
     cache: Cache = EMPTY
-    grown: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    grown: list[tuple[int, tuple[Tensor, ...]]] = field(default_factory=list)
 
-    def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, **options: Any
-    ) -> Tensor:
-        """In place of `scaled_dot_product_attention` for q, k and v [B S, heads, T, head width]."""
-        q, k, v = (x.unflatten(0, (-1, self.states)) for x in (q, k, v))
+    def joined(self, layer: int, *own: Tensor) -> tuple[Tensor, ...]:
+        """Each of `own` [B S, ...] as [B, states so far, ...], after that of the states before."""
+        found = tuple(x.unflatten(0, (-1, self.states)) for x in own)
         if self.cache.states:
             past = self.cache.keys_values[layer]
-            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
-        self.grown.append((layer, k, v))
-        return attend_blocks(
-            q, k, v, self.cache.states, self.visible, attn_mask, **options
-        ).flatten(0, 1)
+            found = tuple(torch.cat(pair, 1) for pair in zip(past, found, strict=True))
+        self.grown.append((layer, found))
+        return found
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Any = None,
+        **options: Any,
+    ) -> Tensor:
+        """In place of `scaled_dot_product_attention`, for tensors [B S, heads, T, head width]."""
+        k, v = self.joined(layer, key, value)
+        q, first = query.unflatten(0, (-1, self.states)), self.cache.states
+        return attend_blocks(q, k, v, first, self.visible, attn_mask, **options).flatten(0, 1)
 
 
 class Reroute(TorchFunctionMode):
@@ -169,6 +117,18 @@ class Remembering(Swapped, Attention):
         return self.memory.attend(self.layer, q, k, v)
 
 
+class Summing(Swapped, LinearAttention):
+    """Linear self-attention, which sees the earlier states of its sample."""
+
+    memory: Memory
+    layer: int
+
+    def attend(self, q: Tensor, sums: Tensor) -> Tensor:
+        (known,) = self.memory.joined(self.layer, sums)
+        seen = sum_blocks(known, self.memory.cache.states, self.memory.visible)
+        return read(q, seen.flatten(0, 1))
+
+
 class Rerouting(Swapped, nn.Module):
     """Any other self-attention, which sees the earlier states of its sample.
 
@@ -181,6 +141,10 @@ class Rerouting(Swapped, nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with Reroute(self.memory, self.layer):
             return super().forward(*args, **kwargs)
+
+
+FRONTS: dict[type[nn.Module], Any] = {Attention: Remembering, LinearAttention: Summing}
+"""What takes the place of an attention in a history layer; of any other one it is `Rerouting`."""
 
 
 class PerStep(Swapped, nn.Module):
@@ -235,19 +199,25 @@ class History(Swapped, Backbone):
             )
         finally:
             grown, memory.cache, memory.grown = memory.grown, EMPTY, []
-        reached = [layer for layer, _, _ in grown]
+        reached = [layer for layer, _ in grown]
         if reached != list(range(self.history_layers)):
             raise UsageError(
                 f"history_layers is {self.history_layers}, but the attentions of layers {reached} "
                 "were reached: each history layer must call torch's scaled_dot_product_attention "
                 "once; set no other attention backend, or give history_layers 0"
             )
-        keys_values = tuple((k, v) for _, k, v in grown)
-        return output.unflatten(0, x.shape[:2]), Cache(cache.states + x.shape[1], keys_values)
+        kept = tuple(own for _, own in grown)
+        return output.unflatten(0, x.shape[:2]), Cache(cache.states + x.shape[1], kept)
 
     def head_of(self, state: int) -> nn.Module:
         """The head of a state."""
         return self.memory.heads[state % len(self.memory.heads)] or self.head
+
+    def added_weights(self, teacher: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+        """Where each step has a head, the first one too, so that no step differs from another."""
+        found, heads = super().added_weights(teacher), len(self.memory.heads)
+        first = set(map(id, self.head.parameters())) if heads > 1 else set()
+        return found | {name: w for name, w in self.named_parameters() if id(w) in first}
 
     def load_teacher(self, state: dict[str, Tensor]) -> None:
         """Loads a plain network's weights; every head of a step becomes a copy of its head."""
@@ -291,7 +261,7 @@ def with_history(
         memory.heads = (None, *copies)
         swap(network.head, PerStep, memory=memory)
     for layer, attention in enumerate(network.attentions[:history_layers]):
-        front = Remembering if isinstance(attention, Attention) else Rerouting
+        front = next((FRONTS[kind] for kind in FRONTS if isinstance(attention, kind)), Rerouting)
         swap(attention, front, memory=memory, layer=layer)
     swap(network, History, num_states=num_states, history_layers=history_layers, memory=memory)
     return cast(History, network)

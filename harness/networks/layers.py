@@ -69,10 +69,29 @@ class CrossAttention(nn.Module):
         return self.proj(out).view_as(x)
 
 
-class Block(nn.Module):
-    """A transformer block with adaLN-Zero conditioning (fig. 3 of the paper)."""
+class Offset(nn.Module):
+    """A vector that a block adds to the modulation that all share: PixArt's adaLN-single.
 
-    def __init__(self, width: int, num_heads: int, text_width: int = 0):
+    Chen et al. 2023, arXiv 2310.00426, sec. 2.3.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(width))
+
+    def forward(self, shared: Tensor) -> Tensor:
+        """[N, width] -> [N, width]."""
+        return shared + self.table
+
+
+class Block(nn.Module):
+    """A transformer block with adaLN-Zero conditioning (fig. 3 of the paper).
+
+    Args:
+        single: whether all blocks share a modulation, to which each adds its own vector.
+    """
+
+    def __init__(self, width: int, num_heads: int, text_width: int = 0, single: bool = False):
         # Imported here because timm takes longer to import than torch.
         from timm.layers import GELUTanh, Mlp
 
@@ -81,11 +100,16 @@ class Block(nn.Module):
         self.attn = Attention(width, num_heads)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(width, 4 * width, act_layer=GELUTanh)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.adaLN_modulation = (
+            Offset(6 * width) if single else nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        )
         self.cross = CrossAttention(width, text_width, num_heads) if text_width else None
 
     def forward(self, x: Tensor, c: Tensor, cond: Condition) -> Tensor:
-        """x [N, T, d] under c [N, d] and the text of the conditions, to [N, T, d]."""
+        """x [N, T, d] under c and the text of the conditions, to [N, T, d].
+
+        c is the conditioning vector [N, d]; with `single` it is the shared modulation [N, 6 d].
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             self.adaLN_modulation(c).unsqueeze(-2).chunk(6, -1)
         )

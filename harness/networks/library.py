@@ -1,4 +1,4 @@
-"""The optional library diffusers, and the hub where its folders lie."""
+"""The optional libraries diffusers and peft, and the hub where its folders lie."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ def diffusers_for(what: str) -> Any:
     except ImportError as error:
         raise UsageError(f"{what} needs diffusers: {PACKAGE}") from error
     return diffusers
+
+
+def peft_for(what: str) -> Any:
+    """The library peft. Raises UsageError without it.
+
+    Args:
+        what: what needs it, as an error names it.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise UsageError(f"{what} needs peft: {PACKAGE}") from error
+    return peft
 
 
 def hub_folder(name: str, patterns: Sequence[str]) -> Path:

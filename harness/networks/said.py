@@ -46,9 +46,10 @@ def check_said(path: Path, network: dict[str, Any], schedule: str, prediction_ty
 def _whole(network: Mapping[str, Any]) -> dict[str, Any]:
     """A network's options with their defaults, so that equal networks have equal ones.
 
-    The `source` of weights of diffusers is left out: a task decides it.
+    The `source` and `guidance` of weights of diffusers are left out: a task decides them.
     """
-    options = {name: value for name, value in network.items() if name not in ("backbone", "source")}
+    decided = ("backbone", "source", "guidance")
+    options = {name: value for name, value in network.items() if name not in decided}
     if network.get("backbone", "dit") == "diffusers":
         cls, config = class_of(options)
         whole = {"class": cls.__name__, **config}

@@ -20,6 +20,7 @@ from harness.diffusion.schedules import GRIDS, Schedule, VPSchedule
 from harness.errors import UsageError
 from harness.methods import METHODS, Method, MethodConfig
 from harness.metrics.compute import count_macs, macs_by_kind, parameters
+from harness.networks.adapters import adapters_of, merged
 from harness.networks.backbones import Backbone, build
 from harness.networks.backbones.dit import sized
 from harness.networks.backbones.text import text_widths
@@ -80,7 +81,9 @@ class SamplingCost:
         plain_macs: MACs of as many passes of the plain network, which step distillation takes.
         by_kind: `macs` by kind of layer.
         nfe: network passes.
-        parameters: number of parameters of the sampled network.
+        parameters: number of parameters of the sampled network, those of adapters included.
+        trained_parameters: those that training changes.
+        merged_macs: `macs` once adapters are merged into the weights.
         cache: bytes of the keys and values that reach the last step from those before, in float32.
     """
 
@@ -89,6 +92,8 @@ class SamplingCost:
     by_kind: dict[str, int]
     nfe: float
     parameters: int
+    trained_parameters: int
+    merged_macs: int
     cache: int = 0
 
     @property
@@ -191,20 +196,30 @@ def sampling_cost_on_meta(
     network, built = method_on_meta(method, config, problem, num_steps)
     x = torch.empty(1, *problem.shape, device="meta")
     cond, sampled = problem.condition("meta"), built.sampled_network
+    trained = built.student_player.trained if built.players else []
     with torch.no_grad():
         plain = count_macs(lambda: network(x, torch.empty(1, device="meta"), cond))
     with torch.no_grad(), count_passes(sampled) as passes, carried_caches(sampled) as caches:
         by_kind = macs_by_kind(
             lambda: sample(built.solver, built.student, x, built.levels, cond, lambda name: x)
         )
-    macs = sum(by_kind.values())
+    macs = merged_macs = sum(by_kind.values())
+    if adapters_of(sampled):
+        student = merged(built.student)
+        with torch.no_grad():
+            merged_macs = count_macs(
+                lambda: sample(built.solver, student, x, built.levels, cond, lambda name: x)
+            )
+    carried = caches[-2].keys_values if len(caches) > 1 else ()
     return SamplingCost(
-        macs,
-        plain * passes.total,
-        by_kind,
-        passes.total,
-        parameters(sampled),
-        sum(x.nbytes for pair in caches[-2].keys_values for x in pair) if len(caches) > 1 else 0,
+        macs=macs,
+        plain_macs=plain * passes.total,
+        by_kind=by_kind,
+        nfe=passes.total,
+        parameters=parameters(sampled),
+        trained_parameters=sum(p.numel() for p in trained),
+        merged_macs=merged_macs,
+        cache=sum(tensor.nbytes for pair in carried for tensor in pair),
     )
 
 

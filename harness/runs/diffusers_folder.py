@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from harness.errors import UsageError
 from harness.files import write_text
 from harness.methods import Method
+from harness.networks.adapters import merged
 from harness.networks.library import diffusers_for
 from harness.runs.resolve import Resolved
 from harness.solvers import sample
@@ -59,12 +60,13 @@ def write_folder(method: Method, resolved: Resolved, folder: Path) -> None:
     diffusers_for("--format diffusers")
     from harness.runs.pipeline import StudentPipeline
 
-    transformer = converted(method.sampled_network, resolved)
+    network = merged(method.sampled_network)
+    transformer = converted(network, resolved)
     index = {
         "steps": steps_of(method, resolved),
         "prediction_type": prediction_type(resolved),
         "stochastic": method.solver.stochastic,
-        "positions": rounded_to(method.sampled_network, transformer),
+        "positions": rounded_to(network, transformer),
     }
     off = difference(
         method, resolved, StudentPipeline(copy.deepcopy(transformer).double(), **index)

@@ -19,6 +19,8 @@ from harness.networks.autoencoder import (
     WEIGHTS,
     Autoencoder,
     autoencoder_config,
+    channels_of,
+    factor_of,
     stated_scaling,
 )
 from harness.networks.library import hub_folder
@@ -69,9 +71,10 @@ def encode_images(
     """
     folder = _autoencoder_folder(asked, task)
     config = autoencoder_config(folder)
-    factor = 2 ** (len(config.get("block_out_channels", [64])) - 1)
-    wanted = _wanted(asked, task, config.get("in_channels", 3), factor)
-    how = _encoding(asked, task, config.get("latent_channels", 4), wanted.shape[1], factor)
+    factor = factor_of(config)
+    channels, colours = channels_of(config)
+    wanted = _wanted(asked, task, colours, factor)
+    how = _encoding(asked, task, channels, wanted.shape[1], factor)
     out, split = _out(asked, task), load_split(wanted)
     encoder, about = _encoder(asked, task, folder, device_of_rank(device))
     images = split.train.images

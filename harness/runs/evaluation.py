@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Guided
 from harness.files import write_aside, write_tensors
 from harness.methods import Method
@@ -16,10 +17,11 @@ from harness.metrics.compute import parameters
 from harness.metrics.exposure import exposure_bias
 from harness.metrics.latency import interleaved_latency
 from harness.metrics.pixels import drawable
-from harness.metrics.sampling import Sampler, sample_grid
+from harness.metrics.sampling import Sampler, sample_grid, sampling_cost
+from harness.networks.adapters import merged
 from harness.records import Cost, Exposure, LatencyEntry, Milestone, TrainingBill
 from harness.runs.resolve import Resolved
-from harness.solvers import SOLVERS, trace
+from harness.solvers import SOLVERS, Noise, sample, trace
 from harness.tasks import Task
 from harness.training.estimate import store_bill
 from harness.training.settings import Bill
@@ -113,20 +115,37 @@ def measure_latency(
 
 
 def cost_of(
-    method: Method, nfe: float, macs: int, latency: LatencyEntry, bill: TrainingBill | None
+    method: Method,
+    task: Task,
+    sampler: Sampler,
+    latency: LatencyEntry,
+    bill: TrainingBill | None,
+    device: torch.device,
 ) -> Cost:
-    """What sampling and training cost.
-
-    Args:
-        nfe, macs: network evaluations and multiply-accumulates of one sample.
-    """
+    """What sampling and training cost."""
+    nfe, macs = sampling_cost(sampler, method.sampled_network, task, device)
+    trained = sum(p.numel() for p in method.student_player.trained) if method.players else None
     return Cost(
         parameters=parameters(method.sampled_network),
+        trained_parameters=trained,
         nfe=nfe,
         macs_per_sample=macs,
+        merged_macs_per_sample=merged_macs(method, task, device),
         latency=latency,
         training=bill,
     )
+
+
+def merged_macs(method: Method, task: Task, device: torch.device) -> int | None:
+    """Multiply-adds of a sample by the student with merged adapters; None if it has none."""
+    student = merged(method.student)
+    if student is method.student:
+        return None
+
+    def sampler(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
+        return sample(method.solver, student, x_T, method.levels, cond, noise)
+
+    return sampling_cost(sampler, student, task, device)[1]
 
 
 def training_curve(trainer: Trainer | None, count: int | None) -> dict[str, Any]:

@@ -11,7 +11,9 @@ import yaml
 from harness.errors import UsageError
 from harness.files import file_hash, read_tensors, write_tensors, write_text
 from harness.methods import Method
-from harness.records import Record, read_record
+from harness.methods.parts.adapters import LoRAOptions
+from harness.networks.adapters import merged
+from harness.records import Cost, Record, read_record
 from harness.runs.build import build
 from harness.runs.config import RunConfig, parse_config
 from harness.runs.resolve import CPU, Parent, Resolved, options_on, resolve
@@ -35,6 +37,23 @@ samples = pipeline(torch.tensor([0, 1]))  # class labels -> [2, C, H, W]
 
 `pipeline.py` takes the student's own steps, and sets the time frequencies of the official DiT,
 which `config.json` cannot say. So load the transformer through it.""",
+    "lora": """`pipeline.load_lora_weights(FOLDER)` loads the file where the class has it.
+peft loads it into any transformer of diffusers:
+
+```python
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+
+found = load_file("pytorch_lora_weights.safetensors")  # B holds alpha / rank
+adapters = {name.removeprefix("transformer."): weight for name, weight in found.items()}
+layers = sorted({name.partition(".lora_")[0] for name in adapters})
+rank = next(len(weight) for name, weight in adapters.items() if ".lora_A." in name)
+config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers)
+inject_adapter_in_model(config, transformer)  # the teacher's
+set_peft_model_state_dict(transformer, adapters)
+```
+
+Sample it without guidance, in the student's own steps (network times, above).""",
 }
 
 
@@ -52,7 +71,7 @@ def export(run: str, kind: str, results: Path, folder: Path | None, task: str | 
     Raises UsageError for a run without a student, and for a format that cannot hold it exactly.
     """
     record, weights = finished_run(run, results)
-    if kind == "lora":
+    if kind == "lora" and record.options.get("lora_rank") is None:
         raise UsageError(
             f"{record.run_id} was trained in all its weights, and a LoRA file holds low-rank "
             "changes alone: give --format safetensors or diffusers"
@@ -64,8 +83,17 @@ def export(run: str, kind: str, results: Path, folder: Path | None, task: str | 
         from harness.runs.diffusers_folder import write_folder
 
         write_folder(student_of(resolved, record, weights), resolved, folder)
+    elif kind == "lora":
+        from harness.runs.lora_file import write_lora
+
+        write_lora(student_of(resolved, record, weights), resolved, record.run_id, folder)
     else:
-        write_tensors(folder / "student.safetensors", read_tensors(weights), facts.metadata())
+        tensors = read_tensors(weights)
+        if isinstance(resolved.config, LoRAOptions) and resolved.config.lora_rank is not None:
+            tensors = merged(student_of(resolved, record, weights).sampled_network).state_dict()
+            options = resolved.config.merged().model_dump(mode="json")
+            facts = facts.model_copy(update={"options": options})
+        write_tensors(folder / "student.safetensors", tensors, facts.metadata())
     write_text(folder / "README.md", model_card(record, resolved, facts, kind, task))
     return folder
 
@@ -160,8 +188,9 @@ def model_card(
     Args:
         task: file of the task, if it does not ship.
     """
-    library = "diffusers" if kind == "diffusers" else "safetensors"
-    head = {"library_name": library, "tags": ["diffusion", "distillation", record.method]}
+    library = "safetensors" if kind == "safetensors" else "diffusers"
+    tags = ["diffusion", "distillation", record.method, *(["lora"] if kind == "lora" else [])]
+    head = {"library_name": library, "tags": tags}
     summary = resolved.task.spec.summary
     rows = [
         f"| {name} | {metric.mean:.4g} | {metric.direction} | {metric.n} x {len(metric.values)} |"
@@ -190,12 +219,14 @@ def facts_lines(record: Record, resolved: Resolved, facts: StudentFacts) -> list
         f"{spec.guidance.scale:g}; schedule {spec.schedule}",
         f"- **Teacher**: identity `{record.hashes.get('teacher', 'exact')}`",
         f"- **Network**: `{facts.network}`",
+        f"- **Network times**: {', '.join(f'{level:g}' for level in record.levels)}",
     ]
     if cost:
         lines.append(
             f"- **Sampling**: {cost.nfe:g} passes and {cost.macs_per_sample / 1e6:.1f} MMACs a "
             f"sample, {cost.parameters} parameters"
         )
+        lines += adapter_lines(cost)
     if cost and cost.training:
         bill = cost.training
         lines.append(
@@ -203,3 +234,13 @@ def facts_lines(record: Record, resolved: Resolved, facts: StudentFacts) -> list
             f"FLOPs with trajectories; seed {record.config['seed']}, run `{record.run_id}`"
         )
     return lines
+
+
+def adapter_lines(cost: Cost) -> list[str]:
+    """What a student costs beside and without its adapters, if it was trained with any."""
+    if cost.merged_macs_per_sample is None:
+        return []
+    return [
+        f"- **Adapters**: {cost.trained_parameters} parameters were trained; with merged adapters "
+        f"a sample takes {cost.merged_macs_per_sample / 1e6:.1f} MMACs"
+    ]

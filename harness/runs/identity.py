@@ -64,11 +64,11 @@ def other_purpose(task: Task) -> dict[str, str]:
 def run_hashes(resolved: Resolved) -> dict[str, str]:
     """SHA-256 of everything on which a run's numbers rest.
 
-    Where a file is the reference, those of the task do not name the training images.
+    Where the reference is apart, those of the task do not name the training images.
     """
     task = resolved.task
     reads = resolved.cls.reads_data(resolved.config, resolved.settings.total_steps)
-    named = task.spec.evaluation.reference_npz is None
+    named = task.spec.evaluation.reference_npz is None and task.split.apart is None
     return task.hashes if named or not reads else {**task.hashes, "data": task.data_hash}
 
 

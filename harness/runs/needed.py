@@ -14,11 +14,10 @@ from harness.files import check_hash, data_folder, header_of
 from harness.metrics.spaces import reference_file
 from harness.networks.backbones import build
 from harness.networks.backbones.text import text_widths
-from harness.networks.classifier import Classifier
 from harness.networks.fit import check_fit
 from harness.networks.said import check_said
 from harness.tasks import Task
-from harness.tasks.spec import InceptionFeatures, Part, Weights
+from harness.tasks.spec import InceptionFeatures, Part, PromptSpec, Weights
 from harness.tasks.task_files import FOLDER
 
 NAMED = {"cifar10": "cifar-10-batches-py", "fashion-mnist": "FashionMNIST/raw"}
@@ -57,7 +56,7 @@ def _entries(task: Task) -> Iterator[tuple[str, Path, Callable[[], object]]]:
         return
     if place := spec.data.path or NAMED.get(spec.data.set):
         yield "data", _place(task, place), lambda: task.split
-    if spec.prompts is not None:
+    if isinstance(spec.prompts, PromptSpec):
         prompts = _place(task, spec.prompts.file)
         yield "prompts", prompts, lambda: _check_prompts(task, prompts)
     if spec.teacher is not None:
@@ -112,7 +111,7 @@ def _published(task: Task) -> Path:
 def _check_prompts(task: Task, path: Path) -> None:
     """Compares the shapes of a table of prompts with what the network reads, by its header."""
     spec, (width, pooled) = task.spec.prompts, text_widths(task.network_options)
-    assert spec is not None
+    assert isinstance(spec, PromptSpec)
     check_hash(path, spec.sha256)
     shapes = header_of(path)[1]
     length = spec.length or shapes.get("table", (0, 0))[1]
@@ -131,11 +130,7 @@ def _check_weights(task: Task, part: Part, path: Path) -> None:
     """Compares a file of weights with the network that reads it, by its header."""
     check_hash(path, task.made(part))
     with torch.device("meta"):
-        network = (
-            build(task.network_options)
-            if part == "teacher"
-            else Classifier(task.shape, task.num_classes)
-        )
+        network = build(task.network_options) if part == "teacher" else task.new_classifier()
     found = {n: torch.empty(shape, device="meta") for n, shape in header_of(path)[1].items()}
     check_fit(network.state_dict(), found, str(path))
     if part == "teacher":

@@ -8,7 +8,6 @@ import torch
 
 from harness.diffusion.randomness import Keyed
 from harness.networks.backbones import build
-from harness.networks.classifier import Classifier
 from harness.tasks import Task
 from harness.training.estimate import shortest
 from harness.training.trainer import MILESTONES
@@ -67,7 +66,7 @@ def training_seconds(task: Task, one: float, device: torch.device) -> float:
         total += passes * samples * spec.reference.num_steps * one
     training = getattr(task.spec.features, "training", None)
     if training and not task.trained("features").sha256:
-        network = Classifier(task.shape, task.num_classes).to(device)
+        network = task.new_classifier().to(device)
         x = torch.zeros(32, *task.shape, device=device)
         seconds = _seconds(device, lambda: network(x)) / 32
         total += training.steps * training.batch_size * TRAINED * seconds

@@ -31,6 +31,7 @@ from harness.runs.cost import (
 )
 from harness.runs.resolve import Resolved
 from harness.tasks import Task
+from harness.tasks.spec import PromptSpec
 from harness.training.estimate import rehearsal, total_flops
 from harness.training.memory import Memory, loss_bytes
 
@@ -74,7 +75,7 @@ class Narrow(Task):
         return Conditions(2, text[:2], text[2:])
 
     @property
-    def prompts_hash(self) -> str:
+    def conditions_hash(self) -> str:
         return ""
 
     def teacher(self, device: torch.device) -> Guided:
@@ -183,8 +184,11 @@ def text_length(task: Task) -> int:
 
     Raises UsageError for prompts whose number of tokens is neither in the task nor in a file.
     """
-    if (prompts := task.spec.prompts) is None:
+    prompts = task.spec.prompts
+    if prompts is None:
         return 0
+    if not isinstance(prompts, PromptSpec):
+        return task.conditions.null.text.shape[1]  # type: ignore[union-attr]
     return prompts.length or header_of(task.path(prompts))[1]["table"][1]
 
 

@@ -18,6 +18,7 @@ from harness.networks.prompt_encoders import DOWNLOADED, PromptEncoder
 from harness.progress import Progress
 from harness.runs.encoding import device_of_rank, place_in
 from harness.tasks import Task
+from harness.tasks.spec import PromptSpec
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,15 @@ def _out(asked: Asked, task: Task | None) -> Path:
         if asked.out.suffix != ".safetensors":
             raise UsageError(f"--out is {asked.out}, but its name must end in .safetensors")
         return asked.out
-    if task is None or task.spec.prompts is None:
-        raise UsageError("no file is named; give --out, or a --task that has prompts")
+    if task is None or not isinstance(task.spec.prompts, PromptSpec):
+        raise UsageError("no file is named; give --out, or a --task whose prompts are a file")
     return place_in(task, task.spec.prompts.file)
 
 
 def _check_length(encoder: PromptEncoder, task: Task) -> None:
     """Raises UsageError if the outputs have another length than a task says."""
-    wanted = task.spec.prompts.length if task.spec.prompts else None
+    prompts = task.spec.prompts
+    wanted = prompts.length if isinstance(prompts, PromptSpec) else None
     found = encoder.encode([""])["text"].shape[1]
     if wanted not in (None, found):
         raise UsageError(

@@ -161,7 +161,13 @@ def options_on(task: Task, config: RunConfig) -> MethodConfig:
         raise UsageError(
             f"{config.method} needs class labels, but task {task.spec.name} is conditioned on text"
         )
-    return parse_options(config.method, {**tuned, **config.options})
+    options = parse_options(config.method, {**tuned, **config.options})
+    if options.needs_network_teacher and not task.network_teacher:
+        raise UsageError(
+            f"lora_rank needs a teacher that is a network, but that of task {task.spec.name} "
+            "is a closed formula: leave it out"
+        )
+    return options
 
 
 def _check_seed(config: RunConfig) -> None:

@@ -18,7 +18,7 @@ from harness.files import read_tensors
 from harness.methods import Method
 from harness.metrics.evaluator import Evaluator
 from harness.metrics.extractors import EXTRACTORS
-from harness.metrics.sampling import Sampler, sample_set, sampling_cost
+from harness.metrics.sampling import Sampler, sample_set
 from harness.provenance import capture_environment
 from harness.records import Environment, Record, TrainingBill, write_record
 from harness.runs.build import Reference, build, sampler_of, samples_again, samples_of
@@ -237,7 +237,6 @@ class Run:
         if trainer:
             trainer.note_quality(evaluator.quality(samples[0][:count]))
             trainer.write_curves()
-        nfe, macs = sampling_cost(sampler, method.sampled_network, task, self.device)
         measuring(1, 1)
         measuring = self.report("latency")
         latency = measure_latency(task, sampler, reference.sampler, self.device)
@@ -249,7 +248,7 @@ class Run:
             "levels": [round(float(time), 4) for time in times],
             "metrics": metrics,
             "exposure": measure_exposure(r, method, teacher, self.device),
-            "cost": cost_of(method, nfe, macs, latency, bill),
+            "cost": cost_of(method, task, sampler, latency, bill, self.device),
             "flags": [*flags_of(r, method, bill), *evaluator.caveats(len(samples[0]))],
             "target": method.target,
             "init": method.init if task.network_teacher else "random",

@@ -120,12 +120,12 @@ def student_config(path: Path, given: dict[str, Any]) -> RunConfig:
 
 def _refuse_other_options(path: Path, facts: StudentFacts, given: dict[str, Any]) -> None:
     """Raises UsageError for the first option that differs from the file's."""
-    own = parse_options(facts.method, facts.options, f"metadata of {path}").model_dump()
-    asked = parse_options(facts.method, {**facts.options, **given}).model_dump()
+    own = parse_options(facts.method, facts.options, f"metadata of {path}")
+    asked = parse_options(facts.method, {**facts.options, **given})
     for name in given:
-        if asked[name] != own[name]:
+        if getattr(asked, name) != (theirs := getattr(own, name)):
             raise UsageError(
-                f"{name} is {given[name]}, but {path} is a student with {name} {own[name]}: "
+                f"{name} is {given[name]}, but {path} is a student with {name} {theirs}: "
                 "leave it out"
             )
 

@@ -5,42 +5,57 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
+from harness.data.scene_prompts import CATEGORIES
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.diffusion.schedules import few_step_levels
 from harness.errors import CheckFailed, UsageError
 from harness.files import file_hash, write_tensors, write_text
 from harness.methods import METHODS, Method
 from harness.methods.parts.classification import Classification
+from harness.methods.parts.detection import Detection
 from harness.metrics.evaluator import Evaluator
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid, label_agreement
+from harness.metrics.following import Reading
 from harness.metrics.pixels import rounding_of
 from harness.metrics.sampling import sample_set
+from harness.metrics.spaces import JudgeSpace
+from harness.provenance import capture_environment
 from harness.runs.build import Reference
 from harness.runs.identity import shipped_network_key
 from harness.runs.log import Report, silent
 from harness.solvers import SOLVERS, trace
 from harness.solvers.search import LevelSearch, search_levels
 from harness.tasks import Task, borrows
-from harness.tasks.spec import Guidance, Part, Weights
+from harness.tasks.prompts import written
+from harness.tasks.spec import (
+    DetectorFeatures,
+    EncoderSpec,
+    Part,
+    Weights,
+    WrittenPrompts,
+)
 from harness.training.settings import TrainSettings
 from harness.training.trainer import Trainer
+
+W = TypeVar("W", bound=Weights)
 
 
 @dataclass(frozen=True)
 class Made:
-    """A file of weights and its card."""
+    """A file of weights and its card; a teacher's text encoder, trained with it, lies beside."""
 
     part: Part
     path: Path
     sha256: str
     card: dict[str, Any]
+    encoder: EncoderSpec | None = None
 
 
 def train_networks(
@@ -56,20 +71,44 @@ def train_networks(
     """
     made, own = [], _own(task)
     for part in [part for part in own if task.trained(part).sha256 is None] or own:
-        weights, name, method = task.trained(part), *_METHODS[part]
-        path = folder / Path(weights.file).name
-        network = _train(name, method, weights, task, folder / part, device, report)
-        write_tensors(path, {key: tensor.half() for key, tensor in network.state_dict().items()})
-        file = weights.model_copy(update={"file": str(path.resolve()), "sha256": file_hash(path)})
+        weights, (name, method) = task.trained(part), _method(part, task)
+        network = _train(name, method, weights, task.untrained(), folder / part, device, report)
+        state, encoder = network.state_dict(), None
+        if part == "teacher" and isinstance(prompts := task.spec.prompts, WrittenPrompts):
+            encoder = _write(folder, prompts.encoder, _behind("encoder.", state))
+            task = _with(task, prompts=prompts.model_copy(update={"encoder": encoder}))
+            state = _behind("network.", state)
+        file = _write(folder, weights, state)
         task = _with(task, **{part: file})
-        made.append(_finish(part, path, weights, task, _quality(part, task, device, report)))
+        quality = _quality(part, task, device, report)
+        card = _write_card(Path(file.file), weights, task, quality, device)
+        made.append(Made(part, Path(file.file), str(file.sha256), card, encoder))
     return made
 
 
-_METHODS: dict[Part, tuple[str, type[Method]]] = {
-    "features": ("classification", Classification),
-    "teacher": ("denoising", METHODS["denoising"]),
-}
+def _write(folder: Path, weights: W, state: dict[str, Tensor]) -> W:
+    """Writes weights in float16; the task's entry for the file."""
+    path = folder / Path(weights.file).name
+    write_tensors(path, {key: tensor.half() for key, tensor in state.items()})
+    return weights.model_copy(update={"file": str(path.resolve()), "sha256": file_hash(path)})
+
+
+def _behind(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors behind a prefix, without it."""
+    return {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
+
+
+PARTS: tuple[Part, ...] = ("features", "teacher")
+"""The networks that are trained, in this order."""
+
+
+def _method(part: Part, task: Task) -> tuple[str, type[Method]]:
+    """The method that trains a network, and the name of its training."""
+    if part == "teacher":
+        return "denoising", METHODS["denoising"]
+    if isinstance(task.spec.features, DetectorFeatures):
+        return "detection", Detection
+    return "classification", Classification
 
 
 def _own(task: Task) -> list[Part]:
@@ -77,7 +116,7 @@ def _own(task: Task) -> list[Part]:
 
     Raises UsageError if there is none.
     """
-    own: list[Part] = [part for part in _METHODS if not borrows(task, part)]
+    own: list[Part] = [part for part in PARTS if not borrows(task, part)]
     if not own:
         raise UsageError(
             f"task {task.spec.name} has the networks of {task.spec.like}: name that one"
@@ -135,23 +174,26 @@ def _with(task: Task, **changes: Any) -> Task:
     return Task(task.spec.model_copy(update=changes), task.folder)
 
 
-def _finish(part: Part, path: Path, weights: Weights, task: Task, quality: dict[str, Any]) -> Made:
+def _write_card(
+    path: Path, weights: Weights, task: Task, quality: dict[str, Any], device: torch.device
+) -> dict[str, Any]:
     """Writes the card beside the weights."""
-    sha256 = file_hash(path)
+    split = task.untrained().split
     card: dict[str, Any] = {
         "command": f"harness teacher train --task {task.spec.name}",
-        "sha256": sha256,
+        "sha256": file_hash(path),
+        "device": capture_environment(device).device,
         "format": "fp16 safetensors of the averaged weights",
         "training": weights.model_dump(mode="json")["training"],
         "data": {
             **task.spec.data.model_dump(mode="json"),
-            "images": len(task.split.train),
-            "held_out": len(task.split.held_out),
+            "images": len(split.train),
+            "held_out": len(split.held_out),
         },
         "quality": quality,
     }
     write_text(path.with_suffix(".yaml"), yaml.safe_dump(card, sort_keys=False))
-    return Made(part, path, sha256, card)
+    return card
 
 
 def features_quality(task: Task, device: torch.device) -> dict[str, float]:
@@ -159,6 +201,8 @@ def features_quality(task: Task, device: torch.device) -> dict[str, float]:
 
     The FIDs compare held-out with training images, and the two halves of the training set.
     """
+    if isinstance(task.spec.features, DetectorFeatures):
+        return _judge_quality(task, device)
     classifier = task.classifier(device)
     train, held_out = task.split.train, task.split.held_out
     rounded = rounding_of(task)
@@ -173,6 +217,24 @@ def features_quality(task: Task, device: torch.device) -> dict[str, float]:
     }
 
 
+def _judge_quality(task: Task, device: torch.device) -> dict[str, float]:
+    """Shares of real scenes that the detector reads as their prompts, and FIDs of real scenes."""
+    task = task.untrained()
+    space = JudgeSpace(task, device)
+    held_out, real = task.split.held_out, task.split.reference
+    seen = space.read(held_out.images[:])
+    reading = Reading(held_out.labels, written(judged=True), seen)
+    features, half = space.classify(real.images)[0], len(real) // 2
+    return {
+        "followed_held_out_scenes": round(reading.share(), 4),
+        **{f"followed_{name}": round(reading.share(name), 4) for name in CATEGORIES},
+        "scenes": len(held_out),
+        "fid_held_out": round(fid(space.classify(held_out.images)[0], features), 3),
+        "fid_halves": round(fid(features[:half], features[half : 2 * half]), 3),
+        "reference": len(real),
+    }
+
+
 def teacher_quality(task: Task, device: torch.device, report: Report = silent) -> dict[str, Any]:
     """FID, KID and label agreement by guidance scale, on noise set 0; the best scale.
 
@@ -182,12 +244,13 @@ def teacher_quality(task: Task, device: torch.device, report: Report = silent) -
         return {}
     scan, n = {}, task.spec.guidance_scan_samples or task.spec.evaluation.samples
     for scale in task.spec.guidance_scan:
-        at_scale = _with(task, guidance=Guidance(scale=scale, channels=task.spec.guidance.channels))
+        at_scale = _with(task, guidance=task.spec.guidance.model_copy(update={"scale": scale}))
         sampler = Reference(at_scale, device).sampler
         samples = sample_set(sampler, at_scale, 0, device, report(f"guidance {scale}"), n)
         evaluator = Evaluator(at_scale, {0: samples}.__getitem__, device)
-        metrics = evaluator.of_samples(samples, task.evaluation_inputs(0)[1][:n].labels)
-        shown = [name for name in ("fid", "kid", "label_agreement") if name in metrics]
+        metrics = evaluator.of_samples(samples, task.evaluation_numbers(0)[:n])
+        names = ("fid", "kid", "label_agreement", "prompts_followed")
+        shown = [name for name in (*names, "followed_seen", "followed_held_out") if name in metrics]
         scan[scale] = {name: round(metrics[name], 4) for name in shown}
     best = min(scan, key=lambda scale: scan[scale]["fid"])
     return {"n": n, "noise_set": 0, "guidance_scan": scan, "best_guidance_scale": best}

@@ -109,7 +109,7 @@ def _options(plan: StudyPlan, params: dict[str, Any]) -> dict[str, Any]:
     config = plan.runs_of(params)[0]
     found = options_on(load_task(config.task), config).model_dump(mode="json")
     plain = METHODS[config.method].Config().model_dump(mode="json")
-    return {name: value for name, value in found.items() if value != plain[name]}
+    return {name: value for name, value in found.items() if value != plain.get(name)}
 
 
 def _trial_lines(plan: StudyPlan, study: optuna.Study) -> list[TrialLine]:

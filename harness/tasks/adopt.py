@@ -69,6 +69,16 @@ def adopt_trained(task_file: Path, made: Mapping[Part, tuple[Path, str]], **more
     set_entries(task_file, entries)
 
 
+def adopt_encoder(task_file: Path, path: Path, sha256: str | None) -> dict[str, Any]:
+    """Copies a trained text encoder beside a task's file; the task's new entry `prompts`.
+
+    Raises UsageError if the file cannot be written.
+    """
+    prompts = read_task(task_file)["prompts"]
+    write_aside(task_file.parent / prompts["encoder"]["file"], partial(shutil.copyfile, path))
+    return {**prompts, "encoder": {**prompts["encoder"], "sha256": sha256}}
+
+
 def weights_file(name: str, part: Part) -> str:
     """Where a task's network lies, relative to the task's file."""
     return f"weights/{name}-{part}.safetensors"

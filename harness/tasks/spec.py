@@ -16,7 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from harness.diffusion.schedules import SCHEDULES
+from harness.diffusion.schedules import schedule_of
+from harness.networks.backbones import sizes_of
 
 Part = Literal["teacher", "features"]
 """A network that comes with a task."""
@@ -83,6 +84,12 @@ class ClassifierFeatures(Weights):
     kind: Literal["classifier"] = "classifier"
 
 
+class DetectorFeatures(ClassifierFeatures):
+    """The task's own detector: it judges whether prompts are followed, and has features too."""
+
+    kind: Literal["detector"]  # type: ignore[assignment]
+
+
 class InceptionFeatures(_Spec):
     """Inception-v3 in torch-fidelity's form of the TensorFlow weights, as papers use it."""
 
@@ -108,6 +115,7 @@ def _kind(features: Any) -> str:
 
 Features = Annotated[
     Annotated[ClassifierFeatures, Tag("classifier")]
+    | Annotated[DetectorFeatures, Tag("detector")]
     | Annotated[InceptionFeatures, Tag("inception")]
     | Annotated[DINOv2Features, Tag("dinov2")],
     Discriminator(_kind),
@@ -116,7 +124,7 @@ Features = Annotated[
 
 
 class AutoencoderSpec(_Spec):
-    """An `AutoencoderKL` of diffusers, which makes the latents that the task is about."""
+    """An autoencoder of diffusers, which makes the latents that the task is about."""
 
     folder: str
     """Folder with `config.json` and the weights, found like a `File`."""
@@ -124,16 +132,21 @@ class AutoencoderSpec(_Spec):
     """SHA-256 of its `diffusion_pytorch_model.safetensors`. None takes it as it is found, and
     records state its SHA-256."""
     scaling: float
-    """A latent is (z - shift) x scaling for the encoder's z: 0.18215 for Stable Diffusion's."""
+    """A latent is (z - shift) x scaling for the encoder's z: 0.18215 for Stable Diffusion's, and 1
+    for Qwen-Image's, whose config scales each channel."""
     shift: float = 0.0
 
 
 class Guidance(_Spec):
     """The guidance of the teacher, in every table of the task."""
 
+    added = frozenset({"norm_patch"})
+
     scale: float
     channels: int | None = None
     """Leading channels that are guided; none means all."""
+    norm_patch: int | None = Field(None, gt=0)
+    """Side of the squares of latents whose norm stays that without guidance: 2 for Qwen-Image."""
 
 
 class DataSpec(_Spec):
@@ -170,6 +183,23 @@ class PromptSpec(_Spec):
     """SHA-256 of the file. None takes it as it is found, and records state its SHA-256."""
     length: int | None = None
     """Tokens of each prompt in the file, by which costs are counted while it is missing."""
+
+
+class EncoderSpec(Weights):
+    """A text encoder that is trained with the teacher and then stays as it is."""
+
+    width: int
+    """Width of its outputs, the `text_width` of the network."""
+    depth: int
+    num_heads: int
+
+
+class WrittenPrompts(_Spec):
+    """Prompts of a grammar, which the task's own encoder reads."""
+
+    set: Literal["scenes"]
+    """The grammar."""
+    encoder: EncoderSpec
 
 
 class MixtureSpec(_Spec):
@@ -261,6 +291,7 @@ class TaskSpec(_Spec):
     """The teacher's network: arguments of our DiT, in which `size: DiT-XL/2` stands for depth,
     width, heads and patch; or `backbone: diffusers` with `class` and `config`."""
     schedule: str
+    """`vp`, `flow`, or `flow-3` for a flow whose levels are shifted by 3."""
     prediction_type: Literal["eps", "x_0", "v"]
     teacher: Weights | None
     """The trained teacher; none if it is exact."""
@@ -275,7 +306,7 @@ class TaskSpec(_Spec):
     autoencoder: AutoencoderSpec | None = None
     """What decodes samples to images before they are judged or drawn, where they are latents."""
     mixture: MixtureSpec | None = None
-    prompts: PromptSpec | None = None
+    prompts: PromptSpec | WrittenPrompts | None = None
     trajectories: TrajectorySpec
     evaluation: EvaluationSpec
     reference: Reference
@@ -291,29 +322,25 @@ class TaskSpec(_Spec):
 
     @model_validator(mode="after")
     def _noise_is_predicted_where_data_is_left(self) -> TaskSpec:
-        if self.prediction_type == "eps" and self.schedule in SCHEDULES:
-            alpha, _ = SCHEDULES[self.schedule]().alpha_sigma(torch.ones((), dtype=torch.float64))
-            if float(alpha) == 0:
-                raise ValueError(
-                    f"prediction_type is eps, but under schedule {self.schedule} "
-                    "nothing of x_0 is left at t = 1: give v"
-                )
+        alpha, _ = schedule_of(self.schedule).alpha_sigma(torch.ones((), dtype=torch.float64))
+        if self.prediction_type == "eps" and float(alpha) == 0:
+            raise ValueError(
+                f"prediction_type is eps, but under schedule {self.schedule} "
+                "nothing of x_0 is left at t = 1: give v"
+            )
         return self
 
     @model_validator(mode="after")
     def _network_fits_data(self) -> TaskSpec:
         """The network has the data's channels, size and classes."""
-        channels, height, width = self.data.shape
+        shape = list(self.data.shape)
+        channels, side = sizes_of(self.network)
+        sides = side if isinstance(side, list) else [side, side]
+        found = [shape[0] if channels is None else channels]
+        found += shape[1:] if side is None else sides
+        if found != shape:
+            raise ValueError(f"network is for {found}, but data.shape is {shape}")
         sizes = self.network.get("config", self.network)
-        side = sizes.get("image_size", sizes.get("sample_size", height))
-        found = [
-            sizes.get("in_channels", channels),
-            *(side if isinstance(side, list) else [side] * 2),
-        ]
-        if found != [channels, height, width]:
-            raise ValueError(
-                f"network is for {found}, but data.shape is {[channels, height, width]}"
-            )
         dit = self.network.get("class") in (None, "DiTTransformer2DModel")
         classes = sizes.get("num_classes", sizes.get("num_embeds_ada_norm", self.data.num_classes))
         if dit and self.prompts is None and classes not in (0, self.data.num_classes):

@@ -14,20 +14,24 @@ from torch import Tensor, nn
 from harness.data.images import Split
 from harness.data.mixture import GaussianMixture
 from harness.data.recipe import Recipe
+from harness.data.scene_prompts import COLOURS, OBJECTS, WORDS
 from harness.data.sets import Wanted, load_split
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Denoiser, Guided, PredictionType
 from harness.diffusion.randomness import Keyed, keyed_initialisation
-from harness.diffusion.schedules import GRIDS, SCHEDULES, Schedule
+from harness.diffusion.schedules import GRIDS, Schedule, schedule_of
 from harness.errors import UsageError
 from harness.files import digest, found_hash, read_tensors
 from harness.networks.autoencoder import Autoencoder, autoencoder_config, image_shape
 from harness.networks.backbones import build
 from harness.networks.classifier import Classifier
+from harness.networks.detector import Detector
 from harness.networks.fit import load_into
 from harness.networks.said import check_said
+from harness.networks.text import TextEncoder
 from harness.solvers import Noise
-from harness.tasks.spec import Part, TaskSpec
+from harness.tasks.prompts import embedded, from_file, tokens_of, written
+from harness.tasks.spec import DetectorFeatures, Part, PromptSpec, TaskSpec, WrittenPrompts
 from harness.tasks.task_files import TaskFiles
 
 
@@ -47,7 +51,7 @@ class Task(TaskFiles):
         super().__init__(spec, folder)
         self.shape, self.num_classes = spec.data.shape, spec.data.num_classes
         self.network_options: dict[str, Any] = dict(spec.network)
-        self.schedule: Schedule = SCHEDULES[spec.schedule]()
+        self.schedule: Schedule = schedule_of(spec.schedule)
         self.prediction_type: PredictionType = spec.prediction_type
         self.guidance_scale = spec.guidance.scale
         self.trajectory_steps = spec.trajectories.steps
@@ -74,20 +78,54 @@ class Task(TaskFiles):
 
     @cached_property
     def conditions(self) -> Conditions:
-        """The conditions of samples: class labels, or prompts."""
+        """The conditions that training sees: class labels, or prompts."""
         spec = self.spec.prompts
         if spec is None:
             return Conditions(self.num_classes)
-        found = read_tensors(self.path(spec), spec.sha256)
-        prompts, none = (
-            Condition(
-                text=found[name],
-                text_mask=found[f"{name}_mask"].bool() if f"{name}_mask" in found else None,
-                pooled=found.get(f"{name}_pooled"),
-            )
-            for name in ("table", "null")
-        )
-        return Conditions(len(found["table"]), prompts, none)
+        if isinstance(spec, PromptSpec):
+            return from_file(self.path(spec), spec.sha256)
+        return self._written(judged=False)
+
+    @cached_property
+    def judged_conditions(self) -> Conditions:
+        """The conditions of evaluation, which are those of training unless prompts are held out."""
+        written = isinstance(self.spec.prompts, WrittenPrompts)
+        return self._written(judged=True) if written else self.conditions
+
+    def _written(self, judged: bool) -> Conditions:
+        """Prompts of the task's grammar, as the outputs of its encoder."""
+        with keyed_initialisation(0, "overwritten by what is loaded"):
+            encoder = TextEncoder(**self.encoder_options)
+        assert isinstance(self.spec.prompts, WrittenPrompts)
+        path, key = self.path(self.spec.prompts.encoder), f"{self.conditions_hash} {judged}"
+        state = read_tensors(path, self.spec.prompts.encoder.sha256)
+        load_into(encoder, {name: x.float() for name, x in state.items()}, str(path))
+        return embedded(tokens_of(written(judged)), encoder.eval(), key)
+
+    @property
+    def encoder_options(self) -> dict[str, int]:
+        """The arguments of the text encoder. Only tasks with prompts of a grammar have one."""
+        assert isinstance(self.spec.prompts, WrittenPrompts)
+        encoder = self.spec.prompts.encoder
+        sizes = {name: getattr(encoder, name) for name in ("width", "depth", "num_heads")}
+        return {"words": len(WORDS), **sizes}
+
+    def untrained(self) -> Task:
+        """This task for the training of its teacher: a network with its own encoder reads tokens.
+
+        A task without such an encoder is returned as it is.
+        """
+        if not isinstance(self.spec.prompts, WrittenPrompts):
+            return self
+        other = Task(self.spec, self.folder)
+        other.network_options = {
+            "backbone": "prompted",
+            "encoder": self.encoder_options,
+            "network": self.network_options,
+        }
+        other.conditions = tokens_of(written(judged=False))
+        other.judged_conditions = tokens_of(written(judged=True))
+        return other
 
     @cached_property
     def data_std(self) -> float:
@@ -117,8 +155,11 @@ class Task(TaskFiles):
         split = load_split(self.wanted)
         if self.spec.prompts is None:
             return split
+        judged = self.judged_conditions
         return Split(
-            *(replace(part, conditions=self.conditions) for part in (split.train, split.held_out))
+            replace(split.train, conditions=self.conditions),
+            replace(split.held_out, conditions=judged),
+            split.apart and replace(split.apart, conditions=judged),
         )
 
     @cached_property
@@ -128,9 +169,11 @@ class Task(TaskFiles):
 
     @cached_property
     def reference_hash(self) -> str:
-        """SHA-256 of the file of the reference; without one it is `data_hash`."""
+        """SHA-256 of the reference: of its file, of a set of its own, or `data_hash`."""
         if file := self.spec.evaluation.reference_npz:
             return file.sha256 or found_hash(self.located(file.file))
+        if self.mixture is None and self.split.apart:
+            return self.split.apart.content()
         return self.data_hash
 
     @property
@@ -172,15 +215,22 @@ class Task(TaskFiles):
     def guided(self, network: nn.Module) -> Guided:
         """A network as this task's teacher."""
         denoiser = Denoiser(network, self.schedule, self.prediction_type)
-        return Guided(denoiser, self.spec.guidance.scale, self.null, self.spec.guidance.channels)
+        guidance = self.spec.guidance
+        return Guided(denoiser, guidance.scale, self.null, guidance.channels, guidance.norm_patch)
 
-    def classifier(self, device: torch.device) -> Classifier:
-        """The feature network from its shipped weights.
+    def new_classifier(self) -> Classifier | Detector:
+        """The feature network with new weights."""
+        if isinstance(self.spec.features, DetectorFeatures):
+            return Detector(self.shape, len(OBJECTS), len(COLOURS))
+        return Classifier(self.shape, self.num_classes)
+
+    def classifier(self, device: torch.device) -> Any:
+        """The feature network from its shipped weights: a `Classifier`, or a `Detector`.
 
         Raises UsageError if the weights are missing or were changed.
         """
         with keyed_initialisation(0, "overwritten by what is loaded"):
-            network = Classifier(self.shape, self.num_classes)
+            network = self.new_classifier()
         self._load(network, "features")
         return network.requires_grad_(False).eval().to(device)
 
@@ -228,9 +278,10 @@ class Task(TaskFiles):
             spec.seed,
             self.shape,
             self.conditions.count,
-            self.prompts_hash,
+            self.conditions_hash,
             spec.grid,
             spec.dtype,
+            guidance.norm_patch,
         )
 
     def evaluation_inputs(
@@ -244,19 +295,23 @@ class Task(TaskFiles):
             rows: the part of the set that is made.
         """
         index, keyed = self._evaluation_index(noise_set)[rows], self._evaluation_keyed
-        return keyed.normal("x_T", index, self.shape), self._evaluation_conditions(index)
+        cond = self.judged_conditions.of(self._evaluation_numbers(index))
+        return keyed.normal("x_T", index, self.shape), cond
 
     def evaluation_labels(self, noise_set: int) -> Tensor | None:
         """The class labels of `evaluation_inputs`, [N]; None where prompts condition samples."""
-        if self.conditions.prompts is not None:
-            return None
-        return self._evaluation_conditions(self._evaluation_index(noise_set)).labels
+        return None if self.spec.prompts else self.evaluation_numbers(noise_set)
 
-    def _evaluation_conditions(self, index: Tensor) -> Condition:
-        """The conditions of samples: balanced, or drawn uniformly."""
+    def evaluation_numbers(self, noise_set: int) -> Tensor:
+        """The numbers [N] of the conditions of `evaluation_inputs` in `judged_conditions`."""
+        return self._evaluation_numbers(self._evaluation_index(noise_set))
+
+    def _evaluation_numbers(self, index: Tensor) -> Tensor:
+        """The numbers of samples' conditions: balanced, or drawn uniformly."""
+        conditions = self.judged_conditions
         if self.spec.evaluation.labels == "drawn":
-            return self.conditions.drawn(self._evaluation_keyed, index)
-        return self.conditions.balanced(index)
+            return conditions.drawn_numbers(self._evaluation_keyed, index)
+        return index % conditions.count
 
     def _evaluation_index(self, noise_set: int) -> Tensor:
         count = self.spec.evaluation.samples
@@ -300,4 +355,4 @@ class Task(TaskFiles):
         found["reference"] = self.reference_hash
         if self.spec.autoencoder:
             found["autoencoder"] = self.autoencoder_hash
-        return found | ({"conditions": self.prompts_hash} if self.spec.prompts else {})
+        return found | ({"conditions": self.conditions_hash} if self.spec.prompts else {})

@@ -10,7 +10,16 @@ from typing import Any
 from harness.errors import UsageError
 from harness.files import data_folder, found_hash
 from harness.networks.autoencoder import WEIGHTS as AUTOENCODER_WEIGHTS
-from harness.tasks.spec import ClassifierFeatures, Part, PromptSpec, TaskSpec, Weights
+from harness.tasks.prompts import texts_hash
+from harness.tasks.spec import (
+    ClassifierFeatures,
+    EncoderSpec,
+    Part,
+    PromptSpec,
+    TaskSpec,
+    Weights,
+    WrittenPrompts,
+)
 
 FOLDER = Path(str(files("harness.tasks")))
 """The folder of the shipped tasks and their weights."""
@@ -54,27 +63,32 @@ class TaskFiles:
         """SHA-256 of the teacher's weights file."""
         return self.made("teacher")
 
+    @property
+    def conditions_hash(self) -> str:
+        """SHA-256 of the prompts and of what encodes them; empty for class labels."""
+        prompts = self.spec.prompts
+        if isinstance(prompts, WrittenPrompts):
+            return texts_hash(self._sha256(prompts.encoder, "text encoder"))
+        if prompts is None:
+            return ""
+        return prompts.sha256 or found_hash(self.path(prompts))
+
     def made(self, part: Part) -> str:
         """SHA-256 of a trained network.
 
         Raises UsageError if it is still to be trained, or missing where the task has no SHA-256.
         """
-        weights = self.trained(part)
+        return self._sha256(self.trained(part), part)
+
+    def _sha256(self, weights: Weights, what: str) -> str:
         if weights.sha256 is not None:
             return weights.sha256
-        if weights.training is None:
+        if weights.training is None and not isinstance(weights, EncoderSpec):
             return found_hash(self.located(weights.file))
         raise UsageError(
-            f"task {self.spec.name} has no {part} yet: harness teacher train "
+            f"task {self.spec.name} has no {what} yet: harness teacher train "
             f"--task {self.spec.name}.yaml makes it and puts its sha256 into the file"
         )
-
-    @property
-    def prompts_hash(self) -> str:
-        """SHA-256 of the file of prompts, or "" without prompts."""
-        if (prompts := self.spec.prompts) is None:
-            return ""
-        return prompts.sha256 or found_hash(self.path(prompts))
 
     def path(self, weights: Weights | PromptSpec) -> Path:
         """The path of a file of weights; its card has the same name with `.yaml`.

@@ -61,6 +61,7 @@ class Case:
                 self.task.recipe.of_run(0, self.cls.trajectory_grid(self.config)),
                 self.task.teacher(self.device),
                 self.device,
+                conditions=self.task.conditions,
             ),
         }
 

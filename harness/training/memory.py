@@ -44,10 +44,11 @@ class Memory:
 def networks_bytes(method: Method, teacher: nn.Module) -> int:
     """Bytes of a method's networks and its teacher; trained numbers count four times (AdamW)."""
     players = method.players.values()
-    trained = _parameters(p for player in players for p in player.module.parameters())
+    trained = _parameters(p for player in players for p in player.trained)
     averages = [player.ema.module for player in players if player.ema]
     held = [value for value in vars(method).values() if isinstance(value, nn.Module)]
-    every = _parameters(p for module in (teacher, *held, *averages) for p in module.parameters())
+    modules = (teacher, *held, *averages, *(player.module for player in players))
+    every = _parameters(p for module in modules for p in module.parameters())
     frozen = sum(p.numel() for key, p in every.items() if key not in trained)
     return WORD * (4 * sum(p.numel() for p in trained.values()) + frozen)
 

@@ -48,7 +48,7 @@ def precision(case: Case) -> None:
 def _gradients(case: Case, precision: Precision) -> dict[str, Gradients]:
     """Gradients of every loss of a run at the initial weights, by the loss's name."""
     method, found = case.build(), dict[str, Gradients]()
-    parameters = {name: list(p.module.parameters()) for name, p in method.players.items()}
+    parameters = {name: p.trained for name, p in method.players.items()}
     for step in range(STEPS):
         updates = list(method.updates(step))
         if found.keys() >= set(map(loss_key, updates)):

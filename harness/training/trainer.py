@@ -74,9 +74,7 @@ class Trainer:
                 group.setdefault("initial_lr", group["lr"])
         if settings.compile:
             compile_players(method)
-        self._parameters = {
-            name: list(player.module.parameters()) for name, player in method.players.items()
-        }
+        self._parameters = {name: player.trained for name, player in method.players.items()}
         self.known_flops: dict[str, float] = {}
         self._compiled: set[str] = set()
 

@@ -46,9 +46,10 @@ def isolation(case: Case) -> None:
     batch = case.batch(method)
     for update in method.updates(STEPS - 1):
         for other, player in method.players.items():
-            player.module.requires_grad_(other == update.player)
+            for weight in player.trained:
+                weight.requires_grad_(other == update.player)
         update.loss(batch)[0].backward()
-        mine = list(method.players[update.player].module.parameters())
+        mine = method.players[update.player].trained
         assert any(p.grad is not None and bool(p.grad.any()) for p in mine), (
             f"no gradient reaches {update.player}"
         )
@@ -112,7 +113,7 @@ def accumulation(case: Case) -> None:
         method = case.build()
         # Adam would divide rounding noise by rounding noise where a gradient is 0.
         for player in method.players.values():
-            player.optimizer = torch.optim.SGD(player.module.parameters(), lr=0.1)
+            player.optimizer = torch.optim.SGD(player.trained, lr=0.1)
         trainer = case.trainer(method, micro_batch_size=size)
         trainer.train(until=6)
         found.append((weights(method), losses(trainer)))

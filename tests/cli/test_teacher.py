@@ -96,6 +96,24 @@ def test_teachers_of_each_kind_run_in_a_task(kind: str, mine: Path, harness: Har
     assert found.x_0.isfinite().all()
 
 
+def test_a_pipeline_of_flux_is_imported(mine: Path, harness: Harness) -> None:
+    """Its shift is that of latents of 128 x 128; the guidance scale becomes an entry."""
+    folder = mine.parent / "flux"
+    folder_of("FluxTransformer2DModel", folder / "transformer")
+    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    mine.write_text(mine.read_text().replace("shape:\n  - 1\n", "shape:\n  - 4\n"))
+    done = harness("teacher", "import", folder, "--task", mine)
+    assert done.code == 0, done.err
+    spec = load_task(str(mine)).spec
+    assert (spec.schedule, spec.prediction_type) == ("flow-3.15819", "v")
+    assert spec.network["guidance"] == 3.5
+    mine.write_text(mine.read_text().replace("guidance: 3.5", "guidance: 7"))
+    assert load_task(str(mine)).teacher(CPU).denoiser.network.model.guidance == 7
+
+
 def test_a_second_import_overwrites_nothing(mine: Path, harness: Harness) -> None:
     official(mine.parent / "DiT.pt")
     args = ("teacher", "import", mine.parent / "DiT.pt", "--task", mine)

@@ -141,6 +141,7 @@ def test_shards_and_batches_do_not_change_the_content(
         {"teacher": "other"},
         {"guidance_scale": 2.0},
         {"guidance_channels": 3},
+        {"guidance_norm_patch": 2},
         {"steps": 2},
         {"seed": 4},
         {"dtype": "float16"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition, Conditions
@@ -121,6 +122,25 @@ def test_guidance_of_leading_channels_leaves_the_others_conditional(denoiser: De
     conditional, _ = evaluate(denoiser, denoiser)
     assert torch.equal(found.eps[:, :1], everywhere.eps[:, :1])
     assert torch.equal(found.eps[:, 1:], conditional.eps[:, 1:])
+
+
+def test_guidance_may_turn_patches_without_stretching_them(denoiser: Denoiser) -> None:
+    """The guided patch, scaled to the conditional one's norm."""
+    found, _ = evaluate(Guided(denoiser, 4.0, NULL, norm_patch=2), denoiser)
+    free, _ = evaluate(Guided(denoiser, 4.0, NULL), denoiser)
+    conditional, _ = evaluate(denoiser, denoiser)
+
+    def patches(x: Tensor) -> Tensor:
+        return F.unfold(x, 2, stride=2)  # [B, C 4, patches]
+
+    expected = patches(free.eps) * (
+        patches(conditional.eps).norm(dim=1, keepdim=True)
+        / patches(free.eps).norm(dim=1, keepdim=True)
+    )
+    torch.testing.assert_close(patches(found.eps), expected, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(found.eps, free.eps, rtol=0.01)
+    again = Guided(denoiser, 1.0, NULL, norm_patch=2).with_network(denoiser.network).at(4.0)
+    assert torch.equal(evaluate(again, denoiser)[0].eps, found.eps)
 
 
 def test_passes_count_samples_and_states_inside_the_block_only() -> None:

@@ -14,11 +14,15 @@ from harness.diffusion.schedules import (
     VPSchedule,
     few_step_levels,
     respaced_levels,
+    schedule_of,
 )
+from harness.errors import UsageError
 
 SCHEDULE = VPSchedule()
 LEVELS = torch.arange(1, 1001, dtype=torch.float64) / 1000
-schedules = pytest.mark.parametrize("schedule", [SCHEDULE, FlowSchedule()], ids=["vp", "flow"])
+schedules = pytest.mark.parametrize(
+    "schedule", [SCHEDULE, FlowSchedule(), FlowSchedule(3.0)], ids=["vp", "flow", "flow-3"]
+)
 ALPHA_SQUARED = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
 
@@ -73,6 +77,32 @@ def test_flow_is_a_line_from_data_to_noise() -> None:
     alpha, sigma = FlowSchedule().alpha_sigma(t)
     assert alpha.tolist() == [1, 0.75, 0]
     assert sigma.tolist() == FlowSchedule().network_time(t).tolist() == t.tolist()
+
+
+def test_a_shift_moves_equal_steps_to_noise() -> None:
+    """Esser et al. 2024, arXiv 2403.03206, eq. 23: at t = 1/2, 3/4 for a shift of 3."""
+    schedule, t = FlowSchedule(3.0), torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
+    assert schedule.alpha_sigma(t)[1].tolist() == [0, 0.5, 0.75, 0.9, 1]
+    assert schedule.network_time(t).tolist() == pytest.approx([0, 0.5, 0.75, 0.9, 1])
+
+
+def test_a_name_may_have_a_shift() -> None:
+    t = torch.tensor([0.1, 0.6])
+    for name, same in (("flow-3", FlowSchedule(3.0)), ("flow-1", FlowSchedule()), ("vp", SCHEDULE)):
+        found = schedule_of(name).alpha_sigma(t)
+        assert all(map(torch.equal, found, same.alpha_sigma(t)))
+
+
+@pytest.mark.parametrize("name", ["flow-0", "flow--1", "flow-three", "flow-inf", "flow-nan"])
+def test_a_shift_that_is_no_number_above_zero_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"schedule is {name}, but a shift must be above 0"):
+        schedule_of(name)
+
+
+@pytest.mark.parametrize("name", ["flows", "vp-3", "edm"])
+def test_another_schedule_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown schedule '{name}'"):
+        schedule_of(name)
 
 
 @schedules

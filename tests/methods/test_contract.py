@@ -46,6 +46,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
         "ard",
         {"history_layers": 2, "dmd_from": 0.0, "dmd_every": 2, "protocol": "states"},
     ),
+    "ard with adapters": ("ard", {"history_layers": 2, "lora_rank": 2}),
     "imm": ("imm", {"group": 2, "gap": 6}),
     "ladd": ("ladd", {"gan_virtual_batch": 2}),
     "dmd2": ("dmd2", {"student_every": 2}),
@@ -171,7 +172,7 @@ def test_elsewhere_it_does_the_same(
         for player in (
             built.players.values()
         ):  # Adam divides rounding noise by rounding noise where a gradient is 0
-            player.optimizer = torch.optim.SGD(player.module.parameters(), lr=0.1)
+            player.optimizer = torch.optim.SGD(player.trained, lr=0.1)
         if built.players:
             Trainer(built, case.sources, TrainSettings(STEPS, BATCH, 0), None, device).train(
                 until=2

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Prediction
 from harness.diffusion.randomness import Keyed, keyed_initialisation
-from harness.diffusion.schedules import SCHEDULES, Schedule, few_step_levels
+from harness.diffusion.schedules import Schedule, few_step_levels, schedule_of
 from harness.methods import METHODS, Batch
 from harness.methods.parts.student import flow_time, sigma_ve, time_of_flow
 from harness.solvers import DDIM, Trajectory, sample, trace
@@ -139,7 +139,7 @@ class GaussianTask:
     null = Conditions(1).null
 
     def __init__(self, schedule: str):
-        self.schedule = SCHEDULES[schedule]()
+        self.schedule = schedule_of(schedule)
 
 
 def built(
@@ -177,7 +177,7 @@ def batches(
             continue
         x_T = keys.normal("x_T", index, SHAPE).double()
         one = torch.ones(size, dtype=torch.float64)
-        x_0 = carried(x_T, one, 0 * one, SCHEDULES[schedule]())
+        x_0 = carried(x_T, one, 0 * one, schedule_of(schedule))
         yield Batch(
             index,
             None,
@@ -227,7 +227,7 @@ def expected(case: str, schedule: str, right: bool) -> float:
     return largest_z(method, next(iter(method.updates(99))).loss)
 
 
-@pytest.mark.parametrize("schedule", ["vp", "flow"])
+@pytest.mark.parametrize("schedule", ["vp", "flow", pytest.param("flow-3", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", IN_EXPECTATION)
 def test_at_the_fixed_point_no_mean_gradient_is_left(case: str, schedule: str) -> None:
     assert expected(case, schedule, right=True) < 4
@@ -285,7 +285,7 @@ def test_consistency_training_finds_conditional_means(name: str, loss: str) -> N
     options |= (
         {"stages": 4, "stage_steps": 20} if name == "ect" else {"levels_from": 6, "levels_to": 12}
     )
-    method, schedule = built(name, num_steps=1, **options), SCHEDULES["vp"]()
+    method, schedule = built(name, num_steps=1, **options), schedule_of("vp")
     if name == "ect":
 
         def last_pairs(sigma: Tensor) -> Tensor:

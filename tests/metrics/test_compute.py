@@ -13,7 +13,8 @@ from torch import nn
 from harness.diffusion.conditions import Condition
 from harness.metrics.compute import count_flops, count_macs, parameters
 from harness.networks.backbones.dit import DiT, size_options
-from harness.networks.history import EMPTY, History, causal, keep_first, window, with_history
+from harness.networks.history import EMPTY, History, with_history
+from harness.networks.masks import causal, keep_first, window
 
 SMALL = {
     "image_size": 8,

@@ -11,18 +11,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_diffusers import CLASSES, TEXT, built, condition_for, network_of, states_for
+from tiny_diffusers import CLASSES, TEXT, built, condition_for, direct, network_of, states_for
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
 from harness.errors import UsageError
+from harness.metrics.compute import count_macs
 from harness.networks.backbones import Backbone, build, depth_of
 from harness.networks.backbones.diffusers import DiffusersBackbone
 from harness.networks.backbones.dit import DiT, size_options
 from harness.networks.passes import count_passes
+from harness.runs.cost import without_weights
 from harness.training.tiny_task import NETWORK
 
-DIT, PIXART, SD3 = CLASSES
+DIT, PIXART, SD3, FLUX, SANA, QWEN = CLASSES
 GOLDEN = Path(__file__).parents[1] / "golden" / "dit.safetensors"
 classes = pytest.mark.parametrize("name", CLASSES)
 
@@ -60,6 +62,10 @@ def test_a_size_stands_for_its_numbers() -> None:
         ({**network_of(DIT), "size": "S"}, "unknown option 'size' in network; known: class"),
         ({**network_of(DIT), "source": "sit"}, "unknown source 'sit' in network"),
         ({**network_of(SD3), "source": "official"}, "source official is for DiT's weights"),
+        (network_of(SANA, guidance_embeds=True), "guidance_embeds True is not supported"),
+        (network_of(QWEN, zero_cond_t=True), "zero_cond_t must be False"),
+        ({**network_of(FLUX), "guidance": None}, "network.guidance is None, but must be a number"),
+        ({**network_of(SD3), "guidance": 3.5}, "takes no guidance scale as an input: leave"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(network: dict[str, Any], message: str) -> None:
@@ -79,27 +85,13 @@ def test_a_depth_needs_no_network() -> None:
 def test_outputs_are_those_of_diffusers(name: str) -> None:
     import diffusers
 
-    network, (x, t, cond) = built(name, torch.float32), one_state(name)
-    x, t = x.float(), t.float()
-    text, pooled = (None if part is None else part.float() for part in (cond.text, cond.pooled))
-    config = {**network_of(name)["config"]}
-    model = getattr(diffusers, name).from_config(config).eval()
-    weights = {k.removeprefix("model."): v for k, v in network.state_dict().items()}
-    model.load_state_dict(weights)
-    inputs = {
-        DIT: {"timestep": t, "class_labels": cond.labels},
-        PIXART: {
-            "timestep": t,
-            "encoder_hidden_states": text,
-            "encoder_attention_mask": cond.text_mask,
-            "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
-        },
-        SD3: {"timestep": 1000 * t, "encoder_hidden_states": text, "pooled_projections": pooled},
-    }
+    network, (x, t, _) = built(name, torch.float32), one_state(name)
+    x, t, cond = x.float(), t.float(), condition_for(name, dtype=torch.float32)
+    model = getattr(diffusers, name).from_config(network_of(name)["config"])
+    model.eval().requires_grad_(False)  # torch multiplies in another order where gradients may flow
+    model.load_state_dict({k.removeprefix("model."): v for k, v in network.state_dict().items()})
     with torch.no_grad():
-        expected = model(x, **inputs[name]).sample
-    found = network(x, t, replace(cond, text=text, pooled=pooled))
-    assert torch.equal(found, expected)
+        assert torch.equal(network(x, t, cond), direct(model, x, t, cond))
 
 
 def test_pixart_at_1024_pixels_is_told_the_size() -> None:
@@ -248,7 +240,8 @@ def test_extra_channels_change_nothing_at_the_start(name: str) -> None:
 def test_features_are_the_tokens_of_each_block(name: str) -> None:
     network, (x, t, cond) = built(name), one_state(name)
     (first, second), c = network.features(x, t, cond)
-    assert first.shape == second.shape == (2, 4, network.width)
+    tokens = 16 if name in (FLUX, QWEN) else 4
+    assert first.shape == second.shape == (2, tokens, network.width)
     assert c.shape == (2, network.width)
     (alone,), _ = network.features(x, t, cond, 1)
     assert torch.equal(alone, first)
@@ -287,6 +280,40 @@ def test_every_pass_is_counted(name: str) -> None:
     assert passes.total == 6
 
 
+@classes
+def test_work_is_counted_without_weights(name: str) -> None:
+    network, (x, t, cond) = built(name), one_state(name)
+    with without_weights():
+        empty = build(network_of(name))
+    half = condition_for(name, dtype=torch.float32).to("meta")
+    with torch.no_grad():
+        found = count_macs(lambda: empty(x.float().to("meta"), t.float().to("meta"), half))
+        assert found == count_macs(lambda: network(x, t, cond)) > 0
+
+
+@pytest.mark.parametrize("name", [FLUX, QWEN])
+def test_packed_latents_of_any_even_size(name: str) -> None:
+    """Extra rows are further tokens; a token that the size cuts is refused."""
+    network, (x, t, cond) = built(name), one_state(name)
+    assert network(torch.cat([x, x], 2), t, cond).shape == (2, 3, 16, 8)
+    with pytest.raises(ValueError, match=r"\(8, 7\), but a token holds 2 x 2 .* multiples of 2"):
+        network(x[..., :7], t, cond)
+
+
+def test_the_guidance_scale_is_an_input_of_flux() -> None:
+    """One pass, whose output moves with the scale of the description."""
+    x, t, cond = one_state(FLUX)
+    state = built(FLUX).state_dict()
+    found = []
+    for scale in (1, 3.5, 7.0):
+        network = build({**network_of(FLUX), "guidance": scale}).double()
+        network.load_state_dict(state)
+        found.append(network(x, t, cond).detach())
+    assert torch.equal(found[1], built(FLUX)(x, t, cond))
+    assert not torch.allclose(found[0], found[1])
+    assert not torch.allclose(found[2], found[1])
+
+
 def test_scalars_reach_every_block_of_dit() -> None:
     network = built(DIT, scalars=("s",))
     assert isinstance(network, DiffusersBackbone)
@@ -296,6 +323,7 @@ def test_scalars_reach_every_block_of_dit() -> None:
 @classes
 def test_a_backbone_names_its_parts(name: str) -> None:
     network: Backbone = built(name)
-    assert network.last_layer(network.head).out_features in (48, 96)
-    assert network.patch_embedding.proj.in_channels == 3
+    patch = 2 if name in (FLUX, QWEN) else 4
+    assert network.last_layer(network.head).out_features in (3 * patch**2, 6 * patch**2)
+    assert network.patch_embedding.proj.weight.shape[1] in (3, 3 * patch**2)
     assert network.width == 16

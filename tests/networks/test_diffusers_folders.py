@@ -26,9 +26,11 @@ def test_folders_of_diffusers_stay_theirs(name: str, tmp_path: Path) -> None:
     assert same(teacher.weights, wrapped(network.state_dict(), "model."))
     again = type(network).from_config(teacher.network["config"])
     load_into(again, plain(teacher), "the file")
-    kind = ("flow", "v") if name.startswith("SD3") else ("vp", "eps")
+    kind = ("vp", "eps") if name.startswith(("DiT", "PixArt")) else ("flow", "v")
     assert (teacher.schedule, teacher.prediction_type) == kind
-    assert teacher.shape == (4, 8, 8)
+    any_size = name.startswith(("Flux", "Qwen"))
+    assert teacher.shape == ((4, 0, 0) if any_size else (4, 8, 8))
+    assert teacher.network.get("guidance") == (3.5 if name.startswith("Flux") else None)
     assert teacher.num_classes == (10 if name.startswith("DiT") else 0)
     write_teacher(teacher, tmp_path / "ours.safetensors")
     assert read_teacher(str(tmp_path / "ours.safetensors")).network == teacher.network
@@ -96,12 +98,22 @@ def test_shards_and_pickled_folders_are_read(tmp_path: Path) -> None:
     assert same(plain(read_teacher(str(tmp_path / "bin"))), network.state_dict())
 
 
-def test_an_old_config_of_diffusers_is_read_as_its_dit(tmp_path: Path) -> None:
-    _, folder = folder_of("DiTTransformer2DModel", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "old"),
+    [
+        ("DiTTransformer2DModel", {"_class_name": "Transformer2DModel", "num_vector_embeds": None}),
+        ("PixArtTransformer2DModel", {"_class_name": "Transformer2DModel", "upcast_attention": 0}),
+        ("QwenImageTransformer2DModel", {"pooled_projection_dim": 768}),
+    ],
+)
+def test_configs_of_earlier_versions_are_read(
+    name: str, old: dict[str, Any], tmp_path: Path
+) -> None:
+    """DiT and PixArt were one class, and Qwen-Image had an option without effect."""
+    _, folder = folder_of(name, tmp_path)
     config = json.loads((folder / "config.json").read_text())
     new = read_teacher(str(folder))
-    old = {**config, "_class_name": "Transformer2DModel", "double_self_attention": False}
-    (folder / "config.json").write_text(json.dumps(old | {"num_vector_embeds": None}))
+    (folder / "config.json").write_text(json.dumps({**config, **old}))
     assert read_teacher(str(folder)).network == new.network
 
 

@@ -13,28 +13,29 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from histories import in_parts
 from tiny_diffusers import CLASSES, built, condition_for, states_for
 from torch import Tensor, nn
 
 from harness.errors import UsageError
+from harness.networks import history as history_module
 from harness.networks.history import (
     EMPTY,
     Cache,
     History,
     Memory,
     Rerouting,
-    Visible,
-    causal,
-    keep_first,
-    window,
+    Summing,
     with_history,
 )
+from harness.networks.linear_attention import LinearAttention
+from harness.networks.masks import Visible, causal, keep_first, window
 from harness.networks.passes import count_passes
 from harness.networks.swapping import swap
 
-DIT, PIXART, SD3 = CLASSES
+DIT, PIXART, SD3, FLUX, SANA, QWEN = CLASSES
 STATES = 3
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 classes = pytest.mark.parametrize("name", CLASSES)
@@ -128,8 +129,9 @@ def test_gradients_of_cached_steps_are_those_of_the_masked_pass(name: str) -> No
     close(found[0], found[1])
 
 
-def test_padding_has_no_effect() -> None:
-    network, (x, t), cond = history(PIXART), states_for(PIXART, STATES), condition_for(PIXART)
+@pytest.mark.parametrize("name", [PIXART, SANA, QWEN])
+def test_padding_has_no_effect(name: str) -> None:
+    network, (x, t), cond = history(name), states_for(name, STATES), condition_for(name)
     changed = cond.text.clone()
     changed[0, 3:] += 100
     assert torch.equal(network(x, t, replace(cond, text=changed))[0], network(x, t, cond)[0])
@@ -141,6 +143,96 @@ def dense_bias(states: int, tokens: int, padded: Tensor) -> Tensor:
     seen = blocks.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
     seen = seen & ~padded.repeat(1, states).unsqueeze(1)
     return torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, -torch.inf)
+
+
+def seen_states(states: int, visible: Visible) -> Tensor:
+    """Which states [S, S] each state sees."""
+    seen = torch.zeros(states, states, dtype=torch.bool)
+    for state in range(states):
+        seen[state, list(visible(state))] = True
+    return seen
+
+
+def attend_densely(
+    q: Tensor, k: Tensor, v: Tensor, first: int, visible: Visible, mask: Any = None, **options: Any
+) -> Tensor:
+    """`attend_blocks` as one sequence of all states under a dense mask."""
+    assert first == 0
+    batch, states, _, tokens, _ = q.shape
+    blocks = seen_states(states, visible)
+    seen = blocks.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+    if mask is not None:
+        own = mask.expand(batch * states, 1, 1, tokens).unflatten(0, (batch, states))
+        seen = seen & own.reshape(batch, 1, 1, states * tokens)
+    whole = (x.transpose(1, 2).flatten(2, 3) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(*whole, seen, **options)
+    return out.unflatten(2, (states, tokens)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("visible", [causal, window(1), keep_first])
+@pytest.mark.parametrize("name", [name for name in CLASSES if name != SANA])
+def test_outputs_and_gradients_are_those_of_a_dense_mask(
+    name: str, visible: Visible, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For every parameter that has a gradient."""
+    network, (x, t), cond = history(name, 2, visible), states_for(name, STATES), condition_for(name)
+    network.requires_grad_(True)
+    found = []
+    for attend in (None, attend_densely):
+        if attend:
+            monkeypatch.setattr(history_module, "attend_blocks", attend)
+        output, _ = network(x, t, cond)
+        weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view_as(output)
+        network.zero_grad()
+        (weights * output).sum().backward()
+        gradients = {
+            name: parameter.grad.clone()
+            for name, parameter in network.named_parameters()
+            if parameter.grad is not None
+        }
+        found.append({"output": output.detach(), **gradients})
+    one, other = found
+    assert len(one) > 20
+    for key, value in one.items():
+        close(value, other[key], msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("cuts", [[STATES], [1, STATES - 1]])
+@pytest.mark.parametrize("visible", [causal, window(1), keep_first])
+def test_linear_attention_sums_what_a_dense_mask_shows(visible: Visible, cuts: list[int]) -> None:
+    """Against products of all queries and keys, outputs and gradients."""
+    batch, tokens, width = 2, 5, 16
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        own = Attention(width, heads=2, dim_head=8).double()
+        x = torch.randn(batch, STATES, tokens, width, dtype=torch.float64)
+    attention = LinearAttention(own)
+    q, k, v = (
+        layer(x.flatten(1, 2)).unflatten(-1, (2, 8)).transpose(1, 2)
+        for layer in (own.to_q, own.to_k, own.to_v)
+    )
+    blocks = seen_states(STATES, visible)
+    seen = blocks.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+    products = q.relu() @ k.relu().transpose(2, 3) * seen
+    out = (products @ v / products.sum(-1, keepdim=True)).transpose(1, 2).flatten(2)
+    expected = own.to_out[0](out).unflatten(1, (STATES, tokens))
+
+    memory, cache, outputs = Memory(visible), EMPTY, []
+    swap(attention, Summing, memory=memory, layer=0)
+    for part in x.split(cuts, 1):
+        memory.states, memory.cache, memory.grown = part.shape[1], cache, []
+        outputs.append(attention(part.flatten(0, 1)).unflatten(0, (batch, -1)))
+        cache = Cache(cache.states + part.shape[1], tuple(kept for _, kept in memory.grown))
+    found = torch.cat(outputs, 1)
+    assert cache.keys_values[0][0].shape == (batch, STATES, 2, 9, 8)  # however many tokens
+    close(found, expected)
+    weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view_as(found)
+    gradients = [
+        torch.autograd.grad((weights * result).sum(), list(own.parameters()))
+        for result in (found, expected)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        close(one, other)
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -164,7 +256,7 @@ def test_masks_of_keys_hold_in_every_visible_state(first: int) -> None:
         memory.states, memory.cache, memory.grown = part.shape[1], cache, []
         mask = own.repeat_interleave(part.shape[1], 0)
         outputs.append(attention(part.flatten(0, 1), attention_mask=mask))
-        cache = Cache(cache.states + part.shape[1], tuple((k, v) for _, k, v in memory.grown))
+        cache = Cache(cache.states + part.shape[1], tuple(own for _, own in memory.grown))
     found = torch.cat([o.unflatten(0, (batch, -1)) for o in outputs], 1)
     close(found, expected)
     weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view_as(found)

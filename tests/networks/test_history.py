@@ -24,15 +24,8 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import keyed_initialisation
 from harness.networks.backbones import Backbone, build
 from harness.networks.backbones.dit import DiT
-from harness.networks.history import (
-    History,
-    Visible,
-    attend_blocks,
-    causal,
-    keep_first,
-    window,
-    with_history,
-)
+from harness.networks.history import History, with_history
+from harness.networks.masks import Visible, attend_blocks, causal, keep_first, window
 from harness.training.tiny_task import NETWORK
 
 T = TypeVar("T", bound=Backbone)

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from foreign import DIFFUSERS, folder_of, golden, official, read
+from tiny_diffusers import condition_for, direct
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Denoiser, Guided
-from harness.diffusion.schedules import SCHEDULES
+from harness.diffusion.schedules import schedule_of
 from harness.networks.backbones import Backbone, build
 from harness.networks.checkpoints import Teacher, output_size, read_teacher, write_teacher
 from harness.networks.fit import load_into
@@ -39,7 +40,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
 
 def guided(teacher: Teacher, network: Backbone) -> Guided:
     """The teacher as a task has it, at the authors' scale on three channels."""
-    schedule = SCHEDULES[teacher.schedule]()
+    schedule = schedule_of(teacher.schedule)
     denoiser = Denoiser(network.double(), schedule, teacher.prediction_type)
     return Guided(denoiser, 1.5, Conditions(10).null, channels=3)
 
@@ -73,31 +74,15 @@ def test_a_sit_in_float32(tmp_path: Path) -> None:
     close(-out[:, :4], found["io.out"], 1e-5)
 
 
-CONDITIONS = {
-    "DiTTransformer2DModel": Condition(torch.tensor([3, 10])),
-    "PixArtTransformer2DModel": Condition(text=torch.randn(2, 5, 12)),
-    "SD3Transformer2DModel": Condition(text=torch.randn(2, 5, 12), pooled=torch.randn(2, 12)),
-}
-
-
 @pytest.mark.parametrize("name", DIFFUSERS)
 def test_a_folder_of_diffusers_has_its_outputs(name: str, tmp_path: Path) -> None:
     """Bit for bit, in float32."""
     source, folder = folder_of(name, tmp_path / "source")
-    teacher, cond = read_teacher(str(folder)), CONDITIONS[name]
+    teacher, cond = read_teacher(str(folder)), condition_for(name, dtype=torch.float32)
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([1.0, 0.3])
-    time = SCHEDULES[teacher.schedule]().network_time(t)
-    inputs = {
-        "DiTTransformer2DModel": {"class_labels": cond.labels},
-        "PixArtTransformer2DModel": {"encoder_hidden_states": cond.text},
-        "SD3Transformer2DModel": {
-            "encoder_hidden_states": cond.text,
-            "pooled_projections": cond.pooled,
-        },
-    }[name]
-    theirs = time * 1000 if name.startswith("SD3") else time
+    time = schedule_of(teacher.schedule).network_time(t)
     with torch.no_grad():
-        expected = source.eval()(x, timestep=theirs, **inputs, return_dict=False)[0]
+        expected = direct(source.eval().requires_grad_(False), x, time, cond)
         found = written(teacher, tmp_path)(x, time, cond)
     assert torch.equal(found, expected)
 

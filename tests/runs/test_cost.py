@@ -8,7 +8,7 @@ from formulas import history_extra_macs
 
 from harness.errors import UsageError
 from harness.methods import METHODS
-from harness.networks.history import causal, keep_first, window
+from harness.networks.masks import causal, keep_first, window
 from harness.runs.cost import SamplingCost, paper_problem, sampling_cost_on_meta
 
 

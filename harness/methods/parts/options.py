@@ -76,6 +76,11 @@ class MethodConfig(BaseModel):
         """Whether a loss reads activations inside a trained network, which forbids compiling it."""
         return False
 
+    @property
+    def needs_network_teacher(self) -> bool:
+        """Whether the options need a teacher that is a network, not a closed formula."""
+        return False
+
 
 class OptimizerConfig(MethodConfig):
     """Options of AdamW. The defaults suit runs of about 1,000 steps on a small task."""
@@ -92,9 +97,13 @@ class OptimizerConfig(MethodConfig):
     """Half-life of the evaluated weights' average, as a fraction of the run."""
 
     def player(self, module: nn.Module, total_steps: int) -> Player:
-        """A player with these options, for `total_steps` optimizer steps."""
+        """A player with these options, for `total_steps` optimizer steps.
+
+        Weights that are frozen already stay as they are.
+        """
+        trained = [weight for weight in module.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(
-            module.parameters(), self.lr, betas=(0.9, 0.999), weight_decay=self.weight_decay
+            trained, self.lr, betas=(0.9, 0.999), weight_decay=self.weight_decay
         )
         return Player(
             module,

@@ -34,23 +34,26 @@ class EMA:
     """An exponential moving average of a module's weights.
 
     Args:
-        module: the network to average; the average starts as a copy of it.
+        module: the network to average; the average starts as a copy of it, and shares the
+            weights that do not train.
         half_life: fraction of the run after which a weight's share has halved.
         total_steps: length of the run.
     """
 
     def __init__(self, module: nn.Module, half_life: float, total_steps: int):
-        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        # Weights that do not train are equal for ever, so they are shared.
+        frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
+        self.module = copy.deepcopy(module, frozen).requires_grad_(False).eval()
         self.half_life, self.decay = half_life, 0.5 ** (1 / (half_life * max(total_steps, 1)))
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """`average = decay average + (1 - decay) weights`; buffers are copied."""
-        torch._foreach_lerp_(
-            list(self.module.parameters()), list(module.parameters()), 1 - self.decay
-        )
-        for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
-            mine.copy_(theirs)
+        pairs = zip(self.module.parameters(), module.parameters(), strict=True)
+        own, theirs = zip(*(pair for pair in pairs if pair[0] is not pair[1]), strict=True)
+        torch._foreach_lerp_(own, theirs, 1 - self.decay)
+        for mine, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
+            mine.copy_(buffer)
 
     @property
     def initial_weight(self) -> float:
@@ -63,7 +66,7 @@ class Player:
     """A network that is trained.
 
     Attributes:
-        module, optimizer: the network and the optimizer of its parameters.
+        module, optimizer: the network, and the optimizer of those of its weights that train.
         clip: the norm to which the gradient is clipped, or None.
         ema: the moving average of the weights, or None.
         rate: the factor of the learning rate over the run.
@@ -74,6 +77,11 @@ class Player:
     clip: float | None = 1.0
     ema: EMA | None = None
     rate: Rate = constant
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The weights that train: those of the optimizer, in its order."""
+        return [weight for group in self.optimizer.param_groups for weight in group["params"]]
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """The optimizer's tensors by "<quantity> <parameter>"; empty before its first step."""
@@ -96,6 +104,5 @@ class Player:
             named.setdefault(name, {})[quantity] = value
         names = {parameter: name for name, parameter in self.module.named_parameters()}
         plain = self.optimizer.state_dict()
-        order = [p for group in self.optimizer.param_groups for p in group["params"]]
-        plain["state"] = {i: named[names[p]] for i, p in enumerate(order)}
+        plain["state"] = {i: named[names[p]] for i, p in enumerate(self.trained)}
         self.optimizer.load_state_dict(plain)

@@ -17,6 +17,7 @@ from harness.diffusion.denoiser import expand_to, full_precision, predict
 from harness.diffusion.schedules import Schedule, respaced_levels
 from harness.errors import UsageError
 from harness.methods.base import Problem
+from harness.methods.parts.adapters import LoRAOptions
 from harness.methods.parts.adversarial import GANOptions
 from harness.methods.parts.matching import StageOptions
 from harness.methods.parts.options import Numbers
@@ -36,7 +37,7 @@ RELEASED_PLACES: tuple[int, ...] = (0, 10, 15, 20, 25)
 """The numbers of evaluations before the released code's points."""
 
 
-class DistillationConfig(GANOptions, StageOptions):
+class DistillationConfig(GANOptions, StageOptions, LoRAOptions):
     """Options of step distillation and ARD.
 
     The defaults are the best recipe found: noisy states, one head, the teacher's parametrisation.

@@ -11,23 +11,34 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Denoiser, Guided, Prediction, expand_to, of_pair
 from harness.diffusion.schedules import Schedule, few_step_levels
+from harness.errors import UsageError
 from harness.methods.base import Batch, Method, Problem, Update
-from harness.methods.parts.options import OptimizerConfig
+from harness.methods.parts.adapters import LoRAOptions
 from harness.methods.parts.players import EMA
 from harness.methods.parts.samplers import ConsistencySteps
 from harness.networks.backbones import build
 from harness.solvers import DDIM, sample
 
 
-class StudentConfig(OptimizerConfig):
+class StudentConfig(LoRAOptions):
     init: Literal["teacher", "random"] = "teacher"
     """Initial weights of the student; random ones need long runs."""
+
+    @model_validator(mode="after")
+    def _adapters_on_a_teacher(self) -> StudentConfig:
+        """Raises UsageError for adapters on random weights."""
+        if self.lora_rank is not None and self.init == "random":
+            raise UsageError(
+                "lora_rank puts adapters on the teacher's weights, but init is 'random': "
+                "leave one of them out"
+            )
+        return self
 
 
 class DataConfig(StudentConfig):
@@ -128,7 +139,7 @@ class DenoisingStudent(Method):
         self.init = config.init
         network = build(task.network_options, self.scalars)
         if task.network_teacher and config.init == "teacher":
-            network.load_teacher(teacher.denoiser.network.state_dict())
+            config.start_from_teacher(network, teacher.denoiser.network)
         self.players = {
             "student": config.player(network, self.student_updates(config, total_steps))
         }

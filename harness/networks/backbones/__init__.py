@@ -6,6 +6,7 @@ A description is a mapping, as in a task's `network`:
   width, heads and patch.
 - `backbone: diffusers`: `class`, `config` and `source` of a transformer of diffusers
   (`diffusers.py`).
+- `backbone: prompted`: our DiT with a text encoder before it (`prompted.py`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.errors import unknown
-from harness.networks.backbones import diffusers, dit
+from harness.networks.backbones import diffusers, dit, prompted
 from harness.networks.backbones.base import Backbone
 
-__all__ = ["Backbone", "build", "depth_of"]
+__all__ = ["Backbone", "build", "depth_of", "sizes_of"]
 
-FAMILIES: dict[str, Any] = {"dit": dit, "diffusers": diffusers}
+FAMILIES: dict[str, Any] = {"dit": dit, "diffusers": diffusers, "prompted": prompted}
 
 
 def _family(network: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -50,3 +51,12 @@ def depth_of(network: Mapping[str, Any]) -> int:
     """The number of blocks of a description. Raises UsageError if it does not say."""
     family, options = _family(network)
     return family.depth_of(options)
+
+
+def sizes_of(network: Mapping[str, Any]) -> tuple[int | None, Any]:
+    """Channels and side (a number, or height and width) of what a description denoises.
+
+    None stands for what it leaves open.
+    """
+    family, options = _family(network)
+    return family.sizes_of(options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -19,8 +19,8 @@ class Backbone(nn.Module):
     Attributes:
         width: width d of the tokens and of the conditioning vector.
         blocks: the transformer blocks, lowest first.
-        attentions: each block's self-attention, lowest first. It calls torch's
-            `scaled_dot_product_attention` once.
+        attentions: each block's self-attention, lowest first. It is a `LinearAttention`, or calls
+            torch's `scaled_dot_product_attention` once.
         head: the last module, of which every step of a student may have a copy.
         patch_embedding: the module from images to tokens. Each pass calls it once; its
             convolution is `patch_embedding.proj`.
@@ -94,6 +94,20 @@ class Backbone(nn.Module):
         """The linear layer that ends a head."""
         assert isinstance(head, nn.Linear)
         return head
+
+    def added_weights(self, teacher: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+        """The weights, by name, that a teacher lacks or has in another shape.
+
+        They are embedders of scalars, heads of further steps, and an input with further channels.
+
+        Args:
+            teacher: the weights of a network of the same description.
+        """
+        return {
+            name: weight
+            for name, weight in self.named_parameters()
+            if name not in teacher or teacher[name].shape != weight.shape
+        }
 
     def embed_scalars(self, names: Sequence[str]) -> None:
         """Adds an embedder for each scalar."""

@@ -1,11 +1,14 @@
-"""Transformers of the library diffusers, by class and config: DiT, PixArt and SD3.
+"""Transformers of the library diffusers, by class and config; `families.py` has the classes.
 
-A description holds `class`, `config` (the content of `config.json`) and, for DiT, `source`.
-Weights have diffusers' keys behind `model.`.
+A description holds `class` and `config` (the content of `config.json`). Weights have diffusers'
+keys behind `model.`. Two classes need one option more:
 
-diffusers' DiT is not the official one: with the same weights, its outputs differ by 61 % at level
-999. Its time frequencies are `10000^(-i / (half - 1))`, and a norm has eps 1e-5. So the rule
-belongs to the source of the weights: `source: official` for converted ones, or `diffusers`.
+- `source` for DiT. diffusers' DiT is not the official one: with the same weights, its outputs
+  differ by 61 % at level 999. Its time frequencies are `10000^(-i / (half - 1))`, and a norm has
+  eps 1e-5. So the rule belongs to the source of the weights: `official` for converted ones, or
+  `diffusers`.
+- `guidance` for a FLUX with `guidance_embeds`. There the guidance scale is an input of the network,
+  so one pass is guided. The task's `guidance.scale` is a second pass beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,90 +24,22 @@ from torch import Tensor, nn
 from harness.diffusion.conditions import Condition
 from harness.errors import UsageError, unknown
 from harness.networks.backbones.base import Backbone
+from harness.networks.backbones.families import DIT, FAMILIES
 from harness.networks.layers import sinusoids
 from harness.networks.library import diffusers_for
+from harness.networks.linear_attention import LinearAttention
+from harness.networks.packing import Packing, unpacked
+from harness.networks.swapping import swap
 
 Hook = Callable[[nn.Module, Any, Any], Any]
-LATENT_FACTOR = 8
-"""Pixels a latent, in PixArt's conditions on the size of an image."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where a class of diffusers has what a `Backbone` names.
-
-    Attributes:
-        attention: the self-attention of a block, by name.
-        head: the last linear layer, by name.
-        embeddings: the modules whose output is the conditioning vector.
-        inputs: from x and conditions, both [N], to the arguments of `forward` beside x and time.
-        trained_as: schedule and prediction type, as its authors trained it.
-        time_factor: times of the network for each of the schedule's.
-    """
-
-    attention: str
-    head: str
-    embeddings: Callable[[Any], list[nn.Module]]
-    inputs: Callable[[Any, Tensor, Condition], dict[str, Any]]
-    trained_as: tuple[str, str]
-    time_factor: float = 1.0
-
-
-def _pixart_inputs(model: Any, x: Tensor, cond: Condition) -> dict[str, Any]:
-    found = {
-        "encoder_hidden_states": needed(cond.text, "text"),
-        "encoder_attention_mask": cond.text_mask,
-    }
-    if not model.use_additional_conditions:
-        return found
-    height, width = (LATENT_FACTOR * side for side in x.shape[-2:])
-    size = {
-        "resolution": x.new_tensor([[height, width]]).expand(len(x), -1),
-        "aspect_ratio": x.new_tensor([[height / width]]).expand(len(x), -1),
-    }
-    return {**found, "added_cond_kwargs": size}
-
-
-def needed(part: Tensor | None, name: str) -> Tensor:
-    """A part of the conditions. Raises ValueError if there is none."""
-    if part is None:
-        raise ValueError(f"the network needs {name}, but the conditions have none")
-    return part
-
-
-DIT = "DiTTransformer2DModel"
-FAMILIES = {
-    DIT: Family(
-        "attn1",
-        "proj_out_2",
-        # Every block has a copy of its own.
-        lambda model: [block.norm1.emb for block in model.transformer_blocks],
-        lambda model, x, cond: {"class_labels": cond.classes},
-        ("vp", "eps"),
-    ),
-    "PixArtTransformer2DModel": Family(
-        "attn1", "proj_out", lambda model: [model.adaln_single.emb], _pixart_inputs, ("vp", "eps")
-    ),
-    "SD3Transformer2DModel": Family(
-        "attn",
-        "proj_out",
-        lambda model: [model.time_text_embed],
-        # It attends to padding too, as in its training.
-        lambda model, x, cond: {
-            "encoder_hidden_states": needed(cond.text, "text"),
-            "pooled_projections": needed(cond.pooled, "a pooled text vector"),
-        },
-        ("flow", "v"),
-        1000.0,
-    ),
-}
+OPTIONS = ("class", "config", "source", "guidance")
 
 
 def class_of(options: Mapping[str, Any]) -> tuple[type[nn.Module], dict[str, Any]]:
     """The class of a description and its whole config. Raises UsageError if they do not fit."""
     for name in options:
-        if name not in ("class", "config", "source"):
-            raise unknown("option", name, ("class", "config", "source"), "network")
+        if name not in OPTIONS:
+            raise unknown("option", name, OPTIONS, "network")
     name = options.get("class", "none")
     if name not in FAMILIES:
         raise unknown("class of diffusers", name, FAMILIES, "network")
@@ -115,7 +49,13 @@ def class_of(options: Mapping[str, Any]) -> tuple[type[nn.Module], dict[str, Any
     for key in config:
         if key not in (known := [parameter.name for parameter in parameters]):
             raise unknown("option", key, known, f"the config of {name}")
-    return cls, {**{parameter.name: parameter.default for parameter in parameters}, **config}
+    whole = {**{parameter.name: parameter.default for parameter in parameters}, **config}
+    for key, value in FAMILIES[name].only.items():
+        if whole[key] != value:
+            raise UsageError(
+                f"{name} with {key} {whole[key]} is not supported: {key} must be {value}"
+            )
+    return cls, whole
 
 
 def build(
@@ -123,7 +63,7 @@ def build(
 ) -> DiffusersBackbone:
     """A transformer from its description. Raises UsageError if it does not fit."""
     cls, config = class_of(options)
-    source = options.get("source", "diffusers")
+    source, guidance = options.get("source", "diffusers"), options.get("guidance")
     if source not in ("official", "diffusers"):
         raise unknown("source", source, ("official", "diffusers"), "network")
     if source == "official":
@@ -132,14 +72,38 @@ def build(
                 f"source official is for DiT's weights: leave it out for {cls.__name__}"
             )
         config["norm_eps"] = 1e-6
+    _check_guidance(guidance, config, cls.__name__)
     config["out_channels"] = config["out_channels"] or config["in_channels"]
-    config["in_channels"] += extra_channels
-    return DiffusersBackbone(cls(**config), source == "official", scalars)
+    config["in_channels"] += extra_channels * FAMILIES[cls.__name__].packed ** 2
+    return DiffusersBackbone(cls(**config), source == "official", scalars, guidance)
+
+
+def _check_guidance(guidance: Any, config: Mapping[str, Any], name: str) -> None:
+    """Raises UsageError for a scale that a network does not take, or lacks."""
+    if not config.get("guidance_embeds"):
+        if guidance is not None:
+            raise UsageError(
+                f"{name} takes no guidance scale as an input: leave network.guidance out, "
+                "and give the task's guidance.scale"
+            )
+    elif not isinstance(guidance, int | float):
+        raise UsageError(
+            f"{name} has guidance_embeds, so its guidance scale is an input: "
+            f"network.guidance is {guidance}, but must be a number, such as 3.5"
+        )
 
 
 def depth_of(options: Mapping[str, Any]) -> int:
     """The number of blocks of a description."""
-    return class_of(options)[1]["num_layers"]
+    cls, config = class_of(options)
+    return sum(config[number] for number in FAMILIES[cls.__name__].blocks.values())
+
+
+def sizes_of(options: Mapping[str, Any]) -> tuple[int | None, Any]:
+    """Channels and side of what a description denoises; None where it does not say."""
+    config, name = options.get("config", {}), options.get("class")
+    channels, packed = config.get("in_channels"), FAMILIES[name].packed if name in FAMILIES else 1
+    return channels and channels // packed**2, config.get("sample_size")
 
 
 class OfficialTimes(nn.Module):
@@ -163,13 +127,26 @@ class DiffusersBackbone(Backbone):
         model: the transformer.
         official_times: whether a DiT has the official time frequencies.
         scalars: names of the inputs beside time and conditions (`Condition.scalars`).
+        guidance: the guidance scale of a network that takes it as an input.
     """
 
-    def __init__(self, model: Any, official_times: bool, scalars: Sequence[str]):
+    def __init__(
+        self,
+        model: Any,
+        official_times: bool,
+        scalars: Sequence[str],
+        guidance: float | None = None,
+    ):
         super().__init__()
         self.model: Any = model.eval()
+        self.model.guidance = guidance
         self.family = type(model).__name__
-        self.width = self.model.inner_dim
+        self.width = model.config.num_attention_heads * model.config.attention_head_dim
+        family = FAMILIES[self.family]
+        if family.packed > 1:
+            swap(self.patch_embedding, Packing, side=family.packed)
+        for block in self.blocks if family.linear else ():
+            setattr(block, family.attention, LinearAttention(getattr(block, family.attention)))
         if official_times:
             for embedding in self.embeddings:
                 embedding.time_proj = OfficialTimes()
@@ -193,7 +170,9 @@ class DiffusersBackbone(Backbone):
 
     @property
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
-        return self.model.transformer_blocks
+        return nn.ModuleList(
+            block for name in FAMILIES[self.family].blocks for block in getattr(self.model, name)
+        )
 
     @property
     def attentions(self) -> Sequence[nn.Module]:
@@ -205,19 +184,16 @@ class DiffusersBackbone(Backbone):
 
     @property
     def patch_embedding(self) -> nn.Module:
-        return self.model.pos_embed
+        return getattr(self.model, FAMILIES[self.family].entrance)
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         family, cond = FAMILIES[self.family], cond.of_states(len(x))
         scalars = self.embedded_scalars(cond)
         self.added = sum(scalars[1:], scalars[0]) if scalars else None
-        output = self.model(
-            x,
-            timestep=time * family.time_factor,
-            **family.inputs(self.model, x, cond),
-            return_dict=False,
-        )[0]
+        output = self.model(x, **family.inputs(self.model, x, time, cond), return_dict=False)[0]
         self.added = None
+        if family.packed > 1:
+            output = unpacked(output, family.packed, x.shape[-2:])
         if (len(output), *output.shape[2:]) != (len(x), *x.shape[2:]):
             raise ValueError(
                 f"the input is {tuple(x.shape)}, but the network answers {tuple(output.shape)}: "
@@ -228,13 +204,17 @@ class DiffusersBackbone(Backbone):
     @contextmanager
     def lowest_blocks(self, count: int | None, hook: Hook) -> Iterator[None]:
         """Inside, the lowest blocks alone run, and hook(block, args, output) follows each."""
-        blocks = self.blocks
-        handles = [block.register_forward_hook(hook) for block in blocks[:count]]
-        self.model.transformer_blocks = blocks[:count]
+        model, handles, left = self.model, [], self.depth if count is None else count
+        whole = {name: getattr(model, name) for name in FAMILIES[self.family].blocks}
+        for name, blocks in whole.items():
+            setattr(model, name, blocks[:left])
+            handles += [block.register_forward_hook(hook) for block in blocks[:left]]
+            left -= min(left, len(blocks))
         try:
             yield
         finally:
-            self.model.transformer_blocks = blocks
+            for name, blocks in whole.items():
+                setattr(model, name, blocks)
             for handle in handles:
                 handle.remove()
 

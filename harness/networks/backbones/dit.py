@@ -87,6 +87,11 @@ def depth_of(options: Mapping[str, Any]) -> int:
     return whole["depth"]
 
 
+def sizes_of(options: Mapping[str, Any]) -> tuple[int | None, Any]:
+    """Channels and side of the images of a description; None where it does not say."""
+    return options.get("in_channels"), options.get("image_size")
+
+
 class DiT(Backbone):
     """A diffusion transformer under class labels, text, or neither.
 
@@ -101,6 +106,7 @@ class DiT(Backbone):
             the text, and its mean is part of the conditioning vector.
         convention: "sit" for the weights of an official SiT, which is told 1 - t and predicts
             data - noise (Ma et al. 2024, arXiv 2401.08740). The output is v all the same.
+        adaln: "single" for PixArt's: one modulation from the conditioning vector for all blocks.
         extra_channels: further channels of the input, which the output lacks.
         scalars: names of the inputs beside time and condition (`Condition.scalars`).
     """
@@ -119,10 +125,13 @@ class DiT(Backbone):
         learn_sigma: bool = False,
         text_width: int = 0,
         convention: Literal["dit", "sit"] = "dit",
+        adaln: Literal["block", "single"] = "block",
         extra_channels: int = 0,
         scalars: Sequence[str] = (),
     ):
         super().__init__()
+        if adaln not in ("block", "single"):
+            raise UsageError(f"adaln is {adaln!r}, but must be 'block' or 'single'")
         if convention not in ("dit", "sit"):
             raise UsageError(f"convention is {convention!r}, but must be 'dit' or 'sit'")
         self.in_channels, self.width, self.convention = in_channels, hidden_size, convention
@@ -139,8 +148,12 @@ class DiT(Backbone):
         self.y_embedder = LabelEmbedder(num_classes, hidden_size) if num_classes else None
         self.text_embedder = nn.Linear(text_width, hidden_size) if text_width else None
         self.register_buffer("pos_embed", sincos_position_embedding(hidden_size, self.grid))
+        single = adaln == "single"
         self.blocks = nn.ModuleList(
-            [Block(hidden_size, num_heads, text_width) for _ in range(depth)]
+            [Block(hidden_size, num_heads, text_width, single) for _ in range(depth)]
+        )
+        self.adaLN_modulation = (
+            nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size)) if single else None
         )
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self._initialise()
@@ -216,8 +229,9 @@ class DiT(Backbone):
     def outputs(self, x: Tensor, c: Tensor, cond: Condition) -> Iterator[Tensor]:
         """Tokens [N, T, d] after each block, which runs when its tokens are asked for."""
         h = self.tokens(x)
+        signal = c if self.adaLN_modulation is None else self.adaLN_modulation(c)
         for block in self.blocks:
-            h = block(h, c, cond)
+            h = block(h, signal, cond)
             yield h
 
     def features(
