@@ -18,7 +18,8 @@ from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Guided
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.files import header_of
-from harness.methods import METHODS
+from harness.methods import METHODS, MethodConfig
+from harness.methods.parts.adapters import LoRAOptions
 from harness.networks.backbones import build, depth_of
 from harness.networks.backbones.dit import sized
 from harness.networks.backbones.text import text_widths
@@ -53,7 +54,8 @@ class Narrow(Task):
         tokens = task.shape[1] * task.shape[2] / patch**2
         side = patch * max(2, round(sqrt(tokens * WIDTH / width)))
         self.shape = task.shape[0], side, side
-        self.text_length = round(text_length(task) * WIDTH / width)
+        self.scale = WIDTH / width
+        self.text_length = round(text_length(task) * self.scale)
         read = {"text_width": WIDTH} if self.text_length else {"num_classes": task.num_classes}
         self.network_options = {
             "image_size": side,
@@ -135,9 +137,8 @@ def plan(resolved: Resolved) -> Plan:
     cls, count, disk, memory = METHODS[resolved.method], 0, 0.0, None
     if settings.total_steps:
         narrow = Narrow(task)
-        trainer = rehearsal(
-            resolved.method, resolved.config, narrow, resolved.num_steps, settings, CPU
-        )
+        config = narrowed(resolved.config, narrow.scale)
+        trainer = rehearsal(resolved.method, config, narrow, resolved.num_steps, settings, CPU)
         small = problem_of(narrow, narrow.text_length)
         flops["training"] = total_flops(trainer) / (2 * macs_a_pass(small)) * one
         passes = loss_bytes(trainer) / pass_bytes(small)
@@ -162,6 +163,14 @@ def plan(resolved: Resolved) -> Plan:
         memory,
         settings.micro_batch_size or settings.batch_size,
     )
+
+
+def narrowed(config: MethodConfig, scale: float) -> MethodConfig:
+    """Options for a narrow network: adapters keep their part of its width, on all layers."""
+    if not isinstance(config, LoRAOptions) or config.lora_rank is None:
+        return config
+    rank = max(1, round(config.lora_rank * scale))
+    return config.model_copy(update={"lora_rank": rank, "lora_targets": ()})
 
 
 def prompts_bytes(problem: PaperProblem, count: int) -> float:
