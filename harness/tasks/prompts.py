@@ -16,14 +16,17 @@ from harness.networks.text import TextEncoder, padded
 from harness.provenance import code_digest
 
 
-def from_file(path: Path, sha256: str) -> Conditions:
-    """The embeddings of a file, as `PromptSpec` describes it."""
+def from_file(path: Path, sha256: str | None) -> Conditions:
+    """The embeddings of a file, as `PromptSpec` describes it; they stay there until they are used.
+
+    Raises UsageError if the file is missing or broken, or has another SHA-256.
+    """
     found = read_tensors(path, sha256)
     prompts, none = (
         Condition(
-            text=found[name].float(),
+            text=found[name],
             text_mask=found[f"{name}_mask"].bool() if f"{name}_mask" in found else None,
-            pooled=found[f"{name}_pooled"].float() if f"{name}_pooled" in found else None,
+            pooled=found.get(f"{name}_pooled"),
         )
         for name in ("table", "null")
     )

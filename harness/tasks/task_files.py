@@ -69,7 +69,9 @@ class TaskFiles:
         prompts = self.spec.prompts
         if isinstance(prompts, WrittenPrompts):
             return texts_hash(self._sha256(prompts.encoder, "text encoder"))
-        return prompts.sha256 if prompts else ""
+        if prompts is None:
+            return ""
+        return prompts.sha256 or found_hash(self.path(prompts))
 
     def made(self, part: Part) -> str:
         """SHA-256 of a trained network.
