@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.data.cache import cached_tensors
+from harness.data.geneval import PromptFolders
 from harness.data.images import to_uint8
 from harness.data.pictures import Pictures
 from harness.diffusion.conditions import Condition
@@ -24,6 +25,7 @@ from harness.files import tensors_digest
 from harness.metrics import METRICS
 from harness.metrics.base import SampledMap, SampleMetric
 from harness.metrics.caveats import singular_covariance
+from harness.metrics.elsewhere import asked, unlike
 from harness.metrics.extra import ExtraNetworks
 from harness.metrics.extractors import Extractor
 from harness.metrics.fidelity import feature_moments
@@ -106,6 +108,8 @@ class Evaluator:
         found: dict[str, Any] = {"images": images, "kid_subset_size": self.kid_subset_size}
         if numbers is not None and not self.task.spec.prompts:
             found["labels"] = numbers
+        if numbers is not None and (told := self.task.judged_prompts):
+            found["prompts"] = [told[number]["prompt"] for number in numbers.tolist()]
         if self.task.mixture:
             found["mixture"] = self.task.mixture
         if self.space is not None:
@@ -167,7 +171,8 @@ class Evaluator:
             if not bool(images.isfinite().all()):
                 raise RunFailed(f"samples of noise set {noise_set} are not finite")
             known = self.known_of_set(images, noise_set, sampler, keep=True)
-            by_set[noise_set] = self.measure(known | self.extra.of_samples(images))
+            numbers = self.task.evaluation_numbers(noise_set)[: len(images)]
+            by_set[noise_set] = self.measure(known | self.extra.of_samples(images, numbers))
         n = len(next(iter(samples.values())))
         names = sorted(set.intersection(*map(set, by_set.values())))
         found = {
@@ -176,37 +181,45 @@ class Evaluator:
         }
         return found | self.floors(n)
 
-    def of_pictures(self, pictures: Pictures) -> dict[str, Metric]:
-        """The metrics of 8-bit pictures from unknown noise.
+    def known_of_pictures(self, pictures: Pictures) -> dict[str, Any]:
+        """Inputs of metrics for 8-bit pictures from unknown noise, by name.
 
-        Raises UsageError where nothing judges pictures, or where they do not fit.
+        Raises UsageError where nothing judges pictures, where they do not fit, and for prompts that
+        the task's detector does not understand.
         """
         if self.space is None:
             raise UsageError(f"task {self.task.spec.name} has nothing that judges pictures")
         n, labels = len(pictures), pictures.labels
+        prompted = pictures if isinstance(pictures, PromptFolders) else None
+        prompts = asked(prompted) if prompted and isinstance(self.space, JudgeSpace) else None
         found = {"kid_subset_size": self.kid_subset_size, **self.space.of_pictures(pictures)}
-        if labels is not None:
+        if labels is not None and not self.task.spec.prompts:
             found["labels"] = labels
+        if prompted:
+            found["prompts"] = prompted.prompts
+            if prompts:
+                found["reading"] = Reading(prompted.numbers, prompts, found["seen"])
         if self.has_floor:
             found["floor_n"] = self.floor_n(n)
-        metrics = {
-            name: self._metric(name, {0: value}, n) for name, value in self.measure(found).items()
-        }
+        return found
+
+    def of_pictures(
+        self, pictures: Pictures, known: dict[str, Any] | None = None
+    ) -> dict[str, Metric]:
+        """The metrics of 8-bit pictures from unknown noise.
+
+        Args:
+            known: what `known_of_pictures` gives, if it is computed already.
+
+        Raises UsageError as `known_of_pictures`.
+        """
+        n, different = len(pictures), unlike(self.task, pictures)
+        values = self.measure(self.known_of_pictures(pictures) if known is None else known)
+        metrics = {name: self._metric(name, {0: value}, n) for name, value in values.items()}
         return {
-            name: metric.model_copy(update={"identity": metric.identity | self._unlike(pictures)})
+            name: metric.model_copy(update={"identity": metric.identity | different})
             for name, metric in metrics.items()
         } | self.floors(n)
-
-    def _unlike(self, pictures: Pictures) -> dict[str, Any]:
-        """What tells pictures from elsewhere from the task's own samples, for their identity."""
-        found: dict[str, Any] = {}
-        if pictures.shape != (self.task.picture_shape or self.task.shape):
-            found["size"] = list(pictures.shape)
-        if pictures.labels is not None and self.task.spec.evaluation.labels == "balanced":
-            counts = pictures.labels.bincount(minlength=self.task.num_classes)
-            if int(counts.max() - counts.min()) > 1:
-                found["labels"] = "not balanced"
-        return found
 
     def of_samples(self, images: Tensor, numbers: Tensor | None) -> dict[str, float]:
         """Values of all metrics that need only samples [n, C, H, W] and their labels [n].
@@ -214,7 +227,7 @@ class Evaluator:
         With prompts, numbers of `judged_conditions` take the place of labels.
         """
         known = self.known(images, numbers, keep=True)
-        return self.measure(known | self.extra.of_samples(images))
+        return self.measure(known | self.extra.of_samples(images, numbers))
 
     def quality(self, images: Tensor) -> dict[str, float]:
         """The milestone metrics of the first samples of noise set 0, [n, C, H, W]."""
@@ -260,7 +273,7 @@ class Evaluator:
             "half_distances": spec.half_distances,
             "rounding": spec.rounding,
             **decoding_of(self.task),
-            "extra": [[network.metric, network.sha256] for network in self.extra.networks],
+            "extra": [[type(each).__name__, each.sha256] for each in self.extra.networks],
             **numeric_mode(self.device),
             "code": code_digest("metrics"),
         }
