@@ -16,6 +16,7 @@ from harness.data.scene_prompts import COLOURS, OBJECTS, Prompt, parse
 from harness.errors import UsageError
 from harness.files import digest
 from harness.metrics.following import Reading, Thing
+from harness.metrics.spaces import JudgeSpace, Space
 from harness.records import Metric
 from harness.tasks import Task
 
@@ -29,6 +30,17 @@ def asked(pictures: PromptFolders) -> tuple[Prompt, ...]:
         except UsageError as error:
             raise UsageError(f"{pictures.path}, prompt folder {number}: {error}") from error
     return tuple(found)
+
+
+def known_of(pictures: Pictures, space: Space) -> dict[str, Any]:
+    """Inputs of metrics that follow from pictures and their prompts, by name. Raises as `asked`."""
+    if not isinstance(pictures, PromptFolders):
+        return space.of_pictures(pictures)
+    meant = asked(pictures) if isinstance(space, JudgeSpace) else None
+    found = {**space.of_pictures(pictures), "prompts": pictures.prompts}
+    if meant:
+        found["reading"] = Reading(pictures.numbers, meant, found["seen"])
+    return found
 
 
 def unlike(task: Task, pictures: Pictures) -> dict[str, Any]:

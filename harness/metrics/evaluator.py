@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from harness.data.cache import cached_tensors
-from harness.data.geneval import PromptFolders
 from harness.data.images import to_uint8
 from harness.data.pictures import Pictures
 from harness.diffusion.conditions import Condition
@@ -25,7 +24,7 @@ from harness.files import tensors_digest
 from harness.metrics import METRICS
 from harness.metrics.base import SampledMap, SampleMetric
 from harness.metrics.caveats import singular_covariance
-from harness.metrics.elsewhere import asked, unlike
+from harness.metrics.elsewhere import known_of, unlike
 from harness.metrics.extra import ExtraNetworks
 from harness.metrics.extractors import Extractor
 from harness.metrics.fidelity import feature_moments
@@ -189,18 +188,11 @@ class Evaluator:
         """
         if self.space is None:
             raise UsageError(f"task {self.task.spec.name} has nothing that judges pictures")
-        n, labels = len(pictures), pictures.labels
-        prompted = pictures if isinstance(pictures, PromptFolders) else None
-        prompts = asked(prompted) if prompted and isinstance(self.space, JudgeSpace) else None
-        found = {"kid_subset_size": self.kid_subset_size, **self.space.of_pictures(pictures)}
-        if labels is not None and not self.task.spec.prompts:
-            found["labels"] = labels
-        if prompted:
-            found["prompts"] = prompted.prompts
-            if prompts:
-                found["reading"] = Reading(prompted.numbers, prompts, found["seen"])
+        found = {"kid_subset_size": self.kid_subset_size, **known_of(pictures, self.space)}
+        if pictures.labels is not None and not self.task.spec.prompts:
+            found["labels"] = pictures.labels
         if self.has_floor:
-            found["floor_n"] = self.floor_n(n)
+            found["floor_n"] = self.floor_n(len(pictures))
         return found
 
     def of_pictures(
@@ -213,13 +205,10 @@ class Evaluator:
 
         Raises UsageError as `known_of_pictures`.
         """
-        n, different = len(pictures), unlike(self.task, pictures)
+        n, other = len(pictures), unlike(self.task, pictures)
         values = self.measure(self.known_of_pictures(pictures) if known is None else known)
-        metrics = {name: self._metric(name, {0: value}, n) for name, value in values.items()}
-        return {
-            name: metric.model_copy(update={"identity": metric.identity | different})
-            for name, metric in metrics.items()
-        } | self.floors(n)
+        found = {name: self._metric(name, {0: value}, n, other) for name, value in values.items()}
+        return found | self.floors(n)
 
     def of_samples(self, images: Tensor, numbers: Tensor | None) -> dict[str, float]:
         """Values of all metrics that need only samples [n, C, H, W] and their labels [n].
@@ -273,7 +262,7 @@ class Evaluator:
             "half_distances": spec.half_distances,
             "rounding": spec.rounding,
             **decoding_of(self.task),
-            "extra": [[type(each).__name__, each.sha256] for each in self.extra.networks],
+            "extra": self.extra.names,
             **numeric_mode(self.device),
             "code": code_digest("metrics"),
         }
@@ -301,12 +290,13 @@ class Evaluator:
         found = (singular_covariance(name, width, counts) for name, width in widths.items())
         return [sentence for sentence in found if sentence]
 
-    def _metric(self, name: str, values: dict[int, float], n: int) -> Metric:
+    def _metric(
+        self, name: str, values: dict[int, float], n: int, other: dict[str, Any] | None = None
+    ) -> Metric:
         metric = METRICS[name.removesuffix("_floor")]
         n = self.floor_n(n) if "floor_n" in metric.needs else min(n, metric.most_samples or n)
-        return Metric(
-            values=values, n=n, direction=metric.direction, identity=self.identity(name, n)
-        )
+        identity = self.identity(name, n) | (other or {})
+        return Metric(values=values, n=n, direction=metric.direction, identity=identity)
 
     def identity(self, name: str, n: int) -> dict[str, Any]:
         """A metric's identity; see `harness.metrics.identities.identity`."""

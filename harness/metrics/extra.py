@@ -58,6 +58,11 @@ class ExtraNetworks:
         return found
 
     @property
+    def names(self) -> list[list[str]]:
+        """Metric, kind and SHA-256 of each network."""
+        return [[each.metric, type(each).__name__, each.sha256] for each in self.networks]
+
+    @property
     def widths(self) -> dict[str, int]:
         """Numbers in a feature vector, by the name of the Frechet distance."""
         return {
