@@ -60,7 +60,8 @@ class SamplingCost:
 
     Attributes:
         macs: MACs of the whole sampler.
-        plain_macs: MACs of as many passes of the plain network, which step distillation takes.
+        plain_macs: MACs of as many passes of the plain network in one run of sampling, which step
+            distillation takes. Later passes spare what the first computed of a text.
         by_kind: `macs` by kind of layer.
         nfe: network passes.
         parameters: number of parameters of the sampled network, those of adapters included.
@@ -147,8 +148,9 @@ def sampling_cost_on_meta(
         built = METHODS[method](config, teacher, problem, num_steps, NOMINAL_STEPS)
     sampled = built.sampled_network
     trained = built.student_player.trained if built.players else []
+    time, kept = torch.empty(1, device="meta"), cond.keeping()
     with torch.no_grad():
-        plain = count_macs(lambda: network(x, torch.empty(1, device="meta"), cond))
+        first, later = (count_macs(lambda: network(x, time, kept)) for _ in range(2))
     with torch.no_grad(), count_passes(sampled) as passes:
         by_kind = macs_by_kind(
             lambda: sample(built.solver, built.student, x, built.levels, cond, lambda name: x)
@@ -160,7 +162,7 @@ def sampling_cost_on_meta(
         )
     return SamplingCost(
         macs=sum(by_kind.values()),
-        plain_macs=plain * passes.total,
+        plain_macs=first + later * (passes.total - 1),
         by_kind=by_kind,
         nfe=passes.total,
         parameters=parameters(sampled),
