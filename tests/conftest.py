@@ -16,7 +16,7 @@ import yaml
 
 from harness.tasks import Task, load_task
 from harness.tasks import task_files as tasks_base
-from harness.training.tiny_task import tiny_spec
+from harness.training.tiny_task import tiny_spec, tiny_text_spec
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -25,11 +25,12 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture
 def tiny_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with `tiny.yaml` that replaces the tasks of the package, and an empty cache."""
+    """A folder that replaces the tasks of the package, with two small ones, and an empty cache."""
     folder = tmp_path / "tasks"
     weights = folder / "weights"
-    weights.mkdir(parents=True)
+    (weights / "text").mkdir(parents=True)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_spec(weights)))
+    (folder / "tiny-text.yaml").write_text(yaml.safe_dump(tiny_text_spec(weights / "text")))
     monkeypatch.setattr(tasks_base, "FOLDER", folder)
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     return folder
@@ -39,3 +40,9 @@ def tiny_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny(tiny_folder: Path) -> Task:
     """The tiny task."""
     return load_task("tiny")
+
+
+@pytest.fixture
+def tiny_text(tiny_folder: Path) -> Task:
+    """The tiny task with prompts."""
+    return load_task("tiny-text")
