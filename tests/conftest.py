@@ -25,12 +25,11 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture
 def tiny_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that replaces the tasks of the package, with two small ones, and an empty cache."""
+    """A folder with `tiny.yaml` that replaces the tasks of the package, and an empty cache."""
     folder = tmp_path / "tasks"
     weights = folder / "weights"
-    (weights / "text").mkdir(parents=True)
+    weights.mkdir(parents=True)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_spec(weights)))
-    (folder / "tiny-text.yaml").write_text(yaml.safe_dump(tiny_text_spec(weights / "text")))
     monkeypatch.setattr(tasks_base, "FOLDER", folder)
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     return folder
@@ -45,4 +44,7 @@ def tiny(tiny_folder: Path) -> Task:
 @pytest.fixture
 def tiny_text(tiny_folder: Path) -> Task:
     """The tiny task with prompts."""
+    weights = tiny_folder / "text"
+    weights.mkdir()
+    (tiny_folder / "tiny-text.yaml").write_text(yaml.safe_dump(tiny_text_spec(weights)))
     return load_task("tiny-text")

@@ -104,8 +104,8 @@ def with_exact_teacher(case: Case, count: int) -> Case:
 def exact_network(task: Task, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """The task's network, changed to give an image of standard deviation 0.5 for each condition.
 
-    Its final layer sees the label or the text's mean alone: there is no time in the conditioning vector, and adaLN's
-    scale of -1 leaves its shift.
+    Its final layer sees the label or the text's mean alone: there is no time in the conditioning
+    vector, and adaLN's scale of -1 leaves its shift.
 
     Returns:
         Its weights, and the images [conditions, C, H, W].

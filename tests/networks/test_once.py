@@ -139,9 +139,7 @@ def test_numbers_of_a_step_are_read_in_each() -> None:
     x, t, kept = images()[:, 0], torch.tensor(0.5), prompts().keeping()
     for value in (0.0, 300.0):
         s = torch.full((BATCH,), value)
-        found, expected = (
-            model(x, t, cond.with_scalars(s=s)).eps for cond in (kept, prompts())
-        )
+        found, expected = (model(x, t, cond.with_scalars(s=s)).eps for cond in (kept, prompts()))
         assert torch.equal(found, expected)
 
 

@@ -9,53 +9,22 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.data.trajectories import store_folder
 from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.errors import UsageError
-from harness.files import file_hash, write_tensors
 from harness.networks.backbones.dit import DiT
 from harness.networks.history import with_history
 from harness.runs.config import RunConfig
 from harness.runs.resolve import resolve
 from harness.runs.run import run
 from harness.tasks import Task, load_task
-from harness.training.tiny_task import tiny_spec
+from harness.training.tiny_task import tiny_text_spec
 
 CPU = torch.device("cpu")
 WIDTH = 6
-
-
-def spec(folder: Path, prompts: int = 0) -> dict[str, Any]:
-    """The tiny task with ten prompts of three tokens for labels; `prompts` is their seed."""
-    content = tiny_spec(folder)
-    content["network"] = {
-        name: value for name, value in content["network"].items() if name != "num_classes"
-    } | {"text_width": WIDTH}
-    with keyed_initialisation(0, "text"):
-        network = DiT(**content["network"])
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-    write_tensors(folder / "text-teacher.safetensors", network.state_dict(), {})
-    content["teacher"] |= {
-        "file": str(folder / "text-teacher.safetensors"),
-        "sha256": file_hash(folder / "text-teacher.safetensors"),
-    }
-    drawn = Keyed("prompts", prompts).normal("table", torch.arange(11), (3, WIDTH))
-    save_file(
-        {"table": drawn[:10].contiguous(), "null": drawn[10:].contiguous()},
-        folder / "prompts.safetensors",
-    )
-    return content | {
-        "name": "text",
-        "prompts": {
-            "file": str(folder / "prompts.safetensors"),
-            "sha256": file_hash(folder / "prompts.safetensors"),
-        },
-    }
 
 
 @pytest.fixture
@@ -65,8 +34,9 @@ def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
 
 
 def written(folder: Path, prompts: int = 0) -> Task:
+    """The tiny task with prompts, in a file of its own; `prompts` is their seed."""
     folder.mkdir()
-    (folder / "text.yaml").write_text(yaml.safe_dump(spec(folder, prompts)))
+    (folder / "text.yaml").write_text(yaml.safe_dump(tiny_text_spec(folder, prompts)))
     return load_task(str(folder / "text.yaml"))
 
 
@@ -139,7 +109,7 @@ def test_other_prompts_are_other_trajectories_and_another_identity(
 
 def test_a_method_that_needs_labels_says_so(text: Task, tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match="imm needs class labels, but task text is conditioned on text"
+        UsageError, match="imm needs class labels, but task tiny-text is conditioned on text"
     ):
         resolve(RunConfig(method="imm", task=str(tmp_path / "one" / "text.yaml")))
 
