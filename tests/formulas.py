@@ -5,6 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
+def dit_macs(
+    image_size: int,
+    patch_size: int,
+    in_channels: int,
+    hidden_size: int,
+    depth: int,
+    num_heads: int,
+    num_classes: int,
+    learn_sigma: bool = False,
+) -> int:
+    """Multiply-adds of one sample through a DiT, from its layers' shapes."""
+    tokens, d, pixels = (image_size // patch_size) ** 2, hidden_size, patch_size**2 * in_channels
+    embed = tokens * pixels * d + 256 * d + d * d
+    linear = tokens * (3 * d * d + d * d + 2 * 4 * d * d) + 6 * d * d
+    attention = 2 * tokens**2 * d
+    final = 2 * d * d + tokens * d * pixels * (2 if learn_sigma else 1)
+    return embed + depth * (linear + attention) + final
+
+
 def history_extra_macs(
     tokens: int, width: int, history_layers: int, visible_states: Iterable[int]
 ) -> int:

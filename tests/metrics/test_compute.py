@@ -7,7 +7,7 @@ from typing import Any
 import fvcore.nn as fvcore
 import pytest
 import torch
-from formulas import cross_attention_macs, history_extra_macs, text_macs
+from formulas import cross_attention_macs, dit_macs, history_extra_macs, text_macs
 from torch import nn
 
 from harness.diffusion.conditions import Condition
@@ -32,25 +32,6 @@ XL = {
     "num_classes": 1000,
     "learn_sigma": True,
 }
-
-
-def dit_macs(
-    image_size: int,
-    patch_size: int,
-    in_channels: int,
-    hidden_size: int,
-    depth: int,
-    num_heads: int,
-    num_classes: int,
-    learn_sigma: bool = False,
-) -> int:
-    """Multiply-adds of one sample through a DiT, from its layers' shapes."""
-    tokens, d, pixels = (image_size // patch_size) ** 2, hidden_size, patch_size**2 * in_channels
-    embed = tokens * pixels * d + 256 * d + d * d
-    linear = tokens * (3 * d * d + d * d + 2 * 4 * d * d) + 6 * d * d
-    attention = 2 * tokens**2 * d
-    final = 2 * d * d + tokens * d * pixels * (2 if learn_sigma else 1)
-    return embed + depth * (linear + attention) + final
 
 
 def forward_macs(options: dict[str, Any], device: str, batch: int = 1) -> int:

@@ -9,19 +9,23 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from formulas import cross_attention_macs, dit_macs, history_extra_macs, text_macs
 from torch import Tensor
 
 from harness.data.trajectories import store_folder
 from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.errors import UsageError
+from harness.metrics.sampling import sampling_cost
 from harness.networks.backbones.dit import DiT
 from harness.networks.history import with_history
 from harness.runs.config import RunConfig
 from harness.runs.resolve import resolve
 from harness.runs.run import run
+from harness.solvers import Noise, sample
 from harness.tasks import Task, load_task
-from harness.training.tiny_task import tiny_text_spec
+from harness.training.case import Case
+from harness.training.tiny_task import LONGEST, TEXT_WIDTH, tiny_text_spec
 
 CPU = torch.device("cpu")
 WIDTH = 6
@@ -88,6 +92,26 @@ def test_prompts_and_guidance_change_the_teachers_samples(text: Task) -> None:
     torch.testing.assert_close(guided, null + 1.25 * (plain - null), rtol=1e-9, atol=1e-9)
     assert (plain - other).abs().max() > 1e-2
     assert (plain - null).abs().max() > 1e-2
+
+
+def test_a_students_cost_has_each_text_once(text: Task, tmp_path: Path) -> None:
+    """Keys, values and the mean's embedding count once, cross-attention in each of 4 steps."""
+    case = Case("ard", text, tmp_path, {"history_layers": 2}, num_steps=4)
+    method = case.build()
+
+    def sampler(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
+        return sample(method.solver, method.student, x_T, method.levels, cond, noise)
+
+    nfe, macs = sampling_cost(sampler, method.sampled_network, text, CPU)
+    sizes = {name: value for name, value in text.network_options.items() if name != "text_width"}
+    tokens, width, depth = 4, sizes["hidden_size"], sizes["depth"]
+    assert nfe == 4
+    assert macs == (
+        4 * dit_macs(**sizes)
+        + history_extra_macs(tokens, width, 2, [1, 2, 3, 4])
+        + 4 * cross_attention_macs(tokens, LONGEST, width, depth)
+        + text_macs(LONGEST, TEXT_WIDTH, width, depth)
+    )
 
 
 def test_other_prompts_are_other_trajectories_and_another_identity(
