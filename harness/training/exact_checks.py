@@ -25,7 +25,7 @@ from harness.training.trainer import Trainer
 
 SAMPLES = 40
 """Samples that are looked at, and samples in a training step."""
-STAYS, LEARNS = 15, 100
+STAYS, LEARNS = 15, 150
 """Steps of training of a student that is exact before it, and of another one."""
 NEAR, FALL, NOISE_OFF = 0.05, 0.9, 0.1
 """Distances: one that counts as none, as a share of pure noise's; what training may leave of a path
