@@ -1,4 +1,4 @@
-"""`harness data encode`."""
+"""`harness data encode` and `harness data prompts`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.cli.options import chosen_device, common
 
 @click.group("data")
 def data_group() -> None:
-    """Prepare the images of a task."""
+    """Prepare the images and the prompts of a task."""
 
 
 @data_group.command("encode")
@@ -74,3 +74,68 @@ def data_encode(
         left = numbers["shards"] - numbers["shards_there"]
         rest = f", {left} left to other ranks" if left else ""
         click.echo(f"{part}: {numbers['images']} images, {numbers['shards_there']} shards{rest}")
+
+
+@data_group.command("prompts")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--encoder", required=True, help="Folder of a diffusers pipeline, or its hub name.")
+@click.option("--task", help="Task, or task file: says where the result lies.")
+@click.option("--out", type=click.Path(path_type=Path), help="safetensors file to write.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(2, 512),
+    help="Tokens that T5 reads [default: the pipeline's own number].",
+)
+@click.option(
+    "--strict", is_flag=True, help="Refuse prompts that an encoder would cut, or does not know."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Precision of the encoders' weights; T5-XXL takes 19 GB in fp32.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float16",
+    show_default=True,
+    help="How the outputs are stored; the file states float16's error.",
+)
+@click.option("--shard-size", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--rank", help="k/n: encode every n-th shard [default: RANK/WORLD_SIZE, or 0/1].")
+@common(device=True)
+def data_prompts(
+    file: Path, task: str | None, rank: str | None, device: str, as_json: bool, **options: Any
+) -> None:
+    """Encode the prompts of FILE, which a task's `prompts` reads.
+
+    FILE has a prompt on each line. One that ends in .jsonl has a JSON mapping with `prompt` on each
+    line; what else stands there is kept. The same command resumes after an interruption. Several
+    ranks share the work; the last one writes the file.
+    """
+    from rich.console import Console
+
+    from harness.cli.console import Display
+    from harness.runs.encoding import rank_of
+    from harness.runs.prompt_encoding import Asked, encode_file
+    from harness.tasks import load_task
+
+    found_task, place = load_task(task) if task else None, rank_of(rank)
+    asked, where = Asked(file, **options), chosen_device(device)
+    with Display(Console(stderr=True)) as display:
+        found = encode_file(asked, found_task, where, *place, display)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for note in found["notes"]:
+        click.echo(note)
+    left = found["shards"] - found["shards_there"]
+    rest = f", {left} shards left to other ranks" if left else ""
+    click.echo(f"{found['prompts']} prompts{rest}")
+    if "sha256" in found:
+        for name, shape in found["shapes"].items():
+            click.echo(f"{name}: {shape}")
+        click.echo(f"prompts: {{file: {found['file']}, sha256: {found['sha256']}}}")

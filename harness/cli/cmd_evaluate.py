@@ -30,8 +30,18 @@ if TYPE_CHECKING:
     "--samples",
     type=click.Path(path_type=Path),
     help="File .npz: arr_0, images, uint8 [n, H, W, C]; arr_1, labels, if known. "
-    "Or a folder of PNG, with a subfolder for each class if labels are known.",
+    "Or a folder of PNG, with a subfolder for each class if labels are known, or in GenEval's "
+    "layout, with a subfolder for each prompt.",
 )
+@click.option(
+    "--geneval-results",
+    "verdicts",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Result lines of any judge in GenEval's form: a JSON mapping with tag, prompt and correct "
+    "on each line.",
+)
+@click.option("--judge", "judge_name", help="Who made the result lines [default: unknown].")
 @click.option(
     "--student",
     type=click.Path(path_type=Path),
@@ -65,6 +75,8 @@ if TYPE_CHECKING:
 @common(results=True, device=True)
 def evaluate_command(
     samples: Path | None,
+    verdicts: Path | None,
+    judge_name: str | None,
     student: Path | None,
     function: str | None,
     method: str | None,
@@ -78,14 +90,20 @@ def evaluate_command(
     device: str,
     **options: str | None,
 ) -> None:
-    """Evaluate samples, a student or a function from outside: same metrics, same record."""
-    source = _source(samples, student, function)
+    """Evaluate samples, a student or a function from outside: same metrics, same record.
+
+    With --geneval-results a record holds the verdicts of another judge.
+    """
+    source = _source(samples, student, function, verdicts)
+    if verdicts is None and judge_name is not None:
+        raise UsageError("--judge names who made --geneval-results: give both, or neither")
     from rich.console import Console
 
     from harness.cli.console import Display
     from harness.runs.external import Outside, evaluate_callable, evaluate_samples, evaluate_student
     from harness.runs.saving import check_form
     from harness.runs.student_file import student_config
+    from harness.runs.verdicts import evaluate_results
     from harness.tasks import load_task
 
     if student is not None:
@@ -96,6 +114,13 @@ def evaluate_command(
     outside = Outside(name or Path(source.replace(":", ".")).stem, num_steps or 1, stated)
     where, judge = chosen_device(device), load_task(task)
     save = check_form(save_samples, judge)
+    if verdicts is not None:
+        if save:
+            raise UsageError("result lines have no samples: leave --save-samples out")
+        asked_of = judge_name or "unknown"
+        record = evaluate_results(verdicts, asked_of, outside, judge, results, where)
+        print_shares(record, results, as_json)
+        return
     with Display(Console(stderr=True)) as display:
         if samples is not None:
             record = evaluate_samples(samples, outside, judge, results, where, display, save)
@@ -107,12 +132,22 @@ def evaluate_command(
     print_record(record, results, as_json)
 
 
-def _source(samples: Path | None, student: Path | None, function: str | None) -> str:
+def _source(*things: Path | str | None) -> str:
     """The file or function to evaluate. Raises UsageError unless there is just one."""
-    given = [thing for thing in (samples, student, function) if thing is not None]
+    given = [thing for thing in things if thing is not None]
     if len(given) != 1:
-        raise UsageError("give one of --samples, --student and --callable")
+        raise UsageError("give one of --samples, --student, --callable and --geneval-results")
     return str(given[0])
+
+
+def print_shares(record: Record, results: Path, as_json: bool) -> None:
+    """Prints the record of an outside judge: followed, of how many, for each kind of prompt."""
+    if as_json:
+        click.echo(record.model_dump_json(indent=1))
+        return
+    for name, metric in record.metrics.items():
+        click.echo(f"{name.removeprefix('followed_')}: {metric.mean:.1%} of {metric.n}")
+    click.echo(f"record: {results / 'runs' / record.run_id / 'record.json'}")
 
 
 def print_record(record: Record, results: Path, as_json: bool) -> None:

@@ -6,14 +6,18 @@ import inspect
 import json
 import sys
 from importlib.resources import files
-from typing import Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import click
 
 from harness import __version__
-from harness.cli.options import MethodCommand, chosen_device, common, complete_methods
-from harness.errors import unknown
+from harness.cli.options import MethodCommand, chosen, chosen_device, common, complete_methods
+from harness.errors import UsageError, unknown
 from harness.registry import first_line, registry_of
+
+if TYPE_CHECKING:
+    from harness.methods import MethodConfig
+    from harness.runs.cost import PaperProblem
 
 
 @click.command("list")
@@ -174,6 +178,12 @@ def describe_method(method: str, as_json: bool) -> None:
     shell_complete=complete_methods,
 )
 @click.option(
+    "--task",
+    "of_task",  # not `task`: without one, the options of a method have no task's defaults
+    help="Task, or task file: takes the place of the options from --network to --num-classes.",
+    metavar="NAME",
+)
+@click.option(
     "--network",
     default="DiT-XL/2",
     show_default=True,
@@ -195,8 +205,11 @@ def describe_method(method: str, as_json: bool) -> None:
 @click.option("--num-classes", default=1000, show_default=True, type=click.IntRange(1, 2**24))
 @click.option("--num-steps", default=4, show_default=True, type=click.IntRange(1, 1000))
 @common()
+@click.pass_context
 def cost_command(
+    ctx: click.Context,
     method: str,
+    of_task: str | None,
     network: str,
     image_size: int,
     latent: bool,
@@ -205,24 +218,29 @@ def cost_command(
     as_json: bool,
     **options: str | None,
 ) -> None:
-    """Count the cost of sampling with a method on a network of the DiT paper, without weights."""
+    """Count the cost of sampling with a method, without weights or files.
+
+    The network is one of the DiT paper, or that of a task.
+    """
     from harness.runs.config import parse_options
     from harness.runs.cost import paper_problem, sampling_cost_on_meta
 
-    config = parse_options(
-        method, {name: value for name, value in options.items() if value is not None}
-    )
-    problem = paper_problem(network, image_size, latent, num_classes, num_steps)
+    given = chosen(options)
+    if of_task is None:
+        config = parse_options(method, given)
+        problem = paper_problem(network, image_size, latent, num_classes, num_steps)
+        name = f"{network} at {image_size} px{' (latent)' if latent else ''}"
+    else:
+        config, problem = of_task_file(ctx, of_task, method, given)
+        name = of_task
     found = sampling_cost_on_meta(method, config, problem, num_steps)
     if as_json:
         click.echo(json.dumps({**vars(found), "extra": found.extra}, indent=1))
         return
-    click.echo(
-        f"{method} on {network} at {image_size} px{' (latent)' if latent else ''}, "
-        f"{num_steps} steps, one sample, no guidance"
-    )
+    click.echo(f"{method} on {name}, {num_steps} steps, one sample, no guidance")
     for kind, macs in found.by_kind.items():
-        click.echo(f"  {kind:24} {macs / 1e9:10.3f} GMACs")
+        if macs:
+            click.echo(f"  {kind:24} {macs / 1e9:10.3f} GMACs")
     click.echo(
         f"  {'total':24} {found.macs / 1e9:10.3f} GMACs in {found.nfe:g} passes, "
         f"{found.parameters / 1e6:.2f} M parameters"
@@ -237,6 +255,31 @@ def cost_command(
         f"  plain passes {found.plain_macs / 1e9:.3f} GMACs; "
         f"added {added:.3f} GMACs ({found.extra:+.2%})"
     )
+    if found.cache:
+        click.echo(f"  keys and values of earlier states {found.cache / 1e6:.1f} MB in float32")
+
+
+def of_task_file(
+    ctx: click.Context, name: str, method: str, given: dict[str, Any]
+) -> tuple[MethodConfig, PaperProblem]:
+    """A method's options on a task, and the task without its data and weights.
+
+    Raises UsageError if a network is named beside the task, or for a task with an exact teacher.
+    """
+    from harness.runs.config import RunConfig
+    from harness.runs.plan import problem_of
+    from harness.runs.resolve import options_on
+    from harness.tasks import load_task
+
+    for option in ("network", "image_size", "latent", "num_classes"):
+        if ctx.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(
+                f"--task {name} says its network: leave --{option.replace('_', '-')} out"
+            )
+    task = load_task(name)
+    if not task.network_teacher:
+        raise UsageError(f"the teacher of task {name} is exact: there is no network to count")
+    return options_on(task, RunConfig(method=method, options=given, task=name)), problem_of(task)
 
 
 @click.command("env")

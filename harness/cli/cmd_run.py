@@ -152,13 +152,13 @@ def execute(
     from harness.cli.console import Display
     from harness.cli.plans import LARGE
     from harness.report.console import print_results
-    from harness.runs.plan import macs_a_pass
+    from harness.runs.plan import macs_a_pass, problem_of
     from harness.runs.preview import preview
     from harness.runs.run import Run, run
 
     if Run(resolved, results, device).finished_record(reuse) is None:
         with suppress(Exception):  # the run itself meets the same error, and records it
-            if device.type != "cpu" or macs_a_pass(resolved.task) < LARGE:
+            if device.type != "cpu" or macs_a_pass(problem_of(resolved.task)) < LARGE:
                 click.echo(estimate_text(preview(resolved, results, device, reuse)), err=True)
     with Display(Console(stderr=True)) as display:
         record, reference = run(resolved, results, device, display, reuse, save)

@@ -48,8 +48,9 @@ def field_options(
 
 save_samples_option = click.option(
     "--save-samples",
-    type=click.Choice(["npz", "png"]),
-    help="Also write the samples for other evaluators: an .npz file, or PNG by class.",
+    type=click.Choice(["npz", "png", "geneval"]),
+    help="Also write the samples for other evaluators: an .npz file, PNG by class, or PNG by "
+    "prompt in GenEval's layout.",
 )
 
 

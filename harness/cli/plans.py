@@ -28,11 +28,11 @@ def show_plan_if_needed(resolved: Resolved, as_json: bool) -> bool:
     """
     from harness.data.trajectories import check_store_disk
     from harness.runs.needed import needed_files
-    from harness.runs.plan import macs_a_pass, plan
+    from harness.runs.plan import macs_a_pass, plan, problem_of
 
     files = needed_files(resolved.task)
     bad = [file for file in files if file.state in ("missing", "wrong")]
-    if not bad and macs_a_pass(resolved.task) < LARGE:
+    if not bad and macs_a_pass(problem_of(resolved.task)) < LARGE:
         return False
     found = plan(resolved)
     if as_json:
@@ -83,6 +83,15 @@ def show_plan(resolved: Resolved, found: Plan) -> None:
         click.echo(
             f"trajectories: {found.trajectories}, which need {amount(found.disk)}; "
             f"{amount(free_bytes(folder))} are free in {folder}"
+        )
+    if found.prompts_disk:
+        click.echo(f"prompts: {amount(found.prompts_disk)} in float16")
+    if memory := found.memory:
+        click.echo(
+            f"memory of a GPU: {amount(memory.networks)} for networks, gradients and AdamW, and "
+            f"{amount(memory.sample)} for each sample of a micro-batch in "
+            f"{resolved.settings.precision}; with a micro-batch of {found.micro_batch} "
+            f"{amount(memory.of(found.micro_batch))}, which --micro-batch-size changes"
         )
     parts = ", ".join(f"{part} {flops:.3g}" for part, flops in found.flops.items())
     click.echo(f"FLOPs: {parts}")

@@ -16,17 +16,15 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from harness.data.cache import locked_folder
+from harness.data.filling import fill
 from harness.data.images import ImageSet
 from harness.data.latents import MANIFEST
 from harness.data.readers import read_ahead
-from harness.data.shards import check_disk, error_of, halved
+from harness.data.shards import error_of, halved
 from harness.diffusion.randomness import Keyed
 from harness.errors import UsageError
-from harness.files import map_tensors, write_mapped, write_text, written_digest
+from harness.files import write_text, written_digest
 from harness.progress import Progress
-
-PLAN = "plan.json"
 
 
 class Encoder(Protocol):
@@ -102,36 +100,22 @@ def encode(
         "images": images.content(),
         **{name: value for name, value in asdict(how).items() if name != "batch_size"},
     }
-    _continue(folder, json.loads(json.dumps(plan)))
-    size = how.shard_size
-    paths = [
-        folder / f"{number:05d}-of-{size}.safetensors" for number in range(-(-len(images) // size))
-    ]
-    missing = {
-        paths[number]: range(number * size, min((number + 1) * size, len(images)))
-        for number in range(rank, len(paths), ranks)
-        if not _there(paths[number])
-    }
-    total, done = sum(map(len, missing.values())), 0
-    remedy = "name another --out, or give --dtype float16"
-    check_disk(f"{total} latents", float(total * how.size), folder, remedy)
-    for path, shard in missing.items():
-        parts = []
-        for part in _encoded(images, encoder, how, shard):
-            parts.append(part)
-            done += len(part["labels"])
-            if progress:
-                progress(done, total)
-        write_mapped(path, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    paths = fill(
+        folder,
+        plan,
+        len(images),
+        how.shard_size,
+        lambda shard: _encoded(images, encoder, how, shard),
+        what="latents",
+        size=how.size,
+        rank=rank,
+        ranks=ranks,
+        progress=progress,
+    )
     there = sum(path.exists() for path in paths)
     if there == len(paths):
         _finish(folder, plan, paths, how, images.labels)
     return there, len(paths)
-
-
-def _there(path: Path) -> bool:
-    """Whether a shard is there. Raises UsageError if an earlier process left it damaged."""
-    return path.exists() and bool(map_tensors(path))
 
 
 def _encoded(
@@ -162,25 +146,6 @@ def _encoded(
                 )
             found[name] = latents
         yield halved(found, how.views) if how.dtype == "float16" else found
-
-
-def _continue(folder: Path, plan: dict[str, Any]) -> None:
-    """Writes the plan of a new folder. Raises UsageError if the folder has another plan."""
-    with locked_folder(folder, "name another --out"):
-        path = folder / PLAN
-        if not path.exists():
-            write_text(path, json.dumps(plan, indent=1))
-            return
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise UsageError(f"{path} is broken; delete the folder {folder}") from error
-    if found != plan:
-        names = [name for name in {**found, **plan} if found.get(name) != plan.get(name)]
-        raise UsageError(
-            f"{folder} holds latents with another {', '.join(sorted(names))}; "
-            "name another --out, or delete it"
-        )
 
 
 def _finish(

@@ -17,7 +17,7 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from harness.data.arrays import npy_header
@@ -26,6 +26,8 @@ from harness.files import digest, file_hash, write_aside
 
 BROKEN = (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 """What reading a damaged .npz file may raise; TypeError comes from a bare array."""
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What PIL may raise for a damaged or huge picture."""
 CHANNELS = {"L": 1, "RGB": 3}
 """Channels of a PNG by PIL's mode; other modes are refused."""
 
@@ -97,7 +99,38 @@ class NpzPictures(Pictures):
             stream.read(1)  # at the end of the stream its check sum is compared
 
 
-class FolderPictures(Pictures):
+class PngPictures(Pictures):
+    """PNG files below a folder, in an order that a subclass gives.
+
+    Raises UsageError for pictures of different shapes.
+    """
+
+    def __init__(self, path: Path, files: list[Path]):
+        super().__init__(path)
+        self.files, self.labels = files, None
+        self.shape = tuple(_read_png(files[0]).shape)  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @cached_property
+    def sha256(self) -> str:
+        return digest([[str(f.relative_to(self.path)), file_hash(f)] for f in self.files])
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        for start in range(0, len(self), size):
+            found = []
+            for file in self.files[start : start + size]:
+                found.append(_read_png(file))
+                if found[-1].shape != self.shape:
+                    raise UsageError(
+                        f"{file} is {list(found[-1].shape)}, "
+                        f"but the first picture of its folder is {list(self.shape)}"
+                    )
+            yield torch.stack(found)
+
+
+class FolderPictures(PngPictures):
     """PNG files of a folder: in it without labels, or in one subfolder for each class.
 
     Subfolders have the numbers of their classes as names. Other names are the classes in sorted
@@ -108,7 +141,6 @@ class FolderPictures(Pictures):
     """
 
     def __init__(self, path: Path, num_classes: int):
-        super().__init__(path)
         flat, deep = sorted(path.glob("*.png")), sorted(path.glob("*/*.png"))
         if (flat and deep) or not (flat or deep):
             what = "both in it and in subfolders" if flat else "no PNG files"
@@ -117,36 +149,9 @@ class FolderPictures(Pictures):
             )
         classes = _classes(path, sorted({file.parent.name for file in deep}), num_classes)
         files = [(*_order(file), classes.get(file.parent.name, 0), file) for file in flat + deep]
-        self._files = [file for *_, file in sorted(files)]
+        super().__init__(path, [file for *_, file in sorted(files)])
         if deep:
-            self.labels = torch.tensor([classes[file.parent.name] for file in self._files])
-        else:
-            self.labels = None
-        self.shape = tuple(_read_png(self._files[0]).shape)  # type: ignore[assignment]
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    @cached_property
-    def sha256(self) -> str:
-        return digest([[str(f.relative_to(self.path)), file_hash(f)] for f in self._files])
-
-    def batches(self, size: int) -> Iterator[Tensor]:
-        for start in range(0, len(self), size):
-            found = []
-            for file in self._files[start : start + size]:
-                found.append(_read_png(file))
-                if found[-1].shape != self.shape:
-                    raise UsageError(
-                        f"{file} is {list(found[-1].shape)}, "
-                        f"but the first picture of its folder is {list(self.shape)}"
-                    )
-            yield torch.stack(found)
-
-
-def read_pictures(path: Path, num_classes: int) -> Pictures:
-    """The set of a file or folder. Raises UsageError as the two classes do."""
-    return FolderPictures(path, num_classes) if path.is_dir() else NpzPictures(path)
+            self.labels = torch.tensor([classes[file.parent.name] for file in self.files])
 
 
 def write_npz(path: Path, batches: Iterable[Tensor], count: int, labels: Tensor | None) -> None:
@@ -183,10 +188,15 @@ def write_pngs(folder: Path, batches: Iterable[Tensor], labels: Tensor | None) -
     for batch in batches:
         for picture in batch.cpu():
             place = folder if labels is None else folder / f"{int(labels[number]):04}"
-            array = picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
-            image = Image.fromarray(array.contiguous().numpy())
-            write_aside(place / f"{number:06}.png", partial(image.save, format="png"))
+            write_png(place / f"{number:06}.png", picture)
             number += 1
+
+
+def write_png(path: Path, picture: Tensor) -> None:
+    """Writes a picture, uint8 [1 or 3, H, W] on the CPU."""
+    array = picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
+    image = Image.fromarray(array.contiguous().numpy())
+    write_aside(path, partial(image.save, format="png"))
 
 
 def _write_header(stream: IO[bytes], shape: tuple[int, ...], kind: str) -> None:
@@ -248,6 +258,6 @@ def _read_png(file: Path) -> Tensor:
             if image.mode not in CHANNELS:
                 raise UsageError(f"{file} is of mode {image.mode}, but it should be L or RGB")
             array = np.array(image)
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise UsageError(f"{file} is no readable picture") from error
     return torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1)

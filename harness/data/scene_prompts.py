@@ -46,6 +46,8 @@ WORDS = tuple(
 """Every word that a prompt may have."""
 LONGEST = 1000
 """Characters that a prompt may have."""
+MOST_WORDS = 8
+"""Words of the longest prompts, such as "a red seven left of a blue four"."""
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,10 @@ class Condition:
     def to(self, device: torch.device | str) -> Condition:
         return self._each(lambda x: x.to(device))
 
+    def widened(self) -> Condition:
+        """The same in float32 where it is stored in 16 bits."""
+        return self._each(lambda x: x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+
     def repeat(self, times: int) -> Condition:
         """`times` copies of the batch, one after the other."""
         return self._each(lambda x: x.repeat(times, *[1] * (x.dim() - 1)))
@@ -142,7 +146,8 @@ class Conditions:
 
     Attributes:
         count: the number of conditions.
-        prompts: the conditions of all prompts, a batch of `count`; None means class labels.
+        prompts: the conditions of all prompts, a batch of `count`, which may lie in a mapped file
+            in 16 bits; None means class labels.
         no_prompt: the condition of the empty prompt, a batch of one.
     """
 
@@ -152,7 +157,7 @@ class Conditions:
 
     def of(self, number: Tensor) -> Condition:
         """The conditions with these numbers [B]."""
-        return Condition(number) if self.prompts is None else self.prompts[number]
+        return Condition(number) if self.prompts is None else self.prompts[number].widened()
 
     def balanced(self, index: Tensor) -> Condition:
         """Condition i mod `count` for sample i; a multiple of `count` samples is balanced."""
@@ -173,5 +178,5 @@ class Conditions:
         It is the label after the last class, or the empty prompt.
         """
         if self.no_prompt is not None:
-            return self.no_prompt
+            return self.no_prompt.widened()
         return Condition(torch.tensor([self.count], device="cpu"))

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from harness.diffusion.conditions import Condition, Conditions
+from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Denoiser, Guided, PredictionType
 from harness.diffusion.randomness import Keyed
 from harness.diffusion.schedules import Schedule
@@ -187,9 +187,9 @@ class Method(ABC):
         """Raises UsageError if the options do not suit the task; runs before any computation."""
 
     @classmethod
-    def check_conditions(cls, conditions: Conditions, task: str) -> None:
-        """Raises UsageError if the method needs class labels, but a task of this name has text."""
-        if cls.needs_labels and conditions.prompts is not None:
+    def check_conditions(cls, task: str, prompts: bool) -> None:
+        """Raises UsageError if the method needs class labels, but a task of this name has none."""
+        if cls.needs_labels and prompts:
             name = METHODS.name_of(cls)
             raise UsageError(f"{name} needs class labels, but task {task} is conditioned on text")
 

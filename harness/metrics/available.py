@@ -21,6 +21,8 @@ def metrics_of(task: Task) -> dict[str, SampleMetric]:
     known = {"images", "kid_subset_size", "teacher_samples", "sampled_map"}
     if not task.spec.prompts:
         known.add("labels")
+    if task.judged_prompts:
+        known.add("prompts")
     if task.mixture:
         known |= {"mixture", "ode_map"}
     elif task.spec.features is not None:

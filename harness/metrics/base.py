@@ -32,6 +32,7 @@ KNOWN = {
     "images": "the samples, [n, C, H, W] in [-1, 1]",
     "real": "the reference images and their labels where samples are images, an `ImageSet`",
     "labels": "the labels that the samples were made for, [n]",
+    "prompts": "the prompts of the samples as texts, a list of n strings",
     "features": "samples and reference in the task's feature network, `Features`",
     "logits": "the logits of the task's own classifier for the samples, float64 [n, classes]",
     "spatial": "moments of Inception's spatial features of samples and reference, `Pair` each",
@@ -47,6 +48,7 @@ KNOWN = {
     "inception": "features of samples and reference, float64 [n, d] and [m, d]",
     "inception_clean": "the same in clean-fid's protocol",
     "dinov2": "the same in DINOv2",
+    "clip": "features of the samples and of their prompts in CLIP, float64 [n, d] each",
 }
 """What a metric may ask for, by the name of its parameter."""
 

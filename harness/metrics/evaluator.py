@@ -24,6 +24,7 @@ from harness.files import tensors_digest
 from harness.metrics import METRICS
 from harness.metrics.base import SampledMap, SampleMetric
 from harness.metrics.caveats import singular_covariance
+from harness.metrics.elsewhere import known_of, unlike
 from harness.metrics.extra import ExtraNetworks
 from harness.metrics.extractors import Extractor
 from harness.metrics.fidelity import feature_moments
@@ -106,6 +107,8 @@ class Evaluator:
         found: dict[str, Any] = {"images": images, "kid_subset_size": self.kid_subset_size}
         if numbers is not None and not self.task.spec.prompts:
             found["labels"] = numbers
+        if numbers is not None and (told := self.task.judged_prompts):
+            found["prompts"] = [told[number]["prompt"] for number in numbers.tolist()]
         if self.task.mixture:
             found["mixture"] = self.task.mixture
         if self.space is not None:
@@ -167,7 +170,8 @@ class Evaluator:
             if not bool(images.isfinite().all()):
                 raise RunFailed(f"samples of noise set {noise_set} are not finite")
             known = self.known_of_set(images, noise_set, sampler, keep=True)
-            by_set[noise_set] = self.measure(known | self.extra.of_samples(images))
+            numbers = self.task.evaluation_numbers(noise_set)[: len(images)]
+            by_set[noise_set] = self.measure(known | self.extra.of_samples(images, numbers))
         n = len(next(iter(samples.values())))
         names = sorted(set.intersection(*map(set, by_set.values())))
         found = {
@@ -176,37 +180,35 @@ class Evaluator:
         }
         return found | self.floors(n)
 
-    def of_pictures(self, pictures: Pictures) -> dict[str, Metric]:
-        """The metrics of 8-bit pictures from unknown noise.
+    def known_of_pictures(self, pictures: Pictures) -> dict[str, Any]:
+        """Inputs of metrics for 8-bit pictures from unknown noise, by name.
 
-        Raises UsageError where nothing judges pictures, or where they do not fit.
+        Raises UsageError where nothing judges pictures, where they do not fit, and for prompts that
+        the task's detector does not understand.
         """
         if self.space is None:
             raise UsageError(f"task {self.task.spec.name} has nothing that judges pictures")
-        n, labels = len(pictures), pictures.labels
-        found = {"kid_subset_size": self.kid_subset_size, **self.space.of_pictures(pictures)}
-        if labels is not None:
-            found["labels"] = labels
+        found = {"kid_subset_size": self.kid_subset_size, **known_of(pictures, self.space)}
+        if pictures.labels is not None and not self.task.spec.prompts:
+            found["labels"] = pictures.labels
         if self.has_floor:
-            found["floor_n"] = self.floor_n(n)
-        metrics = {
-            name: self._metric(name, {0: value}, n) for name, value in self.measure(found).items()
-        }
-        return {
-            name: metric.model_copy(update={"identity": metric.identity | self._unlike(pictures)})
-            for name, metric in metrics.items()
-        } | self.floors(n)
-
-    def _unlike(self, pictures: Pictures) -> dict[str, Any]:
-        """What tells pictures from elsewhere from the task's own samples, for their identity."""
-        found: dict[str, Any] = {}
-        if pictures.shape != (self.task.picture_shape or self.task.shape):
-            found["size"] = list(pictures.shape)
-        if pictures.labels is not None and self.task.spec.evaluation.labels == "balanced":
-            counts = pictures.labels.bincount(minlength=self.task.num_classes)
-            if int(counts.max() - counts.min()) > 1:
-                found["labels"] = "not balanced"
+            found["floor_n"] = self.floor_n(len(pictures))
         return found
+
+    def of_pictures(
+        self, pictures: Pictures, known: dict[str, Any] | None = None
+    ) -> dict[str, Metric]:
+        """The metrics of 8-bit pictures from unknown noise.
+
+        Args:
+            known: what `known_of_pictures` gives, if it is computed already.
+
+        Raises UsageError as `known_of_pictures`.
+        """
+        n, other = len(pictures), unlike(self.task, pictures)
+        values = self.measure(self.known_of_pictures(pictures) if known is None else known)
+        found = {name: self._metric(name, {0: value}, n, other) for name, value in values.items()}
+        return found | self.floors(n)
 
     def of_samples(self, images: Tensor, numbers: Tensor | None) -> dict[str, float]:
         """Values of all metrics that need only samples [n, C, H, W] and their labels [n].
@@ -214,7 +216,7 @@ class Evaluator:
         With prompts, numbers of `judged_conditions` take the place of labels.
         """
         known = self.known(images, numbers, keep=True)
-        return self.measure(known | self.extra.of_samples(images))
+        return self.measure(known | self.extra.of_samples(images, numbers))
 
     def quality(self, images: Tensor) -> dict[str, float]:
         """The milestone metrics of the first samples of noise set 0, [n, C, H, W]."""
@@ -260,7 +262,7 @@ class Evaluator:
             "half_distances": spec.half_distances,
             "rounding": spec.rounding,
             **decoding_of(self.task),
-            "extra": [[network.metric, network.sha256] for network in self.extra.networks],
+            "extra": self.extra.names,
             **numeric_mode(self.device),
             "code": code_digest("metrics"),
         }
@@ -288,12 +290,13 @@ class Evaluator:
         found = (singular_covariance(name, width, counts) for name, width in widths.items())
         return [sentence for sentence in found if sentence]
 
-    def _metric(self, name: str, values: dict[int, float], n: int) -> Metric:
+    def _metric(
+        self, name: str, values: dict[int, float], n: int, other: dict[str, Any] | None = None
+    ) -> Metric:
         metric = METRICS[name.removesuffix("_floor")]
         n = self.floor_n(n) if "floor_n" in metric.needs else min(n, metric.most_samples or n)
-        return Metric(
-            values=values, n=n, direction=metric.direction, identity=self.identity(name, n)
-        )
+        identity = self.identity(name, n) | (other or {})
+        return Metric(values=values, n=n, direction=metric.direction, identity=identity)
 
     def identity(self, name: str, n: int) -> dict[str, Any]:
         """A metric's identity; see `harness.metrics.identities.identity`."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 from sys import stderr
@@ -45,7 +45,7 @@ class Extractor(ABC):
         sha256: the SHA-256 that the file must have; "" takes any file.
 
     Attributes:
-        metric: the name of the Frechet distance on these features.
+        metric: the name of the metric on these features.
         need: the parameter through which that metric gets them.
         sha256: SHA-256 of the weights file.
         at_once: pictures that the network sees at once.
@@ -232,8 +232,3 @@ class DINOv2(Extractor):
             for values in (IMAGENET_MEAN, IMAGENET_STD)
         )
         return self.network((x - mean) / std)
-
-
-EXTRACTORS: dict[str, Callable[..., Extractor]] = {
-    "inception": Inception, "inception-clean": CleanInception, "dinov2": DINOv2,
-}  # fmt: skip

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from harness.data.images import ImageSet
 from harness.data.mixture import GaussianMixture
+from harness.metrics import clip as clipscore
 from harness.metrics import fidelity, manifold
 from harness.metrics.base import Features, SampledMap, metric
 from harness.metrics.exact import kl_of_map
@@ -191,6 +192,12 @@ def fid_clean(inception_clean: tuple[Tensor, Tensor]) -> float:
 def fd_dinov2(dinov2: tuple[Tensor, Tensor]) -> float:
     """Frechet distance in DINOv2."""
     return fidelity.fid(*dinov2)
+
+
+@metric("clip_score", direction="higher", heading="CLIPScore ↑", digits=2)
+def clip_score(clip: tuple[Tensor, Tensor]) -> float:
+    """Mean of max(100 cos, 0) between samples and their prompts in CLIP."""
+    return clipscore.clip_score(*clip)
 
 
 @metric(

@@ -29,7 +29,9 @@ class TextEncoder(nn.Module):
         self.position = nn.Parameter(torch.zeros(LONGEST, width))
         self.layers = nn.ModuleList([TextLayer(width, num_heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
-        nn.init.normal_(self.position, std=0.02)
+        # Of one size: a table of norm one, torch's default, would drown the order of the words.
+        for embedding in (self.token.weight, self.position):
+            nn.init.normal_(embedding, std=0.02)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Tokens [B, length] with the mask of those that count, to outputs [B, length, width]."""
@@ -60,15 +62,16 @@ class TextLayer(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def padded(sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def padded(sentences: Sequence[Sequence[int]], least: int = 0) -> tuple[Tensor, Tensor]:
     """Words of sentences, each followed by its end, as tokens and mask, [n, length] each.
 
     Args:
         sentences: the numbers of the words, from 0.
+        least: words that there is room for, so that several tables have one length.
 
     Raises ValueError for a sentence of more than 76 words.
     """
-    if (most := max(map(len, sentences))) >= LONGEST:
+    if (most := max([least, *map(len, sentences)])) >= LONGEST:
         raise ValueError(f"a prompt has {most} words, but at most {LONGEST - 1} are read")
     tokens = torch.full((len(sentences), most + 1), PADDING)
     for row, words in enumerate(sentences):

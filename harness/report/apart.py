@@ -71,6 +71,9 @@ def told_apart(records: Sequence[Record]) -> tuple[list[Record], list[Apart]]:
 
 def _reason(record: Record, common: dict[str, dict[str, Any]]) -> str:
     """What tells a record's metrics from those of a table, or "" if nothing does."""
+    judges = {m.identity["judge"] for m in record.metrics.values() if "judge" in m.identity}
+    if judges:  # its shares are all that is known
+        return f"judged by {', '.join(sorted(judges))}"
     found: dict[str, tuple[Any, Any]] = {}
     for name, metric in record.metrics.items():
         mine, theirs = metric.identity, common[name]

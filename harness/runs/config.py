@@ -57,7 +57,7 @@ class RunConfig(BaseModel):
     """Run id in the results folder; training starts from the student of that run."""
     extra_features: list[str] = []
     """Further feature networks, separated by commas, each NAME or NAME=FILE of weights: inception,
-    inception-clean, dinov2."""
+    inception-clean, dinov2; or clip, clip-quickgelu for CLIPScore, which need a file."""
 
     @model_validator(mode="before")
     @classmethod

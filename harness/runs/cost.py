@@ -18,21 +18,28 @@ from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Denoiser, Guided
 from harness.diffusion.schedules import GRIDS, Schedule, VPSchedule
 from harness.errors import UsageError
-from harness.methods import METHODS, MethodConfig
+from harness.methods import METHODS, Method, MethodConfig
 from harness.metrics.compute import count_macs, macs_by_kind, parameters
-from harness.networks.adapters import merged
-from harness.networks.backbones import build
+from harness.networks.adapters import adapters_of, merged
+from harness.networks.backbones import Backbone, build
 from harness.networks.backbones.dit import sized
+from harness.networks.backbones.text import text_widths
+from harness.networks.history import Cache
 from harness.networks.passes import count_passes
 from harness.solvers import sample
 from harness.training.estimate import NOMINAL_STEPS
+from harness.training.memory import Memory, kept_bytes, networks_bytes
 
 LATENT_FACTOR, LATENT_CHANNELS, PIXEL_CHANNELS = 8, 4, 3
 
 
 @dataclass(frozen=True)
 class PaperProblem:
-    """A class-conditional problem with a DiT of the paper's sizes, without data or weights."""
+    """A problem without data or weights: a network, and the shapes of what it denoises and reads.
+
+    Attributes:
+        text_length: tokens of a prompt; 0 means class labels.
+    """
 
     shape: tuple[int, int, int]
     num_classes: int
@@ -44,10 +51,21 @@ class PaperProblem:
     guidance_scale: float = 1.0
     network_teacher: bool = True
     grid: str = "few-step"
+    text_length: int = 0
 
     @property
     def null(self) -> Condition:
-        return Conditions(self.num_classes).null
+        return self.condition("cpu") if self.text_length else Conditions(self.num_classes).null
+
+    def condition(self, device: str) -> Condition:
+        """A condition of the shapes that the network takes, a batch of one."""
+        if not self.text_length:
+            return Condition(torch.empty(1, dtype=torch.long, device=device))
+        width, pooled = text_widths(self.network_options)
+        return Condition(
+            text=torch.zeros(1, self.text_length, width, device=device),
+            pooled=torch.zeros(1, pooled, device=device) if pooled else None,
+        )
 
     @property
     def trajectory_levels(self) -> torch.Tensor:
@@ -67,6 +85,7 @@ class SamplingCost:
         parameters: number of parameters of the sampled network, those of adapters included.
         trained_parameters: those that training changes.
         merged_macs: `macs` once adapters are merged into the weights.
+        cache: bytes of the keys and values that reach the last step from those before, in float32.
     """
 
     macs: int
@@ -76,6 +95,7 @@ class SamplingCost:
     parameters: int
     trained_parameters: int
     merged_macs: int
+    cache: int = 0
 
     @property
     def extra(self) -> float:
@@ -134,38 +154,88 @@ def without_weights() -> Iterator[None]:
             hook.remove()
 
 
-def sampling_cost_on_meta(
+def method_on_meta(
     method: str, config: MethodConfig, problem: PaperProblem, num_steps: int
-) -> SamplingCost:
-    """Counts a method's sampler as it runs, for one sample without guidance."""
+) -> tuple[Backbone, Method]:
+    """The teacher's network and a method, without memory for their weights.
+
+    Raises UsageError if the options do not suit the problem.
+    """
     METHODS[method].check(config, problem, num_steps)
-    x = torch.empty(1, *problem.shape, device="meta")
-    cond = Condition(torch.empty(1, dtype=torch.long, device="meta"))
     with without_weights():
         network = build(problem.network_options)
         denoiser = Denoiser(network, problem.schedule, problem.prediction_type)
         teacher = Guided(denoiser, 1.0, problem.null)
-        built = METHODS[method](config, teacher, problem, num_steps, NOMINAL_STEPS)
-    sampled = built.sampled_network
+        return network, METHODS[method](config, teacher, problem, num_steps, NOMINAL_STEPS)
+
+
+def training_memory(
+    method: str, config: MethodConfig, problem: PaperProblem, num_steps: int, passes: float
+) -> Memory:
+    """The memory that a method's training needs.
+
+    Args:
+        passes: passes of the network whose tensors a loss keeps, for each sample.
+    """
+    network, built = method_on_meta(method, config, problem, num_steps)
+    return Memory(networks_bytes(built, network), passes * pass_bytes(problem))
+
+
+def pass_bytes(problem: PaperProblem) -> int:
+    """Bytes that a backward pass needs of one pass of the network for one sample, in float32."""
+    with without_weights():
+        network = build(problem.network_options)
+    x, time = torch.empty(1, *problem.shape, device="meta"), torch.empty(1, device="meta")
+    cond = problem.condition("meta")
+    return kept_bytes(lambda: network(x, time, cond), network.parameters())
+
+
+def sampling_cost_on_meta(
+    method: str, config: MethodConfig, problem: PaperProblem, num_steps: int
+) -> SamplingCost:
+    """Counts a method's sampler as it runs, for one sample without guidance."""
+    network, built = method_on_meta(method, config, problem, num_steps)
+    x = torch.empty(1, *problem.shape, device="meta")
+    cond, sampled = problem.condition("meta"), built.sampled_network
     trained = built.student_player.trained if built.players else []
     time, kept = torch.empty(1, device="meta"), cond.keeping()
     with torch.no_grad():
         first, later = (count_macs(lambda: network(x, time, kept)) for _ in range(2))
-    with torch.no_grad(), count_passes(sampled) as passes:
+    with torch.no_grad(), count_passes(sampled) as passes, carried_caches(sampled) as caches:
         by_kind = macs_by_kind(
             lambda: sample(built.solver, built.student, x, built.levels, cond, lambda name: x)
         )
-    student = merged(built.student)
-    with torch.no_grad():
-        merged_macs = count_macs(
-            lambda: sample(built.solver, student, x, built.levels, cond, lambda name: x)
-        )
+    macs = merged_macs = sum(by_kind.values())
+    if adapters_of(sampled):
+        student = merged(built.student)
+        with torch.no_grad():
+            merged_macs = count_macs(
+                lambda: sample(built.solver, student, x, built.levels, cond, lambda name: x)
+            )
+    carried = caches[-2].keys_values if len(caches) > 1 else ()
     return SamplingCost(
-        macs=sum(by_kind.values()),
+        macs=macs,
         plain_macs=first + later * (passes.total - 1),
         by_kind=by_kind,
         nfe=passes.total,
         parameters=parameters(sampled),
         trained_parameters=sum(p.numel() for p in trained),
         merged_macs=merged_macs,
+        cache=sum(tensor.nbytes for pair in carried for tensor in pair),
     )
+
+
+@contextmanager
+def carried_caches(network: nn.Module) -> Iterator[list[Cache]]:
+    """The caches that a network with history returns inside the block, one for each step."""
+    found: list[Cache] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, tuple) and isinstance(output[1], Cache):
+            found.append(output[1])
+
+    handle = network.register_forward_hook(note)
+    try:
+        yield found
+    finally:
+        handle.remove()

@@ -177,17 +177,22 @@ def kind_of(path: Path) -> str:
 
 
 def _out(asked: Asked, task: Task | None) -> Path:
-    """Where the latents go: what is asked for, or the place where the task reads them.
-
-    Those of a task that ships lie in the data folder, since the package is not written to.
-    """
+    """Where the latents go: what is asked for, or the place where the task reads them."""
     if asked.out is not None:
         return asked.out
     if task is None or task.spec.data.set != "latents" or task.spec.data.path is None:
         raise UsageError("no folder is named; give --out, or a --task whose data are latents")
+    return place_in(task, task.spec.data.path)
+
+
+def place_in(task: Task, name: str) -> Path:
+    """Where a task reads what a command makes.
+
+    Files of a task that ships lie in the data folder, since the package is not written to.
+    """
     folder = task.folder or Path()
     ships = folder.resolve() == task_files.FOLDER.resolve()
-    return (data_folder() if ships else folder) / task.spec.data.path
+    return (data_folder() if ships else folder) / name
 
 
 def _autoencoder_folder(asked: Asked, task: Task | None) -> Path:

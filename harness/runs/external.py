@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.data.pictures import Pictures, read_pictures
+from harness.data.geneval import RESULTS, PromptFolders, read_pictures, write_results
+from harness.data.pictures import Pictures
 from harness.diffusion.conditions import Condition
 from harness.errors import UsageError
 from harness.files import digest, file_hash
+from harness.metrics.elsewhere import result_lines
 from harness.metrics.evaluator import Evaluator
 from harness.metrics.sampling import Sampler, sample_set
 from harness.provenance import capture_environment
@@ -29,7 +31,7 @@ from harness.runs.identity import outside_run_id
 from harness.runs.log import Report, silent
 from harness.runs.resolve import Parent, Resolved, resolve
 from harness.runs.run import Run
-from harness.runs.saving import Form, forget_sets, save_pictures, save_sets
+from harness.runs.saving import Form, check_pictures, forget_sets, save_pictures, save_sets
 from harness.solvers import Noise
 from harness.tasks import Task
 
@@ -67,10 +69,10 @@ class Outside:
 
 
 def read_samples(path: Path, task: Task) -> Pictures:
-    """The pictures of an ADM-style `.npz` file, or of a folder of PNG.
+    """The pictures of an ADM-style `.npz` file, of a folder of PNG, or of GenEval's layout.
 
     A file holds `arr_0`, uint8 [n, H, W, C], and optionally `arr_1`, labels [n]. A folder has a
-    subfolder for each class if labels are known.
+    subfolder for each class if labels are known, or for each prompt.
 
     Raises UsageError if they are broken or do not fit the task.
     """
@@ -124,14 +126,19 @@ def source_digest(function: Callable[..., Tensor], path: str) -> str:
     return digest([path, sorted(file_hash(file) for file in files if file.is_file())])
 
 
-def _record(
+def outside_record(
     task: Task,
     outside: Outside,
-    content: str,
+    hashes: dict[str, str],
     noise_sets: int,
     metrics: dict[str, Metric],
     device: torch.device,
 ) -> Record:
+    """The record of work from elsewhere.
+
+    Args:
+        hashes: SHA-256 of what the numbers rest on; "evaluated" is that of the work.
+    """
     config = {
         "num_steps": outside.num_steps,
         "seed": 0,
@@ -145,14 +152,14 @@ def _record(
         "extra_features": "",
     }
     return Record(
-        run_id=outside_run_id(task, outside.name, content, config),
+        run_id=outside_run_id(task, outside.name, hashes, config),
         task=task.spec.name,
         task_version=task.spec.version,
         method=outside.name,
         options={},
         config=config,
         target="as stated",
-        hashes={**task.hashes, "evaluated": content},
+        hashes=hashes,
         status="finished",
         metrics=metrics,
         flags=outside.flags,
@@ -171,17 +178,25 @@ def evaluate_samples(
 ) -> Record:
     """The record of a file or folder of samples from unknown noise.
 
-    Without labels in it, metrics that need labels are left out.
+    Without labels or prompts in it, metrics that need them are left out. Where the task's detector
+    judges a folder in GenEval's layout, its result lines stand beside the record.
 
     Args:
         save: the form in which the samples are written beside the record, if they are.
     """
     pictures = read_samples(path, task)
-    metrics = Evaluator(task, nothing_known, device, report=report).of_pictures(pictures)
-    record = _record(task, outside, pictures.sha256, 1, metrics, device)
+    check_pictures(pictures, save)
+    evaluator = Evaluator(task, nothing_known, device, report=report)
+    known = evaluator.known_of_pictures(pictures)
+    metrics = evaluator.of_pictures(pictures, known)
+    hashes = {**task.hashes, "evaluated": pictures.sha256}
+    record = outside_record(task, outside, hashes, 1, metrics, device)
+    if isinstance(pictures, PromptFolders) and "reading" in known:
+        lines = result_lines(pictures, known["reading"])
+        write_results(results / "runs" / record.run_id / RESULTS, lines)
     if save:
         save_pictures(results / "runs" / record.run_id, pictures, save)
-    return _written(record, results)
+    return written_record(record, results)
 
 
 def nothing_known(noise_set: int) -> Tensor:
@@ -214,12 +229,13 @@ def evaluate_callable(
     reference = Reference(task, device, report).samples
     metrics = Evaluator(task, reference, device, report=report).evaluate(samples)
     content = source_digest(function, path)
-    record = _record(task, outside, content, len(sets), metrics, device)
+    hashes = {**task.hashes, "evaluated": content}
+    record = outside_record(task, outside, hashes, len(sets), metrics, device)
     folder = results / "runs" / record.run_id
     forget_sets(folder)
     if save:
         save_sets(folder, task, sets, samples.__getitem__, save, device)
-    return _written(record, results)
+    return written_record(record, results)
 
 
 def _checked(function: Callable[[Tensor, Tensor], Tensor], path: str) -> Sampler:
@@ -268,9 +284,10 @@ def evaluate_student(
     record = run.execute()
     cost = record.cost.model_copy(update={"training": None}) if record.cost else None
     flags = list(dict.fromkeys([*record.flags, *outside.flags]))
-    return _written(record.model_copy(update={"flags": flags, "cost": cost}), results)
+    return written_record(record.model_copy(update={"flags": flags, "cost": cost}), results)
 
 
-def _written(record: Record, results: Path) -> Record:
+def written_record(record: Record, results: Path) -> Record:
+    """Writes a record into its run's folder, and returns it."""
     write_record(results / "runs" / record.run_id / "record.json", record)
     return record

@@ -155,13 +155,13 @@ def setting_name(record: Record) -> str:
     return f"{record.method}-{record.config['num_steps']}-{setting}"
 
 
-def outside_run_id(task: Task, name: str, content: str, config: dict[str, Any]) -> str:
+def outside_run_id(task: Task, name: str, hashes: dict[str, str], config: dict[str, Any]) -> str:
     """The name of a record of work from elsewhere.
 
     Args:
-        content: what was evaluated: the SHA-256 of a file, or of a function's source.
+        hashes: SHA-256 of what its numbers rest on, the work itself included.
     """
-    key = digest([task.digest, task.hashes, name, content, config])[:10]
+    key = digest([task.digest, name, hashes, config])[:10]
     return f"{name}-{config['num_steps']}-{key}"
 
 

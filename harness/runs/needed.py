@@ -13,10 +13,11 @@ from harness.errors import UsageError
 from harness.files import check_hash, data_folder, header_of
 from harness.metrics.spaces import reference_file
 from harness.networks.backbones import build
+from harness.networks.backbones.text import text_widths
 from harness.networks.fit import check_fit
 from harness.networks.said import check_said
 from harness.tasks import Task
-from harness.tasks.spec import InceptionFeatures, Part, Weights
+from harness.tasks.spec import InceptionFeatures, Part, PromptSpec, Weights
 from harness.tasks.task_files import FOLDER
 
 NAMED = {"cifar10": "cifar-10-batches-py", "fashion-mnist": "FashionMNIST/raw"}
@@ -28,7 +29,7 @@ class Needed:
     """A file or folder that a task names.
 
     Attributes:
-        what: data, teacher, features, autoencoder or reference.
+        what: data, prompts, teacher, features, autoencoder or reference.
         place: its path, or where it belongs.
         state: "there", "download" for what a run downloads by itself, "missing" or "wrong".
         note: what is wrong, or where to get what is missing.
@@ -55,6 +56,9 @@ def _entries(task: Task) -> Iterator[tuple[str, Path, Callable[[], object]]]:
         return
     if place := spec.data.path or NAMED.get(spec.data.set):
         yield "data", _place(task, place), lambda: task.split
+    if isinstance(spec.prompts, PromptSpec):
+        prompts = _place(task, spec.prompts.file)
+        yield "prompts", prompts, lambda: _check_prompts(task, prompts)
     if spec.teacher is not None:
         teacher = _place(task, spec.teacher.file)
         yield "teacher", teacher, lambda: _check_weights(task, "teacher", teacher)
@@ -102,6 +106,24 @@ def _published(task: Task) -> Path:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     return Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
+
+
+def _check_prompts(task: Task, path: Path) -> None:
+    """Compares the shapes of a table of prompts with what the network reads, by its header."""
+    spec, (width, pooled) = task.spec.prompts, text_widths(task.network_options)
+    assert isinstance(spec, PromptSpec)
+    check_hash(path, spec.sha256)
+    shapes = header_of(path)[1]
+    length = spec.length or shapes.get("table", (0, 0))[1]
+    wanted = {"table": (length, width)} | ({"table_pooled": (pooled,)} if pooled else {})
+    for name, shape in wanted.items():
+        if (found := shapes.get(name, ())[1:]) != shape:
+            raise UsageError(
+                f"{path} has prompts with {name} of {list(found)}, but task {task.spec.name} "
+                f"needs {list(shape)}: another text encoder made it"
+            )
+    if "null" not in shapes:
+        raise UsageError(f"{path} lacks null, the empty prompt: harness data prompts writes both")
 
 
 def _check_weights(task: Task, part: Part, path: Path) -> None:

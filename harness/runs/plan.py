@@ -14,15 +14,27 @@ from math import sqrt
 import torch
 
 from harness.data.images import ImageSet, Split
+from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Guided
 from harness.diffusion.randomness import Keyed, keyed_initialisation
-from harness.methods import METHODS
+from harness.files import header_of
+from harness.methods import METHODS, MethodConfig
+from harness.methods.parts.adapters import LoRAOptions
 from harness.networks.backbones import build, depth_of
 from harness.networks.backbones.dit import sized
-from harness.runs.cost import PaperProblem, SamplingCost, sampling_cost_on_meta
+from harness.networks.backbones.text import text_widths
+from harness.runs.cost import (
+    PaperProblem,
+    SamplingCost,
+    pass_bytes,
+    sampling_cost_on_meta,
+    training_memory,
+)
 from harness.runs.resolve import Resolved
 from harness.tasks import Task
+from harness.tasks.spec import PromptSpec
 from harness.training.estimate import rehearsal, total_flops
+from harness.training.memory import Memory, loss_bytes
 
 WIDTH, HEADS = 64, 4
 """Of the network on which training is counted."""
@@ -42,6 +54,9 @@ class Narrow(Task):
         tokens = task.shape[1] * task.shape[2] / patch**2
         side = patch * max(2, round(sqrt(tokens * WIDTH / width)))
         self.shape = task.shape[0], side, side
+        self.scale = WIDTH / width
+        self.text_length = round(text_length(task) * self.scale)
+        read = {"text_width": WIDTH} if self.text_length else {"num_classes": task.num_classes}
         self.network_options = {
             "image_size": side,
             "patch_size": patch,
@@ -49,8 +64,21 @@ class Narrow(Task):
             "hidden_size": WIDTH,
             "num_heads": HEADS,
             "depth": depth_of(whole),
-            "num_classes": task.num_classes,
+            **read,
         }
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        """Class labels, or two prompts of noise."""
+        if not self.text_length:
+            return Conditions(self.num_classes)
+        shape = self.text_length, WIDTH
+        text = Condition(text=Keyed("narrow", 0).normal("text", torch.arange(3), shape))
+        return Conditions(2, text[:2], text[2:])
+
+    @property
+    def conditions_hash(self) -> str:
+        return ""
 
     def teacher(self, device: torch.device) -> Guided:
         with keyed_initialisation(0, "narrow"):
@@ -64,7 +92,8 @@ class Narrow(Task):
     @cached_property
     def split(self) -> Split:
         index = torch.arange(IMAGES)
-        images = ImageSet(Keyed("narrow", 0).normal("x", index, self.shape), index % 2)
+        noise = Keyed("narrow", 0).normal("x", index, self.shape)
+        images = ImageSet(noise, index % 2, self.conditions if self.text_length else None)
         return Split(images, images)
 
 
@@ -77,6 +106,9 @@ class Plan:
         steps, images: of training.
         flops: of training, of its trajectories (`trajectories`) and of evaluation samples, by name.
         trajectories, disk: number of trajectories, and their bytes.
+        prompts_disk: bytes of the file of prompts in float16; 0 without prompts.
+        memory: of training; None for a method that trains nothing.
+        micro_batch: samples whose passes are in memory at once.
     """
 
     sampling: SamplingCost
@@ -85,6 +117,9 @@ class Plan:
     flops: dict[str, float]
     trajectories: int
     disk: float
+    prompts_disk: float = 0.0
+    memory: Memory | None = None
+    micro_batch: int = 0
 
     def gpu_hours(self, flops_a_second: float) -> float:
         """Hours of all FLOPs at a speed."""
@@ -99,13 +134,17 @@ def plan(resolved: Resolved) -> Plan:
     one = 2 * sampling.plain_macs / sampling.nfe  # FLOPs of a pass
     samples = task.spec.evaluation.samples * resolved.noise_sets
     flops = {"evaluation samples": 2.0 * sampling.macs * samples}
-    cls, count, disk = METHODS[resolved.method], 0, 0.0
+    cls, count, disk, memory = METHODS[resolved.method], 0, 0.0, None
     if settings.total_steps:
         narrow = Narrow(task)
-        trainer = rehearsal(
-            resolved.method, resolved.config, narrow, resolved.num_steps, settings, CPU
+        config = narrowed(resolved.config, narrow.scale)
+        trainer = rehearsal(resolved.method, config, narrow, resolved.num_steps, settings, CPU)
+        small = problem_of(narrow, narrow.text_length)
+        flops["training"] = total_flops(trainer) / (2 * macs_a_pass(small)) * one
+        passes = loss_bytes(trainer) / pass_bytes(small)
+        memory = training_memory(
+            resolved.method, resolved.config, problem, resolved.num_steps, passes
         )
-        flops["training"] = total_flops(trainer) / (2 * macs_a_pass(narrow)) * one
         if "trajectory" in cls.sources:
             recipe = narrow.recipe.of_run(settings.seed, cls.trajectory_grid(resolved.config))
             recipe = replace(recipe, shape=task.shape)
@@ -113,19 +152,61 @@ def plan(resolved: Resolved) -> Plan:
             flops["trajectories"] = one * recipe.count * recipe.steps * guided
             count, disk = recipe.count, float(recipe.count * recipe.size)
     images = settings.total_steps * settings.batch_size
-    return Plan(sampling, settings.total_steps, images, flops, count, disk)
+    return Plan(
+        sampling,
+        settings.total_steps,
+        images,
+        flops,
+        count,
+        disk,
+        prompts_bytes(problem, task.num_classes),
+        memory,
+        settings.micro_batch_size or settings.batch_size,
+    )
 
 
-def macs_a_pass(task: Task) -> float:
-    """Multiply-adds of one pass of a task's network for one sample; 0 for an exact teacher."""
-    if not task.network_teacher:
+def narrowed(config: MethodConfig, scale: float) -> MethodConfig:
+    """Options for a narrow network: adapters keep their part of its width, on all layers."""
+    if not isinstance(config, LoRAOptions) or config.lora_rank is None:
+        return config
+    rank = max(1, round(config.lora_rank * scale))
+    return config.model_copy(update={"lora_rank": rank, "lora_targets": ()})
+
+
+def prompts_bytes(problem: PaperProblem, count: int) -> float:
+    """Bytes of as many prompts in float16; 0 without text."""
+    if not problem.text_length:
         return 0.0
-    one = sampling_cost_on_meta("teacher", METHODS["teacher"].Config(), problem_of(task), 1)
-    return one.plain_macs
+    width, pooled = text_widths(problem.network_options)
+    return 2.0 * count * (problem.text_length * width + pooled)
 
 
-def problem_of(task: Task) -> PaperProblem:
-    """A task as a problem without data or weights; data of standard deviation 1 stand for its."""
+def macs_a_pass(problem: PaperProblem) -> float:
+    """Multiply-adds of one pass of a network for one sample; 0 for an exact teacher."""
+    if not problem.network_teacher:
+        return 0.0
+    return sampling_cost_on_meta("teacher", METHODS["teacher"].Config(), problem, 1).plain_macs
+
+
+def text_length(task: Task) -> int:
+    """Tokens of a task's prompts; 0 for class labels.
+
+    Raises UsageError for prompts whose number of tokens is neither in the task nor in a file.
+    """
+    prompts = task.spec.prompts
+    if prompts is None:
+        return 0
+    if not isinstance(prompts, PromptSpec):
+        return task.conditions.null.text.shape[1]  # type: ignore[union-attr]
+    return prompts.length or header_of(task.path(prompts))[1]["table"][1]
+
+
+def problem_of(task: Task, length: int | None = None) -> PaperProblem:
+    """A task as a problem without data or weights; data of standard deviation 1 stand for its.
+
+    Args:
+        length: tokens of a prompt; None takes the task's.
+    """
     return PaperProblem(
         task.shape,
         task.num_classes,
@@ -135,5 +216,7 @@ def problem_of(task: Task) -> PaperProblem:
         task.prediction_type,
         data_std=1.0,
         guidance_scale=task.guidance_scale,
+        network_teacher=task.network_teacher,
         grid=task.spec.trajectories.grid,
+        text_length=text_length(task) if length is None else length,
     )

@@ -11,8 +11,9 @@ import torch
 
 from harness.data.trajectories import check_store_disk, missing_count, store_folder
 from harness.methods import METHODS, Method
+from harness.metrics.clip import CLIP
 from harness.metrics.evaluator import Evaluator
-from harness.metrics.extractors import EXTRACTORS
+from harness.metrics.extra import EXTRACTORS
 from harness.metrics.sampling import Sampler, sampling_cost
 from harness.runs.build import Reference, build, sampler_of
 from harness.runs.identity import run_settings
@@ -148,7 +149,8 @@ def metric_seconds(run: Run, method: Method) -> dict[str, float]:
         extractor = EXTRACTORS[wanted.name](wanted.path, device)
         one = shortest(lambda made=extractor: made(images[:FEW]), device, few) / FEW  # type: ignore[misc]
         found["sample"] += one
-        found["once"] += one * (len(real) + evaluator.floor_n(spec.samples))
+        references = 0 if isinstance(extractor, CLIP) else len(task.split.reference)
+        found["once"] += one * (references + evaluator.floor_n(spec.samples))
     return found
 
 

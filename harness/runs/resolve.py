@@ -11,7 +11,7 @@ from harness.data.recipe import Recipe
 from harness.errors import UsageError, unknown
 from harness.files import file_hash
 from harness.methods import METHODS, Method, MethodConfig
-from harness.metrics.extractors import EXTRACTORS
+from harness.metrics.extra import EXTRACTORS
 from harness.records import TrainingBill, read_record
 from harness.runs import identity
 from harness.runs.budgets import evaluated_noise_sets, parse_budget, training_steps
@@ -157,7 +157,7 @@ def options_on(task: Task, config: RunConfig) -> MethodConfig:
     """
     tuned = task.spec.defaults.get(config.method, {})
     parse_options(config.method, tuned, f"task {task.spec.name}, defaults of {config.method}")
-    METHODS[config.method].check_conditions(task.conditions, task.spec.name)
+    METHODS[config.method].check_conditions(task.spec.name, task.spec.prompts is not None)
     options = parse_options(config.method, {**tuned, **config.options})
     if options.needs_network_teacher and not task.network_teacher:
         raise UsageError(
@@ -239,9 +239,9 @@ def _check_training_free(config: RunConfig, task: Task) -> None:
 def extra_features(config: RunConfig) -> tuple[ExtraFeatures, ...]:
     """The extra feature networks of a config.
 
-    Raises UsageError for an unknown name or a missing file.
+    Raises UsageError for an unknown name, a missing file, or two networks of one metric.
     """
-    found = []
+    found: list[ExtraFeatures] = []
     for wanted in config.extra_features:
         name, equals, file = wanted.partition("=")
         if name not in EXTRACTORS:
@@ -250,6 +250,10 @@ def extra_features(config: RunConfig) -> tuple[ExtraFeatures, ...]:
             raise UsageError(
                 f"extra_features: there is no file of weights {file!r}; "
                 f"give {name}=FILE, or {name} alone to download it"
+            )
+        if any(EXTRACTORS[name].metric == EXTRACTORS[other.name].metric for other in found):
+            raise UsageError(
+                f"extra_features names two networks of {EXTRACTORS[name].metric}: leave one out"
             )
         found.append(
             ExtraFeatures(name, Path(file), file_hash(Path(file)))

@@ -17,7 +17,7 @@ from harness.errors import HarnessError, RunFailed
 from harness.files import read_tensors
 from harness.methods import Method
 from harness.metrics.evaluator import Evaluator
-from harness.metrics.extractors import EXTRACTORS
+from harness.metrics.extra import EXTRACTORS
 from harness.metrics.sampling import Sampler, sample_set
 from harness.provenance import capture_environment
 from harness.records import Environment, Record, TrainingBill, write_record

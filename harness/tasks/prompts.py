@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from harness.data.cache import cached_tensors
-from harness.data.scene_prompts import WORDS, Prompt, words_of
+from harness.data.scene_prompts import MOST_WORDS, WORDS, Prompt, words_of
 from harness.data.scenes import JUDGED, PROMPTS, judged_prompts, training_prompts
 from harness.diffusion.conditions import Condition, Conditions
 from harness.files import digest, read_tensors
@@ -16,14 +17,17 @@ from harness.networks.text import TextEncoder, padded
 from harness.provenance import code_digest
 
 
-def from_file(path: Path, sha256: str) -> Conditions:
-    """The embeddings of a file, as `PromptSpec` describes it."""
+def from_file(path: Path, sha256: str | None) -> Conditions:
+    """The embeddings of a file, as `PromptSpec` describes it; they stay there until they are used.
+
+    Raises UsageError if the file is missing or broken, or has another SHA-256.
+    """
     found = read_tensors(path, sha256)
     prompts, none = (
         Condition(
-            text=found[name].float(),
+            text=found[name],
             text_mask=found[f"{name}_mask"].bool() if f"{name}_mask" in found else None,
-            pooled=found[f"{name}_pooled"].float() if f"{name}_pooled" in found else None,
+            pooled=found.get(f"{name}_pooled"),
         )
         for name in ("table", "null")
     )
@@ -38,11 +42,12 @@ def written(judged: bool) -> tuple[Prompt, ...]:
 def tokens_of(prompts: Sequence[Prompt]) -> Conditions:
     """Prompts as tokens [count, length]; the last is the empty prompt, which is the null one."""
     numbers = [[WORDS.index(word) for word in words_of(prompt.text)] for prompt in prompts]
-    tokens, mask = padded([*numbers, []])
+    tokens, mask = padded([*numbers, []], MOST_WORDS)
     whole = Condition(text=tokens, text_mask=mask)
     return Conditions(len(prompts), whole[: len(prompts)], whole[len(prompts) :])
 
 
+@cache
 def texts_hash(encoder: str) -> str:
     """SHA-256 of all prompts of scenes and of their encoder's weights."""
     return digest([[p.text for judged in (False, True) for p in written(judged)], encoder])

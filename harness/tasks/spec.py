@@ -174,11 +174,15 @@ class DataSpec(_Spec):
 class PromptSpec(_Spec):
     """A text encoder's outputs for the task's prompts; a sample's label is its prompt's number."""
 
+    added = frozenset({"length"})
+
     file: str
     """A safetensors file with `table` [count, length, width] and `null` [1, length, width], the
-    embedding of no prompt."""
-    sha256: str
-    """SHA-256 of the file."""
+    embedding of no prompt, as `harness data prompts` writes it."""
+    sha256: str | None = None
+    """SHA-256 of the file. None takes it as it is found, and records state its SHA-256."""
+    length: int | None = None
+    """Tokens of each prompt in the file, by which costs are counted while it is missing."""
 
 
 class EncoderSpec(Weights):
@@ -311,7 +315,7 @@ class TaskSpec(_Spec):
     budgets: dict[str, Budget]
     sources: dict[str, str] = {}
     """Where files that do not ship come from, by what they are: teacher, features, data,
-    autoencoder or reference. `--dry-run` says it of those that are missing."""
+    prompts, autoencoder or reference. `--dry-run` says it of those that are missing."""
     defaults: dict[str, dict[str, Any]] = {}
     """Default options on this task, by method: results of a search, or values that suit the
     networks."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from harness.data.geneval import metadata_of
 from harness.errors import UsageError
 from harness.files import data_folder, found_hash
 from harness.networks.autoencoder import WEIGHTS as AUTOENCODER_WEIGHTS
-from harness.tasks.prompts import texts_hash
+from harness.tasks.prompts import texts_hash, written
 from harness.tasks.spec import (
     ClassifierFeatures,
     EncoderSpec,
@@ -69,7 +71,16 @@ class TaskFiles:
         prompts = self.spec.prompts
         if isinstance(prompts, WrittenPrompts):
             return texts_hash(self._sha256(prompts.encoder, "text encoder"))
-        return prompts.sha256 if prompts else ""
+        if prompts is None:
+            return ""
+        return prompts.sha256 or found_hash(self.path(prompts))
+
+    @cached_property
+    def judged_prompts(self) -> tuple[dict[str, Any], ...] | None:
+        """What GenEval's files say of each prompt of evaluation; None where no words are known."""
+        if not isinstance(self.spec.prompts, WrittenPrompts):
+            return None
+        return tuple(metadata_of(prompt) for prompt in written(judged=True))
 
     def made(self, part: Part) -> str:
         """SHA-256 of a trained network.

@@ -114,7 +114,7 @@ def run_checks(
     Raises UsageError for prompts if the method needs class labels.
     """
     task = tiny_task(folder / "task", prompts)
-    METHODS[name].check_conditions(task.conditions, task.spec.name)
+    METHODS[name].check_conditions(task.spec.name, prompts)
     for check in checks_of(name):
         what = (check.__doc__ or "").strip().partition("\n")[0]
         try:

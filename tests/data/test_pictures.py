@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.data.pictures import NpzPictures, Pictures, read_pictures, write_npz, write_pngs
+from harness.data.geneval import read_pictures
+from harness.data.pictures import NpzPictures, Pictures, write_npz, write_pngs
 from harness.diffusion.randomness import Keyed
 from harness.errors import UsageError
 

@@ -170,7 +170,7 @@ def test_a_students_weights_are_sampled_as_the_method_does(tiny: Task, tmp_path:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ([], "give one of --samples, --student and --callable"),
+        ([], "give one of --samples, --student, --callable and --geneval-results"),
         (["--samples", "a.npz", "--callable", "a:b"], "give one of"),
         (["--samples", "nowhere.npz"], "cannot read nowhere.npz: No such file"),
         (

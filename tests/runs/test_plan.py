@@ -10,8 +10,9 @@ import torch
 
 from harness.data import shards
 from harness.errors import UsageError
-from harness.runs.config import parse_config
-from harness.runs.plan import Narrow, plan
+from harness.methods.parts.adapters import LoRAOptions
+from harness.runs.config import parse_config, parse_options
+from harness.runs.plan import WIDTH, Narrow, narrowed, plan
 from harness.runs.resolve import resolve
 from harness.runs.run import run
 from harness.tasks import Task, load_task
@@ -45,6 +46,18 @@ def test_ard_costs_what_its_paper_says() -> None:
     passes = found.flops["training"] / found.images / (2 * found.sampling.plain_macs / 4)
     assert passes == pytest.approx(3 * 4, rel=0.03)
     assert found.flops["trajectories"] == pytest.approx(100_000 * 25 * 2 * 237.24e9, rel=1e-3)
+
+
+def test_adapters_are_as_narrow_as_their_network() -> None:
+    """They keep their part of the width, and names of layers are the wide network's."""
+    plain = parse_options("step-distillation", {})
+    assert narrowed(plain, 1 / 18) is plain
+    config = parse_options("step-distillation", {"lora_rank": 72, "lora_targets": "attn1.to_q"})
+    assert isinstance(config, LoRAOptions)
+    narrow = narrowed(config, WIDTH / 1152)
+    assert isinstance(narrow, LoRAOptions)
+    assert (narrow.lora_rank, narrow.lora_targets) == (4, ())
+    assert config.lora_rank == 72
 
 
 @pytest.mark.slow

@@ -179,6 +179,9 @@ DIGESTS = {
     "imagenet256": (1, "4f59c2dd7c01d331"),
     "imagenet256-sit": (1, "e0061c8873eec765"),
     "imagenet64": (1, "9882a44d1fbea0e2"),
+    "pixart-1024": (1, "6dd3c73dbc6c5e5f"),
+    "sd3-1024": (1, "7fdd35954cb23663"),
+    "flux-1024": (1, "d548d1ea1bdbaed6"),
 }
 
 

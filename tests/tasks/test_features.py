@@ -47,7 +47,7 @@ def test_inception_without_a_file_is_torch_fidelitys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("features", "complaint"),
     [
-        ({"kind": "vgg"}, "'classifier', 'inception', 'dinov2'"),
+        ({"kind": "vgg"}, "'classifier', 'detector', 'inception', 'dinov2'"),
         ({"kind": "dinov2"}, "features.dinov2.file: Field required"),
         ({"kind": "inception", "training": {}}, "Extra inputs are not permitted"),
     ],
