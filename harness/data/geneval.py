@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from harness.data.pictures import FolderPictures, NpzPictures, Pictures, PngPictures, write_png
+from harness.data.prompt_files import check_prompt
 from harness.data.scene_prompts import COLOURS, OBJECTS, RELATIONS, Prompt
 from harness.errors import UsageError
 from harness.files import digest, file_hash, write_text
@@ -28,8 +28,6 @@ from harness.files import digest, file_hash, write_text
 METADATA, SAMPLES = "metadata.jsonl", "samples"
 RESULTS = "results.jsonl"
 """The usual name of a file of verdicts."""
-MOST_CHARACTERS = 4096
-"""Characters of a prompt. A task may allow fewer."""
 TAG = re.compile(r"[\w -]{1,64}")
 """What names a kind of prompts."""
 
@@ -196,15 +194,7 @@ def _prompt(content: dict[str, Any], where: str) -> str:
     text = content.get("prompt")
     if not isinstance(text, str):
         raise UsageError(f'{where} has no prompt: write a mapping such as {{"prompt": "a dog"}}')
-    if not text.strip():
-        raise UsageError(f"{where} has an empty prompt: write what the picture should show")
-    if len(text) > MOST_CHARACTERS:
-        raise UsageError(
-            f"{where} has a prompt of {len(text):,} characters, but at most {MOST_CHARACTERS} "
-            "are read"
-        )
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
-        raise UsageError(f"{where}: prompt {_shown(text)} has control characters: leave them out")
+    check_prompt(text, f"{where}: its prompt")
     return text
 
 

@@ -54,9 +54,7 @@ def check_prompt(text: str, where: str) -> None:
         where: the place of the prompt, as the error names it.
     """
     if not text.strip():
-        raise UsageError(
-            f"{where} is empty: delete it; the empty prompt of guidance is always encoded too"
-        )
+        raise UsageError(f"{where} is empty: delete it, or say what a picture should show")
     if len(text) > MOST_CHARACTERS:
         raise UsageError(
             f"{where} has {len(text)} characters, but a prompt has at most {MOST_CHARACTERS}: "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.geneval import metadata_of
+from harness.data.prompt_table import prompts_of
 from harness.errors import UsageError
 from harness.files import data_folder, found_hash
 from harness.networks.autoencoder import WEIGHTS as AUTOENCODER_WEIGHTS
@@ -78,9 +79,12 @@ class TaskFiles:
     @cached_property
     def judged_prompts(self) -> tuple[dict[str, Any], ...] | None:
         """What GenEval's files say of each prompt of evaluation; None where no words are known."""
-        if not isinstance(self.spec.prompts, WrittenPrompts):
+        prompts = self.spec.prompts
+        if isinstance(prompts, WrittenPrompts):
+            return tuple(metadata_of(prompt) for prompt in written(judged=True))
+        if prompts is None or not (path := self.path(prompts)).is_file():
             return None
-        return tuple(metadata_of(prompt) for prompt in written(judged=True))
+        return tuple({**each.about, "prompt": each.text} for each in prompts_of(path)) or None
 
     def made(self, part: Part) -> str:
         """SHA-256 of a trained network.

@@ -145,12 +145,12 @@ BROKEN = {
     "is not JSON": "{",
     "should be a mapping, but it is": "[]",
     "has no prompt": '{"tag": "counting"}',
-    "has an empty prompt": '{"prompt": "  "}',
+    "its prompt is empty": '{"prompt": "  "}',
     "unknown word 'dog' in prompt": '{"prompt": "a dog"}',
     "is not understood: say it as in": '{"prompt": "red red red"}',
-    "has a prompt of 10,000 characters": json.dumps({"prompt": "seven " * 1666 + "seve"}),
+    "its prompt has 10000 characters": json.dumps({"prompt": "seven " * 1666 + "seve"}),
     "a prompt has 3,000 characters, but at most 1000": json.dumps({"prompt": "a seven " * 375}),
-    "has control characters": '{"prompt": "a\\u0007 seven"}',
+    "its prompt has the control character U+0007": '{"prompt": "a\\u0007 seven"}',
 }
 
 
