@@ -16,7 +16,7 @@ import yaml
 
 from harness.tasks import Task, load_task
 from harness.tasks import task_files as tasks_base
-from harness.training.tiny_task import tiny_spec
+from harness.training.tiny_task import tiny_spec, tiny_text_spec
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -39,3 +39,12 @@ def tiny_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny(tiny_folder: Path) -> Task:
     """The tiny task."""
     return load_task("tiny")
+
+
+@pytest.fixture
+def tiny_text(tiny_folder: Path) -> Task:
+    """The tiny task with prompts."""
+    weights = tiny_folder / "text"
+    weights.mkdir()
+    (tiny_folder / "tiny-text.yaml").write_text(yaml.safe_dump(tiny_text_spec(weights)))
+    return load_task("tiny-text")

@@ -279,6 +279,24 @@ def test_what_cannot_be_loaded(
     assert done.output.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("parent", "code", "said"),
+    [
+        ("teacher import Teacher", 0, "mine: ok     padding"),
+        ("imm import IMM", 2, "mine needs class labels, but task tiny-text is conditioned on text"),
+    ],
+)
+def test_a_method_is_checked_on_prompts(parent: str, code: int, said: str, tmp_path: Path) -> None:
+    file, (name, cls) = tmp_path / "mine.py", parent.split(" import ")
+    file.write_text(
+        f"from harness.methods import METHODS\nfrom harness.methods.{name} import {cls}\n\n"
+        f'@METHODS.register("mine")\nclass Mine({cls}):\n    """Another name."""\n'
+    )
+    done = call("test-method", file, "--prompts")
+    assert done.exit_code == code, done.output
+    assert said in done.output
+
+
 def test_a_file_without_a_method(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("")
     done = call("test-method", tmp_path / "empty.py")

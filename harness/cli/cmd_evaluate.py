@@ -189,9 +189,10 @@ def warn_of_size(record: Record, task: str, expected: int) -> None:
     help="KEY=VALUE for an option of the method.",
     metavar="KEY=VALUE",
 )
+@click.option("--prompts", is_flag=True, help="Check on a task with prompts for class labels.")
 @common()
 def test_method_command(
-    file: Path, method: str | None, assignments: tuple[str, ...], as_json: bool
+    file: Path, method: str | None, assignments: tuple[str, ...], prompts: bool, as_json: bool
 ) -> None:
     """Check that the methods of FILE keep the contract of a method.
 
@@ -205,7 +206,7 @@ def test_method_command(
             f"{file} registers no method; decorate a class with @METHODS.register(NAME)"
         )
     options = dict(assignment.partition("=")[::2] for assignment in assignments)
-    outcomes = _outcomes(names, options, quiet=as_json)
+    outcomes = _outcomes(names, options, prompts, quiet=as_json)
     if as_json:
         click.echo(
             json.dumps(
@@ -233,7 +234,9 @@ def _registered(file: Path) -> list[str]:
     return sorted(set(methods.names()) - before)
 
 
-def _outcomes(names: list[str], options: dict[str, str], quiet: bool) -> dict[str, list[Any]]:
+def _outcomes(
+    names: list[str], options: dict[str, str], prompts: bool, quiet: bool
+) -> dict[str, list[Any]]:
     """The outcomes of all checks, by method; without `quiet` each is printed at once."""
     from harness.files import environment_with
     from harness.runs.config import parse_options
@@ -246,7 +249,7 @@ def _outcomes(names: list[str], options: dict[str, str], quiet: bool) -> dict[st
     ):
         for name in names:
             parsed = parse_options(name, options).model_dump()
-            for outcome in run_checks(name, Path(folder) / name, parsed):
+            for outcome in run_checks(name, Path(folder) / name, parsed, prompts):
                 found[name].append(outcome)
                 if not quiet:
                     click.echo(

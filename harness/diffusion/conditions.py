@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from harness.diffusion.randomness import Keyed
 
+T = TypeVar("T")
 PARTS = ("labels", "text", "text_mask", "pooled")
 """The parts of a condition beside the scalars."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Condition:
     """The conditions of a batch, which is the first axis of every tensor.
+
+    Two conditions are equal if they are the same object.
 
     Attributes:
         labels: class labels [B], int64, or None.
@@ -26,6 +30,7 @@ class Condition:
             guidance scale. A network reads those that it was built with.
         text_mask: which of the text's outputs belong to the text [B, length], bool; None means all.
         pooled: one vector for the whole text [B, width], which some networks take beside it.
+        kept: what `once` keeps; None keeps nothing.
     """
 
     labels: Tensor | None = None
@@ -33,6 +38,7 @@ class Condition:
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
     text_mask: Tensor | None = None
     pooled: Tensor | None = None
+    kept: dict[Hashable, Any] | None = None
 
     @property
     def classes(self) -> Tensor:
@@ -57,7 +63,33 @@ class Condition:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Condition:
         parts = {name: None if x is None else change(x) for name, x in self._parts.items()}
-        return Condition(**parts, scalars={name: change(x) for name, x in self.scalars.items()})
+        scalars = {name: change(x) for name, x in self.scalars.items()}
+        return Condition(**parts, scalars=scalars, kept=self._none_yet)
+
+    @property
+    def _none_yet(self) -> dict[Hashable, Any] | None:
+        """What other conditions, made of these, have kept."""
+        return None if self.kept is None else {}
+
+    def keeping(self) -> Condition:
+        """The same conditions for one run of sampling, in which no weight changes."""
+        return replace(self, kept={})
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """`compute()`; conditions that keep compute it at the first call with this key alone.
+
+        Conditions that are made of these, by an index or for guidance, keep for themselves. Those
+        with other scalars share what is kept.
+
+        Args:
+            key: names what is computed, such as the module that computes it.
+            compute: reads the labels and the text, but no scalar.
+        """
+        if self.kept is None:
+            return compute()
+        if key not in self.kept:
+            self.kept[key] = compute()
+        return self.kept[key]
 
     def __getitem__(self, index: slice | Tensor) -> Condition:
         return self._each(lambda x: x[index])
@@ -80,7 +112,7 @@ class Condition:
     def with_scalars(self, **scalars: Tensor) -> Condition:
         """The same with these numbers [B] added; they replace earlier ones of the same name."""
         more = {name: value.float() for name, value in scalars.items()}
-        return Condition(**self._parts, scalars={**self.scalars, **more})
+        return replace(self, scalars={**self.scalars, **more})
 
     def replaced(self, where: Tensor, null: Condition) -> Condition:
         """The same with the parts of `null`, a batch of one, where the mask [B] is true.
@@ -105,7 +137,7 @@ class Condition:
 
         theirs = null._parts
         parts = {name: one(mine, theirs[name]) for name, mine in self._parts.items()}
-        return Condition(**parts, scalars=self.scalars)
+        return Condition(**parts, scalars=self.scalars, kept=self._none_yet)
 
 
 @dataclass(frozen=True)

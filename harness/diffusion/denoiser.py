@@ -141,9 +141,8 @@ class Guided(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         if not isinstance(self.scale, Tensor) and self.scale == 1.0:
             return self.denoiser(x_t, t, cond)
-        both = cond.repeat(2).replaced(
-            torch.arange(2 * len(x_t), device=x_t.device) >= len(x_t), self.null
-        )
+        both = cond.once(self.null, lambda: self.both(cond, x_t))
+        both = both.with_scalars(**{name: x.repeat(2) for name, x in cond.scalars.items()})
         t_both = t if t.dim() == 0 else t.repeat(2)
         kind = self.denoiser.prediction_type
         with_cond, without = getattr(
@@ -156,6 +155,11 @@ class Guided(nn.Module):
         if (side := self.norm_patch) is not None:
             guided = guided * (patch_norms(with_cond, side) / patch_norms(guided, side))
         return predict(guided, x_t, t, self.schedule, kind)
+
+    def both(self, cond: Condition, x_t: Tensor) -> Condition:
+        """The conditions of the samples x_t [B, ...], then as many null conditions: 2 B."""
+        second = torch.arange(2 * len(x_t), device=x_t.device) >= len(x_t)
+        return cond.repeat(2).replaced(second, self.null)
 
     def with_network(self, network: nn.Module) -> Guided:
         """The same teacher with another network."""

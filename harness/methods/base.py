@@ -187,6 +187,13 @@ class Method(ABC):
         """Raises UsageError if the options do not suit the task; runs before any computation."""
 
     @classmethod
+    def check_conditions(cls, task: str, prompts: bool) -> None:
+        """Raises UsageError if the method needs class labels, but a task of this name has none."""
+        if cls.needs_labels and prompts:
+            name = METHODS.name_of(cls)
+            raise UsageError(f"{name} needs class labels, but task {task} is conditioned on text")
+
+    @classmethod
     def trajectory_grid(cls, config: Any) -> tuple[str, int] | None:
         """The grid of levels and K of the trajectories to learn from; None for the task's own."""
         return None

@@ -22,17 +22,19 @@ KINDS = {
     "attn.qkv": "attention projections",
     "attn.proj": "attention projections",
     "attn": "attention products",
+    "cross": "cross-attention",
     "mlp": "MLP",
     "adaLN_modulation": "adaLN",
     "x_embedder": "embeddings",
     "t_embedder": "embeddings",
     "y_embedder": "embeddings",
+    "text_embedder": "embeddings",
     "final_layer": "final layer",
 }
 """Kinds of layers by module of a diffusion transformer."""
 _MODULE = re.compile(
-    r"\.(?:blocks\.\d+\.(attn\.qkv|attn\.proj|attn|mlp|adaLN_modulation)"
-    r"|(x_embedder|t_embedder|y_embedder|final_layer)\d*)$"
+    r"\.(?:blocks\.\d+\.(attn\.qkv|attn\.proj|attn|cross|mlp|adaLN_modulation)"
+    r"|(x_embedder|t_embedder|y_embedder|text_embedder|final_layer)\d*)$"
 )
 
 

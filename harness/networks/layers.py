@@ -7,6 +7,7 @@ all tokens. N is the number of samples B, or B S where a pass takes S states of 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -53,7 +54,8 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, cond: Condition) -> Tensor:
         """x [B S, T, d] under the text of B samples to the shape of x.
 
-        The text's keys are computed once for all states of a sample.
+        The text's keys and values are computed once for all states of a sample, and once for all
+        steps where the conditions keep them (`Condition.once`).
 
         Raises ValueError if the conditions have no text.
         """
@@ -61,12 +63,15 @@ class CrossAttention(nn.Module):
             raise ValueError("the network attends to text, but the conditions have none")
         states = self.q(x).unflatten(0, (len(cond.text), -1)).flatten(1, 2)
         q = states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k, v = (
-            self.kv(cond.text).unflatten(-1, (2, self.num_heads, -1)).movedim(2, 0).transpose(2, 3)
-        )
+        k, v = cond.once(self, partial(self.keys_values, cond.text))
         mask = None if cond.text_mask is None else cond.text_mask[:, None, None]
         out = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
         return self.proj(out).view_as(x)
+
+    def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, heads, length, head width] of a text [B, length, text width]."""
+        k, v = self.kv(text).unflatten(-1, (2, self.num_heads, -1)).movedim(2, 0).transpose(2, 3)
+        return k, v
 
 
 class Offset(nn.Module):

@@ -78,7 +78,8 @@ class SamplingCost:
 
     Attributes:
         macs: MACs of the whole sampler.
-        plain_macs: MACs of as many passes of the plain network, which step distillation takes.
+        plain_macs: MACs of as many passes of the plain network in one run of sampling, which step
+            distillation takes. Later passes spare what the first computed of a text.
         by_kind: `macs` by kind of layer.
         nfe: network passes.
         parameters: number of parameters of the sampled network, those of adapters included.
@@ -197,8 +198,9 @@ def sampling_cost_on_meta(
     x = torch.empty(1, *problem.shape, device="meta")
     cond, sampled = problem.condition("meta"), built.sampled_network
     trained = built.student_player.trained if built.players else []
+    time, kept = torch.empty(1, device="meta"), cond.keeping()
     with torch.no_grad():
-        plain = count_macs(lambda: network(x, torch.empty(1, device="meta"), cond))
+        first, later = (count_macs(lambda: network(x, time, kept)) for _ in range(2))
     with torch.no_grad(), count_passes(sampled) as passes, carried_caches(sampled) as caches:
         by_kind = macs_by_kind(
             lambda: sample(built.solver, built.student, x, built.levels, cond, lambda name: x)
@@ -213,7 +215,7 @@ def sampling_cost_on_meta(
     carried = caches[-2].keys_values if len(caches) > 1 else ()
     return SamplingCost(
         macs=macs,
-        plain_macs=plain * passes.total,
+        plain_macs=first + later * (passes.total - 1),
         by_kind=by_kind,
         nfe=passes.total,
         parameters=parameters(sampled),

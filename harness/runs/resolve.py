@@ -157,10 +157,7 @@ def options_on(task: Task, config: RunConfig) -> MethodConfig:
     """
     tuned = task.spec.defaults.get(config.method, {})
     parse_options(config.method, tuned, f"task {task.spec.name}, defaults of {config.method}")
-    if METHODS[config.method].needs_labels and task.spec.prompts is not None:
-        raise UsageError(
-            f"{config.method} needs class labels, but task {task.spec.name} is conditioned on text"
-        )
+    METHODS[config.method].check_conditions(task.spec.name, task.spec.prompts is not None)
     options = parse_options(config.method, {**tuned, **config.options})
     if options.needs_network_teacher and not task.network_teacher:
         raise UsageError(

@@ -113,6 +113,7 @@ def _steps(
     solver: Solver, model: Any, x_T: Tensor, levels: Tensor, cond: Condition, noise: Noise | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The new x and the predicted x_0 after each step."""
+    cond = cond.keeping()  # no weight changes before the last step
     x, state = x_T, solver.init(model, x_T, cond)
     for t, s in pairwise(levels):
         x, x_0, state = solver.step(model, x, t, s, cond, state, noise)

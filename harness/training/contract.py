@@ -18,6 +18,7 @@ from harness.training.case import Case
 from harness.training.exact_checks import default_steps
 from harness.training.level_checks import gradient_by_level, trained_levels
 from harness.training.precision_checks import precision
+from harness.training.prompt_checks import padding
 from harness.training.sampling_checks import (
     canonical,
     generator,
@@ -50,6 +51,7 @@ EVERY: tuple[Check, ...] = (
     neighbours,
     untrained,
     generator,
+    padding,
     default_steps,
 )
 """Checks of all methods."""
@@ -101,9 +103,18 @@ def few_steps(case: Case) -> int:
     return 2
 
 
-def run_checks(name: str, folder: Path, options: dict[str, Any] | None = None) -> Iterator[Outcome]:
-    """Runs all checks of a method, one after the other."""
-    task = tiny_task(folder / "task")
+def run_checks(
+    name: str, folder: Path, options: dict[str, Any] | None = None, prompts: bool = False
+) -> Iterator[Outcome]:
+    """Runs all checks of a method, one after the other.
+
+    Args:
+        prompts: whether the task has prompts in place of class labels.
+
+    Raises UsageError for prompts if the method needs class labels.
+    """
+    task = tiny_task(folder / "task", prompts)
+    METHODS[name].check_conditions(task.spec.name, prompts)
     for check in checks_of(name):
         what = (check.__doc__ or "").strip().partition("\n")[0]
         try:

@@ -1,6 +1,6 @@
-"""A check against an exact answer: a teacher whose data is one image for each class.
+"""A check against an exact answer: a teacher whose data is one image for each class or prompt.
 
-Its network gives the class's image as x_0, whatever x_t is, and so is exact at every level. Its ODE
+Its network gives that image as x_0, whatever x_t is, and so is exact at every level. Its ODE
 leads along `alpha_t x_0 + sigma_t x_T`. So each point of a student's path is known.
 """
 
@@ -25,7 +25,7 @@ from harness.training.trainer import Trainer
 
 SAMPLES = 40
 """Samples that are looked at, and samples in a training step."""
-STAYS, LEARNS = 15, 100
+STAYS, LEARNS = 15, 150
 """Steps of training of a student that is exact before it, and of another one."""
 NEAR, FALL, NOISE_OFF = 0.05, 0.9, 0.1
 """Distances: one that counts as none, as a share of pure noise's; what training may leave of a path
@@ -74,9 +74,9 @@ def number_of_steps(case: Case) -> int:
 
 
 def with_exact_teacher(case: Case, count: int) -> Case:
-    """The case at a number of steps, on one image for each class and its exact teacher."""
+    """The case at a number of steps, on one image for each condition and its exact teacher."""
     task, path = case.task, case.folder / "exact.safetensors"
-    labels = torch.arange(task.num_classes)
+    labels = torch.arange(task.conditions.count)
     state, images = exact_network(task, labels)
     case.folder.mkdir(parents=True, exist_ok=True)
     write_tensors(path, state)
@@ -95,20 +95,20 @@ def with_exact_teacher(case: Case, count: int) -> Case:
         ),
     }
     exact = Task(spec.model_copy(update=update), task.folder)
-    real = ImageSet(images.repeat(SAMPLES, 1, 1, 1), labels.repeat(SAMPLES))
+    real = ImageSet(images.repeat(SAMPLES, 1, 1, 1), labels.repeat(SAMPLES), task.conditions)
     exact.split = Split(real, real)
     return replace(case, task=exact, num_steps=count)
 
 
 @torch.no_grad()
 def exact_network(task: Task, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """The task's network, changed to give an image of standard deviation 0.5 for each class.
+    """The task's network, changed to give an image of standard deviation 0.5 for each condition.
 
-    Its final layer sees the label alone: there is no time in the conditioning vector, and adaLN's
-    scale of -1 leaves its shift.
+    Its final layer sees the label or the text's mean alone: there is no time in the conditioning
+    vector, and adaLN's scale of -1 leaves its shift.
 
     Returns:
-        Its weights, and the images [classes, C, H, W].
+        Its weights, and the images [conditions, C, H, W].
     """
     network = task.teacher(CPU).denoiser.network
     state = network.state_dict()

@@ -1,4 +1,7 @@
-"""A small task: 8 x 8 digits, and a 3-layer teacher and a feature network with random weights."""
+"""Small tasks: 8 x 8 digits, and a 3-layer teacher and a feature network with random weights.
+
+One task has class labels, the other prompts of different lengths.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from harness.diffusion.randomness import keyed_initialisation
+from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.files import file_hash, write_tensors
 from harness.networks.backbones import build
 from harness.networks.classifier import Classifier
@@ -24,16 +27,22 @@ NETWORK: dict[str, Any] = {
     "num_classes": 10,
 }
 """The description of the teacher's network."""
+TEXT_WIDTH, LONGEST, PROMPTS = 6, 4, 10
+"""Width and greatest number of a prompt's embeddings, and number of prompts."""
+TEXT_NETWORK: dict[str, Any] = {**NETWORK, "num_classes": 0, "text_width": TEXT_WIDTH}
+"""The description of the network of a teacher that reads prompts."""
 
 
-def _random_weights(folder: Path) -> dict[str, Any]:
+def _random_weights(folder: Path, network: dict[str, Any]) -> dict[str, Any]:
     """Writes the random weights to `folder` and returns their entries in the spec."""
     with keyed_initialisation(0, "tiny"):
-        teacher, features = build(NETWORK), Classifier((1, 8, 8), 10)
+        teacher, features = build(network), Classifier((1, 8, 8), 10)
         # A fresh DiT outputs zeros, so its last layers get random weights.
         for name, parameter in teacher.named_parameters():
             if "adaLN" in name or "final_layer" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
+            if "cross.proj" in name:
+                torch.nn.init.normal_(parameter, std=0.5)
     files = {"teacher": teacher, "features": features}
     for name, module in files.items():
         write_tensors(folder / f"{name}.safetensors", module.state_dict())
@@ -51,19 +60,38 @@ def _random_weights(folder: Path) -> dict[str, Any]:
     }
 
 
-def tiny_spec(folder: Path) -> dict[str, Any]:
+def _random_prompts(folder: Path, seed: int) -> dict[str, Any]:
+    """Writes random embeddings to `folder` and returns their entry in the spec.
+
+    Prompts have 2 to 4 embeddings, the empty one has 1; the rest is padding.
+    """
+    index, keyed = torch.arange(PROMPTS + 1), Keyed("prompts", seed)
+    text = keyed.normal("text", index, (LONGEST, TEXT_WIDTH))
+    lengths = torch.where(index < PROMPTS, 2 + index % 3, 1)
+    parts = {
+        "": text,
+        "_mask": torch.arange(LONGEST) < lengths.unsqueeze(1),
+        "_pooled": keyed.normal("pooled", index, (TEXT_WIDTH,)),
+    }
+    path = folder / f"prompts{seed}.safetensors"
+    whole = {f"table{part}": x[:PROMPTS].contiguous() for part, x in parts.items()}
+    write_tensors(path, whole | {f"null{part}": x[PROMPTS:].clone() for part, x in parts.items()})
+    return {"file": str(path), "sha256": file_hash(path)}
+
+
+def tiny_spec(folder: Path, network: dict[str, Any] = NETWORK) -> dict[str, Any]:
     """Writes random weights to `folder` and returns the spec of a small task that uses them."""
     return {
         "name": "tiny",
         "version": 1,
         "summary": "a task for tests",
         "data": {"set": "digits", "split_seed": 0, "shape": [1, 8, 8], "num_classes": 10},
-        "network": dict(NETWORK),
+        "network": dict(network),
         "schedule": "vp",
         "prediction_type": "eps",
         "guidance": {"scale": 1.25},
         "guidance_scan": [1.0, 1.25],
-        **_random_weights(folder),
+        **_random_weights(folder, network),
         "trajectories": {"solver": "ddim", "steps": 4, "count": 12, "seed": 0},
         "evaluation": {
             "samples": 40,
@@ -79,10 +107,17 @@ def tiny_spec(folder: Path) -> dict[str, Any]:
     }
 
 
-def tiny_task(folder: Path) -> Task:
-    """The task that the checks use; its weights are written to a folder."""
+def tiny_text_spec(folder: Path, seed: int = 0) -> dict[str, Any]:
+    """The same with ten prompts in place of labels, which the seed draws."""
+    spec = tiny_spec(folder, TEXT_NETWORK)
+    return {**spec, "name": "tiny-text", "prompts": _random_prompts(folder, seed)}
+
+
+def tiny_task(folder: Path, prompts: bool = False) -> Task:
+    """The task that the checks use, with labels or prompts; its files are written to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Task(TaskSpec.model_validate(tiny_spec(folder)))
+    spec = tiny_text_spec(folder) if prompts else tiny_spec(folder)
+    return Task(TaskSpec.model_validate(spec))
 
 
 def as_teacher(task: Task, schedule: str, prediction_type: str) -> Task:

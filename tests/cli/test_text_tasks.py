@@ -85,6 +85,24 @@ def test_history_on_pixart_costs_its_closed_formula(harness: Harness) -> None:
     assert found["cache"] == 2 * 6 * 3 * tokens * 1152 * 4
 
 
+def test_texts_count_once_a_sample_in_a_tasks_cost(harness: Harness) -> None:
+    """Later steps spare PixArt's projection, keys and values, and SD3's projection."""
+
+    def macs(task: str, steps: int) -> tuple[int, int]:
+        cost = ("cost", "--task", task, "--method", "step-distillation", "--num-steps", steps)
+        found = json.loads(harness(*cost, "--json").out)
+        return found["macs"], found["plain_macs"]
+
+    L, d = TOKENS["pixart-1024"], 1152
+    spared = {
+        "pixart-1024": L * (4096 * d + d**2) + 28 * 2 * L * d**2,
+        "sd3-1024": TOKENS["sd3-1024"] * 4096 * 1536,
+    }
+    for task, once in spared.items():
+        (four, plain), (one, _) = macs(task, 4), macs(task, 1)
+        assert four == plain == 4 * one - 3 * once
+
+
 def test_cost_of_a_task_or_of_a_network(harness: Harness) -> None:
     cost = ("cost", "--method", "ard", "--task")
     done = harness(*cost, "digits", "--image-size", 512)

@@ -12,6 +12,8 @@ import torch
 from elsewhere import elsewhere
 from torch import Tensor
 
+from harness.diffusion.conditions import Condition
+from harness.errors import UsageError
 from harness.methods import METHODS, Batch, Update
 from harness.methods.ard import ARD
 from harness.methods.parts.players import EMA
@@ -107,6 +109,36 @@ def test_contract(name: str, check: Check, tiny: Task, tmp_path: Path) -> None:
             num_steps=1 if method == "knowledge-distillation" else 2,
         )
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        pytest.param(
+            name,
+            check,
+            id=f"{name}-{check.__name__}",
+            marks=[]
+            if check in (contract.resume, contract.padding) and name in METHODS.names()
+            else [pytest.mark.slow],
+        )
+        for name, check in ALL
+        if not METHODS[CASES[name][0]].needs_labels
+    ],
+)
+def test_contract_on_prompts(name: str, check: Check, tiny_text: Task, tmp_path: Path) -> None:
+    """Every run trains each method, resumes it and looks at padding; `tox -e slow` does all."""
+    method, options = CASES[name]
+    num_steps = 1 if method == "knowledge-distillation" else 2
+    check(Case(method, tiny_text, tmp_path / "case", options, num_steps=num_steps))
+
+
+def test_methods_that_need_labels_refuse_prompts(tmp_path: Path) -> None:
+    needy = [name for name in METHODS.names() if METHODS[name].needs_labels]
+    assert needy
+    for name in needy:
+        with pytest.raises(UsageError, match=f"{name} needs class labels, but task tiny-text is"):
+            next(run_checks(name, tmp_path / name, prompts=True))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -247,6 +279,10 @@ def other_canonical(patch: Patch) -> None:
     patch.setattr(ARD, "canonical", deeper)
 
 
+def unmasked(patch: Patch) -> None:
+    patch.setattr(Condition, "mean_text", property(lambda self: self.text.mean(1)))
+
+
 TEACHERS = {"trajectory": "states", "heads": "shared", "parametrization": "teacher"}
 FAULTS: dict[Check, Callable[[Patch], None]] = {
     contract.names: undocumented,
@@ -258,6 +294,7 @@ FAULTS: dict[Check, Callable[[Patch], None]] = {
     contract.neighbours: lambda patch: changed_step(patch, lambda x: x + x.mean()),
     contract.untrained: lambda patch: changed_step(patch, lambda x: 1.01 * x),
     contract.generator: lambda patch: changed_loss(patch, lambda self, loss: loss * torch.rand(())),
+    contract.padding: unmasked,
     contract.default_steps: lambda patch: changed_step(patch, lambda x: 1.2 * x),
     contract.training_free: lambda patch: patch.setattr(
         Teacher, "updates", lambda self, step: [Update("student", LOSS)]
@@ -289,13 +326,14 @@ FAULTS: dict[Check, Callable[[Patch], None]] = {
 
 @pytest.mark.parametrize("check", FAULTS, ids=lambda check: check.__name__)
 def test_a_check_finds_its_fault(
-    check: Check, tiny: Task, tmp_path: Path, monkeypatch: Patch
+    check: Check, tiny: Task, tiny_text: Task, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     elsewhere = {
         contract.training_free: "teacher",
         contract.gradient_by_level: "progressive",
         contract.trained_levels: "scm",
     }
+    task = tiny_text if check is contract.padding else tiny
     if check in elsewhere:
         case = Case(elsewhere[check], tiny, tmp_path / "case")
     else:
@@ -304,11 +342,11 @@ def test_a_check_finds_its_fault(
             if check is contract.untrained
             else {"history_layers": 2}
         )
-        case = Case("ard", tiny, tmp_path / "case", options)
+        case = Case("ard", task, tmp_path / "case", options)
     check(case)
     FAULTS[check](monkeypatch)
     with pytest.raises(AssertionError):
-        check(Case(case.name, tiny, tmp_path / "faulty", case.options))
+        check(Case(case.name, task, tmp_path / "faulty", case.options))
 
 
 def test_every_check_has_a_fault() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import fvcore.nn as fvcore
 import pytest
 import torch
-from formulas import history_extra_macs
+from formulas import cross_attention_macs, dit_macs, history_extra_macs, text_macs
 from torch import nn
 
 from harness.diffusion.conditions import Condition
-from harness.metrics.compute import count_flops, count_macs, parameters
+from harness.metrics.compute import count_flops, count_macs, macs_by_kind, parameters
 from harness.networks.backbones.dit import DiT, size_options
 from harness.networks.history import EMPTY, History, with_history
 from harness.networks.masks import causal, keep_first, window
@@ -32,25 +32,6 @@ XL = {
     "num_classes": 1000,
     "learn_sigma": True,
 }
-
-
-def dit_macs(
-    image_size: int,
-    patch_size: int,
-    in_channels: int,
-    hidden_size: int,
-    depth: int,
-    num_heads: int,
-    num_classes: int,
-    learn_sigma: bool = False,
-) -> int:
-    """Multiply-adds of one sample through a DiT, from its layers' shapes."""
-    tokens, d, pixels = (image_size // patch_size) ** 2, hidden_size, patch_size**2 * in_channels
-    embed = tokens * pixels * d + 256 * d + d * d
-    linear = tokens * (3 * d * d + d * d + 2 * 4 * d * d) + 6 * d * d
-    attention = 2 * tokens**2 * d
-    final = 2 * d * d + tokens * d * pixels * (2 if learn_sigma else 1)
-    return embed + depth * (linear + attention) + final
 
 
 def forward_macs(options: dict[str, Any], device: str, batch: int = 1) -> int:
@@ -115,6 +96,36 @@ def test_ards_extra_compute_is_the_papers(history_layers: int, percent: float) -
     base, extra = 4 * dit_macs(**XL), history_extra_macs(256, 1152, history_layers, [1, 2, 3, 4])
     assert 100 * extra / base == pytest.approx(percent, abs=0.005)
     assert sampling_macs(history_layers, 4, XL, "meta") - base == extra
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("history_layers", [0, 3])
+def test_a_text_costs_its_keys_once_and_its_products_in_each_step(
+    history_layers: int, device: str
+) -> None:
+    length, text_width, tokens, width, depth = 7, 5, 16, 32, 4
+    with torch.device(device):
+        network = with_history(DiT(**SMALL, text_width=text_width), 3, history_layers).to(device)
+        x, t, text = torch.zeros(2, 1, 3, 8, 8), torch.zeros(2, 1), torch.zeros(2, 7, 5)
+        cond = Condition(torch.zeros(2, dtype=torch.long), text).keeping()
+
+    def sample() -> None:
+        cache = EMPTY
+        for _ in range(3):
+            _, cache = network(x, t, cond, cache)
+
+    with torch.no_grad():
+        found = macs_by_kind(sample)
+    assert sum(found.values()) == 2 * (
+        3 * dit_macs(**SMALL)
+        + history_extra_macs(tokens, width, history_layers, [1, 2, 3])
+        + 3 * cross_attention_macs(tokens, length, width, depth)
+        + text_macs(length, text_width, width, depth)
+    )
+    keys = depth * length * text_width * 2 * width
+    products = 3 * cross_attention_macs(tokens, length, width, depth)
+    assert found["cross-attention"] == 2 * (products + keys)
+    assert found["other"] == 0
 
 
 def test_attention_is_counted() -> None:

@@ -9,53 +9,26 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from formulas import cross_attention_macs, dit_macs, history_extra_macs, text_macs
 from torch import Tensor
 
 from harness.data.trajectories import store_folder
 from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.errors import UsageError
-from harness.files import file_hash, write_tensors
+from harness.metrics.sampling import sampling_cost
 from harness.networks.backbones.dit import DiT
 from harness.networks.history import with_history
 from harness.runs.config import RunConfig
 from harness.runs.resolve import resolve
 from harness.runs.run import run
+from harness.solvers import Noise, sample
 from harness.tasks import Task, load_task
-from harness.training.tiny_task import tiny_spec
+from harness.training.case import Case
+from harness.training.tiny_task import LONGEST, TEXT_WIDTH, tiny_text_spec
 
 CPU = torch.device("cpu")
 WIDTH = 6
-
-
-def spec(folder: Path, prompts: int = 0) -> dict[str, Any]:
-    """The tiny task with ten prompts of three tokens for labels; `prompts` is their seed."""
-    content = tiny_spec(folder)
-    content["network"] = {
-        name: value for name, value in content["network"].items() if name != "num_classes"
-    } | {"text_width": WIDTH}
-    with keyed_initialisation(0, "text"):
-        network = DiT(**content["network"])
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-    write_tensors(folder / "text-teacher.safetensors", network.state_dict(), {})
-    content["teacher"] |= {
-        "file": str(folder / "text-teacher.safetensors"),
-        "sha256": file_hash(folder / "text-teacher.safetensors"),
-    }
-    drawn = Keyed("prompts", prompts).normal("table", torch.arange(11), (3, WIDTH))
-    save_file(
-        {"table": drawn[:10].contiguous(), "null": drawn[10:].contiguous()},
-        folder / "prompts.safetensors",
-    )
-    return content | {
-        "name": "text",
-        "prompts": {
-            "file": str(folder / "prompts.safetensors"),
-            "sha256": file_hash(folder / "prompts.safetensors"),
-        },
-    }
 
 
 @pytest.fixture
@@ -65,8 +38,9 @@ def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
 
 
 def written(folder: Path, prompts: int = 0) -> Task:
+    """The tiny task with prompts, in a file of its own; `prompts` is their seed."""
     folder.mkdir()
-    (folder / "text.yaml").write_text(yaml.safe_dump(spec(folder, prompts)))
+    (folder / "text.yaml").write_text(yaml.safe_dump(tiny_text_spec(folder, prompts)))
     return load_task(str(folder / "text.yaml"))
 
 
@@ -120,6 +94,26 @@ def test_prompts_and_guidance_change_the_teachers_samples(text: Task) -> None:
     assert (plain - null).abs().max() > 1e-2
 
 
+def test_a_students_cost_has_each_text_once(text: Task, tmp_path: Path) -> None:
+    """Keys, values and the mean's embedding count once, cross-attention in each of 4 steps."""
+    case = Case("ard", text, tmp_path, {"history_layers": 2}, num_steps=4)
+    method = case.build()
+
+    def sampler(x_T: Tensor, cond: Condition, noise: Noise) -> Tensor:
+        return sample(method.solver, method.student, x_T, method.levels, cond, noise)
+
+    nfe, macs = sampling_cost(sampler, method.sampled_network, text, CPU)
+    sizes = {name: value for name, value in text.network_options.items() if name != "text_width"}
+    tokens, width, depth = 4, sizes["hidden_size"], sizes["depth"]
+    assert nfe == 4
+    assert macs == (
+        4 * dit_macs(**sizes)
+        + history_extra_macs(tokens, width, 2, [1, 2, 3, 4])
+        + 4 * cross_attention_macs(tokens, LONGEST, width, depth)
+        + text_macs(LONGEST, TEXT_WIDTH, width, depth)
+    )
+
+
 def test_other_prompts_are_other_trajectories_and_another_identity(
     text: Task, tmp_path: Path
 ) -> None:
@@ -139,7 +133,7 @@ def test_other_prompts_are_other_trajectories_and_another_identity(
 
 def test_a_method_that_needs_labels_says_so(text: Task, tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match="imm needs class labels, but task text is conditioned on text"
+        UsageError, match="imm needs class labels, but task tiny-text is conditioned on text"
     ):
         resolve(RunConfig(method="imm", task=str(tmp_path / "one" / "text.yaml")))
 

@@ -29,6 +29,7 @@ from harness.networks.layers import sinusoids
 from harness.networks.library import diffusers_for
 from harness.networks.linear_attention import LinearAttention
 from harness.networks.packing import Packing, unpacked
+from harness.networks.reading import NOTHING, Reading, read_once
 from harness.networks.swapping import swap
 
 Hook = Callable[[nn.Module, Any, Any], Any]
@@ -147,6 +148,8 @@ class DiffusersBackbone(Backbone):
             swap(self.patch_embedding, Packing, side=family.packed)
         for block in self.blocks if family.linear else ():
             setattr(block, family.attention, LinearAttention(getattr(block, family.attention)))
+        self.reading = Reading()
+        read_once(self.model, family.of_text, self.reading)
         if official_times:
             for embedding in self.embeddings:
                 embedding.time_proj = OfficialTimes()
@@ -187,11 +190,12 @@ class DiffusersBackbone(Backbone):
         return getattr(self.model, FAMILIES[self.family].entrance)
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        self.reading.cond, self.reading.rows = cond, len(x)
         family, cond = FAMILIES[self.family], cond.of_states(len(x))
         scalars = self.embedded_scalars(cond)
         self.added = sum(scalars[1:], scalars[0]) if scalars else None
         output = self.model(x, **family.inputs(self.model, x, time, cond), return_dict=False)[0]
-        self.added = None
+        self.added, self.reading.cond = None, NOTHING
         if family.packed > 1:
             output = unpacked(output, family.packed, x.shape[-2:])
         if (len(output), *output.shape[2:]) != (len(x), *x.shape[2:]):

@@ -201,7 +201,8 @@ class DiT(Backbone):
         """The conditioning vector [N, d] for times [N] under conditions [B]."""
         added = [self.y_embedder(cond.classes)] if self.y_embedder is not None else []
         if self.text_embedder is not None and cond.text is not None:
-            added.append(self.text_embedder(cond.mean_text))
+            embedder = self.text_embedder
+            added.append(cond.once(embedder, lambda: embedder(cond.mean_text)))
         added += self.embedded_scalars(cond)
         t = self.t_embedder(1 - time if self.convention == "sit" else time)
         if not added:

@@ -34,6 +34,8 @@ class Family:
         head: the last linear layer, by name.
         packed: side of the square of latents that a token holds; 1 for classes that cut patches
             themselves.
+        of_text: names of the modules that read the text alone, so that their output is the same at
+            every time; `*` stands for anything.
         linear: whether self-attention is linear, so that history sums states.
         only: options that must have these values, since the rest is another kind of network.
         idle: options of earlier versions of the class, which never had an effect.
@@ -47,6 +49,7 @@ class Family:
     entrance: str = "pos_embed"
     head: str = "proj_out"
     packed: int = 1
+    of_text: tuple[str, ...] = ()
     linear: bool = False
     only: Mapping[str, Any] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
@@ -129,6 +132,12 @@ def _qwen(model: Any, x: Tensor, time: Tensor, cond: Condition) -> dict[str, Any
     }
 
 
+CROSS_ATTENTION = (
+    "caption_projection",
+    "transformer_blocks.*.attn2.to_k",
+    "transformer_blocks.*.attn2.to_v",
+)
+"""What reads the text alone where it has an attention of its own; joint blocks change the text."""
 DIT = "DiTTransformer2DModel"
 FAMILIES = {
     DIT: Family(
@@ -140,10 +149,18 @@ FAMILIES = {
         head="proj_out_2",
     ),
     "PixArtTransformer2DModel": Family(
-        "attn1", lambda model: [model.adaln_single.emb], _pixart, ("vp", "eps")
+        "attn1",
+        lambda model: [model.adaln_single.emb],
+        _pixart,
+        ("vp", "eps"),
+        of_text=CROSS_ATTENTION,
     ),
     "SD3Transformer2DModel": Family(
-        "attn", lambda model: [model.time_text_embed], _sd3, ("flow", "v")
+        "attn",
+        lambda model: [model.time_text_embed],
+        _sd3,
+        ("flow", "v"),
+        of_text=("context_embedder",),
     ),
     "FluxTransformer2DModel": Family(
         "attn",
@@ -156,6 +173,7 @@ FAMILIES = {
         },
         entrance="x_embedder",
         packed=2,
+        of_text=("context_embedder",),
         only={"patch_size": 1},
     ),
     "SanaTransformer2DModel": Family(
@@ -164,6 +182,7 @@ FAMILIES = {
         _sana,
         ("flow", "v"),
         entrance="patch_embed",
+        of_text=(*CROSS_ATTENTION, "caption_norm"),
         linear=True,
         only={"guidance_embeds": False},
     ),
@@ -174,6 +193,7 @@ FAMILIES = {
         ("flow", "v"),
         entrance="img_in",
         packed=2,
+        of_text=("txt_norm", "txt_in"),
         only={
             "patch_size": 2,
             "guidance_embeds": False,

@@ -41,7 +41,8 @@ class Prompted(Backbone):
         """The conditions with the encoder's outputs in place of tokens."""
         assert cond.text is not None
         assert cond.text_mask is not None
-        return replace(cond, text=self.encoder(cond.text, cond.text_mask))
+        text = cond.once(self.encoder, lambda: self.encoder(cond.text, cond.text_mask))
+        return replace(cond, text=text)
 
     @property
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
