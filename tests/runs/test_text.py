@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from harness.data.trajectories import store_folder
 from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.errors import UsageError
+from harness.files import read_tensors, write_tensors
 from harness.metrics.sampling import sampling_cost
 from harness.networks.backbones.dit import DiT
 from harness.networks.history import with_history
@@ -24,6 +26,7 @@ from harness.runs.resolve import resolve
 from harness.runs.run import run
 from harness.solvers import Noise, sample
 from harness.tasks import Task, load_task
+from harness.tasks.spec import PromptSpec
 from harness.training.case import Case
 from harness.training.tiny_task import LONGEST, TEXT_WIDTH, tiny_text_spec
 
@@ -174,3 +177,16 @@ def test_text_starts_without_effect_on_tokens_and_serves_every_state() -> None:
     assert (changed - both).abs().amax((2, 3, 4)).min() > 1e-3
     with pytest.raises(ValueError, match="attends to text"):
         plain(x[:, 0], t[:, 0], Condition())
+
+
+def test_words_of_prompts_are_those_in_the_header_of_their_table(text: Task) -> None:
+    """GenEval's folders, CLIPScore and result lines need them; a table of others has none."""
+    prompts = text.spec.prompts
+    assert isinstance(prompts, PromptSpec)
+    assert text.judged_prompts is None
+    said = [{"text": f"a dog {i}", "about": {"tag": "dogs"}} for i in range(10)]
+    path = text.path(prompts)
+    write_tensors(path, read_tensors(path), {"prompts": json.dumps({"prompts": said})})
+    known = Task(text.spec, text.folder).judged_prompts
+    assert known is not None
+    assert known[3] == {"tag": "dogs", "prompt": "a dog 3"}
