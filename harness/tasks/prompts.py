@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -47,7 +46,6 @@ def tokens_of(prompts: Sequence[Prompt]) -> Conditions:
     return Conditions(len(prompts), whole[: len(prompts)], whole[len(prompts) :])
 
 
-@cache
 def texts_hash(encoder: str) -> str:
     """SHA-256 of all prompts of scenes and of their encoder's weights."""
     return digest([[p.text for judged in (False, True) for p in written(judged)], encoder])

@@ -66,7 +66,7 @@ class TaskFiles:
         """SHA-256 of the teacher's weights file."""
         return self.made("teacher")
 
-    @property
+    @cached_property
     def conditions_hash(self) -> str:
         """SHA-256 of the prompts and of what encodes them; empty for class labels."""
         prompts = self.spec.prompts

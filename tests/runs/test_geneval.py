@@ -37,6 +37,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     spec = yaml.safe_load((task_files.FOLDER / "scenes.yaml").read_text())
     sizes = {"samples": SAMPLES, "noise_sets": 1, "kid_subset_size": 20, "milestone_samples": 40}
     spec["evaluation"] |= {**sizes, "latency_batch": 2}
+    spec["guidance_scan_samples"] = SAMPLES
     spec["reference"]["num_steps"] = 2
     spec["budgets"] = {"quick": {"steps": 2, "noise_sets": 1}}
     for part in (spec["teacher"], spec["features"], spec["prompts"]["encoder"]):
