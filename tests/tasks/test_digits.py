@@ -170,7 +170,7 @@ def test_a_tasks_file_is_found_by_its_bare_name(
 
 
 DIGESTS = {
-    "scenes": (1, "6d42f6fd1bfd13dd"),
+    "scenes": (1, "c2f18942ab8b4f84"),
     "digits": (2, "ccda8ec6dee6cb01"),
     "digits-eps": (2, "ff8a4424c82387f8"),
     "digits-guided": (2, "f5e20b4dc8dc760f"),
