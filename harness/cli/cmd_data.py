@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from harness.cli.options import chosen_device, common
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 
 @click.group("data")
 def data_group() -> None:
     """Prepare the images and the prompts of a task."""
+
+
+def storing(what: str, dtype: str, shard_size: int, batch_size: int) -> Callable[[F], F]:
+    """The options that say how ranks store what they encode, with these defaults."""
+    options = (
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "float16"]),
+            default=dtype,
+            show_default=True,
+            help=f"How {what} are stored; float16's error is stated beside them.",
+        ),
+        click.option("--shard-size", type=click.IntRange(1), default=shard_size, show_default=True),
+        click.option("--batch-size", type=click.IntRange(1), default=batch_size, show_default=True),
+        click.option(
+            "--rank", help="k/n: encode every n-th shard [default: RANK/WORLD_SIZE, or 0/1]."
+        ),
+    )
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 @data_group.command("encode")
@@ -35,16 +63,7 @@ def data_group() -> None:
     help="Store the mean of the posterior, or one sample of it.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the sample.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16"]),
-    default="float32",
-    show_default=True,
-    help="How latents are stored; the manifest states float16's error.",
-)
-@click.option("--shard-size", type=click.IntRange(1), default=4096, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--rank", help="k/n: encode every n-th shard [default: RANK/WORLD_SIZE, or 0/1].")
+@storing("latents", "float32", shard_size=4096, batch_size=32)
 @common(device=True)
 def data_encode(
     task: str | None, rank: str | None, device: str, as_json: bool, **options: Any
@@ -96,16 +115,7 @@ def data_encode(
     show_default=True,
     help="Precision of the encoders' weights; T5-XXL takes 19 GB in fp32.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16"]),
-    default="float16",
-    show_default=True,
-    help="How the outputs are stored; the file states float16's error.",
-)
-@click.option("--shard-size", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--rank", help="k/n: encode every n-th shard [default: RANK/WORLD_SIZE, or 0/1].")
+@storing("the outputs", "float16", shard_size=256, batch_size=8)
 @common(device=True)
 def data_prompts(
     file: Path, task: str | None, rank: str | None, device: str, as_json: bool, **options: Any

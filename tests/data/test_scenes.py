@@ -162,6 +162,7 @@ def test_parts_share_neither_scenes_nor_held_out_digits() -> None:
     assert split.reference is split.apart
     seven = [set(glyphs(part)[7].flatten(1).numpy().tobytes()) for part in (False, True)]
     assert seven[0] != seven[1]
+    assert [len(each) for each in glyphs(False)[10:]] == [4] * 4
     contents = [part.content() for part in (split.train, split.held_out, split.reference)]
     assert len(set(contents)) == 3
 

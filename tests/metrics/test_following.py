@@ -65,10 +65,9 @@ def test_places_count_along_their_axis(
 def test_shares_are_over_the_samples_of_a_kind() -> None:
     prompts = judged_prompts(20)
     numbers = torch.arange(40) % 20
-    right = [[thing("red seven")] if p.category == "single_object" else [] for p in prompts]
-    names = [p.things[0].object for p in prompts]
     right = [
-        [Thing(name, 0, 8, 8)] if seen else [] for name, seen in zip(names, right, strict=True)
+        [Thing(prompt.things[0].object, 0, 8, 8)] if prompt.category == "single_object" else []
+        for prompt in prompts
     ]
     reading = Reading(numbers, prompts, [right[number] for number in numbers.tolist()])
     assert reading.share("single_object") == 1

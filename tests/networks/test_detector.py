@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.data.scenes import glyphs
 from harness.networks.detector import MOST, Detector, marks
 
 
@@ -72,4 +71,3 @@ def test_features_and_logits_come_from_the_same_body() -> None:
     cells = network.body(images)
     torch.testing.assert_close(network.features(images), cells.flatten(2).mean(2))
     torch.testing.assert_close(network(images), network.head(cells))
-    assert [len(each) for each in glyphs(False)[10:]] == [4] * 4

@@ -156,8 +156,8 @@ def test_merged_adapters_go_to_the_folder_of_diffusers(tiny: Task, tmp_path: Pat
     assert not [name for name in names if "lora" in name]
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_a_lora_file_turns_the_teacher_into_the_student(name: str, tmp_path: Path) -> None:
+def with_a_file(name: str, path: Path) -> tuple[Any, Any]:
+    """A teacher of a class, and a student of it whose adapters are written to a file."""
     teacher, network = (built(name, torch.float32) for _ in range(2))
     add_adapters(network, teacher.state_dict(), 2, 3.0)
     with torch.random.fork_rng():
@@ -167,7 +167,13 @@ def test_a_lora_file_turns_the_teacher_into_the_student(name: str, tmp_path: Pat
     kept = {
         f"transformer.{k.removeprefix('model.')}": v for k, v in adapter_weights(network).items()
     }
-    write_tensors(tmp_path / NAME, kept)
+    write_tensors(path, kept)
+    return teacher, network
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_lora_file_turns_the_teacher_into_the_student(name: str, tmp_path: Path) -> None:
+    teacher, network = with_a_file(name, tmp_path / NAME)
     (x, t), cond = states_for(name, 1), condition_for(name, dtype=torch.float32)
     inputs = (x[:, 0].float(), t[:, 0].float(), cond)
     expected, before = network(*inputs), teacher(*inputs)
@@ -178,16 +184,7 @@ def test_a_lora_file_turns_the_teacher_into_the_student(name: str, tmp_path: Pat
 
 def test_diffusers_loads_the_file_itself(tmp_path: Path) -> None:
     name = "SD3Transformer2DModel"
-    teacher, network = (built(name, torch.float32) for _ in range(2))
-    add_adapters(network, teacher.state_dict(), 2, 3.0)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for layer in adapters_of(network).values():
-            nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
-    kept = {
-        f"transformer.{k.removeprefix('model.')}": v for k, v in adapter_weights(network).items()
-    }
-    write_tensors(tmp_path / NAME, kept)
+    teacher, network = with_a_file(name, tmp_path / NAME)
     (x, t), cond = states_for(name, 1), condition_for(name, dtype=torch.float32)
     inputs = (x[:, 0].float(), t[:, 0].float(), cond)
     assert isinstance(teacher.model, diffusers.SD3Transformer2DModel)
