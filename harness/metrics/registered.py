@@ -74,22 +74,40 @@ def followed_held_out(reading: Reading) -> float:
     return reading.share(held_out=True)
 
 
-def _followed(category: str, heading: str, said: str) -> None:
-    """Registers the share of followed prompts of a category, one of GenEval's."""
-
-    def share(reading: Reading) -> float:
-        return reading.share(category)
-
-    share.__doc__ = f"Share of followed prompts that {said}."
-    metric(f"followed_{category}", direction="higher", heading=f"{heading} ↑")(share)
+@metric("followed_single_object", direction="higher", heading="one object ↑")
+def followed_single_object(reading: Reading) -> float:
+    """Share of followed prompts that name one object."""
+    return reading.share("single_object")
 
 
-_followed("single_object", "one object", "name one object")
-_followed("two_object", "two objects", "name two objects")
-_followed("counting", "counting", "count")
-_followed("colors", "colours", "name a colour")
-_followed("position", "position", "relate two objects")
-_followed("color_attr", "two colours", "give two objects a colour each")
+@metric("followed_two_object", direction="higher", heading="two objects ↑")
+def followed_two_object(reading: Reading) -> float:
+    """Share of followed prompts that name two objects."""
+    return reading.share("two_object")
+
+
+@metric("followed_counting", direction="higher", heading="counting ↑")
+def followed_counting(reading: Reading) -> float:
+    """Share of followed prompts that count."""
+    return reading.share("counting")
+
+
+@metric("followed_colors", direction="higher", heading="colours ↑")
+def followed_colors(reading: Reading) -> float:
+    """Share of followed prompts that name a colour."""
+    return reading.share("colors")
+
+
+@metric("followed_position", direction="higher", heading="position ↑")
+def followed_position(reading: Reading) -> float:
+    """Share of followed prompts that relate two objects."""
+    return reading.share("position")
+
+
+@metric("followed_color_attr", direction="higher", heading="two colours ↑")
+def followed_color_attr(reading: Reading) -> float:
+    """Share of followed prompts that give two objects a colour each."""
+    return reading.share("color_attr")
 
 
 @metric("prompt_diversity", direction="none", heading="diversity in a prompt")
