@@ -36,6 +36,7 @@ class Case:
         folder: a folder for what checks write; the trajectories go to `HARNESS_CACHE`.
         num_steps: sampling steps of the student.
         device: the device on which the method is built, trained and sampled.
+        flops: FLOPs of a sample by loss, which the trainers of a check count once together.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     num_steps: int = 2
     device: torch.device = CPU
+    flops: dict[str, float] = field(default_factory=dict)
 
     @property
     def cls(self) -> type[Method]:
@@ -92,13 +94,10 @@ class Case:
     def trainer(
         self, method: Method, folder: Path | None = None, seed: int = 0, **settings: Any
     ) -> Trainer:
-        return Trainer(
-            method,
-            self.sources,
-            TrainSettings(STEPS, BATCH, seed, log_every=1, **settings),
-            folder,
-            self.device,
-        )
+        whole = TrainSettings(STEPS, BATCH, seed, log_every=1, **settings)
+        trainer = Trainer(method, self.sources, whole, folder, self.device)
+        trainer.known_flops = self.flops
+        return trainer
 
     def batch(self, method: Method) -> Batch:
         return self.trainer(method).batches.of_step(0)[0]

@@ -25,7 +25,7 @@ from harness.training.trainer import Trainer
 
 RUN = 1000
 """Steps of the run that is looked at."""
-GRADIENTS, TIMES = (range(0, RUN, 85), 64), (range(0, RUN, 35), 64)
+GRADIENTS, TIMES = (range(0, RUN, 85), 64), (range(0, RUN, 67), 128)
 """Steps and samples that the two checks look at; the strides meet each of a cycle's phases."""
 POOL = 2**21
 """Numbers in the outputs of all calls of one loss."""

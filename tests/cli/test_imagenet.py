@@ -198,7 +198,15 @@ def test_latents_of_a_shipped_task_lie_in_the_data_folder(
     assert "holds latents with another autoencoder" in error
 
 
-@pytest.mark.parametrize("name", ["cifar10", "imagenet64", "imagenet256", "imagenet256-sit"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cifar10",
+        "imagenet64",
+        "imagenet256",
+        pytest.param("imagenet256-sit", marks=pytest.mark.slow),
+    ],
+)
 def test_the_tasks_of_the_papers_say_what_they_need(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harness: Harness
 ) -> None:

@@ -61,6 +61,7 @@ def test_a_dry_run_is_a_whole_plan(name: str, harness: Harness) -> None:
         assert words in done.out
 
 
+@pytest.mark.slow
 def test_the_plan_of_pixart_in_closed_form(harness: Harness) -> None:
     """Disk by shapes; a pass by the formula of a block with cross-attention and a GELU MLP."""
     run = ("run", "--task", "pixart-1024", "--method", "step-distillation", "--budget", "steps=10")
@@ -85,6 +86,7 @@ def test_history_on_pixart_costs_its_closed_formula(harness: Harness) -> None:
     assert found["cache"] == 2 * 6 * 3 * tokens * 1152 * 4
 
 
+@pytest.mark.slow
 def test_texts_count_once_a_sample_in_a_tasks_cost(harness: Harness) -> None:
     """Later steps spare PixArt's projection, keys and values, and SD3's projection."""
 

@@ -119,7 +119,7 @@ def test_contract(name: str, check: Check, tiny: Task, tmp_path: Path) -> None:
             check,
             id=f"{name}-{check.__name__}",
             marks=[]
-            if check in (contract.resume, contract.padding) and name in METHODS.names()
+            if check is contract.padding and name in METHODS.names()
             else [pytest.mark.slow],
         )
         for name, check in ALL
@@ -127,7 +127,7 @@ def test_contract(name: str, check: Check, tiny: Task, tmp_path: Path) -> None:
     ],
 )
 def test_contract_on_prompts(name: str, check: Check, tiny_text: Task, tmp_path: Path) -> None:
-    """Every run trains each method, resumes it and looks at padding; `tox -e slow` does all."""
+    """Every run trains each method and looks at padding; `tox -e slow` does all checks."""
     method, options = CASES[name]
     num_steps = 1 if method == "knowledge-distillation" else 2
     check(Case(method, tiny_text, tmp_path / "case", options, num_steps=num_steps))

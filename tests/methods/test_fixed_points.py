@@ -278,7 +278,7 @@ def next_below(grid: Tensor, schedule: Schedule) -> Callable[[Tensor], Tensor]:
     return pairs
 
 
-@pytest.mark.parametrize("loss", ["l2", "huber"])
+@pytest.mark.parametrize("loss", ["l2", pytest.param("huber", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["consistency-training", "ict", "ect"])
 def test_consistency_training_finds_conditional_means(name: str, loss: str) -> None:
     options: dict[str, Any] = {"loss": loss, **({"huber_c": 0.05} if loss == "huber" else {})}

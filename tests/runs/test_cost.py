@@ -19,6 +19,7 @@ def cost(
     return sampling_cost_on_meta(method, METHODS[method].Config(**options), problem, num_steps)
 
 
+@pytest.mark.slow
 def test_the_papers_figures() -> None:
     base, six, all_layers = (cost("ard", history_layers=n) for n in (0, 6, 28))
     assert base.macs / 1e9 == pytest.approx(474.5, abs=0.05)

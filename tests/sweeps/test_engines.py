@@ -175,6 +175,7 @@ def kill_driver(driver: subprocess.Popen, sweep: Sweep) -> None:
     psutil.wait_procs([child])
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_leaves_no_child_and_the_same_command_goes_on(sweep: Sweep) -> None:
     driver = sweep.start({})
     sweep.waiting()

@@ -33,7 +33,9 @@ def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"options": {**ARD, "gan_from": 0.3, "gan_warmup_steps": 1}},
+        pytest.param(
+            {"options": {**ARD, "gan_from": 0.3, "gan_warmup_steps": 1}}, marks=pytest.mark.slow
+        ),
         {"method": "consistency-distillation", "options": {}},
         {"method": "teacher", "options": {"solver": "unipc"}},
     ],
