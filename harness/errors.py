@@ -42,6 +42,12 @@ class Interrupted(HarnessError):
     exit_code = 130
 
 
+class RankLost(HarnessError):
+    """Another rank of the run has ended; the same command resumes it."""
+
+    exit_code = 3
+
+
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UsageError:
     """The error for a name that is not in `known`; it lists near names, or all if none is near."""
     known = sorted(known)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from harness import ranks
 from harness.records import Environment
 
 PACKAGES = ("torch", "timm", "torch-fidelity", "numpy", "scikit-learn", "safetensors")
@@ -213,6 +214,7 @@ def capture_environment(device: torch.device) -> Environment:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         cpu=cpu_name(),
         threads=torch.get_num_threads(),
+        ranks=ranks.count(),
     )
 
 

@@ -151,6 +151,8 @@ class Environment(_Part):
     device: str
     cpu: str
     threads: int
+    ranks: int = 1
+    """Processes that made the run together."""
 
 
 class Record(_Part):

@@ -190,9 +190,15 @@ def warn_of_size(record: Record, task: str, expected: int) -> None:
     metavar="KEY=VALUE",
 )
 @click.option("--prompts", is_flag=True, help="Check on a task with prompts for class labels.")
+@click.option("--ranks", is_flag=True, help="Check too that two ranks train as one process does.")
 @common()
 def test_method_command(
-    file: Path, method: str | None, assignments: tuple[str, ...], prompts: bool, as_json: bool
+    file: Path,
+    method: str | None,
+    assignments: tuple[str, ...],
+    prompts: bool,
+    ranks: bool,
+    as_json: bool,
 ) -> None:
     """Check that the methods of FILE keep the contract of a method.
 
@@ -206,7 +212,7 @@ def test_method_command(
             f"{file} registers no method; decorate a class with @METHODS.register(NAME)"
         )
     options = dict(assignment.partition("=")[::2] for assignment in assignments)
-    outcomes = _outcomes(names, options, prompts, quiet=as_json)
+    outcomes = _outcomes(names, options, {"prompts": prompts, "ranks": ranks}, quiet=as_json)
     if as_json:
         click.echo(
             json.dumps(
@@ -235,7 +241,7 @@ def _registered(file: Path) -> list[str]:
 
 
 def _outcomes(
-    names: list[str], options: dict[str, str], prompts: bool, quiet: bool
+    names: list[str], options: dict[str, str], what: dict[str, bool], quiet: bool
 ) -> dict[str, list[Any]]:
     """The outcomes of all checks, by method; without `quiet` each is printed at once."""
     from harness.files import environment_with
@@ -249,7 +255,7 @@ def _outcomes(
     ):
         for name in names:
             parsed = parse_options(name, options).model_dump()
-            for outcome in run_checks(name, Path(folder) / name, parsed, prompts):
+            for outcome in run_checks(name, Path(folder) / name, parsed, **what):
                 found[name].append(outcome)
                 if not quiet:
                     click.echo(

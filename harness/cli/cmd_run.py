@@ -79,25 +79,31 @@ def run_command(
     Options that you leave out keep the defaults of the method, or those that the task sets for it;
     `--method NAME --task TASK --help` shows both.
     """
+    from harness import ranks
     from harness.runs.config import parse_config
     from harness.runs.resolve import resolve
+    from harness.runs.saving import check_form
 
     values = run_values(ctx.meta["file"], config, method, assignments, given)
     asked, where = parse_config(values), chosen_device(device)
-    resolved = resolve(asked, results=results, device=where)
-    if dry_run:
-        from harness.cli.plans import show_plan_if_needed
-        from harness.runs.preview import preview
-
-        if show_plan_if_needed(resolved, as_json):
+    with ranks.joined(where):
+        resolved = resolve(asked, results=results, device=where)
+        if dry_run:
+            ranks.told_by_first(lambda: show_dry_run(resolved, results, where, reuse, as_json))
             return
+        form = check_form(save_samples, resolved.task)
+        execute(resolved, results, where, reuse, as_json, form)
 
-        show_preview(preview(resolved, results, where, reuse), as_json)
-        return
-    from harness.runs.saving import check_form
 
-    form = check_form(save_samples, resolved.task)
-    execute(resolved, results, where, reuse, as_json, form)
+def show_dry_run(
+    resolved: Resolved, results: Path, device: torch.device, reuse: bool, as_json: bool
+) -> None:
+    """Prints what a run would do, or what its task lacks."""
+    from harness.cli.plans import show_plan_if_needed
+    from harness.runs.preview import preview
+
+    if not show_plan_if_needed(resolved, as_json):
+        show_preview(preview(resolved, results, device, reuse), as_json)
 
 
 for _option in field_options(RunConfig, RUN_FIELDS):
@@ -149,6 +155,7 @@ def execute(
     """Runs and prints the row; before a new run it prints an estimate of the time."""
     from rich.console import Console
 
+    from harness import ranks
     from harness.cli.console import Display
     from harness.cli.plans import LARGE
     from harness.report.console import print_results
@@ -156,10 +163,16 @@ def execute(
     from harness.runs.preview import preview
     from harness.runs.run import Run, run
 
-    if Run(resolved, results, device).finished_record(reuse) is None:
-        with suppress(Exception):  # the run itself meets the same error, and records it
-            if device.type != "cpu" or macs_a_pass(problem_of(resolved.task)) < LARGE:
-                click.echo(estimate_text(preview(resolved, results, device, reuse)), err=True)
+    def estimate() -> None:
+        if Run(resolved, results, device).finished_record(reuse) is None:
+            with suppress(Exception):  # the run itself meets the same error, and records it
+                if device.type != "cpu" or macs_a_pass(problem_of(resolved.task)) < LARGE:
+                    click.echo(estimate_text(preview(resolved, results, device, reuse)), err=True)
+
+    ranks.told_by_first(estimate)
+    if not ranks.is_first():
+        run(resolved, results, device, reuse=reuse, save=save)
+        return
     with Display(Console(stderr=True)) as display:
         record, reference = run(resolved, results, device, display, reuse, save)
     if as_json:

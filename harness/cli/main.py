@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,7 +11,7 @@ import click
 
 from harness import __version__
 from harness.cli.options import values_after
-from harness.errors import HarnessError
+from harness.errors import HarnessError, RankLost, UsageError
 from harness.registry import declared
 
 COMMANDS = declared("cli", "click.command", "click.group")
@@ -29,13 +30,18 @@ class LazyGroup(click.Group):
         """Runs a command and exits: 0, or the exit code of its error."""
         words = list(kwargs.get("args") or (args[0] if args else None) or sys.argv[1:])
         try:
+            check_ranks(words)
             load_plugins(words)
             super().main(*args, **{**kwargs, "standalone_mode": False})
             sys.exit(0)
         except HarnessError as error:
             if "--debug" in words:
                 raise
-            click.echo(f"harness: {error}", err=True)
+            lost = isinstance(error, RankLost)
+            if lost or os.environ.get("RANK", "0") == "0":  # all ranks meet other errors alike
+                click.echo(f"harness: {error}", err=True)
+            if lost:
+                os._exit(error.exit_code)  # an orderly end would wait for the other rank
             sys.exit(error.exit_code)
         except click.exceptions.Exit as error:
             sys.exit(error.exit_code)
@@ -45,6 +51,13 @@ class LazyGroup(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo("harness: interrupted; the same command resumes a run", err=True)
             sys.exit(130)
+
+
+def check_ranks(words: list[str]) -> None:
+    """Raises UsageError if torchrun starts a command that is not made for several ranks."""
+    command = next((word for word in words if not word.startswith("-")), "run")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and command not in ("run", "data"):
+        raise UsageError(f"{command} is for one process: start it without torchrun")
 
 
 def load_plugins(words: list[str]) -> None:

@@ -200,16 +200,20 @@ def _set_data_folder(ctx: click.Context, param: click.Parameter, value: str | No
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device of that name; auto is CUDA if there is any.
+    """The device of that name; auto is CUDA if there is any. Each rank has a GPU of its own.
 
     Raises UsageError for a device that cannot be used.
     """
     import torch
 
+    from harness import ranks
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and ranks.started():
+            device = torch.device("cuda", ranks.local_number())
         if device.type not in ("cpu", "cuda"):
             raise NotImplementedError(name)
         torch.zeros((), device=device)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness import ranks
 from harness.data.cache import locked_folder
 from harness.data.recipe import Recipe, compute
 from harness.data.shards import Shards, check_disk, error_of, halved
@@ -52,11 +53,7 @@ class TrajectoryStore:
         manifest = read_manifest(folder)
         size = manifest["shard_size"]
         paths = [folder / name for name in manifest["shards"][: -(-recipe.count // size)]]
-        known = _stamps(folder)
-        for path in paths:
-            if not path.exists() or known.get(path.name) != _stamp(path):
-                map_tensors(path)  # raises if it is missing or was changed
-        _remember(folder, known, paths)
+        ranks.told_by_first(lambda: _verify(folder, paths))
         self._shards = Shards(paths, size, checked=False)
 
     def __len__(self) -> int:
@@ -145,10 +142,10 @@ def open_store(
             small, or if a number does not fit float16.
     """
     folder, conditions = store_folder(recipe), conditions or Conditions(recipe.num_classes)
-    if missing_count(recipe):
+    if ranks.told_by_first(lambda: missing_count(recipe)):
         with locked_folder(folder):
-            if missing_count(recipe):
-                check_store_disk(recipe)
+            if ranks.told_by_first(lambda: missing_count(recipe)):
+                ranks.told_by_first(lambda: check_store_disk(recipe))
 
                 def made(items: Tensor) -> dict[str, Tensor]:
                     found = compute(recipe, conditions, teacher, items, device)
@@ -161,7 +158,10 @@ def open_store(
 
 
 def _build(folder: Path, recipe: Recipe, made: Made, shard_size: int, batch_size: int) -> None:
-    """Computes what is missing, shard by shard, and writes the manifest."""
+    """Computes what is missing, shard by shard, and writes the manifest.
+
+    Each rank computes every n-th shard.
+    """
     old: dict[str, Any] = {"count": 0, "shard_size": shard_size, "shards": []}
     if (folder / "manifest.json").exists():
         old = read_manifest(folder)
@@ -170,7 +170,7 @@ def _build(folder: Path, recipe: Recipe, made: Made, shard_size: int, batch_size
         path = folder / f"{first // size:05d}-of-{size}.safetensors"
         paths.append(path)
         rows = min(size, recipe.count - first)
-        if first + size <= old["count"]:
+        if first + size <= old["count"] or (first // size) % ranks.count() != ranks.number():
             continue
         there = map_tensors(path) if path.exists() else {}  # raises if it was damaged
         have = len(there["states"]) if there else 0
@@ -182,6 +182,12 @@ def _build(folder: Path, recipe: Recipe, made: Made, shard_size: int, batch_size
         for start in starts:
             parts.append(made(torch.arange(start, min(start + batch_size, first + rows))))
         write_mapped(path, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    ranks.wait()
+    ranks.told_by_first(lambda: _finish(folder, recipe, size, paths))
+
+
+def _finish(folder: Path, recipe: Recipe, size: int, paths: list[Path]) -> None:
+    """Writes the manifest of a store whose shards are all there."""
     content = {
         "recipe": asdict(recipe),
         "count": recipe.count,
@@ -191,6 +197,15 @@ def _build(folder: Path, recipe: Recipe, made: Made, shard_size: int, batch_size
     }
     write_text(folder / "manifest.json", json.dumps(content, indent=1))
     _remember(folder, {}, paths)
+
+
+def _verify(folder: Path, paths: list[Path]) -> None:
+    """Raises UsageError if a shard is missing or was changed."""
+    known = _stamps(folder)
+    for path in paths:
+        if not path.exists() or known.get(path.name) != _stamp(path):
+            map_tensors(path)
+    _remember(folder, known, paths)
 
 
 def _stamp(path: Path) -> list[int]:

@@ -207,6 +207,10 @@ class Method(ABC):
         """The updates of a step, in order; each is applied before the next loss is called."""
         return ()
 
+    def sums(self) -> Sequence[Tensor]:
+        """Sums over a step's samples that `end_step` reads; the trainer adds those of all ranks."""
+        return ()
+
     def end_step(self, step: int, means: dict[str, float]) -> Collection[str]:
         """Moves targets and teachers after a step.
 

@@ -15,7 +15,7 @@ Untrained, the student under the defaults is the unguided teacher under S-step D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Protocol
@@ -63,6 +63,8 @@ class Stage(Protocol):
 
     def updates(self, step: int, loss: Loss) -> list[Update]:
         """The updates of a step, given the student's own loss."""
+
+    def sums(self) -> Sequence[Tensor]: ...
 
     def end_step(self) -> None: ...
 
@@ -214,6 +216,9 @@ class TrajectoryDistillation(Method):
         if self.stage is None or step < self.stage.start:
             return [Update("student", loss)]
         return self.stage.updates(step, loss)
+
+    def sums(self) -> Sequence[Tensor]:
+        return self.stage.sums() if self.stage else ()
 
     def end_step(self, step: int, means: dict[str, float]) -> Collection[str]:
         if self.stage is not None and step >= self.stage.start:

@@ -6,7 +6,7 @@ alone where nothing needs more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness import ranks
 from harness.data.cache import cached_tensors
 from harness.data.pictures import NpzPictures, Pictures
 from harness.errors import UsageError
@@ -23,8 +24,15 @@ from harness.metrics.extractors import Extractor
 from harness.metrics.moments import Moments, Pair, SplitScores
 from harness.progress import Progress
 
+Drawn = Callable[[Tensor], Tensor]
+"""From a batch of samples to pictures, uint8 [B, 1 or 3, H, W]."""
 MANY = 16
 """Batches of a network that are read at once; whole ones, so that each picture has its place."""
+
+
+def as_they_are(pictures: Tensor) -> Tensor:
+    """Pictures that need no decoding."""
+    return pictures
 
 
 @dataclass(frozen=True)
@@ -73,17 +81,25 @@ def describe(
     n: int,
     keep: bool = True,
     progress: Progress | None = None,
+    drawn: Drawn = as_they_are,
 ) -> Description:
-    """What a network says of n pictures, uint8 [B, 1 or 3, H, W] each.
+    """What a network says of n pictures.
 
     Args:
+        batches: pictures, or samples of which `drawn` makes pictures.
         keep: whether the features themselves are kept, besides their moments.
+        drawn: makes pictures of a batch, uint8 [B, 1 or 3, H, W].
     """
     moments, spatial, scores = Moments(), Moments(), SplitScores(n)
     features: list[Tensor] = []
-    for batch in batches:
-        for part in batch.split(extractor.at_once):
-            found = extractor.parts(part.expand(-1, 3, -1, -1).to(extractor.device))
+
+    def seen(batch: Tensor) -> list[dict[str, Tensor]]:
+        parts = drawn(batch).split(extractor.at_once)
+        ready = (part.expand(-1, 3, -1, -1).to(extractor.device) for part in parts)
+        return [{name: x.cpu() for name, x in extractor.parts(images).items()} for images in ready]
+
+    for batch in ranks.each(seen, batches):
+        for found in batch:
             moments.add(found["features"])
             if "spatial" in found:
                 spatial.add(found["spatial"])
@@ -107,6 +123,7 @@ def cached_description(
     n: int,
     keep: bool = True,
     progress: Progress | None = None,
+    drawn: Drawn = as_they_are,
 ) -> Description:
     """`describe`, kept in the cache under the key and the network's SHA-256."""
     whole = {
@@ -115,7 +132,9 @@ def cached_description(
         "features kept": keep,
     }
     return Description.of(
-        cached_tensors(whole, lambda: describe(extractor, batches, n, keep, progress).tensors())
+        cached_tensors(
+            whole, lambda: describe(extractor, batches, n, keep, progress, drawn).tensors()
+        )
     )
 
 

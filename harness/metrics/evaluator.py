@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness import ranks
 from harness.data.cache import cached_tensors
 from harness.data.images import to_uint8
 from harness.data.pictures import Pictures
@@ -152,7 +153,8 @@ class Evaluator:
     ) -> dict[str, float]:
         """Values of all metrics whose inputs are known and whose number exists."""
         metrics: list[Any] = [METRICS[name] for name in METRICS.names()]
-        found = {m.name: m(known) for m in metrics if set(m.needs) <= known.keys() and only(m)}
+        asked = [m for m in metrics if set(m.needs) <= known.keys() and only(m)]
+        found = ranks.told_by_first(lambda: {m.name: m(known) for m in asked})
         return {name: value for name, value in found.items() if not math.isnan(value)}
 
     def evaluate(

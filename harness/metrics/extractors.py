@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from harness import ranks
 from harness.data.images import to_uint8
 from harness.errors import UsageError
 from harness.files import file_hash
@@ -123,8 +124,11 @@ class Extractor(ABC):
     @torch.no_grad()
     def of_pictures(self, batches: Iterable[Tensor]) -> Tensor:
         """Features of pictures, uint8 [B, 1 or 3, H, W] each: float64 [n, d] on the CPU."""
-        ready = (batch.expand(-1, 3, -1, -1).to(self.device) for batch in batches)
-        return torch.cat([self.features(batch).double().cpu() for batch in ready])
+
+        def features(batch: Tensor) -> Tensor:
+            return self.features(batch.expand(-1, 3, -1, -1).to(self.device)).double().cpu()
+
+        return torch.cat(list(ranks.each(features, batches)))
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features of images [n, 1 or 3, H, W] in [-1, 1], rounded to 8 bits: float64 [n, d]."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from harness import ranks
 from harness.data.images import to_uint8
 from harness.data.readers import Images
 from harness.networks.classifier import Classifier
@@ -28,11 +29,12 @@ def classify(
     Returns:
         Features [n, 64] and logits [n, classes], float64 on the CPU.
     """
-    features, logits = [], []
     device = next(classifier.parameters()).device
-    for part in images.split(batch_size):
+
+    def classified(part: Tensor) -> tuple[Tensor, Tensor]:
         seen = rounded(part).to(device).float() / 127.5 - 1 if rounded else part.to(device).float()
         found = classifier.features(seen)
-        features.append(found.double().cpu())
-        logits.append(classifier.logits(found).double().cpu())
+        return found.double().cpu(), classifier.logits(found).double().cpu()
+
+    features, logits = zip(*ranks.each(classified, images.split(batch_size)), strict=True)
     return torch.cat(features), torch.cat(logits)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from harness import ranks
 from harness.data.images import to_uint8
 from harness.diffusion.conditions import Condition
 from harness.files import room_for
@@ -36,11 +37,15 @@ def sample_set(
     spec = task.spec.evaluation
     n = min(count or spec.samples, spec.samples)
     done = room_for((n, *task.shape))
-    for start in range(0, n, spec.batch_size):
-        part = slice(start, min(start + spec.batch_size, n))
+    parts = [slice(k, min(k + spec.batch_size, n)) for k in range(0, n, spec.batch_size)]
+
+    def sampled(part: slice) -> Tensor:
         x_T, cond = task.evaluation_inputs(noise_set, part)
         noise = task.evaluation_noise(noise_set, part)
-        done[part] = sampler(x_T.to(device), cond.to(device), noise).float().cpu()
+        return sampler(x_T.to(device), cond.to(device), noise).float().cpu()
+
+    for part, found in zip(parts, ranks.each(sampled, parts), strict=True):
+        done[part] = found
         if progress:
             progress(part.stop, n)
     return done

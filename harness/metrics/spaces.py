@@ -8,7 +8,7 @@ no classifier judges, have none.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness import ranks
 from harness.data.cache import cached_samples
 from harness.data.images import ImageSet
 from harness.data.pictures import Pictures
@@ -26,7 +27,9 @@ from harness.metrics.base import Features
 from harness.metrics.described import (
     MANY,
     Description,
+    Drawn,
     ReferenceFile,
+    as_they_are,
     cached_description,
     describe,
 )
@@ -156,10 +159,11 @@ class JudgeSpace(OwnSpace):
     @torch.no_grad()
     def classify(self, samples: Images) -> tuple[Tensor, Tensor]:
         """Features of samples, float64 [n, 96], and no logits."""
-        found = [
-            self.classifier.features(self._seen(part)).double().cpu()
-            for part in samples.split(MANY * AT_ONCE)
-        ]
+
+        def features(part: Tensor) -> Tensor:
+            return self.classifier.features(self._seen(part)).double().cpu()
+
+        found = list(ranks.each(features, samples.split(MANY * AT_ONCE)))
         return torch.cat(found), torch.empty(len(samples), 0)
 
     def _seen(self, samples: Tensor) -> Tensor:
@@ -168,8 +172,11 @@ class JudgeSpace(OwnSpace):
 
     def read(self, samples: Tensor) -> list[list[Thing]]:
         """The objects in each sample."""
-        parts = samples.split(MANY * AT_ONCE)
-        return [seen for part in parts for seen in things(self.classifier.find(self._seen(part)))]
+
+        def found(part: Tensor) -> list[list[Thing]]:
+            return things(self.classifier.find(self._seen(part)))
+
+        return [seen for part in ranks.each(found, samples.split(MANY * AT_ONCE)) for seen in part]
 
     def of_samples(self, samples: Tensor, keep: bool) -> dict[str, Any]:
         found = super().of_samples(samples, keep)
@@ -209,9 +216,11 @@ class PublishedSpace(Space):
         if self.file:
             return self.file.description(key, self.extractor, self._report(OF_REFERENCE))
         train = self.task.split.reference
-        batches = (part for real in in_parts(train) for part in self.pixels.batches(real))
+        batches = (part for real in in_parts(train) for part in real.split(AT_ONCE))
         progress = self._report(OF_REFERENCE)
-        return cached_description(key, self.extractor, batches, len(train), progress=progress)
+        return cached_description(
+            key, self.extractor, batches, len(train), progress=progress, drawn=self.pixels
+        )
 
     @property
     def reference_size(self) -> int:
@@ -229,20 +238,25 @@ class PublishedSpace(Space):
         }
 
     def of_samples(self, samples: Tensor, keep: bool) -> dict[str, Any]:
-        batches, n = self.pixels.batches(samples), len(samples)
+        batches, n = samples.split(AT_ONCE), len(samples)
         if not keep:
-            return self._known(describe(self.extractor, batches, n, self._wanted))
-        return self._described(tensors_digest({"samples": samples}), batches, n)
+            return self._known(
+                describe(self.extractor, batches, n, self._wanted, drawn=self.pixels)
+            )
+        content = tensors_digest({"samples": samples})
+        return self._described(content, batches, n, self.pixels)
 
     def of_pictures(self, pictures: Pictures) -> dict[str, Any]:
         batches = pictures.batches(MANY * AT_ONCE)
         return self._described(pictures.sha256, batches, len(pictures))
 
-    def _described(self, content: str, batches: Iterator[Tensor], n: int) -> dict[str, Any]:
+    def _described(
+        self, content: str, batches: Iterable[Tensor], n: int, drawn: Drawn = as_they_are
+    ) -> dict[str, Any]:
         """The inputs of metrics for pictures with a digest, kept in the cache."""
         key, progress = {**self._key, "samples": content}, self._report("features of samples")
         return self._known(
-            cached_description(key, self.extractor, batches, n, self._wanted, progress)
+            cached_description(key, self.extractor, batches, n, self._wanted, progress, drawn)
         )
 
     @property

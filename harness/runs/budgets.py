@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 
+from harness import ranks
 from harness.errors import UsageError
 from harness.tasks import Task
 from harness.training.estimate import NOMINAL_STEPS, seconds_a_step, steps_within
@@ -55,7 +56,7 @@ def training_steps(
         "flops": lambda: steps_within(number - stored(), rehearse),
         "seconds": lambda: int(number / seconds_a_step(rehearse(NOMINAL_STEPS))),
     }
-    steps = count[unit]()
+    steps = ranks.told_by_first(count[unit])  # seconds differ from rank to rank
     if steps == 0 and budget != "steps=0":
         beside = f" beside {stored():.3g} FLOPs of trajectories" if unit == "flops" else ""
         raise UsageError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from harness import ranks
 from harness.data.recipe import Recipe
 from harness.errors import UsageError, unknown
 from harness.files import file_hash
@@ -195,6 +196,10 @@ def train_settings(config: RunConfig, options: MethodConfig, task: Task) -> Trai
                 f"but {config.method} treats {options.sample_group} samples together: "
                 "give a multiple"
             )
+    if options.whole_batch and ranks.count() > 1:
+        raise UsageError(
+            f"these options of {config.method} need the whole batch at once: run it on one rank"
+        )
     if options.whole_batch and micro is not None:
         raise UsageError(
             f"micro_batch_size is {micro}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness import ranks
 from harness.data.trajectories import check_store_disk, open_store
 from harness.diffusion.denoiser import Guided
-from harness.errors import HarnessError, RunFailed
+from harness.errors import HarnessError, RankLost, RunFailed
 from harness.files import read_tensors
 from harness.methods import Method
 from harness.metrics.evaluator import Evaluator
@@ -102,17 +104,27 @@ class Run:
             RunFailed: if the run fails.
             UsageError, Interrupted.
         """
-        if (record := self.finished_record(reuse)) is not None:
-            self._save()
-            return record
-        with held(self.results, *self.locks, wait=wait):
-            # Another process may have finished the run while this one waited.
-            if (record := self.finished_record(reuse)) is not None:
+        with ExitStack() as stack:
+
+            def known() -> Record | None:
+                return ranks.told_by_first(lambda: self.finished_record(reuse))
+
+            def enter() -> None:
+                stack.enter_context(held(self.results, *self.locks, wait=wait))
+
+            if (record := known()) is None:
+                ranks.told_by_first(enter)
+                record = known()  # another process may have finished it while this one waited
+            if record is not None:
                 self._save()
                 return record
+            if not ranks.is_first():
+                return replace(self, report=silent)._execute()
             self.folder.mkdir(parents=True, exist_ok=True)
-            with logged(self.folder / "run.log", f"run {self.resolved.run_id}") as log:
-                return replace(self, report=logging_report(self.report, log))._execute()
+            log = stack.enter_context(
+                logged(self.folder / "run.log", f"run {self.resolved.run_id}")
+            )
+            return replace(self, report=logging_report(self.report, log))._execute()
 
     def _execute(self) -> Record:
         if self.resolved.settings.compile:
@@ -128,26 +140,40 @@ class Run:
                 if isinstance(error, (RunFailed, ValueError))
                 else f"{type(error).__name__}: {error}"
             )
-            write_record(self.folder / "record.json", self._record(status="failed", reason=reason))
+            if not (ranks.is_first() or isinstance(error, RunFailed)):
+                raise RankLost(f"rank {ranks.number()}: {reason}") from error
+            self._write(self._record(status="failed", reason=reason))
             raise RunFailed(f"run {self.resolved.run_id} failed: {reason}") from error
-        write_record(self.folder / "record.json", record)
+        return ranks.told_by_first(lambda: self._finish(record))
+
+    def _finish(self, record: Record) -> Record:
+        """Writes the record of a finished run, which needs its checkpoint no more."""
+        self._write(record)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
         return record
 
+    def _write(self, record: Record) -> None:
+        if ranks.is_first():
+            write_record(self.folder / "record.json", record)
+
     def _save(self, samples: Callable[[int], Tensor] | None = None) -> None:
         """Writes the pictures that are wanted; a finished run makes the missing ones again."""
-        if samples:  # of a run that is new, or made anew
-            forget_sets(self.folder)
         r, sets = self.resolved, range(self.resolved.noise_sets)
-        made = samples or samples_again(r, self.folder, self.device, self.report)
-        if self.save:
-            save_sets(self.folder, r.task, sets, made, self.save, self.device)
+
+        def write() -> None:
+            if samples:  # of a run that is new, or made anew
+                forget_sets(self.folder)
+            made = samples or samples_again(r, self.folder, self.device, self.report)
+            if self.save:
+                save_sets(self.folder, r.task, sets, made, self.save, self.device)
+
+        ranks.told_by_first(write)
 
     def record_failure(self, reason: str) -> Record:
         """Writes and returns the record of a run that could not be finished."""
         self.environment = capture_environment(self.device)
         record = self._record(status="failed", reason=reason)
-        write_record(self.folder / "record.json", record)
+        self._write(record)
         return record
 
     def _train_and_evaluate(self) -> Record:
@@ -157,7 +183,7 @@ class Run:
         sampler, reference = sampler_of(method), Reference(task, self.device, self.report, teacher)
         extra = [EXTRACTORS[wanted.name](wanted.path, self.device) for wanted in r.extra_features]
         evaluator = Evaluator(task, reference.samples, self.device, extra, self.report)
-        sibling = self.sibling()
+        sibling = ranks.told_by_first(self.sibling)
         if sibling:
             self.report(f"student of {sibling.run_id}, trained before")(1, 1)
             method.start_from(
@@ -238,17 +264,23 @@ class Run:
             trainer.note_quality(evaluator.quality(samples[0][:count]))
             trainer.write_curves()
         measuring(1, 1)
-        measuring = self.report("latency")
-        latency = measure_latency(task, sampler, reference.sampler, self.device)
-        measuring(1, 1)
-        write_grid(self.folder, task, self.device, samples[0], reference.samples(0))
-        write_student(self.folder, method, facts_of(r).metadata())
+
+        def rest() -> dict[str, Any]:
+            measuring = self.report("latency")
+            latency = measure_latency(task, sampler, reference.sampler, self.device)
+            measuring(1, 1)
+            write_grid(self.folder, task, self.device, samples[0], reference.samples(0))
+            write_student(self.folder, method, facts_of(r).metadata())
+            return {
+                "exposure": measure_exposure(r, method, teacher, self.device),
+                "cost": cost_of(method, task, sampler, latency, bill, self.device),
+            }
+
         times = task.schedule.network_time(method.levels[:-1])
         return {
             "levels": [round(float(time), 4) for time in times],
             "metrics": metrics,
-            "exposure": measure_exposure(r, method, teacher, self.device),
-            "cost": cost_of(method, task, sampler, latency, bill, self.device),
+            **ranks.told_by_first(rest),
             "flags": [*flags_of(r, method, bill), *evaluator.caveats(len(samples[0]))],
             "target": method.target,
             "init": method.init if task.network_teacher else "random",
@@ -298,7 +330,11 @@ def run(
     )
     wanted = Run(resolved, results, device, report, save=save)
     learns = resolved.settings.total_steps and "trajectory" in resolved.cls.sources
-    if learns and wanted.finished_record(reuse) is None:
-        check_store_disk(resolved.recipe)
+
+    def check_disk() -> None:
+        if learns and wanted.finished_record(reuse) is None:
+            check_store_disk(resolved.recipe)
+
+    ranks.told_by_first(check_disk)
     reference = Run(beside, results, device, report).execute(reuse, wait=True)  # many runs share it
     return wanted.execute(reuse), reference

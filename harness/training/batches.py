@@ -10,10 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from harness import ranks
 from harness.data.images import ImageSet
 from harness.data.readers import Reader
 from harness.diffusion.randomness import Keyed
 from harness.methods.base import Batch, Method
+from harness.training.distributed import share_of
 from harness.training.settings import TrainSettings
 
 
@@ -70,6 +72,7 @@ class Batches:
             name: Items(name, len(source), settings.seed) for name, source in self.sources.items()
         }
         self.settings, self.device = settings, device
+        self.share = share_of(settings.batch_size, settings.sample_group)
         self.from_files = any(
             isinstance(source, ImageSet) and isinstance(source.images, Reader)
             for source in self.sources.values()
@@ -77,7 +80,7 @@ class Batches:
         self._ahead: tuple[int, Future[list[dict[str, Any]]]] | None = None
 
     def of_step(self, step: int) -> list[Batch]:
-        """The micro-batches of a step, which together are samples step B .. step B + B - 1.
+        """This rank's micro-batches of a step; all ranks' are samples step B .. step B + B - 1.
 
         While it trains on them, a thread reads those of the next step if images come from files.
         """
@@ -93,10 +96,10 @@ class Batches:
         return self._batch(step, index, self._read(step, index))
 
     def _index(self, step: int) -> list[Tensor]:
-        """The sample numbers of each micro-batch of a step."""
-        size = self.settings.batch_size
-        index = torch.arange(step * size, (step + 1) * size)
-        return list(index.split(self.settings.micro_batch_size or size))
+        """The sample numbers of each of this rank's micro-batches of a step."""
+        start = step * self.settings.batch_size + ranks.number() * self.share
+        index = torch.arange(start, start + self.share)
+        return list(index.split(self.settings.micro_batch_size or self.share))
 
     def _drawn(self, step: int) -> list[dict[str, Any]]:
         """What each source gives for each micro-batch of a step, on the CPU."""

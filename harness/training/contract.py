@@ -19,6 +19,7 @@ from harness.training.exact_checks import default_steps
 from harness.training.level_checks import gradient_by_level, trained_levels
 from harness.training.precision_checks import precision
 from harness.training.prompt_checks import padding
+from harness.training.rank_checks import ranks_agree
 from harness.training.sampling_checks import (
     canonical,
     generator,
@@ -104,18 +105,24 @@ def few_steps(case: Case) -> int:
 
 
 def run_checks(
-    name: str, folder: Path, options: dict[str, Any] | None = None, prompts: bool = False
+    name: str,
+    folder: Path,
+    options: dict[str, Any] | None = None,
+    prompts: bool = False,
+    ranks: bool = False,
 ) -> Iterator[Outcome]:
     """Runs all checks of a method, one after the other.
 
     Args:
         prompts: whether the task has prompts in place of class labels.
+        ranks: whether to check training on two ranks too, which starts two processes.
 
     Raises UsageError for prompts if the method needs class labels.
     """
     task = tiny_task(folder / "task", prompts)
     METHODS[name].check_conditions(task.spec.name, prompts)
-    for check in checks_of(name):
+    more = (ranks_agree,) if ranks and METHODS[name].sources else ()
+    for check in (*checks_of(name), *more):
         what = (check.__doc__ or "").strip().partition("\n")[0]
         try:
             case = Case(name, task, folder / check.__name__, dict(options or {}))

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness import ranks
 from harness.errors import HarnessError, Interrupted, RunFailed, UsageError
 from harness.files import write_aside
 from harness.methods.base import Batch, Loss, Method, Player, Update
@@ -25,6 +26,7 @@ from harness.progress import Progress
 from harness.training.batches import Batches, Source
 from harness.training.checkpoints import load_checkpoint, save_checkpoint
 from harness.training.compiling import compile_players
+from harness.training.distributed import mean_over_ranks, share_of
 from harness.training.flops import loss_flops, loss_key, rehearse, require_grad_of
 from harness.training.interrupts import signals_noted
 from harness.training.settings import Bill, TrainSettings, autocast, peak_memory
@@ -58,10 +60,11 @@ class Trainer:
         teacher: nn.Module | None = None,
         identity: str = "",
     ):
-        size, micro = settings.batch_size, settings.micro_batch_size or settings.batch_size
-        if size % micro:
+        share = share_of(settings.batch_size, settings.sample_group)
+        if share % (micro := settings.micro_batch_size or share):
+            whole = "batch_size" if ranks.count() == 1 else "a rank's share of batch_size"
             raise UsageError(
-                f"micro_batch_size is {micro}, but must divide batch_size, which is {size}"
+                f"micro_batch_size is {micro}, but must divide {whole}, which is {share}"
             )
         self.method, self.settings, self.folder, self.device = method, settings, folder, device
         self.batches = Batches(method, sources, settings, device)
@@ -112,15 +115,17 @@ class Trainer:
                     self.note_quality(measure())
                     started += time.perf_counter() - now  # measuring is not training
                     self._reset_peak_memory()
-                if caught or self.step == until or now - saved > self.settings.checkpoint_seconds:
+                stopped = ranks.anywhere(bool(caught))
+                if stopped or self.step == until or now - saved > self.settings.checkpoint_seconds:
                     self._save(caught)
                     saved = now
-                if caught:
+                if stopped:
                     raise Interrupted(f"{self._stopped(caught)}; the same command resumes it")
 
     def _stopped(self, caught: Sequence[int]) -> str:
         """Which signal stopped the run, and where."""
-        return f"stopped by signal {caught[0]} at step {self.step}"
+        signal = f"signal {caught[0]}" if caught else "a signal to another rank"
+        return f"stopped by {signal} at step {self.step}"
 
     def _milestone_steps(self) -> set[int]:
         total = self.settings.total_steps
@@ -178,7 +183,8 @@ class Trainer:
             require_grad_of(self._parameters, update.player)
             with count_passes(self.teacher) as passes:
                 totals = self._backward(update.loss, batches)
-            self.bill.teacher_evaluations += passes.total
+            totals, made = mean_over_ranks(self._parameters[update.player], totals, passes.total)
+            self.bill.teacher_evaluations += made
             prefix = "" if len(self.method.players) == 1 else f"{update.player}/"
             found = {prefix + name: float(total) for name, total in totals.items()}
             self._apply(update.player, player, found[prefix + "loss"])
@@ -186,6 +192,7 @@ class Trainer:
             self.bill.updates[update.player] = self.bill.updates.get(update.player, 0) + 1
         self.bill.images += self.settings.batch_size
         self.bill.peak_memory_bytes = max(self.bill.peak_memory_bytes, peak_memory(self.device))
+        ranks.add(self.method.sums())
         for name in self.method.end_step(self.step, means):
             restart(self.method.players[name])
         return means
@@ -242,7 +249,7 @@ class Trainer:
 
         Raises Interrupted if this fails after a signal was caught.
         """
-        if self.folder is None:
+        if self.folder is None or not ranks.is_first():
             return
         state = {
             "identity": self.identity,
@@ -269,6 +276,11 @@ class Trainer:
             self.step, self.bill = state["step"], Bill(**state["bill"])
             self.known_flops = state["flops"]
             self.curve, self.milestones = state["curve"], state["milestones"]
+        if (first := ranks.told_by_first(lambda: self.step)) != self.step:
+            raise RunFailed(
+                f"rank {ranks.number()} resumes at step {self.step}, but the first rank at "
+                f"{first}: give all ranks one results folder"
+            )
 
     @property
     def _checkpoint(self) -> Path:
@@ -277,7 +289,7 @@ class Trainer:
 
     def write_curves(self) -> None:
         """Writes `curves.jsonl`: a line for each logged step and for each milestone's quality."""
-        if self.folder is None:
+        if self.folder is None or not ranks.is_first():
             return
         qualities = [{"step": point["step"], **point["quality"]} for point in self.milestones]
         lines = sorted([*self.curve, *qualities], key=lambda point: point["step"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from elsewhere import elsewhere
+from method_cases import CASES
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
@@ -29,51 +30,6 @@ from harness.training.contract import Check, checks_of, run_checks
 from harness.training.settings import TrainSettings
 from harness.training.trainer import Trainer
 
-CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS.names()} | {
-    "ard": ("ard", {"history_layers": 2}),  # the default suits a deeper teacher
-    "ard on its own history": (
-        "ard",
-        {"history_layers": 2, "own_history": 0.5, "protocol": "states"},
-    ),
-    "ard for several numbers of steps": (
-        "ard",
-        {
-            "history_layers": 2,
-            "heads": "shared",
-            "parametrization": "direct",
-            "step_counts": [1, 2],
-        },
-    ),
-    "ard with distribution matching": (
-        "ard",
-        {"history_layers": 2, "dmd_from": 0.0, "dmd_every": 2, "protocol": "states"},
-    ),
-    "ard with adapters": ("ard", {"history_layers": 2, "lora_rank": 2}),
-    "imm": ("imm", {"group": 2, "gap": 6}),
-    "ladd": ("ladd", {"gan_virtual_batch": 2}),
-    "dmd2": ("dmd2", {"student_every": 2}),
-    "scm, data": ("scm", {"source": "data"}),
-    "meanflow, teacher": ("meanflow", {"source": "teacher", "distinct": 0.5}),
-    "meanflow, its own guidance": ("meanflow", {"kappa": 0.5, "second_time": "interval"}),
-    "ict, few levels": ("ict", {"levels_from": 10, "levels_to": 40}),
-    "ard with a GAN stage": (
-        "ard",
-        {"history_layers": 2, "gan_from": 0.0, "gan_warmup_steps": 1, "gan_virtual_batch": 2},
-    ),
-    "consistency-distillation, karras": (
-        "consistency-distillation",
-        {"grid": "karras", "solver": "heun", "loss": "l2"},
-    ),
-    "step-distillation of the teacher": (
-        "step-distillation",
-        {
-            "trajectory": "states",
-            "heads": "shared",
-            "parametrization": "teacher",
-            "noise_channels": True,
-        },
-    ),
-}
 ALL = [(name, check) for name, (method, _) in CASES.items() for check in checks_of(method)]
 
 

@@ -28,7 +28,7 @@ The released code lacks its GAN losses. These choices are ours:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -186,7 +186,7 @@ class Adversary(Critic):
         self.warm = self.start + config.gan_warmup_steps
         self.weight = 0.0
         # Sums over micro-batches.
-        self.gradients, self.samples = torch.zeros(2, *last_layer.weight.shape), 0
+        self.gradients, self.samples = torch.zeros(2, *last_layer.weight.shape), torch.zeros(())
 
     def student_rate(self, progress: float) -> float:
         """The factor of the student's rate: its whole schedule up to the stage, then a constant."""
@@ -244,12 +244,15 @@ class Adversary(Critic):
         mse, gan = (float(norm) for norm in gradients.flatten(1).norm(dim=1))
         return self.config.gan_weight * min(mse / (gan + 1e-4), 1e4)
 
+    def sums(self) -> Sequence[Tensor]:
+        return [self.gradients, self.samples]
+
     def end_step(self) -> None:
         """Sets lambda for the next step and updates the spectral norms."""
         self.heads.power_iteration()
         if self.samples:
             self.weight = self.balance(self.gradients / self.samples)
-            self.gradients, self.samples = torch.zeros_like(self.gradients), 0
+            self.gradients, self.samples = torch.zeros_like(self.gradients), torch.zeros(())
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -19,6 +19,7 @@ trajectories on its last state (`step_distillation.py`).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -234,6 +235,9 @@ class MatchingStage:
             with torch.no_grad():
                 loss(batch)
         return self.matching.fake_loss(batch.carry["x_0"].detach(), batch.trajectory.cond, batch)
+
+    def sums(self) -> Sequence[Tensor]:
+        return ()
 
     def end_step(self) -> None:
         """Nothing to do."""

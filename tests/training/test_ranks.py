@@ -1,0 +1,80 @@
+"""Several ranks train as one process does; they are real processes that gloo connects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from faulty_ranks import without_mean, without_passes, without_sums
+from method_cases import CASES
+
+from harness.cli.main import main
+from harness.methods import METHODS
+from harness.tasks import Task
+from harness.training.case import Case
+from harness.training.rank_checks import compare, in_ranks, outcome, write_outcomes
+
+TRAINED = {name for name, (method, _) in CASES.items() if METHODS[method].sources}
+GAN = "ard with a GAN stage"
+SHORT = {name for name in TRAINED if name in METHODS.names()} | {GAN}
+"""Cases of every run: each method, and the stage that sums over samples on its own."""
+
+
+def compared(
+    count: int, names: Sequence[str], task: Task, folder: Path, work: Callable[..., None]
+) -> None:
+    """Raises AssertionError unless each case trains alike on so many ranks and on one."""
+    cases = {}
+    for name in names:
+        method, options = CASES[name]
+        steps = 1 if method == "knowledge-distillation" else 2
+        cases[name] = Case(method, task, folder / name, options, num_steps=steps)
+        assert cases[name].sources  # the trajectories are there before the ranks start
+    in_ranks(count, work, cases, folder)
+    for name, case in cases.items():
+        one = outcome(case)
+        compare(one, [torch.load(folder / f"{name}-{k}.pt") for k in range(count)])
+
+
+@pytest.mark.parametrize(
+    ("count", "names"),
+    [
+        pytest.param(2, sorted(SHORT), id="2 ranks"),
+        pytest.param(2, sorted(TRAINED - SHORT), marks=pytest.mark.slow, id="variants"),
+        pytest.param(4, sorted(TRAINED), marks=pytest.mark.slow, id="4 ranks"),
+    ],
+)
+def test_all_methods_train_alike(count: int, names: list[str], tiny: Task, tmp_path: Path) -> None:
+    compared(count, names, tiny, tmp_path, write_outcomes)
+
+
+@pytest.mark.parametrize(
+    ("work", "name", "problem"),
+    [
+        pytest.param(without_sums, GAN, "moved of student differ", marks=pytest.mark.slow),
+        pytest.param(
+            without_mean, "reflow", "ranks have different weights", marks=pytest.mark.slow
+        ),
+        pytest.param(without_passes, "lcm", "the bill is", marks=pytest.mark.slow),
+    ],
+)
+def test_what_ranks_do_not_tell_each_other_is_found(
+    work: Callable[..., None], name: str, problem: str, tiny: Task, tmp_path: Path
+) -> None:
+    with pytest.raises(AssertionError, match=problem):
+        compared(2, [name], tiny, tmp_path, work)
+
+
+@pytest.mark.slow
+def test_a_method_of_a_plug_in_is_checked_on_ranks(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from harness.methods import METHODS\nfrom harness.methods.reflow import Reflow\n\n"
+        '@METHODS.register("mine")\nclass Mine(Reflow):\n    """Another name."""\n'
+    )
+    done = CliRunner().invoke(main, ["test-method", str(file), "--ranks"])
+    assert done.exit_code == 0, done.output
+    assert "mine: ok     ranks_agree" in done.output
