@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 H100_FLOPS, UTILISATION = 989e12, 0.4
 """bf16 FLOPs a second of an H100 (dense), and the share of them that hours are counted at."""
+RANKS = (2, 4, 8)
+"""Numbers of ranks that a plan speaks of."""
 LARGE = 5e9
 """MACs of a network's pass from which a run is planned instead of timed."""
 
@@ -100,3 +102,28 @@ def show_plan(resolved: Resolved, found: Plan) -> None:
         f"together {hours:.3g} GPU-hours at {UTILISATION:.0%} of an H100's {H100_FLOPS:.3g} bf16 "
         "FLOPs a second; decoding and feature networks come on top"
     )
+    if found.memory:
+        for line in lines_of_ranks(resolved, found, hours):
+            click.echo(line)
+
+
+def lines_of_ranks(resolved: Resolved, found: Plan, hours: float) -> list[str]:
+    """What several ranks change, for each number of them that can share the batch.
+
+    In a step a rank sends and receives the gradients of nearly two copies of the student, as a
+    ring's all-reduce does.
+    """
+    from harness.data.shards import amount
+
+    size, group = resolved.settings.batch_size, resolved.settings.sample_group
+    assert found.memory is not None
+    lines = []
+    for count in RANKS:
+        if size % (count * group) == 0:
+            micro = min(found.micro_batch, size // count)
+            sent = 4 * found.sampling.trained_parameters * 2 * (count - 1) / count
+            lines.append(
+                f"{count} ranks: {hours / count:.3g} hours, {amount(found.memory.of(micro))} a GPU "
+                f"with a micro-batch of {micro}, {amount(sent)} of gradients sent in a step"
+            )
+    return lines

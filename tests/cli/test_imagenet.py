@@ -224,5 +224,6 @@ def test_the_tasks_of_the_papers_say_what_they_need(
     assert f"{len(missing)} of the {len(files)} files of task {name}" in done.err
     assert done.out.count(": a run downloads it") == len(downloaded)
     assert "GPU-hours" in done.out
+    assert done.out.count(" ranks: ") == 3
     run = harness("run", "--task", name, "--method", "ard", "--results", tmp_path / "results")
     assert "Traceback" not in sentence(run, 2)
