@@ -96,11 +96,11 @@ def add(tensors: Sequence[Tensor]) -> None:
             tensor.detach().copy_(total.view_as(tensor))
 
 
-def anywhere(flag: bool) -> bool:
-    """Whether a flag is set on any rank."""
-    found = torch.tensor([float(flag)])
+def anywhere(*flags: bool) -> list[bool]:
+    """For each flag whether it is set on any rank."""
+    found = torch.tensor([float(flag) for flag in flags])
     add([found])
-    return bool(found)
+    return [bool(some) for some in found]
 
 
 def told_by_first(compute: Callable[[], T]) -> T:

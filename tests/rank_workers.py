@@ -69,8 +69,7 @@ def share(task: Task, folder: Path) -> None:
         ranks.told_by_first(refused)
     alone = lambda: (ranks.count(), list(ranks.each(lambda n: n + me, range(3))))  # noqa: E731
     assert ranks.told_by_first(alone) == (1, [0, 1, 2])
-    assert ranks.anywhere(me == 1)
-    assert not ranks.anywhere(False)
+    assert ranks.anywhere(me == 1, False) == [True, False]
     numbers, whole = torch.full((2, 2), float(me)), torch.tensor(me)
     ranks.add([numbers, whole])
     total = sum(range(all_of_us))

@@ -12,11 +12,13 @@ from rank_workers import described, share, trajectories
 from harness import ranks
 from harness.data.trajectories import store_folder
 from harness.errors import UsageError
+from harness.methods import METHODS
 from harness.runs.config import parse_config
 from harness.runs.resolve import resolve
 from harness.tasks import Task
 from harness.training.distributed import share_of
 from harness.training.rank_checks import in_ranks
+from harness.training.sharding import check_shard
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -53,6 +55,18 @@ def test_what_needs_the_whole_batch_takes_one_rank(
     monkeypatch.setattr(ranks, "count", lambda: 2)
     with pytest.raises(UsageError, match="need the whole batch at once: run it on one rank"):
         resolve(asked)
+
+
+def test_what_cannot_be_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
+    ard, ctm = METHODS["ard"], METHODS["ctm"]
+    with pytest.raises(UsageError, match="start the run by torchrun"):
+        check_shard(ard, ard.Config())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    check_shard(ard, ard.Config())
+    with pytest.raises(UsageError, match="--shard does not know adapters"):
+        check_shard(ard, ard.Config(lora_rank=2))
+    with pytest.raises(UsageError, match="passes depends on a rank's samples"):
+        check_shard(ctm, ctm.Config())
 
 
 def test_a_command_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

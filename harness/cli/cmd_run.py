@@ -55,6 +55,11 @@ RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", 
 @save_samples_option
 @click.option("--reuse", is_flag=True, help="Take a finished record that other code made.")
 @click.option(
+    "--shard",
+    is_flag=True,
+    help="Divide the trained networks over the ranks that torchrun started (FSDP2).",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Only show the config, which files are there, what is cached, cost, disk and time.",
@@ -68,6 +73,7 @@ def run_command(
     assignments: tuple[str, ...],
     save_samples: str | None,
     reuse: bool,
+    shard: bool,
     dry_run: bool,
     as_json: bool,
     results: Path,
@@ -92,7 +98,7 @@ def run_command(
             ranks.told_by_first(lambda: show_dry_run(resolved, results, where, reuse, as_json))
             return
         form = check_form(save_samples, resolved.task)
-        execute(resolved, results, where, reuse, as_json, form)
+        execute(resolved, results, where, reuse, as_json, form, shard)
 
 
 def show_dry_run(
@@ -151,6 +157,7 @@ def execute(
     reuse: bool,
     as_json: bool,
     save: Form | None = None,
+    shard: bool = False,
 ) -> None:
     """Runs and prints the row; before a new run it prints an estimate of the time."""
     from rich.console import Console
@@ -171,10 +178,10 @@ def execute(
 
     ranks.told_by_first(estimate)
     if not ranks.is_first():
-        run(resolved, results, device, reuse=reuse, save=save)
+        run(resolved, results, device, reuse=reuse, save=save, shard=shard)
         return
     with Display(Console(stderr=True)) as display:
-        record, reference = run(resolved, results, device, display, reuse, save)
+        record, reference = run(resolved, results, device, display, reuse, save, shard)
     if as_json:
         click.echo(record.model_dump_json(indent=1))
         return

@@ -194,6 +194,14 @@ class Method(ABC):
             raise UsageError(f"{name} needs class labels, but task {task} is conditioned on text")
 
     @classmethod
+    def shards(cls, config: Any) -> bool:
+        """Whether its networks may be sharded over ranks.
+
+        They may not if the number of a network's passes depends on a rank's samples.
+        """
+        return True
+
+    @classmethod
     def trajectory_grid(cls, config: Any) -> tuple[str, int] | None:
         """The grid of levels and K of the trajectories to learn from; None for the task's own."""
         return None
@@ -230,12 +238,16 @@ class Method(ABC):
         """A simple function of noise and conditions that equals the untrained student, or None."""
         return None
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The players and their averages; a method with further networks adds these."""
+        averages = [player.ema.module for player in self.players.values() if player.ema]
+        return [*(player.module for player in self.players.values()), *averages]
+
     def to(self, device: torch.device) -> None:
-        """Moves the players and their averages; a method with further networks moves these too."""
-        for player in self.players.values():
-            player.module.to(device)
-            if player.ema:
-                player.ema.module.to(device)
+        """Moves all networks."""
+        for network in self.networks:
+            network.to(device)
 
     @property
     def student_player(self) -> Player:

@@ -70,6 +70,10 @@ class CTM(DenoisingStudent):
     scalars = ("target",)
     reference: ClassVar = "Kim et al. 2023, arXiv 2310.02279, eq. 3 to 9"
 
+    @classmethod
+    def shards(cls, config: Any) -> bool:
+        return False  # the solver takes as many steps as a rank's samples need
+
     def __init__(
         self,
         config: CTMConfig,

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.diffusion.denoiser import Guided, Model, expand_to
 from harness.diffusion.schedules import NUM_LEVELS, few_step_levels
@@ -146,9 +146,9 @@ class Progressive(DenoisingStudent):
         self.student_player.module.load_state_dict(average)
         return ("student",)
 
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.earlier.to(device)
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [*super().networks, self.earlier]
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.earlier.network.state_dict())

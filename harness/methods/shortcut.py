@@ -92,6 +92,10 @@ class Shortcut(DenoisingStudent):
         self.solver = Jumps(lambda t, s: {"step_size": step_size})
 
     @classmethod
+    def shards(cls, config: Any) -> bool:
+        return False  # a rank without a sample of the bootstrap's share makes fewer passes
+
+    @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         for name, number in (("num_steps", num_steps), ("finest", config.finest)):
             if number & (number - 1):

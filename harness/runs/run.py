@@ -20,7 +20,7 @@ from harness.files import read_tensors
 from harness.methods import Method
 from harness.metrics.evaluator import Evaluator
 from harness.metrics.extra import EXTRACTORS
-from harness.metrics.sampling import Sampler, sample_set
+from harness.metrics.sampling import sample_set
 from harness.provenance import capture_environment
 from harness.records import Environment, Record, TrainingBill, write_record
 from harness.runs.build import Reference, build, sampler_of, samples_again, samples_of
@@ -42,8 +42,10 @@ from harness.runs.resolve import Resolved, reference_of
 from harness.runs.saving import Form, forget_sets, save_sets
 from harness.runs.student_file import facts_of
 from harness.training.compiling import check_compiler
+from harness.training.sharding import check_shard, gathered_no_more, whole
 from harness.training.trainer import Trainer
 
+CPU = torch.device("cpu")
 Judge = Callable[[float, dict[str, float]], None]
 """A callback at the milestones: it gets the part of the budget and the metrics there.
 
@@ -57,6 +59,7 @@ class Run:
 
     Attributes:
         save: the form in which its samples are written for other evaluators; None writes none.
+        shard: whether the ranks divide the networks that are trained among them.
     """
 
     resolved: Resolved
@@ -65,6 +68,7 @@ class Run:
     report: Report = silent
     judge: Judge | None = None
     save: Form | None = None
+    shard: bool = False
     environment: Environment = field(init=False)
 
     @property
@@ -190,8 +194,15 @@ class Run:
                 read_tensors(self.folder.parent / sibling.run_id / "student.safetensors")
             )
         trainer = self._trainer(method, teacher) if r.settings.total_steps and not sibling else None
+
+        def quality() -> dict[str, float]:
+            count = task.spec.evaluation.milestone_samples
+            return evaluator.quality(sample_set(sampler, task, 0, self.device, count=count))
+
+        if trainer and self.shard:
+            self._train_sharded(method, teacher, quality)
         if trainer:
-            self._train(trainer, sampler, evaluator)
+            self._train(trainer, quality)
         samples = {
             k: samples_of(r, sampler, k, self.device, self.report) for k in range(r.noise_sets)
         }
@@ -206,7 +217,39 @@ class Run:
         measured = self._measure(method, teacher, trainer, bill, samples, evaluator, reference)
         return self._record(status="finished", **{**measured, **shared})
 
-    def _trainer(self, method: Method, teacher: Guided) -> Trainer:
+    def _train_sharded(
+        self, method: Method, teacher: Guided, quality: Callable[[], dict[str, float]]
+    ) -> None:
+        """Trains a sharded copy of a method to its last checkpoint, which a plain trainer reads.
+
+        Args:
+            method, teacher: the plain ones, which leave the device meanwhile.
+            quality: measures the plain method's student.
+        """
+
+        def move(device: torch.device) -> None:
+            method.to(device)
+            teacher.denoiser.network.to(device)
+
+        move(CPU)
+        own_teacher = self.resolved.task.teacher(CPU)
+        copy = build(self.resolved, own_teacher, CPU)
+        trainer, average = self._trainer(copy, own_teacher, True), copy.student_player.ema
+
+        def gathered() -> dict[str, float]:
+            assert average is not None
+            gathered_no_more(trainer.sharded)
+            method.start_from(whole(average.module.state_dict()))
+            move(self.device)
+            found = quality()
+            move(CPU)
+            return found
+
+        self._train(trainer, gathered)
+        ranks.wait()  # until the first rank has written
+        move(self.device)
+
+    def _trainer(self, method: Method, teacher: Guided, sharded: bool = False) -> Trainer:
         """The run's trainer, with the sources that the method learns from."""
         task, sources = self.resolved.task, dict[str, Any]()
         if "data" in method.sources:
@@ -228,20 +271,19 @@ class Run:
             self.device,
             teacher.denoiser.network,
             key,
+            sharded,
         )
 
-    def _train(self, trainer: Trainer, sampler: Sampler, evaluator: Evaluator) -> None:
+    def _train(self, trainer: Trainer, quality: Callable[[], dict[str, float]]) -> None:
         """Trains to the end and measures quality at the milestones, where the judge may stop it."""
-        progress, task = self.report("training"), self.resolved.task
 
         def measure() -> dict[str, float]:
-            count = task.spec.evaluation.milestone_samples
-            quality = evaluator.quality(sample_set(sampler, task, 0, self.device, count=count))
+            found = quality()
             if self.judge is not None:
-                self.judge(trainer.step / self.resolved.settings.total_steps, quality)
-            return quality
+                self.judge(trainer.step / self.resolved.settings.total_steps, found)
+            return found
 
-        trainer.train(progress=progress, measure=measure)
+        trainer.train(progress=self.report("training"), measure=measure)
 
     def _measure(
         self,
@@ -311,6 +353,7 @@ def run(
     report: Report = silent,
     reuse: bool = False,
     save: Form | None = None,
+    shard: bool = False,
 ) -> tuple[Record, Record]:
     """The record of a resolved config and that of its task's reference, both computed where needed.
 
@@ -318,6 +361,7 @@ def run(
         results: the results folder; runs go to `results/runs/`.
         reuse: whether finished records of other code count.
         save: the form in which the run's samples are written, if they are.
+        shard: whether the ranks divide the networks that are trained among them.
 
     Raises:
         UsageError, RunFailed, Busy, Interrupted. UsageError comes before anything is computed if
@@ -328,7 +372,9 @@ def run(
         noise_sets=resolved.noise_sets,
         extra_features=resolved.extra_features,
     )
-    wanted = Run(resolved, results, device, report, save=save)
+    if shard:
+        check_shard(resolved.cls, resolved.config)
+    wanted = Run(resolved, results, device, report, save=save, shard=shard)
     learns = resolved.settings.total_steps and "trajectory" in resolved.cls.sources
 
     def check_disk() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.data.trajectories import open_store
 from harness.diffusion.randomness import keyed_initialisation
@@ -92,10 +92,17 @@ class Case:
         return method
 
     def trainer(
-        self, method: Method, folder: Path | None = None, seed: int = 0, **settings: Any
+        self,
+        method: Method,
+        folder: Path | None = None,
+        seed: int = 0,
+        teacher: nn.Module | None = None,
+        sharded: bool = False,
+        **settings: Any,
     ) -> Trainer:
         whole = TrainSettings(STEPS, BATCH, seed, log_every=1, **settings)
-        trainer = Trainer(method, self.sources, whole, folder, self.device)
+        more = {"teacher": teacher, "sharded": sharded}
+        trainer = Trainer(method, self.sources, whole, folder, self.device, **more)  # type: ignore[arg-type]
         trainer.known_flops = self.flops
         return trainer
 

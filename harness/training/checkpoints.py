@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from harness import ranks
 from harness.errors import UsageError
 from harness.files import write_aside
 from harness.methods.base import Method
+from harness.training.sharding import placed, whole
 
 BROKEN = (
     RuntimeError,
@@ -27,7 +30,10 @@ OWN = ("step", "bill", "flops", "curve", "milestones")
 
 
 def save_checkpoint(path: Path, method: Method, state: dict[str, Any]) -> None:
-    """Writes the networks, optimizers and averages of a method with the trainer's own state."""
+    """Writes the networks, optimizers and averages of a method with the trainer's own state.
+
+    All ranks gather what is sharded; the first one writes.
+    """
     players = {
         name: {
             "module": player.module.state_dict(),
@@ -36,8 +42,24 @@ def save_checkpoint(path: Path, method: Method, state: dict[str, Any]) -> None:
         }
         for name, player in method.players.items()
     }
-    content = {**state, "players": players, "method": method.state_dict()}
-    write_aside(path, lambda aside: torch.save(content, aside))
+    content = whole({**state, "players": players, "method": method.state_dict()})
+    if ranks.is_first():
+        write_aside(path, lambda aside: torch.save(content, aside))
+
+
+def load(module: nn.Module, state: dict[str, Any]) -> None:
+    """Loads whole tensors into a module, of which this rank may hold a part."""
+    module.load_state_dict(placed(state, module.state_dict()))
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Loads a state of whole tensors into an optimizer of parameters that may be parts."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    parts = {
+        number: {name: placed(value, weights[number]) for name, value in values.items()}
+        for number, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": parts})
 
 
 def load_checkpoint(
@@ -57,11 +79,11 @@ def load_checkpoint(
             return None
         for name, player in method.players.items():
             saved = state["players"][name]
-            player.module.load_state_dict(saved["module"])
-            player.optimizer.load_state_dict(saved["optimizer"])
+            load(player.module, saved["module"])
+            load_optimizer(player.optimizer, saved["optimizer"])
             if player.ema:
-                player.ema.module.load_state_dict(saved["ema"])
-        method.load_state_dict(state["method"])
+                load(player.ema.module, saved["ema"])
+        method.load_state_dict(placed(state["method"], method.state_dict()))
         return {name: state[name] for name in OWN}
     except BROKEN as error:
         raise UsageError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from harness import ranks
 from harness.errors import UsageError
+from harness.training.sharding import is_part
 
 
 def share_of(batch_size: int, sample_group: int) -> int:
@@ -30,6 +31,8 @@ def mean_over_ranks(
 ) -> tuple[dict[str, Tensor], int]:
     """Averages the gradients of a player in place, with its metrics, in one message.
 
+    Those of sharded weights are averaged already.
+
     A parameter that no rank's loss reaches keeps None as its gradient.
 
     Args:
@@ -41,8 +44,10 @@ def mean_over_ranks(
     """
     if ranks.count() == 1:
         return metrics, passes
+    device = parameters[0].device
+    parameters = [p for p in parameters if not is_part(p)]  # the others are averaged
     noted = [float(passes), *(float(p.grad is not None) for p in parameters)]
-    counts = torch.tensor(noted, device=parameters[0].device)
+    counts = torch.tensor(noted, device=device)
     names = sorted(metrics)
     means = [metrics[name].clone() for name in names]
     for parameter in parameters:

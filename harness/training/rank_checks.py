@@ -19,6 +19,7 @@ from torch import Tensor
 from harness.plugins import load_plugin
 from harness.provenance import PLUGIN_SOURCES
 from harness.training.case import BATCH, STEPS, Case, losses, weights
+from harness.training.sharding import gathered_no_more, whole
 
 WEIGHTS, MOVED, LOSSES = 1e-6, 1e-3, 1e-4
 """Largest relative differences: of all weights, of what training moved them by, and of a loss.
@@ -51,17 +52,17 @@ def _start(
     dist.destroy_process_group()
 
 
-def outcome(case: Case) -> dict[str, Any]:
+def outcome(case: Case, sharded: bool = False) -> dict[str, Any]:
     """What training by SGD makes of a case: Adam would divide rounding noise by rounding noise."""
     teacher = case.task.teacher(case.device)
     method = case.build(teacher)
     start = weights(method)
     for player in method.players.values():
         player.optimizer = torch.optim.SGD(player.trained, lr=0.01)
-    trainer = case.trainer(method)
-    trainer.teacher = teacher.denoiser.network  # whose passes are billed
+    trainer = case.trainer(method, teacher=teacher.denoiser.network, sharded=sharded)
     trainer.train(until=STEPS)
-    found = weights(method)
+    gathered_no_more(trainer.sharded)
+    found = whole(weights(method))
     bill = {name: vars(trainer.bill)[name] for name in ("images", "flops", "teacher_evaluations")}
     return {
         "weights": found,
@@ -71,10 +72,10 @@ def outcome(case: Case) -> dict[str, Any]:
     }
 
 
-def write_outcomes(cases: Mapping[str, Case], folder: Path) -> None:
+def write_outcomes(cases: Mapping[str, Case], folder: Path, sharded: bool = False) -> None:
     """Writes what a rank has of each case to `NAME-RANK.pt`."""
     for name, case in cases.items():
-        torch.save(outcome(case), folder / f"{name}-{dist.get_rank()}.pt")
+        torch.save(outcome(case, sharded), folder / f"{name}-{dist.get_rank()}.pt")
 
 
 def far(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:

@@ -30,6 +30,7 @@ from harness.training.distributed import mean_over_ranks, share_of
 from harness.training.flops import loss_flops, loss_key, rehearse, require_grad_of
 from harness.training.interrupts import signals_noted
 from harness.training.settings import Bill, TrainSettings, autocast, peak_memory
+from harness.training.sharding import clip_gradients, gathered_no_more, shard
 
 MILESTONES = (1 / 8, 1 / 4, 1 / 2)
 """Parts of the budget at which quality is measured; the evaluation itself measures the whole."""
@@ -46,6 +47,7 @@ class Trainer:
         device: the device on which everything runs.
         teacher: the network whose passes are billed as teacher evaluations, if there is one.
         identity: a name of the run and its code; a checkpoint of another identity is ignored.
+        sharded: whether ranks divide the networks among them.
 
     Raises UsageError if micro-batches do not divide the batch.
     """
@@ -59,6 +61,7 @@ class Trainer:
         device: torch.device,
         teacher: nn.Module | None = None,
         identity: str = "",
+        sharded: bool = False,
     ):
         share = share_of(settings.batch_size, settings.sample_group)
         if share % (micro := settings.micro_batch_size or share):
@@ -70,6 +73,7 @@ class Trainer:
         self.batches = Batches(method, sources, settings, device)
         self.step, self.bill = 0, Bill()
         self.teacher, self.identity = teacher or nn.Identity(), identity
+        self.sharded = shard(method, self.teacher, device) if sharded else []
         self.curve: list[dict[str, float]] = []
         self.milestones: list[dict[str, Any]] = []
         for player in method.players.values():
@@ -115,8 +119,9 @@ class Trainer:
                     self.note_quality(measure())
                     started += time.perf_counter() - now  # measuring is not training
                     self._reset_peak_memory()
-                stopped = ranks.anywhere(bool(caught))
-                if stopped or self.step == until or now - saved > self.settings.checkpoint_seconds:
+                late = ranks.is_first() and now - saved > self.settings.checkpoint_seconds
+                stopped, due = ranks.anywhere(bool(caught), late)
+                if stopped or due or self.step == until:
                     self._save(caught)
                     saved = now
                 if stopped:
@@ -180,6 +185,7 @@ class Trainer:
         self.bill.flops += self.flops_of(updates)
         for update in updates:
             player = self.method.players[update.player]
+            gathered_no_more(self.sharded)  # gathered weights keep what they were told of gradients
             require_grad_of(self._parameters, update.player)
             with count_passes(self.teacher) as passes:
                 totals = self._backward(update.loss, batches)
@@ -220,12 +226,11 @@ class Trainer:
         Raises RunFailed if the loss or the gradient norm is not finite.
         """
         parameters = self._parameters[name]
-        norm = nn.utils.clip_grad_norm_(
-            parameters, player.clip if player.clip is not None else math.inf
-        )
-        if not (math.isfinite(loss) and math.isfinite(float(norm))):
+        gathered_no_more(self.sharded)
+        norm = clip_gradients(parameters, player.clip if player.clip is not None else math.inf)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise RunFailed(
-                f"{name}: loss {loss}, gradient norm {float(norm)} at step {self.step}: not finite"
+                f"{name}: loss {loss}, gradient norm {norm} at step {self.step}: not finite"
             )
         factor = player.rate((self.step + 1) / self.settings.total_steps)
         for group in player.optimizer.param_groups:
@@ -249,7 +254,7 @@ class Trainer:
 
         Raises Interrupted if this fails after a signal was caught.
         """
-        if self.folder is None or not ranks.is_first():
+        if self.folder is None:
             return
         state = {
             "identity": self.identity,

@@ -16,7 +16,7 @@ import yaml
 from harness.records import Record, read_record
 from harness.runs.config import parse_config
 from harness.runs.resolve import resolve
-from harness.runs.run import Run, run
+from harness.runs.run import run
 
 CPU = torch.device("cpu")
 STEPS, PAUSE = 6, 3
@@ -35,16 +35,23 @@ from harness.training.trainer import Trainer
 one_step = Trainer.one_step
 
 def ending(self):
-    if self.step == {PAUSE} and ranks.count() > 1:
+    if self.step == {PAUSE} and "ENDS" in os.environ:
         self._save([])
         ranks.wait()
         if ranks.number() == int(os.environ["ENDS"]):
             os.kill(os.getpid(), int(os.environ["SIGNAL"]))
-    return one_step(self)
+    means = one_step(self)
+    if ranks.is_first():
+        with (self.folder / "steps").open("a") as file:
+            print(self.step, file=file)
+    return means
 
 Trainer.one_step = ending
 """
-"""A plug-in: in the middle of training a checkpoint is written, and one rank gets a signal."""
+"""A plug-in: in the middle of training a checkpoint is written, and one rank gets a signal.
+
+The first rank notes each step that is done.
+"""
 
 
 def torchrun(count: int, folder: Path, task: Path, *more: str, **env: str) -> Any:
@@ -83,10 +90,13 @@ def alone(folder: Path, task: Path) -> dict[str, Record]:
     return records(folder / "alone")
 
 
-def test_two_ranks_make_the_records_of_one_process(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), pytest.param(("--shard",), marks=pytest.mark.slow)], ids=str)
+def test_two_ranks_make_the_records_of_one_process(
+    more: tuple[str, ...], tiny_folder: Path, tmp_path: Path
+) -> None:
     """The reference, which is not trained, is equal to the last bit."""
     task = tiny_folder / "tiny.yaml"
-    done = torchrun(2, tmp_path, task)
+    done = torchrun(2, tmp_path, task, *more)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("record: ") == 1
     found, expected = records(tmp_path / "ranks"), alone(tmp_path, task)
@@ -102,33 +112,33 @@ def test_two_ranks_make_the_records_of_one_process(tiny_folder: Path, tmp_path: 
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ends", "number", "code"),
+    ("ends", "number", "then"),
     [
-        pytest.param("1", signal.SIGKILL, 1, marks=pytest.mark.slow),
-        pytest.param("0", signal.SIGKILL, 1, marks=pytest.mark.slow),
-        pytest.param("1", signal.SIGTERM, 1, marks=pytest.mark.slow),
+        ("1", signal.SIGKILL, (1,)),
+        ("0", signal.SIGKILL, (4,)),
+        ("1", signal.SIGTERM, (2, "--shard")),
     ],
 )
-def test_a_run_whose_rank_ends_goes_on_with_another_number_of_ranks(
-    ends: str, number: signal.Signals, code: int, tiny_folder: Path, tmp_path: Path
+def test_a_run_whose_rank_ends_goes_on_with_other_ranks(
+    ends: str, number: signal.Signals, then: tuple[Any, ...], tiny_folder: Path, tmp_path: Path
 ) -> None:
+    """Each step is done once, in one of the two processes, and the record is that of one."""
     task, plugin = tiny_folder / "tiny.yaml", tmp_path / "ending.py"
     plugin.write_text(ENDING)
     more = ("--plugin", str(plugin))
     done = torchrun(2, tmp_path, task, *more, ENDS=ends, SIGNAL=str(int(number)))
-    assert done.returncode == code
-    print(done.stderr)
-    (checkpoint,) = (tmp_path / "ranks").rglob("state.pt")
-    state = torch.load(checkpoint, weights_only=True)
-    assert state["step"] == PAUSE + (number == signal.SIGTERM)
-    said = (
-        "stopped by a signal to another rank at step 4"
-        if number == signal.SIGTERM
-        else "another rank has ended"
-    )
+    assert done.returncode == 1
+    checkpoint = torch.load(next((tmp_path / "ranks").rglob("state.pt")), weights_only=True)
+    assert checkpoint["step"] == PAUSE + (number == signal.SIGTERM)
+    stopped = "stopped by a signal to another rank at step 4"
+    said = stopped if number == signal.SIGTERM else "another rank has ended"
     assert said in done.stderr
     assert "ard" not in records(tmp_path / "ranks")
-    resolved = resolve(parse_config({**ASKED, "task": str(task)}))
-    found = Run(resolved, tmp_path / "ranks", CPU).execute()
-    check_equal(found, alone(tmp_path, task)["ard"], 1e-4)
+    count, *options = then
+    done = torchrun(count, tmp_path, task, *more, *options)
+    assert done.returncode == 0, done.stderr
+    steps = next((tmp_path / "ranks").rglob("steps")).read_text().split()
+    assert steps == list(map(str, range(STEPS)))
+    check_equal(records(tmp_path / "ranks")["ard"], alone(tmp_path, task)["ard"], 1e-4)

@@ -24,7 +24,12 @@ SHORT = {name for name in TRAINED if name in METHODS.names()} | {GAN}
 
 
 def compared(
-    count: int, names: Sequence[str], task: Task, folder: Path, work: Callable[..., None]
+    count: int,
+    names: Sequence[str],
+    task: Task,
+    folder: Path,
+    work: Callable[..., None],
+    sharded: bool = False,
 ) -> None:
     """Raises AssertionError unless each case trains alike on so many ranks and on one."""
     cases = {}
@@ -33,7 +38,7 @@ def compared(
         steps = 1 if method == "knowledge-distillation" else 2
         cases[name] = Case(method, task, folder / name, options, num_steps=steps)
         assert cases[name].sources  # the trajectories are there before the ranks start
-    in_ranks(count, work, cases, folder)
+    in_ranks(count, work, cases, folder, *([True] if sharded else []))
     for name, case in cases.items():
         one = outcome(case)
         compare(one, [torch.load(folder / f"{name}-{k}.pt") for k in range(count)])
@@ -49,6 +54,25 @@ def compared(
 )
 def test_all_methods_train_alike(count: int, names: list[str], tiny: Task, tmp_path: Path) -> None:
     compared(count, names, tiny, tmp_path, write_outcomes)
+
+
+SHARDED = {
+    name
+    for name in TRAINED
+    if METHODS[CASES[name][0]].shards(None) and "lora_rank" not in CASES[name][1]
+}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["ard", "dmd2", GAN], id="some"),
+        pytest.param(sorted(SHARDED), marks=pytest.mark.slow, id="all"),
+    ],
+)
+def test_sharded_methods_train_alike(names: list[str], tiny: Task, tmp_path: Path) -> None:
+    """Two ranks that hold a part of each network train as one process does."""
+    compared(2, names, tiny, tmp_path, write_outcomes, sharded=True)
 
 
 @pytest.mark.parametrize(

@@ -237,10 +237,9 @@ class DenoisingStudent(Method):
         if self.target_ema:
             self.target_ema.module.load_state_dict(state)
 
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        if self.target_ema:
-            self.target_ema.module.to(device)
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [*super().networks, *([self.target_ema.module] if self.target_ema else [])]
 
     def updates(self, step: int) -> Iterable[Update]:
         return [Update("student", self.loss)]
