@@ -64,18 +64,22 @@ def joined(device: torch.device) -> Iterator[None]:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    with _together():
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with together():
         dist.init_process_group(backend)
     yield
     dist.destroy_process_group()  # after an error it would wait for the other ranks
 
 
 @contextmanager
-def _together() -> Iterator[None]:
+def together() -> Iterator[None]:
     """Turns what a collective operation raises when a rank has ended into one sentence."""
     try:
         yield
     except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
         raise RankLost(
             f"rank {number()} of {dist.get_world_size() if dist.is_initialized() else '?'}: "
             "another rank has ended; the same command resumes the run from its last checkpoint"
@@ -90,7 +94,7 @@ def add(tensors: Sequence[Tensor]) -> None:
     for kind in kinds:
         same = [tensor for tensor in tensors if (tensor.dtype, tensor.device) == kind]
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in same])
-        with _together():
+        with together():
             dist.all_reduce(flat)
         for tensor, total in zip(same, flat.split([t.numel() for t in same]), strict=True):
             tensor.detach().copy_(total.view_as(tensor))
@@ -120,7 +124,7 @@ def told_by_first(compute: Callable[[], T]) -> T:
             answer[1] = error
         finally:
             _alone = False
-    with _together():
+    with together():
         dist.broadcast_object_list(answer)
     if answer[1] is not None:
         raise answer[1]
@@ -139,7 +143,7 @@ def each(compute: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     while turn := list(islice(rest, count())):
         mine = compute(turn[number()]) if number() < len(turn) else None
         found: list[Any] = [None] * count()
-        with _together():
+        with together():
             dist.all_gather_object(found, mine)
         yield from found[: len(turn)]
 
@@ -147,5 +151,5 @@ def each(compute: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 def wait() -> None:
     """Returns once every rank is here."""
     if count() > 1:
-        with _together():
+        with together():
             dist.barrier()

@@ -42,7 +42,7 @@ def save_checkpoint(path: Path, method: Method, state: dict[str, Any]) -> None:
         }
         for name, player in method.players.items()
     }
-    content = whole({**state, "players": players, "method": method.state_dict()})
+    content = whole({**state, "players": players, "method": method.state_dict()}, everywhere=False)
     if ranks.is_first():
         write_aside(path, lambda aside: torch.save(content, aside))
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from harness import ranks
 from harness.errors import UsageError
 from harness.methods.base import Method
 from harness.methods.parts.adapters import LoRAOptions
@@ -95,9 +96,21 @@ def is_part(value: Any) -> TypeGuard[DTensor]:
     return isinstance(value, Tensor) and hasattr(value, "full_tensor")
 
 
-def whole(state: Any) -> Any:
-    """A nested state with whole tensors in the place of parts. All ranks call it."""
-    return tree_map_only(Tensor, lambda x: x.full_tensor() if is_part(x) else x, state)
+def whole(state: Any, everywhere: bool = True) -> Any:
+    """A nested state with whole tensors on the CPU in the place of parts. All ranks call it.
+
+    Args:
+        everywhere: whether all ranks keep what is gathered, or the first one alone.
+    """
+    keep = everywhere or ranks.is_first()
+
+    def gathered(value: Any) -> Any:
+        if not is_part(value):
+            return value
+        found = value.full_tensor()  # one after the other, so that the device holds one
+        return found.cpu() if keep else None
+
+    return tree_map_only(Tensor, gathered, state)
 
 
 def placed(value: Any, like: Any) -> Any:

@@ -110,7 +110,8 @@ class Trainer:
         with signals_noted() as caught:
             while self.step < until:
                 started += self._prepare()
-                means = self.one_step()
+                with ranks.together():
+                    means = self.one_step()
                 self.step += 1
                 now = time.perf_counter()
                 self.bill.seconds = seconds_before + now - started

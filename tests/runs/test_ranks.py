@@ -114,21 +114,28 @@ def test_two_ranks_make_the_records_of_one_process(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ends", "number", "then"),
+    ("ends", "number", "first", "then"),
     [
-        ("1", signal.SIGKILL, (1,)),
-        ("0", signal.SIGKILL, (4,)),
-        ("1", signal.SIGTERM, (2, "--shard")),
+        ("1", signal.SIGKILL, (2,), (1,)),
+        ("0", signal.SIGKILL, (2,), (4,)),
+        ("1", signal.SIGKILL, (2, "--shard"), (1,)),
+        ("1", signal.SIGTERM, (2,), (2, "--shard")),
     ],
 )
 def test_a_run_whose_rank_ends_goes_on_with_other_ranks(
-    ends: str, number: signal.Signals, then: tuple[Any, ...], tiny_folder: Path, tmp_path: Path
+    ends: str,
+    number: signal.Signals,
+    first: tuple[Any, ...],
+    then: tuple[Any, ...],
+    tiny_folder: Path,
+    tmp_path: Path,
 ) -> None:
     """Each step is done once, in one of the two processes, and the record is that of one."""
     task, plugin = tiny_folder / "tiny.yaml", tmp_path / "ending.py"
     plugin.write_text(ENDING)
-    more = ("--plugin", str(plugin))
-    done = torchrun(2, tmp_path, task, *more, ENDS=ends, SIGNAL=str(int(number)))
+    count, *options = first
+    options += ["--plugin", str(plugin)]
+    done = torchrun(count, tmp_path, task, *options, ENDS=ends, SIGNAL=str(int(number)))
     assert done.returncode == 1
     checkpoint = torch.load(next((tmp_path / "ranks").rglob("state.pt")), weights_only=True)
     assert checkpoint["step"] == PAUSE + (number == signal.SIGTERM)
@@ -137,7 +144,7 @@ def test_a_run_whose_rank_ends_goes_on_with_other_ranks(
     assert said in done.stderr
     assert "ard" not in records(tmp_path / "ranks")
     count, *options = then
-    done = torchrun(count, tmp_path, task, *more, *options)
+    done = torchrun(count, tmp_path, task, *options, "--plugin", str(plugin))
     assert done.returncode == 0, done.stderr
     steps = next((tmp_path / "ranks").rglob("steps")).read_text().split()
     assert steps == list(map(str, range(STEPS)))
