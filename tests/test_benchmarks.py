@@ -6,7 +6,9 @@ import time
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from benchmarks import ranks
 from benchmarks.ab import compare
 from benchmarks.naive import NaiveHistory, dense_mask
 from harness.diffusion.conditions import Condition
@@ -61,3 +63,11 @@ def test_a_ratio_and_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ratio.median == 2
     assert (ratio.low, ratio.high) == (2, 4)
     assert ratio.seconds == (1, 2)
+
+
+@pytest.mark.slow
+def test_what_ranks_gain_is_a_table() -> None:
+    done = CliRunner().invoke(ranks.main, ["--pairs", "2"])
+    assert done.exit_code == 0, done.output
+    assert done.output.count("\n| strong: 64 samples on 2 ranks") == 1
+    assert done.output.count("\n| weak: 128 samples on 2 ranks") == 1
