@@ -7,9 +7,14 @@ from collections.abc import Iterable
 
 
 class HarnessError(Exception):
-    """A problem in one sentence: what is wrong, where, and what would be right."""
+    """A problem in one sentence: what is wrong, where, and what would be right.
+
+    Attributes:
+        told: whether another rank of the run prints it.
+    """
 
     exit_code = 3
+    told = False
 
 
 class UsageError(HarnessError):

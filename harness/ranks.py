@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -24,6 +25,10 @@ from harness.errors import HarnessError, RankLost
 T = TypeVar("T")
 R = TypeVar("R")
 
+PATIENCE = timedelta(days=7)
+"""How long ranks wait for what one of them does alone. A rank that ends is noticed at once."""
+_patient: Any = None
+"""The group of such waiting; None stands for the group of all."""
 _alone = False
 """Whether the first rank works while the others wait for its answer."""
 
@@ -66,8 +71,10 @@ def joined(device: torch.device) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    global _patient
     with together():
         dist.init_process_group(backend)
+        _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     yield
     dist.destroy_process_group()  # after an error it would wait for the other ranks
 
@@ -125,8 +132,9 @@ def told_by_first(compute: Callable[[], T]) -> T:
         finally:
             _alone = False
     with together():
-        dist.broadcast_object_list(answer)
+        dist.broadcast_object_list(answer, group=_patient)
     if answer[1] is not None:
+        answer[1].told = not is_first()  # the first rank prints it
         raise answer[1]
     return answer[0]
 
@@ -144,7 +152,7 @@ def each(compute: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         mine = compute(turn[number()]) if number() < len(turn) else None
         found: list[Any] = [None] * count()
         with together():
-            dist.all_gather_object(found, mine)
+            dist.all_gather_object(found, mine, group=_patient)
         yield from found[: len(turn)]
 
 
@@ -152,4 +160,4 @@ def wait() -> None:
     """Returns once every rank is here."""
     if count() > 1:
         with together():
-            dist.barrier()
+            dist.barrier(group=_patient)

@@ -69,6 +69,12 @@ def test_what_cannot_be_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
         check_shard(ctm, ctm.Config())
 
 
+def test_ranks_refuse_a_budget_in_seconds(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    with pytest.raises(UsageError, match="seconds are measured on one process"):
+        resolve(parse_config({"method": "reflow", "task": "tiny", "budget": "seconds=10"}))
+
+
 def test_a_command_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     from click.testing import CliRunner
 

@@ -176,7 +176,8 @@ def execute(
                 if device.type != "cpu" or macs_a_pass(problem_of(resolved.task)) < LARGE:
                     click.echo(estimate_text(preview(resolved, results, device, reuse)), err=True)
 
-    ranks.told_by_first(estimate)
+    if ranks.count() == 1:
+        estimate()
     if not ranks.is_first():
         run(resolved, results, device, reuse=reuse, save=save, shard=shard)
         return

@@ -37,10 +37,11 @@ class LazyGroup(click.Group):
         except HarnessError as error:
             if "--debug" in words:
                 raise
-            lost = isinstance(error, RankLost)
-            if lost or os.environ.get("RANK", "0") == "0":  # all ranks meet other errors alike
-                click.echo(f"harness: {error}", err=True)
-            if lost:
+            if not error.told:
+                rank = os.environ.get("RANK", "0")
+                where = "" if rank == "0" or isinstance(error, RankLost) else f"rank {rank}: "
+                click.echo(f"harness: {where}{error}", err=True)
+            if isinstance(error, RankLost):
                 os._exit(error.exit_code)  # an orderly end would wait for the other rank
             sys.exit(error.exit_code)
         except click.exceptions.Exit as error:

@@ -121,9 +121,10 @@ def lines_of_ranks(resolved: Resolved, found: Plan, hours: float) -> list[str]:
     for count in RANKS:
         if size % (count * group) == 0:
             micro = min(found.micro_batch, size // count)
-            sent = 4 * found.sampling.trained_parameters * 2 * (count - 1) / count
+            gradients = 4 * found.sampling.trained_parameters  # once more, as one flat message
+            sent, memory = gradients * 2 * (count - 1) / count, found.memory.of(micro) + gradients
             lines.append(
-                f"{count} ranks: {hours / count:.3g} hours, {amount(found.memory.of(micro))} a GPU "
+                f"{count} ranks: {hours / count:.3g} hours, {amount(memory)} a GPU "
                 f"with a micro-batch of {micro}, {amount(sent)} of gradients sent in a step"
             )
     return lines

@@ -56,7 +56,12 @@ def training_steps(
         "flops": lambda: steps_within(number - stored(), rehearse),
         "seconds": lambda: int(number / seconds_a_step(rehearse(NOMINAL_STEPS))),
     }
-    steps = ranks.told_by_first(count[unit])  # seconds differ from rank to rank
+    if unit == "seconds" and ranks.count() > 1:
+        raise UsageError(
+            f"budget is {budget!r}, but seconds are measured on one process: give several ranks "
+            "steps, images or flops"
+        )
+    steps = count[unit]()
     if steps == 0 and budget != "steps=0":
         beside = f" beside {stored():.3g} FLOPs of trajectories" if unit == "flops" else ""
         raise UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -99,7 +99,13 @@ class Reference:
         teacher: Guided | None = None,
     ):
         self.resolved, self.device, self.report = reference_of(task), device, report
-        self.sampler = sampler_of(build(self.resolved, teacher or task.teacher(device), device))
+        self.teacher = teacher
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """From noise and conditions to the reference's samples."""
+        teacher = self.teacher or self.resolved.task.teacher(self.device)
+        return sampler_of(build(self.resolved, teacher, self.device))
 
     def samples(self, noise_set: int) -> Tensor:
         """[N, C, H, W], from the cache or made now."""

@@ -182,27 +182,35 @@ class Run:
 
     def _train_and_evaluate(self) -> Record:
         r, task = self.resolved, self.resolved.task
-        teacher = task.teacher(self.device)
-        method = build(r, teacher, self.device)
-        sampler, reference = sampler_of(method), Reference(task, self.device, self.report, teacher)
+        # In sharded training the parts are on the device; whole networks wait on the CPU.
+        home, teacher = CPU if self.shard else self.device, task.teacher(self.device)
+        reference = Reference(task, self.device, self.report, None if self.shard else teacher)
         extra = [EXTRACTORS[wanted.name](wanted.path, self.device) for wanted in r.extra_features]
         evaluator = Evaluator(task, reference.samples, self.device, extra, self.report)
         sibling = ranks.told_by_first(self.sibling)
+        trains = bool(r.settings.total_steps) and not sibling
+        method = build(r, teacher, home)
+        sources = self._sources(method, teacher) if trains else {}
+        teacher.denoiser.network.to(home)
+        sampler = sampler_of(method)
         if sibling:
             self.report(f"student of {sibling.run_id}, trained before")(1, 1)
             method.start_from(
                 read_tensors(self.folder.parent / sibling.run_id / "student.safetensors")
             )
-        trainer = self._trainer(method, teacher) if r.settings.total_steps and not sibling else None
 
         def quality() -> dict[str, float]:
             count = task.spec.evaluation.milestone_samples
             return evaluator.quality(sample_set(sampler, task, 0, self.device, count=count))
 
-        if trainer and self.shard:
-            self._train_sharded(method, teacher, quality)
-        if trainer:
+        trainer = None
+        if trains:
+            if self.shard:
+                self._train_sharded(method, sources, quality)
+            trainer = self._trainer(method, teacher, sources, home)
             self._train(trainer, quality)
+        for network in (method.student, teacher.denoiser.network):
+            network.to(self.device)
         samples = {
             k: samples_of(r, sampler, k, self.device, self.report) for k in range(r.noise_sets)
         }
@@ -218,39 +226,33 @@ class Run:
         return self._record(status="finished", **{**measured, **shared})
 
     def _train_sharded(
-        self, method: Method, teacher: Guided, quality: Callable[[], dict[str, float]]
+        self, method: Method, sources: dict[str, Any], quality: Callable[[], dict[str, float]]
     ) -> None:
         """Trains a sharded copy of a method to its last checkpoint, which a plain trainer reads.
 
         Args:
-            method, teacher: the plain ones, which leave the device meanwhile.
-            quality: measures the plain method's student.
+            method: the whole one, whose student visits the device at milestones.
+            quality: measures that student.
         """
-
-        def move(device: torch.device) -> None:
-            method.to(device)
-            teacher.denoiser.network.to(device)
-
-        move(CPU)
-        own_teacher = self.resolved.task.teacher(CPU)
-        copy = build(self.resolved, own_teacher, CPU)
-        trainer, average = self._trainer(copy, own_teacher, True), copy.student_player.ema
+        teacher = self.resolved.task.teacher(CPU)
+        copy = build(self.resolved, teacher, CPU)
+        trainer = self._trainer(copy, teacher, sources, self.device, sharded=True)
+        average = copy.student_player.ema
 
         def gathered() -> dict[str, float]:
             assert average is not None
             gathered_no_more(trainer.sharded)
             method.start_from(whole(average.module.state_dict()))
-            move(self.device)
+            method.student.to(self.device)
             found = quality()
-            move(CPU)
+            method.student.to(CPU)
             return found
 
         self._train(trainer, gathered)
         ranks.wait()  # until the first rank has written
-        move(self.device)
 
-    def _trainer(self, method: Method, teacher: Guided, sharded: bool = False) -> Trainer:
-        """The run's trainer, with the sources that the method learns from."""
+    def _sources(self, method: Method, teacher: Guided) -> dict[str, Any]:
+        """The sources that a method learns from."""
         task, sources = self.resolved.task, dict[str, Any]()
         if "data" in method.sources:
             sources["data"] = task.split.train
@@ -262,17 +264,20 @@ class Run:
                 progress=self.report("trajectories"),
                 conditions=task.conditions,
             )
-        key = checkpoint_key(self.resolved, self.environment.code)
-        return Trainer(
-            method,
-            sources,
-            self.resolved.settings,
-            self.folder,
-            self.device,
-            teacher.denoiser.network,
-            key,
-            sharded,
-        )
+        return sources
+
+    def _trainer(
+        self,
+        method: Method,
+        teacher: Guided,
+        sources: dict[str, Any],
+        device: torch.device,
+        sharded: bool = False,
+    ) -> Trainer:
+        """The run's trainer."""
+        r, key = self.resolved, checkpoint_key(self.resolved, self.environment.code)
+        network = teacher.denoiser.network
+        return Trainer(method, sources, r.settings, self.folder, device, network, key, sharded)
 
     def _train(self, trainer: Trainer, quality: Callable[[], dict[str, float]]) -> None:
         """Trains to the end and measures quality at the milestones, where the judge may stop it."""

@@ -71,8 +71,13 @@ def load_checkpoint(
 
     Raises UsageError for a damaged file.
     """
-    if not path.exists():
+    if not ranks.told_by_first(path.exists):
         return None
+    if not path.exists():
+        raise UsageError(
+            f"rank {ranks.number()} does not see {path}, but the first rank does: give all ranks "
+            "one results folder"
+        )
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         if state["identity"] != identity:
@@ -85,6 +90,8 @@ def load_checkpoint(
                 load(player.ema.module, saved["ema"])
         method.load_state_dict(placed(state["method"], method.state_dict()))
         return {name: state[name] for name in OWN}
+    except torch.OutOfMemoryError:
+        raise
     except BROKEN as error:
         raise UsageError(
             f"checkpoint {path} cannot be read ({type(error).__name__}); "

@@ -52,14 +52,14 @@ def _start(
     dist.destroy_process_group()
 
 
-def outcome(case: Case, sharded: bool = False) -> dict[str, Any]:
+def outcome(case: Case, sharded: bool = False, **settings: Any) -> dict[str, Any]:
     """What training by SGD makes of a case: Adam would divide rounding noise by rounding noise."""
     teacher = case.task.teacher(case.device)
     method = case.build(teacher)
     start = weights(method)
     for player in method.players.values():
         player.optimizer = torch.optim.SGD(player.trained, lr=0.01)
-    trainer = case.trainer(method, teacher=teacher.denoiser.network, sharded=sharded)
+    trainer = case.trainer(method, teacher=teacher.denoiser.network, sharded=sharded, **settings)
     trainer.train(until=STEPS)
     gathered_no_more(trainer.sharded)
     found = whole(weights(method))
@@ -72,10 +72,13 @@ def outcome(case: Case, sharded: bool = False) -> dict[str, Any]:
     }
 
 
-def write_outcomes(cases: Mapping[str, Case], folder: Path, sharded: bool = False) -> None:
+def write_outcomes(
+    cases: Mapping[str, Case], folder: Path, sharded: bool = False, micro: int | None = None
+) -> None:
     """Writes what a rank has of each case to `NAME-RANK.pt`."""
     for name, case in cases.items():
-        torch.save(outcome(case, sharded), folder / f"{name}-{dist.get_rank()}.pt")
+        found = outcome(case, sharded, micro_batch_size=micro)
+        torch.save(found, folder / f"{name}-{dist.get_rank()}.pt")
 
 
 def far(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:

@@ -118,7 +118,8 @@ def placed(value: Any, like: Any) -> Any:
     if is_part(like) and isinstance(value, Tensor) and value.shape == like.shape:
         from torch.distributed.tensor import distribute_tensor
 
-        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+        with ranks.together():
+            return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     if isinstance(like, dict) and isinstance(value, dict):
         return {key: placed(item, like.get(key)) for key, item in value.items()}
     return value

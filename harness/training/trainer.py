@@ -102,6 +102,10 @@ class Trainer:
             Interrupted: on SIGINT or SIGTERM, after the current step and a checkpoint.
             RunFailed: if a loss is not finite.
         """
+        with ranks.together():
+            self._train(until, progress, measure)
+
+    def _train(self, until: int | None, progress: Progress | None, measure: Measure | None) -> None:
         self._resume()
         until = self.settings.total_steps if until is None else until
         saved = started = time.perf_counter()
@@ -110,8 +114,7 @@ class Trainer:
         with signals_noted() as caught:
             while self.step < until:
                 started += self._prepare()
-                with ranks.together():
-                    means = self.one_step()
+                means = self.one_step()
                 self.step += 1
                 now = time.perf_counter()
                 self.bill.seconds = seconds_before + now - started
@@ -126,6 +129,7 @@ class Trainer:
                     self._save(caught)
                     saved = now
                 if stopped:
+                    ranks.wait()  # for the first one's checkpoint: torchrun kills what is left
                     raise Interrupted(f"{self._stopped(caught)}; the same command resumes it")
 
     def _stopped(self, caught: Sequence[int]) -> str:

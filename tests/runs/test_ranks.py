@@ -74,7 +74,8 @@ def check_equal(found: Record, expected: Record, tolerance: float) -> None:
     assert (found.run_id, found.status) == (expected.run_id, "finished")
     assert found.metrics.keys() == expected.metrics.keys()
     for name, metric in expected.metrics.items():
-        assert found.metrics[name].values == pytest.approx(metric.values, rel=tolerance), name
+        values = pytest.approx(metric.values, rel=tolerance) if tolerance else metric.values
+        assert found.metrics[name].values == values, name
     if expected.cost is not None and expected.cost.training is not None:
         assert found.cost is not None
         assert found.cost.training is not None

@@ -30,6 +30,7 @@ def compared(
     folder: Path,
     work: Callable[..., None],
     sharded: bool = False,
+    micro: int | None = None,
 ) -> None:
     """Raises AssertionError unless each case trains alike on so many ranks and on one."""
     cases = {}
@@ -38,9 +39,9 @@ def compared(
         steps = 1 if method == "knowledge-distillation" else 2
         cases[name] = Case(method, task, folder / name, options, num_steps=steps)
         assert cases[name].sources  # the trajectories are there before the ranks start
-    in_ranks(count, work, cases, folder, *([True] if sharded else []))
+    in_ranks(count, work, cases, folder, *((sharded, micro) if work is write_outcomes else ()))
     for name, case in cases.items():
-        one = outcome(case)
+        one = outcome(case, micro_batch_size=micro)
         compare(one, [torch.load(folder / f"{name}-{k}.pt") for k in range(count)])
 
 
@@ -66,13 +67,19 @@ SHARDED = {
 @pytest.mark.parametrize(
     "names",
     [
-        pytest.param(["ard", "dmd2", GAN], id="some"),
+        pytest.param(["ard", "dmd2", "lcm", GAN], id="some"),
         pytest.param(sorted(SHARDED), marks=pytest.mark.slow, id="all"),
     ],
 )
 def test_sharded_methods_train_alike(names: list[str], tiny: Task, tmp_path: Path) -> None:
     """Two ranks that hold a part of each network train as one process does."""
-    compared(2, names, tiny, tmp_path, write_outcomes, sharded=True)
+    compared(2, names, tiny, tmp_path, write_outcomes, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_micro_batches_of_ranks(sharded: bool, tiny: Task, tmp_path: Path) -> None:
+    compared(2, ["ard", "dmd2", "lcm", GAN], tiny, tmp_path, write_outcomes, sharded, 2)
 
 
 @pytest.mark.parametrize(
