@@ -72,7 +72,7 @@ def test_help_shows_the_defaults_of_a_task(
     )
     (tmp_path / "config.yaml").write_text("{method: ard, task: fashion-mnist}")
     assert "default: 6, on fashion-mnist 3]" in help_of("--config", tmp_path / "config.yaml")
-    assert "default: 6]" in help_of("--method", "ard")
+    assert "default: 6, on digits 1]" in help_of("--method", "ard")
     (tmp_path / "mine.yaml").write_text("{like: digits, defaults: {ect: {lr: 2.78e-4}}}")
     monkeypatch.chdir(tmp_path)  # a short path is not wrapped
     assert ", on mine.yaml 0.000278]" in help_of("--method", "ect", "--task", "mine.yaml")
