@@ -64,12 +64,12 @@ def test_the_guidance_is_the_scans_best(name: str) -> None:
 
 
 def test_teachers_of_two_kinds_share_data_network_and_features() -> None:
-    """Only the teacher, its schedule and what it predicts differ."""
+    """Only the teacher, its schedule, what it predicts and the tuned defaults differ."""
     flow, noise = load_task("digits").spec, load_task("digits-eps").spec
     assert (flow.schedule, flow.prediction_type) == ("flow", "v")
     assert (noise.schedule, noise.prediction_type) == ("vp", "eps")
     different = {name for name, value in flow if value != getattr(noise, name)}
-    named = {"name", "like", "summary"}
+    named = {"name", "like", "summary", "defaults"}
     assert different == {*named, "teacher", "schedule", "prediction_type"}
 
 
