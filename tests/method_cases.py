@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from harness.methods import METHODS
+from harness.tasks import Task
+from harness.training.case import Case
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS.names()} | {
     "ard": ("ard", {"history_layers": 2}),  # the default suits a deeper teacher
@@ -52,3 +55,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
     ),
 }
 """Method and options by the name of a case; a method's own name is its case of default options."""
+
+
+def case_of(name: str, task: Task, folder: Path) -> Case:
+    """The case of that name on a task, in 2 sampling steps where the method takes them."""
+    method, options = CASES[name]
+    num_steps = 1 if method == "knowledge-distillation" else 2
+    return Case(method, task, folder, options, num_steps=num_steps)

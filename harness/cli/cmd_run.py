@@ -170,14 +170,10 @@ def execute(
     from harness.runs.preview import preview
     from harness.runs.run import Run, run
 
-    def estimate() -> None:
-        if Run(resolved, results, device).finished_record(reuse) is None:
-            with suppress(Exception):  # the run itself meets the same error, and records it
-                if device.type != "cpu" or macs_a_pass(problem_of(resolved.task)) < LARGE:
-                    click.echo(estimate_text(preview(resolved, results, device, reuse)), err=True)
-
-    if ranks.count() == 1:
-        estimate()
+    if ranks.count() == 1 and Run(resolved, results, device).finished_record(reuse) is None:
+        with suppress(Exception):  # the run itself meets the same error, and records it
+            if device.type != "cpu" or macs_a_pass(problem_of(resolved.task)) < LARGE:
+                click.echo(estimate_text(preview(resolved, results, device, reuse)), err=True)
     if not ranks.is_first():
         run(resolved, results, device, reuse=reuse, save=save, shard=shard)
         return

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from elsewhere import elsewhere
-from method_cases import CASES
+from method_cases import CASES, case_of
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
@@ -55,16 +55,7 @@ SHORT = {
     ],
 )
 def test_contract(name: str, check: Check, tiny: Task, tmp_path: Path) -> None:
-    method, options = CASES[name]
-    check(
-        Case(
-            method,
-            tiny,
-            tmp_path / "case",
-            options,
-            num_steps=1 if method == "knowledge-distillation" else 2,
-        )
-    )
+    check(case_of(name, tiny, tmp_path / "case"))
 
 
 @pytest.mark.parametrize(
@@ -84,9 +75,7 @@ def test_contract(name: str, check: Check, tiny: Task, tmp_path: Path) -> None:
 )
 def test_contract_on_prompts(name: str, check: Check, tiny_text: Task, tmp_path: Path) -> None:
     """Every run trains each method and looks at padding; `tox -e slow` does all checks."""
-    method, options = CASES[name]
-    num_steps = 1 if method == "knowledge-distillation" else 2
-    check(Case(method, tiny_text, tmp_path / "case", options, num_steps=num_steps))
+    check(case_of(name, tiny_text, tmp_path / "case"))
 
 
 def test_methods_that_need_labels_refuse_prompts(tmp_path: Path) -> None:
@@ -105,20 +94,13 @@ def test_on_a_flow_teacher_it_starts_right_and_trains(
 
     That is another denoiser; everything else is equal.
     """
-    method, options = CASES[name]
     flow = Task(
         tiny.spec.model_copy(
             update={"name": "tiny-flow", "schedule": "flow", "prediction_type": "v"}
         ),
         tiny.folder,
     )
-    case = Case(
-        method,
-        flow,
-        tmp_path / "case",
-        options,
-        num_steps=1 if method == "knowledge-distillation" else 2,
-    )
+    case = case_of(name, flow, tmp_path / "case")
     for check in (
         contract.sampling,
         contract.untrained,
@@ -144,14 +126,7 @@ def test_elsewhere_it_does_the_same(
     """Training and sampling on another device leave no tensor behind and give the CPU's numbers."""
     # torch.autocast does not know that device.
     monkeypatch.setattr(torch, "autocast", lambda *args, **more: nullcontext())
-    method, options = CASES[name]
-    case = Case(
-        method,
-        tiny,
-        tmp_path / "case",
-        options,
-        num_steps=1 if method == "knowledge-distillation" else 2,
-    )
+    case = case_of(name, tiny, tmp_path / "case")
     (x_T, cond), rows = tiny.evaluation_inputs(0), slice(0, 3)
 
     def samples(device: torch.device) -> Tensor:

@@ -9,12 +9,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from faulty_ranks import without_mean, without_passes, without_sums
-from method_cases import CASES
+from method_cases import CASES, case_of
 
 from harness.cli.main import main
 from harness.methods import METHODS
 from harness.tasks import Task
-from harness.training.case import Case
 from harness.training.rank_checks import compare, in_ranks, outcome, write_outcomes
 
 TRAINED = {name for name, (method, _) in CASES.items() if METHODS[method].sources}
@@ -33,12 +32,8 @@ def compared(
     micro: int | None = None,
 ) -> None:
     """Raises AssertionError unless each case trains alike on so many ranks and on one."""
-    cases = {}
-    for name in names:
-        method, options = CASES[name]
-        steps = 1 if method == "knowledge-distillation" else 2
-        cases[name] = Case(method, task, folder / name, options, num_steps=steps)
-        assert cases[name].sources  # the trajectories are there before the ranks start
+    cases = {name: case_of(name, task, folder / name) for name in names}
+    assert all(case.sources for case in cases.values())  # trajectories are there before the ranks
     in_ranks(count, work, cases, folder, *((sharded, micro) if work is write_outcomes else ()))
     for name, case in cases.items():
         one = outcome(case, micro_batch_size=micro)
