@@ -76,6 +76,10 @@ class LatencyEntry(_Part):
     threads: int
     warmup: int
     repeats: int
+    graph_seconds: float | None = None
+    """Median seconds of the batch as a CUDA graph, which no Python slows down."""
+    graph_ratio: float | None = None
+    """Median of the ratio to the reference, both as CUDA graphs."""
 
 
 class Milestone(_Part):
