@@ -201,7 +201,7 @@ class History(Swapped, Backbone):
         """
         memory, layers = self.memory, self.history_attentions
         memory.states, memory.before = x.shape[1], cache.states
-        for layer, past in zip(layers, cache.keys_values or repeat(())):
+        for layer, past in zip(layers, cache.keys_values or repeat(()), strict=False):
             layer.past, layer.kept = past, ()
         try:
             output = super().forward(  # type: ignore[safe-super]

@@ -21,6 +21,7 @@ from harness.methods import Method
 from harness.metrics.evaluator import Evaluator
 from harness.metrics.extra import EXTRACTORS
 from harness.metrics.sampling import sample_set
+from harness.networks.compiling import check_compiler, uncompiled
 from harness.provenance import capture_environment
 from harness.records import Environment, Record, TrainingBill, write_record
 from harness.runs.build import Reference, build, sampler_of, samples_again, samples_of
@@ -41,7 +42,6 @@ from harness.runs.log import Report, logged, logging_report, silent
 from harness.runs.resolve import Resolved, reference_of
 from harness.runs.saving import Form, forget_sets, save_sets
 from harness.runs.student_file import facts_of
-from harness.training.compiling import check_compiler
 from harness.training.sharding import check_shard, gathered_no_more, whole
 from harness.training.trainer import Trainer
 
@@ -209,6 +209,20 @@ class Run:
                 self._train_sharded(method, sources, quality)
             trainer = self._trainer(method, teacher, sources, home)
             self._train(trainer, quality)
+        with uncompiled(r.settings.compile):
+            return self._evaluated(method, teacher, trainer, evaluator, reference, sibling)
+
+    def _evaluated(
+        self,
+        method: Method,
+        teacher: Guided,
+        trainer: Trainer | None,
+        evaluator: Evaluator,
+        reference: Reference,
+        sibling: Record | None,
+    ) -> Record:
+        """The record of a run after its training."""
+        r, sampler = self.resolved, sampler_of(method)
         for network in (method.student, teacher.denoiser.network):
             network.to(self.device)
         samples = {

@@ -220,7 +220,7 @@ class MixtureSpec(_Spec):
 class TrajectorySpec(_Spec):
     """The teacher's stored trajectories."""
 
-    added = frozenset({"dtype"})
+    added = frozenset({"dtype", "precision", "compile"})
     solver: str
     steps: int
     count: int
@@ -231,6 +231,10 @@ class TrajectorySpec(_Spec):
     dtype: Literal["float32", "float16"] = "float32"
     """How numbers are stored; float16 halves the disk, and the store's manifest states its error.
     """
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """The type that the teacher's layers compute in."""
+    compile: bool = False
+    """Whether the teacher goes through torch.compile, block by block."""
 
 
 class EvaluationSpec(_Spec):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 
 from harness.diffusion.counting import count_flops
 from harness.methods.base import Method, Update
+from harness.networks.compiling import uncompiled
 from harness.training.batches import Batches
 
 Parameters = Mapping[str, Sequence[nn.Parameter]]
@@ -42,7 +42,7 @@ def loss_flops(
 
     def count(update: Update) -> None:
         # The counter does not see FLOPs inside a compiled graph.
-        with torch.compiler.set_stance("force_eager") if settings.compile else nullcontext():
+        with uncompiled(settings.compile):
             flops = sum(
                 count_flops(partial(lambda batch: update.loss(batch)[0].backward(), batch))
                 for batch in small

@@ -21,11 +21,11 @@ from harness import ranks
 from harness.errors import HarnessError, Interrupted, RunFailed, UsageError
 from harness.files import write_aside
 from harness.methods.base import Batch, Loss, Method, Player, Update
+from harness.networks.compiling import compile_networks, transformers, uncompiled
 from harness.networks.passes import count_passes
 from harness.progress import Progress
 from harness.training.batches import Batches, Source
 from harness.training.checkpoints import load_checkpoint, save_checkpoint
-from harness.training.compiling import compile_players
 from harness.training.distributed import mean_over_ranks, share_of
 from harness.training.flops import loss_flops, loss_key, rehearse, require_grad_of
 from harness.training.interrupts import signals_noted
@@ -79,8 +79,11 @@ class Trainer:
         for player in method.players.values():
             for group in player.optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
+                if device.type == "cuda":  # one kernel for all weights
+                    group |= {"fused": True, "foreach": False}
         if settings.compile:
-            compile_players(method)
+            players = [player.module for player in method.players.values()]
+            compile_networks([*players, *transformers([self.teacher])])
         self._parameters = {name: player.trained for name, player in method.players.items()}
         self.known_flops: dict[str, float] = {}
         self._compiled: set[str] = set()
@@ -120,7 +123,8 @@ class Trainer:
                 self.bill.seconds = seconds_before + now - started
                 self._log(means, progress)
                 if measure and self.step in self._milestone_steps():
-                    self.note_quality(measure())
+                    with uncompiled(self.settings.compile):
+                        self.note_quality(measure())
                     started += time.perf_counter() - now  # measuring is not training
                     self._reset_peak_memory()
                 late = ranks.is_first() and now - saved > self.settings.checkpoint_seconds

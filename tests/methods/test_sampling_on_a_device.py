@@ -39,7 +39,7 @@ class Crossings(TorchDispatchMode):
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         copied = "copy" in str(function) and len(kinds([args, result])) > 1
-        if copied or kinds(args) == {"meta"} and "cpu" in kinds(result):
+        if copied or (kinds(args) == {"meta"} and "cpu" in kinds(result)):
             self.found.append(str(function))
         return result
 

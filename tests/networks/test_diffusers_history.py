@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from harness.errors import UsageError
 from harness.networks import history as history_module
 from harness.networks.history import (
-    EMPTY,
     Cache,
     History,
     Memory,
