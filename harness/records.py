@@ -108,6 +108,9 @@ class TrainingBill(_Part):
     """Teacher passes for trajectories and inside the losses."""
     seconds: float
     peak_memory_bytes: int
+    mfu: float | None = None
+    """FLOPs a second over the dense bf16 peak of the GPUs (model FLOPs utilisation), where known.
+    """
     inherited_flops: float = 0.0
     """FLOPs of the runs that this one builds on; images and seconds likewise."""
     inherited_images: int = 0

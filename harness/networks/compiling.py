@@ -53,7 +53,7 @@ def compile_networks(networks: Iterable[nn.Module]) -> list[nn.Module]:
     torch._dynamo.config.recompile_limit = GRAPHS_OF_A_BLOCK
     parts = list(chain.from_iterable(_parts(network) for network in networks))
     for part in parts:
-        part.compile()
+        part.compile(dynamic=False)  # a graph of its own for each shape is the faster one
     return parts
 
 

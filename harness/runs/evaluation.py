@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from harness import ranks
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Guided
 from harness.files import write_aside, write_tensors
+from harness.machine import peak_flops
 from harness.methods import Method
 from harness.metrics.compute import parameters
 from harness.metrics.exposure import exposure_bias
@@ -58,11 +60,19 @@ def training_bill(
         teacher_evaluations=evaluations + bill.teacher_evaluations,
         seconds=bill.seconds,
         peak_memory_bytes=bill.peak_memory_bytes,
+        mfu=mfu_of(bill, device),
         inherited_flops=before.flops + before.inherited_flops if before else 0.0,
         inherited_images=before.images + before.inherited_images if before else 0,
         inherited_seconds=before.seconds + before.inherited_seconds if before else 0.0,
         ema_initial_weight=max(shares, default=0.0) if trainer else 1.0,
     )
+
+
+def mfu_of(bill: Bill, device: torch.device) -> float | None:
+    """Model FLOPs utilisation of training; None on a CPU and for an unknown card."""
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = peak_flops(card)
+    return bill.flops / bill.seconds / (peak * ranks.count()) if peak and bill.seconds else None
 
 
 def measure_exposure(
