@@ -194,7 +194,7 @@ def history_inputs(batch: int, setting: Setting) -> tuple[Tensor, Tensor, Condit
 def released(setting: Setting) -> Values:
     """A forward and backward pass: a dense mask over all states, adaLN once a token and TF32,
     against ours in bf16, compiled. The ratio of both in eager bf16 stands beside."""
-    size, layers, batch = (TOY_SIZE, 3, 1) if setting.toy else (SIZE, 6, 16)
+    size, layers, batch = (TOY_SIZE, 3, 1) if setting.toy else (SIZE, 6, 8)
     with torch.device(setting.device):
         network = history_network(size, layers)
     naive, (x, t, cond) = NaiveHistory(network), history_inputs(batch, setting)

@@ -1,4 +1,4 @@
-"""torch.compile, block by block: the blocks of a transformer run the same code, compiled once."""
+"""torch.compile: a deep transformer's blocks run the same code, which is compiled once."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from torch import nn
 from harness.errors import UsageError
 from harness.networks.backbones import Backbone
 
+WHOLE = 8
+"""The largest number of blocks of a network that is compiled as a whole: fewer launches, but its
+compiling takes time for each block."""
 GRAPHS_OF_A_BLOCK = 64
 """The number of graphs that torch keeps of one block's code, over all shapes of a run.
 
@@ -39,7 +42,7 @@ def transformers(modules: Iterable[nn.Module]) -> list[Backbone]:
 
 
 def compile_networks(networks: Iterable[nn.Module]) -> list[nn.Module]:
-    """Compiles the blocks of transformers, and other networks as a whole.
+    """Compiles the blocks of deep transformers, and other networks as a whole.
 
     The graphs of earlier networks are dropped first, because they count towards the limit.
 
@@ -58,8 +61,8 @@ def compile_networks(networks: Iterable[nn.Module]) -> list[nn.Module]:
 
 
 def _parts(network: nn.Module) -> list[nn.Module]:
-    found = transformers([network])
-    return [block for each in found for block in each.blocks] if found else [network]
+    blocks = [block for found in transformers([network]) for block in found.blocks]
+    return blocks if len(blocks) > WHOLE else [network]
 
 
 @contextmanager
