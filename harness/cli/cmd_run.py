@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from harness.runs.preview import Preview
     from harness.runs.resolve import Resolved
     from harness.runs.saving import Form
+    from harness.training.settings import Fit
 
 RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", "options")]
 
@@ -60,6 +61,11 @@ RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", 
     help="Divide the trained networks over the ranks that torchrun started (FSDP2).",
 )
 @click.option(
+    "--checkpoint-activations",
+    is_flag=True,
+    help="Let blocks keep their inputs alone and run again in the backward pass: less memory.",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Only show the config, which files are there, what is cached, cost, disk and time.",
@@ -74,6 +80,7 @@ def run_command(
     save_samples: str | None,
     reuse: bool,
     shard: bool,
+    checkpoint_activations: bool,
     dry_run: bool,
     as_json: bool,
     results: Path,
@@ -89,6 +96,7 @@ def run_command(
     from harness.runs.config import parse_config
     from harness.runs.resolve import resolve
     from harness.runs.saving import check_form
+    from harness.training.settings import Fit
 
     values = run_values(ctx.meta["file"], config, method, assignments, given)
     asked, where = parse_config(values), chosen_device(device)
@@ -98,7 +106,8 @@ def run_command(
             ranks.told_by_first(lambda: show_dry_run(resolved, results, where, reuse, as_json))
             return
         form = check_form(save_samples, resolved.task)
-        execute(resolved, results, where, reuse, as_json, form, shard)
+        fit = Fit(shard, checkpoint_activations)
+        execute(resolved, results, where, reuse, as_json, form, fit)
 
 
 def show_dry_run(
@@ -157,7 +166,7 @@ def execute(
     reuse: bool,
     as_json: bool,
     save: Form | None = None,
-    shard: bool = False,
+    fit: Fit | None = None,
 ) -> None:
     """Runs and prints the row; before a new run it prints an estimate of the time."""
     from rich.console import Console
@@ -169,16 +178,18 @@ def execute(
     from harness.runs.plan import macs_a_pass, problem_of
     from harness.runs.preview import preview
     from harness.runs.run import Run, run
+    from harness.training.settings import Fit
 
+    fit = fit or Fit()
     if ranks.count() == 1 and Run(resolved, results, device).finished_record(reuse) is None:
         with suppress(Exception):  # the run itself meets the same error, and records it
             if device.type != "cpu" or macs_a_pass(problem_of(resolved.task)) < LARGE:
                 click.echo(estimate_text(preview(resolved, results, device, reuse)), err=True)
     if not ranks.is_first():
-        run(resolved, results, device, reuse=reuse, save=save, shard=shard)
+        run(resolved, results, device, reuse=reuse, save=save, fit=fit)
         return
     with Display(Console(stderr=True)) as display:
-        record, reference = run(resolved, results, device, display, reuse, save, shard)
+        record, reference = run(resolved, results, device, display, reuse, save, fit)
     if as_json:
         click.echo(record.model_dump_json(indent=1))
         return

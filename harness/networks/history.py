@@ -15,7 +15,8 @@ the call of `scaled_dot_product_attention` is rerouted to one that unfolds the s
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, cast
@@ -99,6 +100,29 @@ class Remembers(Swapped, nn.Module):
         return attend_blocks(q, k, v, memory.before, memory.visible, attn_mask, **options).flatten(
             0, 1
         )
+
+
+def recalled(block: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """What puts the history layers of a block back to the states of now, inside its context."""
+    layers = [layer for layer in block.modules() if isinstance(layer, Remembers)]
+    now = [(layer, layer.past, layer.memory.states, layer.memory.before) for layer in layers]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        later = [
+            (layer.past, layer.kept, layer.memory.states, layer.memory.before) for layer in layers
+        ]
+        for layer, past, states, before in now:
+            layer.past, layer.kept = past, ()
+            layer.memory.states, layer.memory.before = states, before
+        try:
+            yield
+        finally:
+            for layer, (past, kept, states, before) in zip(layers, later, strict=True):
+                layer.past, layer.kept = past, kept
+                layer.memory.states, layer.memory.before = states, before
+
+    return again
 
 
 class Reroute(TorchFunctionMode):

@@ -22,6 +22,7 @@ from harness.metrics.evaluator import Evaluator
 from harness.metrics.extra import EXTRACTORS
 from harness.metrics.sampling import sample_set
 from harness.networks.compiling import check_compiler, uncompiled
+from harness.networks.recomputing import checkpoint_activations
 from harness.provenance import capture_environment
 from harness.records import Environment, Record, TrainingBill, write_record
 from harness.runs.build import Reference, build, sampler_of, samples_again, samples_of
@@ -42,10 +43,11 @@ from harness.runs.log import Report, logged, logging_report, silent
 from harness.runs.resolve import Resolved, reference_of
 from harness.runs.saving import Form, forget_sets, save_sets
 from harness.runs.student_file import facts_of
+from harness.training.settings import Fit
 from harness.training.sharding import check_shard, gathered_no_more, whole
 from harness.training.trainer import Trainer
 
-CPU = torch.device("cpu")
+CPU, PLAIN = torch.device("cpu"), Fit()
 Judge = Callable[[float, dict[str, float]], None]
 """A callback at the milestones: it gets the part of the budget and the metrics there.
 
@@ -59,7 +61,7 @@ class Run:
 
     Attributes:
         save: the form in which its samples are written for other evaluators; None writes none.
-        shard: whether the ranks divide the networks that are trained among them.
+        fit: how large networks fit onto GPUs.
     """
 
     resolved: Resolved
@@ -68,7 +70,7 @@ class Run:
     report: Report = silent
     judge: Judge | None = None
     save: Form | None = None
-    shard: bool = False
+    fit: Fit = PLAIN
     environment: Environment = field(init=False)
 
     @property
@@ -183,8 +185,8 @@ class Run:
     def _train_and_evaluate(self) -> Record:
         r, task = self.resolved, self.resolved.task
         # In sharded training the parts are on the device; whole networks wait on the CPU.
-        home, teacher = CPU if self.shard else self.device, task.teacher(self.device)
-        reference = Reference(task, self.device, self.report, None if self.shard else teacher)
+        home, teacher = CPU if self.fit.shard else self.device, task.teacher(self.device)
+        reference = Reference(task, self.device, self.report, None if self.fit.shard else teacher)
         extra = [EXTRACTORS[wanted.name](wanted.path, self.device) for wanted in r.extra_features]
         evaluator = Evaluator(task, reference.samples, self.device, extra, self.report)
         sibling = ranks.told_by_first(self.sibling)
@@ -205,7 +207,7 @@ class Run:
 
         trainer = None
         if trains:
-            if self.shard:
+            if self.fit.shard:
                 self._train_sharded(method, sources, quality)
             trainer = self._trainer(method, teacher, sources, home)
             self._train(trainer, quality)
@@ -291,6 +293,8 @@ class Run:
         """The run's trainer."""
         r, key = self.resolved, checkpoint_key(self.resolved, self.environment.code)
         network = teacher.denoiser.network
+        if self.fit.checkpoint_activations:
+            checkpoint_activations(player.module for player in method.players.values())
         return Trainer(method, sources, r.settings, self.folder, device, network, key, sharded)
 
     def _train(self, trainer: Trainer, quality: Callable[[], dict[str, float]]) -> None:
@@ -372,7 +376,7 @@ def run(
     report: Report = silent,
     reuse: bool = False,
     save: Form | None = None,
-    shard: bool = False,
+    fit: Fit = PLAIN,
 ) -> tuple[Record, Record]:
     """The record of a resolved config and that of its task's reference, both computed where needed.
 
@@ -380,7 +384,7 @@ def run(
         results: the results folder; runs go to `results/runs/`.
         reuse: whether finished records of other code count.
         save: the form in which the run's samples are written, if they are.
-        shard: whether the ranks divide the networks that are trained among them.
+        fit: how large networks fit onto GPUs.
 
     Raises:
         UsageError, RunFailed, Busy, Interrupted. UsageError comes before anything is computed if
@@ -391,9 +395,9 @@ def run(
         noise_sets=resolved.noise_sets,
         extra_features=resolved.extra_features,
     )
-    if shard:
+    if fit.shard:
         check_shard(resolved.cls, resolved.config)
-    wanted = Run(resolved, results, device, report, save=save, shard=shard)
+    wanted = Run(resolved, results, device, report, save=save, fit=fit)
     learns = resolved.settings.total_steps and "trajectory" in resolved.cls.sources
 
     def check_disk() -> None:

@@ -47,6 +47,20 @@ class TrainSettings:
     counted_samples: int = 8
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How large networks fit onto GPUs. No number depends on it.
+
+    Attributes:
+        shard: whether ranks divide the networks among them.
+        checkpoint_activations: whether blocks keep their inputs alone and run again in the
+            backward pass.
+    """
+
+    shard: bool = False
+    checkpoint_activations: bool = False
+
+
 @dataclass
 class Bill:
     """The cost of training.

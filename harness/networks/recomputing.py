@@ -1,0 +1,61 @@
+"""Activation checkpointing: a block keeps its inputs alone, and runs again in the backward pass.
+
+It takes a third more arithmetic of training and changes no number (Chen et al. 2016, arXiv
+1604.06174).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+from harness.networks.compiling import transformers
+from harness.networks.history import recalled
+from harness.networks.swapping import Swapped, swap
+
+
+class Recomputed(Swapped, nn.Module):
+    """A block of a transformer that keeps its inputs alone where gradients flow.
+
+    In a pass with its derivative (JVP) it keeps everything: torch cannot run that again.
+    """
+
+    wanted: ClassVar[bool] = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        derivative = forward_ad._current_level >= 0
+        if derivative or not (Recomputed.wanted and torch.is_grad_enabled()):
+            return super().forward(*args, **kwargs)
+        forward, again = super().forward, recalled(self)
+        calls = iter([forward])
+
+        def run() -> Any:
+            if first := next(calls, None):
+                return first(*args, **kwargs)
+            with again():  # a pass since then has left other states
+                return forward(*args, **kwargs)
+
+        return checkpoint(run, use_reentrant=False, preserve_rng_state=False)
+
+
+def checkpoint_activations(modules: Iterable[nn.Module]) -> None:
+    """Makes the blocks of all transformers among modules and their parts keep inputs alone."""
+    for network in transformers(modules):
+        for block in network.blocks:
+            swap(block, Recomputed)
+
+
+@contextmanager
+def activations_kept() -> Iterator[None]:
+    """Inside, blocks keep everything, so that their arithmetic counts once."""
+    Recomputed.wanted = False
+    try:
+        yield
+    finally:
+        Recomputed.wanted = True
