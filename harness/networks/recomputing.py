@@ -6,7 +6,7 @@ It takes a third more arithmetic of training and changes no number (Chen et al. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -27,12 +27,18 @@ class Recomputed(Swapped, nn.Module):
     """
 
     wanted: ClassVar[bool] = True
+    inside: Callable[..., Any] | None
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles what runs again; torch cannot compile the running again of history layers."""
+        self.inside = torch.compile(super().forward, *args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        forward = self.inside or super().forward
         derivative = forward_ad._current_level >= 0
         if derivative or not (Recomputed.wanted and torch.is_grad_enabled()):
-            return super().forward(*args, **kwargs)
-        forward, again = super().forward, recalled(self)
+            return forward(*args, **kwargs)
+        again = recalled(self)
         calls = iter([forward])
 
         def run() -> Any:
@@ -48,7 +54,7 @@ def checkpoint_activations(modules: Iterable[nn.Module]) -> None:
     """Makes the blocks of all transformers among modules and their parts keep inputs alone."""
     for network in transformers(modules):
         for block in network.blocks:
-            swap(block, Recomputed)
+            swap(block, Recomputed, inside=None)
 
 
 @contextmanager

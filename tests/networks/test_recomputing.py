@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
 from harness.diffusion.counting import count_flops
+from harness.networks import compiling
 from harness.networks.backbones import build
 from harness.networks.history import EMPTY, History, with_history
 from harness.networks.recomputing import activations_kept, checkpoint_activations
@@ -40,7 +41,7 @@ def all_at_once(found: History, x: Tensor, time: Tensor, cond: Condition) -> Ten
 
 
 def step_by_step(found: History, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-    """Cached steps, each of which has left other states when the backward pass runs blocks again."""
+    """Cached steps: later ones have left other states when the backward pass runs blocks again."""
     outputs, cache = [], EMPTY
     for state in range(STATES):
         at = slice(state, state + 1)
@@ -95,6 +96,25 @@ def test_a_block_keeps_its_inputs_alone() -> None:
         kept.append(sum(ref() is not None for ref in made))
         del output
     assert kept == [4, 0]
+
+
+def test_what_runs_again_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_inside = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda run, **options: compile_inside(run, backend="eager", **options)
+    )
+    monkeypatch.setattr(compiling, "check_compiler", lambda: None)
+    plain, again = network(), network()
+    checkpoint_activations([again])
+    monkeypatch.setattr(compiling, "WHOLE", 0)
+    compiling.compile_networks([again])
+    torch._dynamo.utils.counters.clear()
+    for found in (plain, again):
+        all_at_once(found, *INPUTS).square().mean().backward()
+    for one, other in zip(plain.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 @pytest.mark.parametrize("name", ["ard", "ard with distribution matching", "dmd2", "scm", "imm"])
