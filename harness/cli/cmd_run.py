@@ -102,22 +102,27 @@ def run_command(
     asked, where = parse_config(values), chosen_device(device)
     with ranks.joined(where):
         resolved = resolve(asked, results=results, device=where)
+        fit = Fit(shard, checkpoint_activations)
         if dry_run:
-            ranks.told_by_first(lambda: show_dry_run(resolved, results, where, reuse, as_json))
+            ranks.told_by_first(lambda: show_dry_run(resolved, results, where, reuse, as_json, fit))
             return
         form = check_form(save_samples, resolved.task)
-        fit = Fit(shard, checkpoint_activations)
         execute(resolved, results, where, reuse, as_json, form, fit)
 
 
 def show_dry_run(
-    resolved: Resolved, results: Path, device: torch.device, reuse: bool, as_json: bool
+    resolved: Resolved,
+    results: Path,
+    device: torch.device,
+    reuse: bool,
+    as_json: bool,
+    fit: Fit,
 ) -> None:
     """Prints what a run would do, or what its task lacks."""
     from harness.cli.plans import show_plan_if_needed
     from harness.runs.preview import preview
 
-    if not show_plan_if_needed(resolved, as_json):
+    if not show_plan_if_needed(resolved, as_json, fit):
         show_preview(preview(resolved, results, device, reuse), as_json)
 
 

@@ -7,7 +7,7 @@ It takes a third more arithmetic of training and changes no number (Chen et al. 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -39,15 +39,13 @@ class Recomputed(Swapped, nn.Module):
         if derivative or not (Recomputed.wanted and torch.is_grad_enabled()):
             return forward(*args, **kwargs)
         again = recalled(self)
-        calls = iter([forward])
+        calls = iter([nullcontext, again])  # a pass since then has left other states
 
-        def run() -> Any:
-            if first := next(calls, None):
-                return first(*args, **kwargs)
-            with again():  # a pass since then has left other states
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with next(calls)():
                 return forward(*args, **kwargs)
 
-        return checkpoint(run, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def checkpoint_activations(modules: Iterable[nn.Module]) -> None:
