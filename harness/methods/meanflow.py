@@ -142,7 +142,11 @@ class MeanFlow(DenoisingStudent):
         guided = self.omega * v + (1 - self.omega - kappa) * null + kappa * own
         return torch.where(dropped.reshape(-1, 1, 1, 1), v, guided)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def points(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Condition]:
+        """Flow times rho <= tau [B], points y of the line at tau, velocities v there, conditions.
+
+        The velocities are those of data and noise, guided if the task is, or the teacher's.
+        """
         assert batch.data is not None
         x_0, cond = batch.data[0], self.with_dropout(batch, batch.data[1])
         rho, tau = self.times(batch)
@@ -155,12 +159,17 @@ class MeanFlow(DenoisingStudent):
                 v = velocity(self.teacher(self.noised(x_0, eps, t), t, cond))
         elif self.guided:
             v = self.guided_velocity(v, y, tau, cond, self.dropped(batch))
+        return rho, tau, y, v, cond
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        rho, tau, y, v, cond = self.points(batch)
         u, change = jvp(
             lambda y, rho, tau: self.u(y, rho, tau, cond),
             (y, rho, tau),
             (v, torch.zeros_like(rho), torch.ones_like(tau)),
         )
-        off = u - (v - expand_to(tau - rho, x_0) * change.detach())
+        off = u - (v - expand_to(tau - rho, y) * change.detach())
+        t = time_of_flow(self.schedule, tau)
         error = self.conditioned(off, t).square().flatten(1).sum(1)
         weight = (error.detach() + self.config.weight_floor) ** -self.config.power
         return (weight * error).mean(), {"mse": off.detach().square().mean()}

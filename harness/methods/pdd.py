@@ -16,9 +16,9 @@ A step of the sampler is a block of intervals. Its mean velocity is that of one 
 the mean of the heads' weights, so it costs one pass and is DDIM's step. The teacher is guided;
 the student needs no guidance.
 
-Ours: N is 32 (port: 128, with blocks of 4 to 64), and the grid begins at t = 1 (port: 0.999). An eps
-network's error is taken times alpha (`DenoisingStudent.conditioned`). The data-free variant, which
-carries x_n along, is not here.
+Ours: N is 32 (port: 128, with blocks of 4 to 64), and the grid begins at t = 1 (port: 0.999). The
+error of an eps network is taken times alpha (`DenoisingStudent.conditioned`). The data-free
+variant, which carries x_n along, is not here.
 
 Untrained, from the teacher's weights: every head is the unguided teacher's velocity at x_n, so the
 student is the unguided teacher under S-step DDIM. Exact: the loss is 0 where the heads are the

@@ -237,6 +237,31 @@ def test_meanflow_from_the_teacher_is_exact_at_its_jumps() -> None:
     assert right < 1e-4 * wrong
 
 
+@pytest.mark.parametrize("schedule", ["flow", "vp"])
+def test_alpha_flows_error_falls_with_the_square_of_alpha(schedule: str) -> None:
+    options = {"source": "teacher", "distinct": 1.0, "one_step": 0.0}
+    method = built("alpha-flow", jump, schedule, **options)
+
+    def error(alpha: float) -> float:
+        """Root mean square of the loss's difference."""
+        found = [method.loss_at(batch, alpha)[1]["mse"] for batch in batches(2, schedule=schedule)]
+        return float(torch.stack(found).mean().sqrt())
+
+    errors = [error(alpha) for alpha in (0.08, 0.04, 0.02)]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.2)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.2)
+    assert error(1.0) > 100 * errors[2]
+
+
+def test_alpha_falls_from_1_to_its_smallest_or_to_0() -> None:
+    down, to_zero = built("alpha-flow", fall_steps=100), built("alpha-flow", discrete=False)
+    assert [down.alpha(step) for step in (0, 50, 100, 10_000)] == [1, 0.5, 0.005, 0.005]
+    assert to_zero.alpha(10_000) == 0
+    (update,) = to_zero.updates(10_000)
+    assert update.phase == "derivative"
+    assert [update.phase for step in (0, 50) for update in down.updates(step)] == ["flow", ""]
+
+
 def line(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
     """The pair of noise and sample on whose straight line x lies: x_0 = a + b x_T."""
     one = torch.ones_like(t)
