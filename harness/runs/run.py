@@ -15,7 +15,7 @@ from torch import Tensor
 from harness import ranks
 from harness.data.trajectories import check_store_disk, open_store
 from harness.diffusion.denoiser import Guided
-from harness.errors import HarnessError, RankLost, RunFailed
+from harness.errors import HarnessError, RankLost, RunFailed, UsageError
 from harness.files import read_tensors
 from harness.methods import Method
 from harness.metrics.evaluator import Evaluator
@@ -43,11 +43,12 @@ from harness.runs.log import Report, logged, logging_report, silent
 from harness.runs.resolve import Resolved, reference_of
 from harness.runs.saving import Form, forget_sets, save_sets
 from harness.runs.student_file import facts_of
-from harness.training.settings import Fit
+from harness.training.power_average import PowerAverages
+from harness.training.settings import Execution
 from harness.training.sharding import check_shard, gathered_no_more, whole
 from harness.training.trainer import Trainer
 
-CPU, PLAIN = torch.device("cpu"), Fit()
+CPU, PLAIN = torch.device("cpu"), Execution()
 Judge = Callable[[float, dict[str, float]], None]
 """A callback at the milestones: it gets the part of the budget and the metrics there.
 
@@ -61,7 +62,7 @@ class Run:
 
     Attributes:
         save: the form in which its samples are written for other evaluators; None writes none.
-        fit: how large networks fit onto GPUs.
+        execution: how the run is executed.
     """
 
     resolved: Resolved
@@ -70,7 +71,7 @@ class Run:
     report: Report = silent
     judge: Judge | None = None
     save: Form | None = None
-    fit: Fit = PLAIN
+    execution: Execution = PLAIN
     environment: Environment = field(init=False)
 
     @property
@@ -185,8 +186,10 @@ class Run:
     def _train_and_evaluate(self) -> Record:
         r, task = self.resolved, self.resolved.task
         # In sharded training the parts are on the device; whole networks wait on the CPU.
-        home, teacher = CPU if self.fit.shard else self.device, task.teacher(self.device)
-        reference = Reference(task, self.device, self.report, None if self.fit.shard else teacher)
+        home, teacher = CPU if self.execution.shard else self.device, task.teacher(self.device)
+        reference = Reference(
+            task, self.device, self.report, None if self.execution.shard else teacher
+        )
         extra = [EXTRACTORS[wanted.name](wanted.path, self.device) for wanted in r.extra_features]
         evaluator = Evaluator(task, reference.samples, self.device, extra, self.report)
         sibling = ranks.told_by_first(self.sibling)
@@ -207,7 +210,7 @@ class Run:
 
         trainer = None
         if trains:
-            if self.fit.shard:
+            if self.execution.shard:
                 self._train_sharded(method, sources, quality)
             trainer = self._trainer(method, teacher, sources, home)
             self._train(trainer, quality)
@@ -293,9 +296,15 @@ class Run:
         """The run's trainer."""
         r, key = self.resolved, checkpoint_key(self.resolved, self.environment.code)
         network = teacher.denoiser.network
-        if self.fit.checkpoint_activations:
+        if self.execution.checkpoint_activations:
             checkpoint_activations(player.module for player in method.players.values())
-        return Trainer(method, sources, r.settings, self.folder, device, network, key, sharded)
+        averages, wanted = None, self.execution.snapshots
+        if wanted:
+            student, every = method.student_player.module, r.settings.total_steps // wanted
+            averages = PowerAverages(student, self.folder / "averages", every)
+        return Trainer(
+            method, sources, r.settings, self.folder, device, network, key, sharded, averages
+        )
 
     def _train(self, trainer: Trainer, quality: Callable[[], dict[str, float]]) -> None:
         """Trains to the end and measures quality at the milestones, where the judge may stop it."""
@@ -376,7 +385,7 @@ def run(
     report: Report = silent,
     reuse: bool = False,
     save: Form | None = None,
-    fit: Fit = PLAIN,
+    execution: Execution = PLAIN,
 ) -> tuple[Record, Record]:
     """The record of a resolved config and that of its task's reference, both computed where needed.
 
@@ -384,7 +393,7 @@ def run(
         results: the results folder; runs go to `results/runs/`.
         reuse: whether finished records of other code count.
         save: the form in which the run's samples are written, if they are.
-        fit: how large networks fit onto GPUs.
+        execution: how the run is executed.
 
     Raises:
         UsageError, RunFailed, Busy, Interrupted. UsageError comes before anything is computed if
@@ -395,9 +404,11 @@ def run(
         noise_sets=resolved.noise_sets,
         extra_features=resolved.extra_features,
     )
-    if fit.shard:
+    if execution.shard and execution.snapshots:
+        raise UsageError("--snapshots needs whole networks: leave it or --shard out")
+    if execution.shard:
         check_shard(resolved.cls, resolved.config)
-    wanted = Run(resolved, results, device, report, save=save, fit=fit)
+    wanted = Run(resolved, results, device, report, save=save, execution=execution)
     learns = resolved.settings.total_steps and "trajectory" in resolved.cls.sources
 
     def check_disk() -> None:

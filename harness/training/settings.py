@@ -48,17 +48,20 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How large networks fit onto GPUs. No number depends on it.
+class Execution:
+    """How a run is executed. No number depends on it.
 
     Attributes:
         shard: whether ranks divide the networks among them.
         checkpoint_activations: whether blocks keep their inputs alone and run again in the
             backward pass.
+        snapshots: how often in a run two averages of the student are written, from which one of
+            any width is made afterwards.
     """
 
     shard: bool = False
     checkpoint_activations: bool = False
+    snapshots: int = 0
 
 
 @dataclass

@@ -17,7 +17,7 @@ from harness.runs.resolve import resolve
 from harness.runs.run import run
 from harness.tasks import Task, load_task
 from harness.training.estimate import rehearsal, store_bill, total_flops
-from harness.training.settings import Fit
+from harness.training.settings import Execution
 
 CPU = torch.device("cpu")
 
@@ -53,7 +53,8 @@ def test_checkpointed_blocks_keep_their_inputs_and_one_of_them_everything() -> N
     """A block of DiT keeps some 40 numbers of a token and channel; its input is one of them."""
     resolved = resolve(parse_config({"method": "ard", "task": "imagenet256"}))
     every, few = (
-        found.memory for found in (plan(resolved), plan(resolved, Fit(checkpoint_activations=True)))
+        found.memory
+        for found in (plan(resolved), plan(resolved, Execution(checkpoint_activations=True)))
     )
     assert every is not None
     assert few is not None
