@@ -32,6 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
     "imm": ("imm", {"group": 2, "gap": 6}),
     "ladd": ("ladd", {"gan_virtual_batch": 2}),
     "dmd2": ("dmd2", {"student_every": 2}),
+    "dmd2 by another divergence": ("dmd2", {"student_every": 1, "divergence": "js"}),
     "scm, data": ("scm", {"source": "data"}),
     "meanflow, teacher": ("meanflow", {"source": "teacher", "distinct": 0.5}),
     "meanflow, its own guidance": ("meanflow", {"kappa": 0.5, "second_time": "interval"}),

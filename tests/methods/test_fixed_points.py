@@ -370,6 +370,29 @@ def test_distribution_matching_stops_where_the_fake_score_is_the_teacher() -> No
     assert found[0] < 1e-9 * found[1]
 
 
+@pytest.mark.parametrize("divergence", ["kl", "js", "hellinger", "jeffreys"])
+def test_divergences_agree_where_the_head_cannot_tell(divergence: str) -> None:
+    """Equal densities have the ratio 1, so every sample has the weight 1."""
+    plain, other = (
+        built("dmd2", end, num_steps=2, divergence=d) for d in ("reverse-kl", divergence)
+    )
+    for batch in batches(1):
+        for method in (plain, other):
+            method.matching.model = Model(posterior, method.schedule)
+            method.matching.fake.logit = lambda x_t, time, cond: torch.zeros(len(x_t))
+        assert torch.equal(plain.loss_at(batch, 1)[0], other.loss_at(batch, 1)[0])
+
+
+def test_kl_weighs_a_sample_by_its_density_ratio_among_those_of_its_time() -> None:
+    """Ratios 1 and 3 in one tenth of the timesteps are 0.5 and 1.5 of its mean; 60 is cut to 20."""
+    matching = built("dmd2", end, divergence="kl", min_time=0.1, max_time=0.9).matching
+    ratios = torch.tensor([1.0, 3.0, 60.0, 20.0])
+    matching.fake.logit = lambda x_t, time, cond: ratios.log()
+    x_t, t = torch.zeros(4, *SHAPE), torch.tensor([0.5, 0.51, 0.85, 0.86], dtype=torch.float64)
+    found = matching.weights(x_t, t, Condition(torch.zeros(4, dtype=torch.long))).flatten()
+    torch.testing.assert_close(found, torch.tensor([0.5, 1.5, 1.0, 1.0]))
+
+
 def test_the_fake_score_finds_the_denoiser_of_the_students_samples() -> None:
     # The student is exact, so its samples are the data.
     method = built("dmd2", end, fake_gan=0.0, num_steps=1)
