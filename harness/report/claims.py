@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import UsageError
-from harness.files import read_yaml
+from harness.documents import read_yaml
 from harness.records import Record
 from harness.report.labels import counted
 from harness.report.rows import HEADLINES, reference_record, rows_of, without_trials

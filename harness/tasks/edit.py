@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from harness.errors import UsageError
-from harness.files import read_yaml, write_text
+from harness.documents import read_yaml
+from harness.files import write_text
 
 
 def set_entries(path: Path, changes: Mapping[str, Any]) -> None:
