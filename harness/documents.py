@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import yaml
@@ -72,7 +73,10 @@ def parse_json(text: str) -> Any:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if HALF_PAIR.search(text):
-        json.dumps(found, ensure_ascii=False).encode()
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("it holds half of a surrogate pair") from error
     return found
 
 
@@ -119,8 +123,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text. Raises ValueError for anything that `read_yaml` refuses."""
+def parse_yaml(text: str, keys: type | UnionType = str) -> Any:
+    """The value of a YAML text.
+
+    Args:
+        keys: the types of keys.
+
+    Raises ValueError for anything that `read_yaml` refuses.
+    """
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -129,7 +139,7 @@ def parse_yaml(text: str) -> Any:
         if _size(node, {}) > MOST_VALUES:
             raise ValueError(f"its aliases stand for more than {MOST_VALUES} values")
         found = loader.construct_document(node)
-        check_plain(found)
+        check_plain(found, keys)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     except WRONG as error:
@@ -148,7 +158,7 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def check_plain(value: Any, where: str = "") -> None:
+def check_plain(value: Any, keys: type | UnionType = str, where: str = "") -> None:
     """Raises ValueError unless a value is plain: what JSON has, by names, finite, in 64 bits.
 
     Args:
@@ -156,20 +166,20 @@ def check_plain(value: Any, where: str = "") -> None:
     """
     if isinstance(value, dict):
         for name, inner in value.items():
-            if not isinstance(name, str):
+            if not isinstance(name, keys):
                 raise ValueError(f"{where}{name!r} is a key, but keys should be text")
-            check_plain(name, f"{where}{name!r} ")
-            check_plain(inner, f"{where}{name}.")
+            check_plain(name, keys, f"{where}{name!r}")
+            check_plain(inner, keys, f"{where}{name}.")
     elif isinstance(value, list):
         for number, inner in enumerate(value):
-            check_plain(inner, f"{where}{number}.")
+            check_plain(inner, keys, f"{where}{number}.")
     elif isinstance(value, str):
         strange = (c for c in value if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cs"))
         if found := next(strange, None):
-            raise ValueError(f"{where.strip('. ')} has the control character U+{ord(found):04X}")
+            raise ValueError(f"{where.strip('.')} has the control character U+{ord(found):04X}")
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where.strip('. ')} is {value}, but should be a finite number")
+        raise ValueError(f"{where.strip('.')} is {value}, but should be a finite number")
     elif type(value) is int and not -(2**63) <= value < 2**63:
-        raise ValueError(f"{where.strip('. ')} is a number that does not fit 64 bits")
+        raise ValueError(f"{where.strip('.')} is a number that does not fit 64 bits")
     elif not isinstance(value, int | float | None):
-        raise ValueError(f"{where.strip('. ')} is a {type(value).__name__}, not a plain value")
+        raise ValueError(f"{where.strip('.')} is a {type(value).__name__}, not a plain value")

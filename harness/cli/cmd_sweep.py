@@ -15,8 +15,8 @@ from rich.console import Console
 
 from harness.cli.console import Display
 from harness.cli.options import chosen_device, common, say
-from harness.errors import RunFailed, UsageError
 from harness.documents import read_yaml
+from harness.errors import RunFailed, UsageError
 from harness.machine import busy_note
 from harness.runs.preview import estimate
 from harness.runs.resolve import Resolved

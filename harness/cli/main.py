@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -47,8 +48,9 @@ class LazyGroup(click.Group):
         except click.exceptions.Exit as error:
             sys.exit(error.exit_code)
         except click.ClickException as error:
-            error.message = printable(error.message)
-            error.show()
+            shown = io.StringIO()
+            error.show(shown)
+            click.echo("\n".join(map(printable, shown.getvalue().split("\n"))), err=True, nl=False)
             sys.exit(2)
         except OSError as error:  # a name that is too long, a folder that may not be read
             if "--debug" in words:

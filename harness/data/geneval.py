@@ -22,6 +22,7 @@ from torch import Tensor
 from harness.data.pictures import FolderPictures, NpzPictures, Pictures, PngPictures, write_png
 from harness.data.prompt_files import check_prompt
 from harness.data.scene_prompts import COLOURS, OBJECTS, RELATIONS, Prompt
+from harness.documents import parse_json, read_text
 from harness.errors import UsageError
 from harness.files import digest, file_hash, write_text
 
@@ -201,9 +202,8 @@ def _prompt(content: dict[str, Any], where: str) -> str:
 def _mapping(text: str, where: str) -> dict[str, Any]:
     """A mapping in JSON."""
     try:
-        content = json.loads(text)
-        json.dumps(content, allow_nan=False)  # Python reads NaN, and numbers that become infinite
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise UsageError(f"{where} is not JSON: write one mapping on one line") from error
     if not isinstance(content, dict):
         raise UsageError(f"{where} should be a mapping, but it is {_shown(content)}")
@@ -212,7 +212,7 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

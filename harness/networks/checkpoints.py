@@ -27,6 +27,7 @@ from harness.networks.backbones.families import DIT
 from harness.networks.checkpoint_files import STUDENT, StateDict, read_state_dict
 from harness.networks.fit import check_fit, load_into, some
 from harness.networks.library import hub_folder
+from harness.networks.said import said_in
 from harness.networks.sizes import sizes_of as sizes_of_weights
 
 Kind = Literal["dit", "sit"]
@@ -181,13 +182,12 @@ def _own(found: StateDict, where: str, kind: Kind | None) -> Teacher:
     """A file of `write_teacher`."""
     if kind is not None:
         raise UsageError(f"{where} says itself what it holds: leave --kind out")
-    network = json.loads(found.metadata["network"])
+    network, kind_of_teacher = said_in(found.metadata, where)
     check_fit(skeleton(network).state_dict(), found.tensors, where)
     return Teacher(
         network,
         found.tensors,
-        found.metadata["schedule"],
-        found.metadata["prediction_type"],
+        *kind_of_teacher,
         {"source": where, "kind": "said by the file's metadata"},
     )
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import optuna
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from harness.documents import parse_json, read_text
 from harness.errors import UsageError
 from harness.files import write_text
 from harness.methods import METHODS
+from harness.records import Name
 from harness.runs.resolve import options_on
 from harness.sweeps.confirm import Confirmed, ranked
 from harness.sweeps.database import finished_trials, lines_of
@@ -48,9 +50,9 @@ class TrialLine(_Part):
 class Outcome(_Part):
     """One study."""
 
-    study: str
-    task: str
-    method: str
+    study: Name
+    task: Name
+    method: Name
     num_steps: int
     budget: str
     seeds: list[int]
@@ -143,8 +145,8 @@ def read_outcomes(results: Path) -> list[Outcome]:
     found = []
     for path in sorted((results / FOLDER).glob("*.json")):
         try:
-            found.append(Outcome.model_validate_json(path.read_text(encoding="utf-8")))
-        except (OSError, ValidationError) as error:
+            found.append(Outcome.model_validate(parse_json(read_text(path))))
+        except (OSError, ValueError) as error:
             raise UsageError(f"{path} is no outcome of a search: delete it") from error
     return found
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from harness.errors import UsageError
 from harness.documents import read_yaml
+from harness.errors import UsageError
 from harness.files import write_text
 
 

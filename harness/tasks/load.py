@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harness.errors import UsageError, unknown
 from harness.documents import read_yaml
+from harness.errors import UsageError, unknown
 from harness.tasks import task_files
 from harness.tasks.mixture import MixtureTask
 from harness.tasks.spec import Part, TaskSpec
