@@ -48,7 +48,8 @@ def check_name(name: str, what: str) -> str:
 
 def inside(path: Path, folder: Path) -> Path:
     """A path in a folder. Raises UsageError where links lead out of the folder."""
-    if not path.resolve().is_relative_to(folder.resolve()):
+    below = [path, *path.parents][: len(path.parts) - len(folder.parts)]
+    if any(map(os.path.islink, below)) and not path.resolve().is_relative_to(folder.resolve()):
         raise UsageError(
             f"{path} is a link that leads out of {folder}, to {path.resolve()}: "
             "copy what is there, or name the folder itself"

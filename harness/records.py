@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from harness.documents import parse_json, read_lines, read_text
 from harness.errors import UsageError
-from harness.files import check_name, digest, write_text
+from harness.files import check_name, digest, inside, write_text
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -247,7 +247,8 @@ def published_records(results: Path) -> list[Record]:
     Raises UsageError for a file that cannot be read.
     """
     paths = [*results.glob("*/records.jsonl"), *results.glob("records.jsonl")]
-    return [record for path in sorted(paths) for _, record in _read_lines(path.parent).values()]
+    folders = [inside(path, results).parent for path in sorted(paths)]
+    return [record for folder in folders for _, record in _read_lines(folder).values()]
 
 
 def publish_records(folder: Path, records: Iterable[Record]) -> None:
@@ -293,7 +294,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _read_shared(folder: Path) -> dict[str, dict[str, Any]]:
     """Identities and floors of metrics by hash; both empty where nothing is published yet."""
-    path = folder / "shared.json"
+    path = inside(folder / "shared.json", folder)
     try:
         shared = parse_json(read_text(path)) if path.exists() else {}
         return {

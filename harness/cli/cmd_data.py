@@ -73,16 +73,15 @@ def data_encode(
     The same command resumes after an interruption. Several ranks share a folder; the last one
     writes its manifest.
     """
-    from rich.console import Console
 
-    from harness.cli.console import Display
+    from harness.cli.console import Display, Plain
     from harness.runs.encoding import Asked, encode_images, rank_of
     from harness.tasks import load_task
 
     with suppress(TypeError, ValueError):
         options["held_out"] = float(options["held_out"])
     found_task, place = load_task(task) if task else None, rank_of(rank)
-    with Display(Console(stderr=True)) as display:
+    with Display(Plain(stderr=True)) as display:
         found = encode_images(Asked(**options), found_task, chosen_device(device), *place, display)
     if as_json:
         click.echo(json.dumps(found, indent=1))
@@ -126,16 +125,15 @@ def data_prompts(
     line; what else stands there is kept. The same command resumes after an interruption. Several
     ranks share the work; the last one writes the file.
     """
-    from rich.console import Console
 
-    from harness.cli.console import Display
+    from harness.cli.console import Display, Plain
     from harness.runs.encoding import rank_of
     from harness.runs.prompt_encoding import Asked, encode_file
     from harness.tasks import load_task
 
     found_task, place = load_task(task) if task else None, rank_of(rank)
     asked, where = Asked(file, **options), chosen_device(device)
-    with Display(Console(stderr=True)) as display:
+    with Display(Plain(stderr=True)) as display:
         found = encode_file(asked, found_task, where, *place, display)
     if as_json:
         click.echo(json.dumps(found, indent=1))

@@ -11,9 +11,8 @@ from typing import Any
 import click
 import torch
 import yaml
-from rich.console import Console
 
-from harness.cli.console import Display
+from harness.cli.console import Display, Plain
 from harness.cli.options import chosen_device, common, say
 from harness.documents import read_yaml
 from harness.errors import RunFailed, UsageError
@@ -216,6 +215,6 @@ def job_command(order: str, as_json: bool) -> None:
     """Make the run that a driver of `harness sweep` asks for, and stop when stdin closes."""
     stop_with_driver()
     asked = Order.model_validate_json(order)
-    console = Console(stderr=True, force_terminal=False if asked.name else None)
+    console = Plain(stderr=True, force_terminal=False if asked.name else None)
     with Display(console, name=asked.name) as display:
         asked.execute(chosen_device(asked.device), display)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.files import inside
 from harness.records import Record, read_record
 from harness.report.rows import headline, rows_of
 from harness.report.tables import QUALITY
@@ -44,7 +45,7 @@ def working(results: Path, now: datetime | None = None) -> list[Working]:
 
 def _read_log(folder: Path, now: datetime) -> Working:
     path = folder / "run.log"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     found = [match for line in lines if (match := LINE.match(line))]
     starts = [i for i, match in enumerate(found) if match["run"]]
     found = found[starts[-1] :] if starts else []
@@ -87,7 +88,8 @@ def summary(results: Path) -> dict[str, Any]:
         raise UsageError(
             f"there are no runs below {results}: `harness run` and `harness sweep` write them there"
         )
-    records = [read_record(path) for path in sorted((results / "runs").glob("*/record.json"))]
+    runs = inside(results / "runs", results)
+    records = [read_record(inside(path, runs)) for path in sorted(runs.glob("*/record.json"))]
     under_way = working(results)
     busy = {one.run_id for one in under_way}
     failed = {

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from harness.documents import parse_json, read_text
 from harness.errors import UsageError
-from harness.files import write_text
+from harness.files import inside, write_text
 from harness.methods import METHODS
 from harness.records import Name
 from harness.runs.resolve import options_on
@@ -145,7 +145,7 @@ def read_outcomes(results: Path) -> list[Outcome]:
     found = []
     for path in sorted((results / FOLDER).glob("*.json")):
         try:
-            found.append(Outcome.model_validate(parse_json(read_text(path))))
+            found.append(Outcome.model_validate(parse_json(read_text(inside(path, results)))))
         except (OSError, ValueError) as error:
             raise UsageError(f"{path} is no outcome of a search: delete it") from error
     return found
