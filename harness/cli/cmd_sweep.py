@@ -10,11 +10,10 @@ from typing import Any
 
 import click
 import torch
-import yaml
 
 from harness.cli.console import Display, Plain
 from harness.cli.options import chosen_device, common, say
-from harness.documents import read_yaml
+from harness.documents import parse_yaml, read_yaml
 from harness.errors import RunFailed, UsageError
 from harness.machine import busy_note
 from harness.runs.preview import estimate
@@ -136,7 +135,10 @@ def parameters_of(assignments: tuple[str, ...]) -> dict[str, Any]:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise UsageError(f"--engine-set {assignment} has no '='; give KEY=VALUE")
-        found[key] = yaml.safe_load(value)
+        try:
+            found[key] = parse_yaml(value)
+        except ValueError as error:
+            raise UsageError(f"--engine-set {key} is no value in YAML: {error}") from error
     return found
 
 

@@ -30,7 +30,7 @@ def checkpoint_options(command: Callable) -> Callable:
     """The options that say what a checkpoint does not."""
     command = click.option(
         "--num-heads",
-        type=click.IntRange(1),
+        type=click.IntRange(1, 2**12),
         metavar="N",
         help="Attention heads, where the width does not tell: only DiT's own sizes do.",
     )(command)
@@ -182,7 +182,13 @@ def teacher_verify(task: str, device: str, as_json: bool) -> None:
 
 @teacher_group.command("levels")
 @task_option
-@click.option("--num-steps", type=int, default=4, show_default=True, help="Sampling steps.")
+@click.option(
+    "--num-steps",
+    type=click.IntRange(1, 1000),
+    default=4,
+    show_default=True,
+    help="Sampling steps.",
+)
 @click.option(
     "--solver",
     default="ddim",
@@ -191,7 +197,7 @@ def teacher_verify(task: str, device: str, as_json: bool) -> None:
 )
 @click.option(
     "--count",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10**6),
     default=64,
     show_default=True,
     help="Number of trajectories to search with.",

@@ -23,7 +23,7 @@ from harness.data.pictures import FolderPictures, NpzPictures, Pictures, PngPict
 from harness.data.prompt_files import check_prompt
 from harness.data.scene_prompts import COLOURS, OBJECTS, RELATIONS, Prompt
 from harness.documents import parse_json, read_text
-from harness.errors import UsageError
+from harness.errors import UsageError, shown
 from harness.files import digest, file_hash, write_text
 
 METADATA, SAMPLES = "metadata.jsonl", "samples"
@@ -175,10 +175,12 @@ def _verdict(content: dict[str, Any], where: str) -> Verdict:
     tag, correct, filename = (content.get(name) for name in ("tag", "correct", "filename"))
     if not isinstance(tag, str) or not TAG.fullmatch(tag):
         raise UsageError(
-            f"{where}: tag is {_shown(tag)}, but it should be a short name such as 'counting'"
+            f"{where}: tag is {shown(tag, 60)}, but it should be a short name such as 'counting'"
         )
     if not isinstance(correct, bool):
-        raise UsageError(f"{where}: correct is {_shown(correct)}, but it should be true or false")
+        raise UsageError(
+            f"{where}: correct is {shown(correct, 60)}, but it should be true or false"
+        )
     named = filename if isinstance(filename, str) else ""
     return Verdict(tag, _prompt(content, where), correct, named)
 
@@ -206,7 +208,7 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{where} is not JSON: write one mapping on one line") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{where} should be a mapping, but it is {_shown(content)}")
+        raise UsageError(f"{where} should be a mapping, but it is {shown(content, 60)}")
     return content
 
 
@@ -217,9 +219,3 @@ def _text(path: Path) -> str:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8: write the file in that encoding") from error
-
-
-def _shown(value: Any) -> str:
-    """A value in an error, cut short."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -209,7 +209,7 @@ def _official(found: StateDict, path: Path, kind: Kind | None, num_heads: int | 
 
 def _given(kind: Kind, path: Path, args: Mapping[str, Any]) -> tuple[Kind, str]:
     """The kind that a person gives. Raises UsageError if the file's options say the other one."""
-    model = str(args.get("model", ""))
+    model = _text(args, "model")
     if (said := _kinds_in(model)) and kind not in said:
         raise UsageError(f"--kind is {kind}, but {path} was trained as {model}: leave --kind out")
     return kind, "as given"
@@ -227,7 +227,7 @@ def kind_of(path: Path, args: Mapping[str, Any]) -> tuple[Kind, str]:
     Raises UsageError if nothing tells: a wrong guess gives samples without a warning.
     """
     told = {
-        "by the model in its options": str(args.get("model", "")),
+        "by the model in its options": _text(args, "model"),
         "by the name of the file": path.name,
     }
     for why, text in told.items():
@@ -240,11 +240,17 @@ def kind_of(path: Path, args: Mapping[str, Any]) -> tuple[Kind, str]:
     )
 
 
+def _text(args: Mapping[str, Any], name: str) -> str:
+    """An option of a training script that is text; others, which may be anything, are empty."""
+    found = args.get(name)
+    return found[:100] if isinstance(found, str) else ""
+
+
 def _check_sit(path: Path, args: Mapping[str, Any]) -> None:
     """Raises UsageError for a SiT of another path or prediction than the ones known here."""
     for option, value in (("path_type", "Linear"), ("prediction", "velocity")):
         if args.get(option, value) != value:
             raise UsageError(
-                f"{path} was trained with {option} {args[option]}, "
+                f"{path} was trained with {option} {_text(args, option) or 'of another kind'}, "
                 f"but a SiT is read here with {option} {value}"
             )

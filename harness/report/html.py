@@ -93,9 +93,7 @@ def _task(report: TaskReport, results: Path) -> str:
     """Tables, plots, grids and notes of one task."""
     parts = []
     for number, section in enumerate(report.sections):
-        filter_id = (
-            f"filter-{escaped(report.task)}-{number}" if len(section.table) >= FILTERED else ""
-        )
+        filter_id = f"filter-{report.task}-{number}" if len(section.table) >= FILTERED else ""
         parts.append(
             f"<h3>{escaped(section.heading)}</h3>"
             f"{_text(section.text)}{_table(section.table, filter_id)}{_text(section.below)}"
@@ -125,13 +123,13 @@ def _table(table: pd.DataFrame, filter_id: str = "", prose: bool = False) -> str
     box = ""
     if filter_id:
         box = (
-            f'<input type="search" id="{filter_id}" '
+            f'<input type="search" id="{escaped(filter_id)}" '
             'placeholder="Filter: words that a row must hold" aria-label="Filter rows">'
             '<span class="count"></span>'
         )
     kind = "live prose" if prose else "live"
     return (
-        f'{box}<div class="scroll"><table class="{kind}" data-filter="{filter_id}">'
+        f'{box}<div class="scroll"><table class="{kind}" data-filter="{escaped(filter_id)}">'
         f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 

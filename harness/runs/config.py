@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from harness.errors import UsageError, unknown
+from harness.errors import UsageError, shown, unknown
 from harness.registry import registry_of
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def explain(error: ValidationError, where: str, known: list[str]) -> UsageError:
     if first["type"] == "missing":
         return UsageError(f"{where}: {name} is missing")
     problem = first["msg"].replace("Input should", "it should")
-    return UsageError(f"{where}: {name} is {first['input']!r}, but {problem}")
+    return UsageError(f"{where}: {name} is {shown(first['input'])}, but {problem}")
 
 
 def parse_config(values: dict[str, Any]) -> RunConfig:

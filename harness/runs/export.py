@@ -101,14 +101,13 @@ def export(run: str, kind: str, results: Path, folder: Path | None, task: str | 
 
 def finished_run(run: str, results: Path) -> tuple[Record, Path]:
     """The record of a finished run and the file of its student. Raises UsageError without one."""
-    folder = Path(run)
-    if "/" not in run and not (
-        (found := results / "runs" / run).is_dir() is False and folder.is_dir()
-    ):
-        folder = inside(found, results)
+    folder, named = Path(run), results / "runs" / run
+    if len(folder.parts) == 1 and (named.is_dir() or not folder.is_dir()):
+        folder = inside(named, results)
     if not (folder / "record.json").is_file():
         raise UsageError(f"there is no run {run} in {results / 'runs'}: give the id of a run there")
     record, weights = read_record(folder / "record.json"), folder / "student.safetensors"
+    inside(weights, folder)
     if record.status != "finished":
         raise UsageError(f"run {record.run_id} is {record.status}: give a finished one")
     if not weights.is_file():

@@ -197,7 +197,7 @@ def _tried(of: Range | list[Any]) -> list[Any]:
     if isinstance(of, list):
         return of
     if isinstance(of.low, int) and isinstance(of.high, int) and not of.log:
-        return [*range(of.low, of.high + 1, int(of.step or 1))][:MOST_TRIED]
+        return [*range(of.low, of.high + 1, int(of.step or 1))[:MOST_TRIED]]
     return [of.low, of.high]
 
 

@@ -156,7 +156,7 @@ def test_foreign_weights_are_refused(tmp_path: Path, dinov2_file: Path) -> None:
     for name in EXTRACTORS:
         with pytest.raises(UsageError, match="holds other weights"):
             EXTRACTORS[name](tmp_path / "other.pth", CPU)
-        with pytest.raises(UsageError, match="is not a file that torch.save wrote"):
+        with pytest.raises(UsageError, match=r"is not a file that torch\.save wrote"):
             EXTRACTORS[name](tmp_path / "text.pth", CPU)
         with pytest.raises(UsageError, match="there is no file"):
             EXTRACTORS[name](tmp_path / "nothing.pth", CPU)
