@@ -221,7 +221,8 @@ def _reading(path: Path) -> Iterator[None]:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except BROKEN as error:
         raise UsageError(
-            f"{path} is not a file of samples; it should be .npz with arr_0, uint8 [n, H, W, C]"
+            f"{path} is not a file of samples ({error}); "
+            "it should be .npz with arr_0, uint8 [n, H, W, C]"
         ) from error
 
 

@@ -59,11 +59,11 @@ def said_in(metadata: Mapping[str, str], where: str) -> tuple[dict[str, Any], tu
     """
     try:
         network = parse_json(metadata["network"])
+        if not isinstance(network, dict):
+            raise ValueError("network is no mapping")
         schedule, prediction_type = (metadata[name] for name in KIND)
     except (ValueError, KeyError) as error:
         raise UsageError(f"{where} has broken metadata ({error}): import it again") from error
-    if not isinstance(network, dict):
-        raise UsageError(f"{where} has broken metadata (network is no mapping): import it again")
     schedule_of(schedule)
     if prediction_type not in get_args(PredictionType):
         raise unknown("prediction_type", prediction_type, get_args(PredictionType), where)
