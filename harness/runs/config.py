@@ -41,7 +41,7 @@ class RunConfig(BaseModel):
     budget: str = "quick"
     """Training budget: one that the task names, or steps=NUMBER (0 leaves the student untrained),
     images=NUMBER, flops=NUMBER (trajectories included) or seconds=NUMBER."""
-    noise_sets: int | None = Field(None, ge=1)
+    noise_sets: int | None = Field(None, ge=1, le=1000)
     """Noise sets on which the student is evaluated (by default those of a named budget; all sets
     of the task for a NUMBER)."""
     batch_size: int | None = Field(None, ge=1, le=2**20)
