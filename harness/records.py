@@ -33,17 +33,28 @@ Name = Annotated[str, AfterValidator(_named)]
 """Text that becomes a part of a path, so that no record leads out of its folder."""
 
 
+class Start(BaseModel):
+    """The run that another one started from."""
+
+    run_id: Name
+    setting: str
+    sha256: str
+
+
 class Settings(BaseModel):
     """What reports read of a record's config; what else stands there is left as it is."""
 
     model_config = ConfigDict(extra="allow")
 
-    num_steps: int
+    num_steps: int = Field(ge=1)
     seed: int
-    total_steps: int
-    batch_size: int
-    noise_sets: int
-    init_from: dict[str, str] | None
+    total_steps: int = Field(ge=0)
+    batch_size: int = Field(ge=0)
+    micro_batch_size: int | None
+    precision: str
+    compile: bool
+    noise_sets: int = Field(ge=1)
+    init_from: Start | None
 
 
 class _WithSettings(BaseModel):

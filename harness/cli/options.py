@@ -154,7 +154,8 @@ def common(*, results: bool = False, device: bool = False) -> Callable:
             multiple=True,
             expose_value=False,
             metavar="FILE",
-            help="Python file that registers methods, solvers or metrics; its code runs with your rights.",
+            help="Python file that registers methods, solvers or metrics; "
+            "its code runs with your rights.",
         )(command)
         command = click.option(
             "--json", "as_json", is_flag=True, help="Print one JSON document on stdout."

@@ -31,7 +31,7 @@ ALONE = "save the state dict alone, torch.save(network.state_dict(), FILE)"
 STUDENT = "student"
 """The key in the metadata of the files of our students, below which is how they are sampled."""
 BROKEN = (RuntimeError, EOFError, LookupError, ValueError, OSError, TypeError, AttributeError)
-BROKEN += (AssertionError, MemoryError, OverflowError, struct.error)  # type: ignore[assignment]
+BROKEN += (AssertionError, MemoryError, OverflowError, struct.error, zipfile.BadZipFile)  # type: ignore[assignment]
 """What torch.load raises for a file that is no checkpoint, or half of one."""
 
 

@@ -97,7 +97,7 @@ def confirmed_table(outcome: Outcome) -> pd.DataFrame:
 
 
 def _space(of: object) -> str:
-    if isinstance(of, dict):
+    if isinstance(of, dict) and {"low", "high"} <= of.keys():
         return f"{of['low']} to {of['high']}{' (log)' if of.get('log') else ''}"
     return " | ".join(map(str, of)) if isinstance(of, list) else str(of)
 

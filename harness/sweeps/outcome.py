@@ -12,7 +12,7 @@ from typing import Any
 
 import optuna
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from harness.documents import parse_json, read_text
 from harness.errors import UsageError
@@ -68,6 +68,21 @@ class Outcome(_Part):
     objectives."""
     defaults: dict[str, Any] | None
     """The winner's options that differ from its method's own."""
+
+    @model_validator(mode="after")
+    def _winner_has_a_value(self) -> Outcome:
+        """A winner is one of the trials, or of the confirmed ones, and was measured."""
+        if self.winner is None:
+            return self
+        if len(self.objectives) != 1:
+            raise ValueError("only a single objective has a winner")
+        name = next(iter(self.objectives))
+        measured = {line.trial for line in self.trials if name in line.values}
+        if self.confirmed:
+            measured = {one.trial for one in self.confirmed if one.mean is not None}
+        if self.winner not in measured:
+            raise ValueError(f"trial {self.winner} won, but has no value")
+        return self
 
 
 def outcome_of(plan: StudyPlan, study: optuna.Study, confirmed: Sequence[Confirmed]) -> Outcome:
