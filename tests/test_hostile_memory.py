@@ -1,4 +1,7 @@
-"""What refusing a bomb costs: little memory above the imports, and no byte beyond the limits."""
+"""What refusing a bomb costs: little memory above the imports, and no byte beyond the limits.
+
+Nothing here is timed: work is bounded by what is read, and what is read has limits.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +22,24 @@ from harness.training.tiny_task import tiny_spec
 MOST = 500 * 10**6
 """Bytes above the level of the imports."""
 CHILD = """
-import json, os, resource, sys
-sys.path[:0] = json.loads(os.environ["FUZZ_PATH"])
+import json, os, pathlib, sys
+sys.path[:0] = json.loads(os.environ["HARNESS_TEST_PATH"])
 import torch, diffusers
 import harness.cli.cmd_run, harness.cli.cmd_evaluate, harness.networks.checkpoints
 import harness.runs.external, harness.runs.encoding, harness.report.html, harness.sweeps.search
 from harness.cli.main import main
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+own = pathlib.Path("/proc/self")
+def kept(kind):  # VmRSS is what the process has now, VmHWM the most it had since it was cleared
+    lines = dict(line.split(":") for line in (own / "status").read_text().splitlines())
+    return 1024 * int(lines[kind].split()[0])
 found = {}
 for name, words in json.loads(sys.stdin.read()).items():
-    before = peak()
+    before = kept("VmRSS")
+    (own / "clear_refs").write_text("5")
     try:
         main(words)
     except SystemExit as ended:
-        found[name] = [ended.code, peak() - before]
+        found[name] = [ended.code, kept("VmHWM") - before]
 print(json.dumps(found))
 """
 SEARCH = "search: {trials: 1, objectives: {fid: minimize}, space: {batch_size: {low: 1, high: "
@@ -65,6 +72,7 @@ def attacks(folder: Path) -> dict[str, list[str]]:
     autoencoder.mkdir()
     (autoencoder / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
     encode = ["--size", "8", "--autoencoder", str(autoencoder), "--out", str(folder / "latents")]
+    large = {**content["data"], "shape": [1, 10**6, 10**6]}
     run = ["run", "--method", "teacher", "--results", str(folder / "r"), "--task"]
     pickled = file("deep.pkl", lambda path: bombs.packed_zeros(path, "archive/data.pkl", b"\x80\2"))
     return {
@@ -75,7 +83,7 @@ def attacks(folder: Path) -> dict[str, list[str]]:
             *("teacher", "import", file("dit.pt", lambda path: torch.save(expanded, path))),
             *("--out", out),
         ],
-        "YAML bomb": ["run", "--config", file("l.yaml", lambda p: p.write_text(bombs.laughs(30)))],
+        "YAML bomb": ["run", "--config", file("l.yaml", lambda p: p.write_text(bombs.laughs(25)))],
         "YAML without an end": ["run", "--config", "/dev/zero"],
         "YAML of 100 GB": ["sweep", sparse],
         "prompts without an end": ["data", "prompts", "/dev/zero", "--encoder", "x", "--out", out],
@@ -84,7 +92,7 @@ def attacks(folder: Path) -> dict[str, list[str]]:
         "3 PB of weights": [*run, task("wide", network=wide)],
         "images of 10^6 px": [
             *run,
-            task("px", data={**content["data"], "shape": [1, 10**6, 10**6]}),
+            task("px", data=large),
         ],
         "a range to 9 x 10^18": [
             "sweep",
@@ -97,7 +105,7 @@ def attacks(folder: Path) -> dict[str, list[str]]:
             ),
             "--dry-run",
         ],
-        "10^9 steps": [*run[:2], "ard", *run[3:], own, "--budget", "steps=1000000000"],
+        "10^9 steps": [*run[:2], "reflow", *run[3:], own, "--budget", "steps=1000000000"],
     }
 
 
@@ -120,7 +128,7 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
         text=True,
         cwd=folder,
         env={
-            "FUZZ_PATH": json.dumps(sys.path),
+            "HARNESS_TEST_PATH": json.dumps(sys.path),
             "HARNESS_CACHE": str(folder / "cache"),
             "OMP_NUM_THREADS": "1",
             "PATH": "/usr/bin:/bin",
@@ -139,8 +147,8 @@ def test_every_attack_is_refused(costs: dict[str, list[int]]) -> None:
 
 
 def test_refusing_takes_little_memory(costs: dict[str, list[int]]) -> None:
-    """The peak of the process rises by less than 500 MB with all attacks together."""
-    assert sum(grown for _, grown in costs.values()) < MOST, costs
+    """The peak of each lies less than 500 MB above what the process had before it."""
+    assert {name: grown for name, (_, grown) in costs.items() if grown > MOST} == {}
 
 
 def test_the_limits_leave_room(costs: dict[str, list[int]]) -> None:

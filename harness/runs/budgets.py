@@ -26,6 +26,8 @@ def parse_budget(budget: str, task: Task) -> tuple[str, float]:
     number = float(text) if NUMBER.fullmatch(text) else math.nan
     if unit in ("steps", "images") and not number.is_integer():
         number = math.nan
+    if number > LARGEST.get(unit, math.inf):
+        raise UsageError(f"budget is {budget[:60]!r}, but {unit} are at most {LARGEST[unit]:g}")
     if unit not in LARGEST or not 0 <= number <= LARGEST[unit]:
         forms = [*task.spec.budgets, *(f"{unit}=NUMBER" for unit in LARGEST)]
         raise UsageError(f"budget is {budget!r}, but must be one of: {', '.join(forms)}")

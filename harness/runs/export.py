@@ -37,7 +37,8 @@ samples = pipeline(torch.tensor([0, 1]))  # class labels -> [2, C, H, W]
 ```
 
 `pipeline.py` takes the student's own steps, and sets the time frequencies of the official DiT,
-which `config.json` cannot say. So load the transformer through it.""",
+which `config.json` cannot say. So load the transformer through it. It is code that
+`trust_remote_code=True` lets run: read it first.""",
     "lora": """`pipeline.load_lora_weights(FOLDER)` loads the file where the class has it.
 peft loads it into any transformer of diffusers:
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 import yaml
 from commands import ARD, Harness, sentence
 
-from harness.diffusion.conditions import Condition
 from harness.methods import METHODS
 from harness.networks import backbones
 from harness.runs.budgets import LARGEST, parse_budget
@@ -171,7 +169,6 @@ def test_large_networks_are_fine() -> None:
         whole = {"size": "DiT-XL/2", "image_size": 32, "in_channels": 4, "num_classes": 1000}
         assert len(backbones.build(whole).blocks) == 28
         assert len(backbones.build({**DIT, "depth": 10, "hidden_size": 2**16}).blocks) == 10
-    assert Condition() is not None
 
 
 def test_large_runs_are_fine(tiny: Task) -> None:
@@ -248,4 +245,3 @@ def test_numbers_of_a_run_have_limits_in_every_place() -> None:
             for value in (-1, 10**19):
                 with pytest.raises(ValueError, match=name):
                     RunConfig.model_validate({"method": "ard", name: value})
-    assert [*itertools.islice(range(1, 10**18), 2)] == [1, 2]
