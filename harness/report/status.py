@@ -49,10 +49,11 @@ def _read_log(folder: Path, now: datetime) -> Working:
     found = [match for line in lines if (match := LINE.match(line))]
     starts = [i for i, match in enumerate(found) if match["run"]]
     found = found[starts[-1] :] if starts else []
-    if not found:
+    try:
+        last = datetime.fromisoformat(found[-1]["time"])
+        stage, done, total, left = _progress(found[1:])
+    except (IndexError, ValueError, TypeError):  # no line yet, or one that nobody here wrote
         return Working(folder.name, "", 0, 0, None, 0.0)
-    last = datetime.fromisoformat(found[-1]["time"])
-    stage, done, total, left = _progress(found[1:])
     return Working(folder.name, stage, done, total, left, max(0.0, (now - last).total_seconds()))
 
 
