@@ -32,6 +32,11 @@ def configure_threads() -> None:
         os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
+def memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def cores() -> set[int]:
     """Numbers of the cores on which this process may run."""
     return (

@@ -184,10 +184,8 @@ def execute(
     execution: Execution | None = None,
 ) -> None:
     """Runs and prints the row; before a new run it prints an estimate of the time."""
-    from rich.console import Console
-
     from harness import ranks
-    from harness.cli.console import Display
+    from harness.cli.console import Display, Plain
     from harness.cli.plans import LARGE
     from harness.report.console import print_results
     from harness.runs.plan import macs_a_pass, problem_of
@@ -203,12 +201,12 @@ def execute(
     if not ranks.is_first():
         run(resolved, results, device, reuse=reuse, save=save, execution=execution)
         return
-    with Display(Console(stderr=True)) as display:
+    with Display(Plain(stderr=True)) as display:
         record, reference = run(resolved, results, device, display, reuse, save, execution)
     if as_json:
         click.echo(record.model_dump_json(indent=1))
         return
-    print_results([reference, record] if reference.run_id != record.run_id else [record], Console())
+    print_results([reference, record] if reference.run_id != record.run_id else [record], Plain())
     click.echo(
         f"record: {results / 'runs' / record.run_id / 'record.json'}; "
         "samples: samples.png beside it"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from harness.data.readers import Reader
 from harness.data.shards import Shards
+from harness.documents import parse_json, read_text
 from harness.errors import UsageError
-from harness.files import digest, written_digest
+from harness.files import check_name, digest, written_digest
 
 MANIFEST = "manifest.json"
 
@@ -40,15 +40,16 @@ class Latents(Reader):
         autoencoder: Mapping[str, Any] | None = None,
     ):
         try:
-            self.manifest = json.loads((path / MANIFEST).read_text())
-            digests = {shard["file"]: shard["digest"] for shard in self.manifest["shards"]}
-            size, found = self.manifest["shard_size"], self.manifest["shape"]
+            self.manifest = parse_json(read_text(path / MANIFEST))
+            shards = self.manifest["shards"]
+            digests = {check_name(shard["file"], "a shard"): shard["digest"] for shard in shards}
+            size, found = int(self.manifest["shard_size"]), list(self.manifest["shape"])
             self.mirrored = bool(self.manifest["mirrored"])
         except FileNotFoundError as error:
             raise UsageError(
                 f"{path} has no {MANIFEST}: let `harness data encode` finish it"
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise UsageError(f"{path / MANIFEST} is broken; encode the images again") from error
         if tuple(found) != tuple(shape):
             raise UsageError(

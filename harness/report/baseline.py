@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness.documents import parse_json, read_text
 from harness.errors import UsageError
 from harness.files import write_text
 from harness.methods import METHODS
@@ -164,7 +165,7 @@ def configs_of(baseline: Baseline) -> list[RunConfig]:
 def read_baseline(path: Path) -> Baseline:
     """Reads a baseline file. Raises UsageError if it is missing or broken."""
     try:
-        return Baseline.model_validate_json(path.read_text(encoding="utf-8"))
+        return Baseline.model_validate(parse_json(read_text(path)))
     except OSError as error:
         raise UsageError(
             f"cannot read baseline {path}: {error.strerror}; --update makes one"
@@ -177,6 +178,8 @@ def read_baseline(path: Path) -> Baseline:
             f"baseline {path} cannot be read ({place}: {error.errors()[0]['msg']}); "
             "--update makes it anew"
         ) from error
+    except ValueError as error:
+        raise UsageError(f"baseline {path} is not JSON: {error}; --update makes it anew") from error
 
 
 def write_baseline(path: Path, baseline: Baseline) -> None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import UsageError
+from harness.files import inside
 from harness.sweeps.study import StudyPlan
 
 ANSWERED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -20,25 +23,39 @@ ANSWERED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 def open_study(plan: StudyPlan, results: Path) -> optuna.Study:
     """The study of a plan, made if it is new. Raises UsageError if the file cannot be read."""
-    directions = list(plan.spec.objectives.values())
-    return optuna.create_study(
-        storage=_database(results), study_name=plan.name, directions=directions, load_if_exists=True
-    )
+    directions, storage = list(plan.spec.objectives.values()), _database(results)
+    with _reading(results):
+        found = optuna.create_study(
+            storage=storage, study_name=plan.name, directions=directions, load_if_exists=True
+        )
+        found.get_trials(deepcopy=False)
+    return found
 
 
 def known_study(plan: StudyPlan, results: Path) -> optuna.Study | None:
     """The study of a plan, or None. Raises UsageError if the file cannot be read."""
-    if not (results / "harness.db").exists() or plan.name not in optuna.get_all_study_names(
-        _database(results)
-    ):
+    if not (results / "harness.db").exists():
         return None
-    return open_study(plan, results)
+    storage = _database(results)
+    with _reading(results):
+        names = optuna.get_all_study_names(storage)
+    return open_study(plan, results) if plan.name in names else None
 
 
 def _database(results: Path) -> optuna.storages.RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    place = inside(results / "harness.db", results).absolute()
+    if "?" in str(place):
+        raise UsageError(f"{place} has a '?', which SQLite takes for an option: rename the folder")
+    with _reading(results):
+        return optuna.storages.RDBStorage(f"sqlite:///{place}")
+
+
+@contextmanager
+def _reading(results: Path) -> Iterator[None]:
+    """Inside, whatever a database of others raises is one sentence."""
     try:
-        return optuna.storages.RDBStorage(f"sqlite:///{results.resolve() / 'harness.db'}")
+        yield
     except Exception as error:  # of SQLAlchemy's many kinds
         raise UsageError(
             f"cannot read the studies in {results / 'harness.db'} ({type(error).__name__}): "

@@ -12,11 +12,13 @@ from typing import Any
 
 import optuna
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, model_validator
 
+from harness.documents import parse_json, read_text
 from harness.errors import UsageError
-from harness.files import write_text
+from harness.files import inside, write_text
 from harness.methods import METHODS
+from harness.records import Name
 from harness.runs.resolve import options_on
 from harness.sweeps.confirm import Confirmed, ranked
 from harness.sweeps.database import finished_trials, lines_of
@@ -48,9 +50,9 @@ class TrialLine(_Part):
 class Outcome(_Part):
     """One study."""
 
-    study: str
-    task: str
-    method: str
+    study: Name
+    task: Name
+    method: Name
     num_steps: int
     budget: str
     seeds: list[int]
@@ -66,6 +68,21 @@ class Outcome(_Part):
     objectives."""
     defaults: dict[str, Any] | None
     """The winner's options that differ from its method's own."""
+
+    @model_validator(mode="after")
+    def _winner_has_a_value(self) -> Outcome:
+        """A winner is one of the trials, or of the confirmed ones, and was measured."""
+        if self.winner is None:
+            return self
+        if len(self.objectives) != 1:
+            raise ValueError("only a single objective has a winner")
+        name = next(iter(self.objectives))
+        measured = {line.trial for line in self.trials if name in line.values}
+        if self.confirmed:
+            measured = {one.trial for one in self.confirmed if one.mean is not None}
+        if self.winner not in measured:
+            raise ValueError(f"trial {self.winner} won, but has no value")
+        return self
 
 
 def outcome_of(plan: StudyPlan, study: optuna.Study, confirmed: Sequence[Confirmed]) -> Outcome:
@@ -143,8 +160,8 @@ def read_outcomes(results: Path) -> list[Outcome]:
     found = []
     for path in sorted((results / FOLDER).glob("*.json")):
         try:
-            found.append(Outcome.model_validate_json(path.read_text(encoding="utf-8")))
-        except (OSError, ValidationError) as error:
+            found.append(Outcome.model_validate(parse_json(read_text(inside(path, results)))))
+        except (OSError, ValueError) as error:
             raise UsageError(f"{path} is no outcome of a search: delete it") from error
     return found
 
