@@ -238,6 +238,33 @@ def test_meanflow_from_the_teacher_is_exact_at_its_jumps() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["flow", "vp"])
+@pytest.mark.parametrize(
+    ("name", "options", "wrong"),
+    [
+        ("meanflow", {"source": "teacher", "distinct": 1.0, "one_step": 0.2}, posterior),
+        ("scm", {"ramp_steps": 0}, fading),
+    ],
+    ids=["meanflow", "scm"],
+)
+def test_a_difference_is_a_derivative_within_1_percent(
+    name: str, options: dict[str, Any], wrong: Exact, schedule: str
+) -> None:
+    """The gradient of the loss by both, at a map that is not the method's own."""
+    found = []
+    for how in ("jvp", "difference"):
+        method = built(name, wrong, schedule, derivative=how, **options)
+        total = torch.zeros(2, dtype=torch.float64)
+        for batch in batches(2, schedule=schedule):
+            method.model.distortion.grad = None
+            loss = method.loss_at(batch, r=1.0) if name == "scm" else method.loss(batch)
+            loss[0].backward()
+            total += method.model.distortion.grad
+        found.append(total)
+    torch.testing.assert_close(found[1], found[0], rtol=0.01, atol=0)
+    assert not torch.equal(found[1], found[0])
+
+
+@pytest.mark.parametrize("schedule", ["flow", "vp"])
 def test_alpha_flows_error_falls_with_the_square_of_alpha(schedule: str) -> None:
     options = {"source": "teacher", "distinct": 1.0, "one_step": 0.0}
     method = built("alpha-flow", jump, schedule, **options)
