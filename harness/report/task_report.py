@@ -25,7 +25,14 @@ from harness.report.labels import guidance_of
 from harness.report.notes import notes
 from harness.report.pairs import CROWD, Compared, compared_neighbours
 from harness.report.plots import Plot, task_plots
-from harness.report.rows import Row, apart_of, headline, reference_record, rows_of
+from harness.report.rows import (
+    Row,
+    apart_of,
+    headline,
+    is_trial,
+    reference_record,
+    rows_of,
+)
 from harness.report.statistics import holm
 from harness.report.tables import (
     KEYS,
@@ -153,7 +160,10 @@ class TaskReport:
     @cached_property
     def sections(self) -> list[Section]:
         """The tables in the order of a page, without empty ones."""
-        first = self._best() if self.finished else ()
+        judged = [
+            row for row in self.finished if not is_trial(row.records[0])
+        ]  # trials rank nothing
+        first = self._best() if judged else ()
         compared = (*first, *self._of_equal_compute(), *self._of_all_rows()) if self.rows else ()
         apart = Section(
             "Not comparable with these tables",
