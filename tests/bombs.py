@@ -126,7 +126,7 @@ def pickles(folder: Path, mark: Path) -> dict[str, Path]:
         "legacy": lambda path: torch.save(
             {"a": Code(mark)}, path, _use_new_zipfile_serialization=False
         ),
-        "bare": lambda path: path.write_bytes(pickle.dumps(Code(mark))) and None,
+        "bare": lambda path: path.write_bytes(pickle.dumps(Code(mark), 2)) and None,
     }
     found = {}
     for name, write in hidden.items():
