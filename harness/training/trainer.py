@@ -21,7 +21,7 @@ from harness import ranks
 from harness.errors import HarnessError, Interrupted, RunFailed, UsageError
 from harness.files import write_aside
 from harness.methods.base import Batch, Loss, Method, Player, Update
-from harness.networks.compiling import compile_networks, transformers, uncompiled
+from harness.networks.compiling import blocks_of, compile_networks, uncompiled
 from harness.networks.passes import count_passes
 from harness.progress import Progress
 from harness.training.batches import Batches, Source
@@ -87,7 +87,8 @@ class Trainer:
                     group |= {"fused": True, "foreach": False}
         if settings.compile:
             players = [player.module for player in method.players.values()]
-            compile_networks([*players, *transformers([self.teacher])])
+            # Blocks alone: a graph of the whole teacher would hide its passes from the bill.
+            compile_networks([*players, *blocks_of(self.teacher)])
         self._parameters = {name: player.trained for name, player in method.players.items()}
         self.known_flops: dict[str, float] = {}
         self._compiled: set[str] = set()
