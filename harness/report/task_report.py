@@ -160,10 +160,8 @@ class TaskReport:
     @cached_property
     def sections(self) -> list[Section]:
         """The tables in the order of a page, without empty ones."""
-        judged = [
-            row for row in self.finished if not is_trial(row.records[0])
-        ]  # trials rank nothing
-        first = self._best() if judged else ()
+        ranks = any(not is_trial(row.records[0]) for row in self.finished)  # trials rank nothing
+        first = self._best() if ranks else ()
         compared = (*first, *self._of_equal_compute(), *self._of_all_rows()) if self.rows else ()
         apart = Section(
             "Not comparable with these tables",
