@@ -590,6 +590,7 @@ def test_a_page_shows_the_grid_of_each_methods_best_row(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_publishing_published_records_alone_changes_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / record().run_id
     write_record(folder / "record.json", record())
