@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
 
 import pandas as pd
 
 from harness.methods import METHODS
 from harness.report.compare import FEWEST
-from harness.report.labels import defaults_of, in_label
-from harness.report.pairs import off_task
+from harness.report.labels import in_label
 from harness.report.rows import Row, headline
 
 
-def known_as(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> str:
+def known_as(row: Row) -> str:
     """A key that finds a row on another task.
 
     It holds the method, steps and options off the task's defaults, but not the options that every
@@ -26,7 +24,7 @@ def known_as(row: Row, tuned: Mapping[str, Mapping[str, Any]]) -> str:
     fields = METHODS[method].Config.model_fields if method in METHODS.names() else {}
     own = {
         name: value
-        for name, value in off_task(row, tuned).items()
+        for name, value in row.off_task.items()
         if name not in fields or not in_label(fields[name])
     }
     return json.dumps([method, row.num_steps, own], sort_keys=True)
@@ -42,10 +40,9 @@ def agreement_table(by_task: Mapping[str, Sequence[Row]]) -> pd.DataFrame:
     """
     lines, known_rows = [], {}
     for task, group in by_task.items():
-        tuned = defaults_of(task)
         # The plainest row comes last, so that it counts among rows of equal keys.
-        farthest_first = sorted(group, key=lambda row: -len(off_task(row, tuned)))
-        known_rows[task] = {known_as(row, tuned): row for row in farthest_first if not row.diverged}
+        farthest_first = sorted(group, key=lambda row: -len(row.off_task))
+        known_rows[task] = {known_as(row): row for row in farthest_first if not row.diverged}
     for one, other in combinations(by_task, 2):
         known = [known_rows[one], known_rows[other]]
         shared = [key for key in known[0] if key in known[1]]

@@ -22,7 +22,7 @@ def counted(number: int, noun: str = "step") -> str:
 
 
 def label(record: Record, options: Mapping[str, Any] | None = None) -> str:
-    """The method, its options that every label names, and those that differ from their defaults.
+    """The method, its options that every label names, and those off the task's defaults.
 
     Args:
         options: the record's `all_options`, if the caller has them already.
@@ -31,7 +31,7 @@ def label(record: Record, options: Mapping[str, Any] | None = None) -> str:
         all_options(record) if options is None else options,
         settings_of(record.config),
     )
-    shown = off_default(record.method, options)
+    shown = off_task(record, options)
     if record.method in METHODS.names():
         fields = METHODS[record.method].Config.model_fields
         shown = {
@@ -42,7 +42,12 @@ def label(record: Record, options: Mapping[str, Any] | None = None) -> str:
     shown |= {
         name: settings[name] for name, plain in PLAIN_SETTINGS.items() if settings[name] != plain
     }
-    return record.method + "".join(f", {name} {_short(value)}" for name, value in shown.items())
+    return ", ".join([record.method, *([options_text(shown)] if shown else [])])
+
+
+def options_text(options: Mapping[str, Any]) -> str:
+    """Such as "history_layers 1, lr 0.00054"."""
+    return ", ".join(f"{name} {_short(value)}" for name, value in options.items())
 
 
 def in_label(option: FieldInfo) -> bool:
@@ -52,19 +57,15 @@ def in_label(option: FieldInfo) -> bool:
     )
 
 
-def off_default(
-    method: str, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """The options that differ from their defaults; all of them for an unknown method.
+def off_task(record: Record, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that differ from what a run of the method has on the record's task.
 
-    Args:
-        defaults: a task's defaults, which replace the method's own.
+    These are all options for an unknown method.
     """
-    plain = (
-        _defaults(METHODS[method].Config, json.dumps(defaults or {}))
-        if method in METHODS.names()
-        else {}
-    )
+    plain = {}
+    if record.method in METHODS.names():
+        tuned = defaults_of(record.task).get(record.method, {})
+        plain = _defaults(METHODS[record.method].Config, json.dumps(tuned))
     return {
         name: value for name, value in options.items() if name not in plain or value != plain[name]
     }
@@ -75,6 +76,7 @@ def _defaults(config: type[BaseModel], given: str) -> dict[str, Any]:
     return config(**json.loads(given)).model_dump(mode="json")
 
 
+@cache
 def defaults_of(task: str) -> Mapping[str, Mapping[str, Any]]:
     """A task's own defaults of options, by method; empty for an unknown task."""
     return load_task(task).spec.defaults if task in task_names() else {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from harness.metrics.caveats import floor_of_other_size
 from harness.records import LatencyEntry, Record
-from harness.report.labels import counted
+from harness.report.labels import counted, defaults_of, options_text
 from harness.report.rows import ABSURD, Row, is_trial
 from harness.report.tables import plain_heading
 
@@ -109,7 +109,17 @@ def _of_curves(records: Sequence[Record]) -> list[str]:
 
 
 def _of_rows(rows: Sequence[Row]) -> list[str]:
-    found = []
+    found, methods = [], {row.records[0].method for row in rows}
+    tuned = [
+        f"{method} {options_text(options)}"
+        for method, options in sorted(defaults_of(rows[0].records[0].task).items())
+        if method in methods
+    ]
+    if tuned:
+        found.append(
+            "A name shows what differs from the task's own defaults. Where these are not the "
+            f"method's, they are: {'; '.join(tuned)}."
+        )
     random = sorted(
         {
             row.label

@@ -11,19 +11,12 @@ from typing import Any
 
 from harness.methods import METHODS
 from harness.records import Record
-from harness.report.labels import defaults_of, off_default
 from harness.report.rows import Row
 from harness.report.statistics import Difference, paired_difference
 from harness.runs.identity import settings_of
 
 CROWD = 30
 """Rows that differ in one thing, above which not all pairs are shown."""
-
-
-def off_task(row: Row, defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A row's options that differ from the task's defaults of its method (`defaults_of`)."""
-    method = row.records[0].method
-    return off_default(method, row.options, defaults.get(method))
 
 
 @dataclass(frozen=True)
@@ -63,12 +56,12 @@ def neighbours(rows: Sequence[Row], name: str) -> tuple[list[tuple[Row, Row]], i
     Args:
         name: the metric that is compared.
     """
-    sides, defaults = [], defaults_of(rows[0].records[0].task) if rows else {}
+    sides = []
     for row in rows:
         record = row.records[0]
         side = {
             "method": record.method,
-            **off_task(row, defaults),
+            **row.off_task,
             **settings_of(record.config),
             "rows": row.budget,
         }

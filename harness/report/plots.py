@@ -211,7 +211,7 @@ def ablations(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[Pane
 
 def _ablation(axis: str, members: Sequence[tuple[float, Row]], name: str) -> Panel:
     first = members[0][1]
-    options = [f"{option} {value}" for option, value in first.off_default.items() if option != axis]
+    options = [f"{option} {value}" for option, value in first.off_task.items() if option != axis]
     steps = [] if axis == "num_steps" else [counted(first.num_steps)]
     title = ", ".join(
         [

@@ -15,7 +15,7 @@ from harness.methods import METHODS
 from harness.provenance import code_digest
 from harness.records import Record, published_records, read_record
 from harness.report.apart import Apart, told_apart
-from harness.report.labels import label, off_default
+from harness.report.labels import label, off_task
 from harness.report.statistics import Interval, metric_interval
 from harness.runs.identity import all_options, row_key
 
@@ -35,8 +35,8 @@ class Row:
     records: tuple[Record, ...]
     options: Mapping[str, Any]
     """All options in canonical form."""
-    off_default: Mapping[str, Any]
-    """The options that differ from their method's defaults."""
+    off_task: Mapping[str, Any]
+    """The options that differ from the task's defaults."""
     teacher: float = 0.0
     """The headline metric of the teacher's own output; 0 where there is none."""
 
@@ -161,13 +161,12 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
     rows = []
     for options, group in groups.values():
         by_seed = {record.config["seed"]: record for record in group}
-        off = off_default(group[0].method, options)
         rows.append(
             Row(
                 label(group[0], options),
                 tuple(by_seed[seed] for seed in sorted(by_seed)),
                 options,
-                off,
+                off_task(group[0], options),
                 teacher,
             )
         )

@@ -27,6 +27,7 @@ from harness.report.publish import publish
 from harness.report.rows import apart_of, latest_versions, load_records, rows_of
 from harness.report.tables import differences_table, exposure_table, floor_table, results_table
 from harness.report.task_report import TaskReport, reports_of
+from harness.tasks import load_task
 
 FIRST = "FID first − second"
 BETTER = "better (Holm, 95 %)"
@@ -142,6 +143,17 @@ def test_a_label_names_the_options_that_matter() -> None:
         == "ard, history_layers 6, precision bf16"
     )
     assert label(method="somebody's", options={"knob": 3}) == "somebody's, knob 3"
+
+
+def test_a_label_leaves_out_what_its_task_sets_and_a_note_says_it() -> None:
+    tuned = load_task("digits").spec.defaults["ctm"]
+    options = METHODS["ctm"].Config(**tuned).model_dump(mode="json")
+    records = [record("ctm", task="digits", options=options)]
+    assert rows_of(records)[0].label == "ctm"
+    other = record("ctm", task="digits", options={**options, "lr": 0.07})
+    assert rows_of([other])[0].label == "ctm, lr 0.07"
+    stated = ", ".join(f"{name} {value}" for name, value in tuned.items())
+    assert f"they are: ctm {stated}." in page(reports_of(records))
 
 
 # refusals
