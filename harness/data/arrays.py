@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import struct
 import zipfile
+import zlib
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -13,10 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from harness.data.cache import intact
 from harness.data.contents import content_of
 from harness.data.readers import PictureReader
+from harness.data.shards import remember, unchanged
 from harness.errors import UsageError
 from harness.files import cache_folder, digest, tensors_digest, write_aside
+from harness.seals import BROKEN_ZIP, CHANGED, check_zip
 
 
 class Arrays(PictureReader):
@@ -77,7 +82,8 @@ class Archive(Arrays):
         return f"image {item} of {self.path}"
 
     def content(self) -> str:
-        return content_of(self.path.parent, [self.path.name], list(self.shape))
+        check = partial(check_zip, self.path)
+        return content_of(self.path.parent, [self.path.name], list(self.shape), check)
 
 
 def mapped(path: Path, name: str) -> np.ndarray | None:
@@ -97,11 +103,13 @@ def mapped(path: Path, name: str) -> np.ndarray | None:
             found = path.stat()
             key = [str(path.resolve()), found.st_size, found.st_mtime_ns, name]
             kept = cache_folder() / "unpacked" / f"{digest(key)[:32]}.npy"
-            if not kept.is_file():
-                write_aside(kept, lambda aside: _unpack(archive, info, aside))
+            if not unchanged(kept):
+                if not (kept.is_file() and intact(kept, partial(_compare, kept, info))):
+                    write_aside(kept, lambda aside: _unpack(archive, info, aside))
+                remember(kept.parent, [kept.name])
             return _map(kept, 0)
-    except (OSError, ValueError, zipfile.BadZipFile, struct.error) as error:
-        raise UsageError(f"{path} is no readable npz file ({error})") from error
+    except (*BROKEN_ZIP, struct.error) as error:
+        raise UsageError(f"{path} is no readable npz file ({error}); fetch it again") from error
 
 
 def _start(path: Path, info: zipfile.ZipInfo) -> int:
@@ -114,6 +122,16 @@ def _start(path: Path, info: zipfile.ZipInfo) -> int:
 def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, to: Path) -> None:
     with archive.open(info) as source, to.open("wb") as target:
         shutil.copyfileobj(source, target)
+
+
+def _compare(unpacked: Path, info: zipfile.ZipInfo) -> None:
+    """Raises ValueError if an unpacked file has another check sum than its member's."""
+    found = 0
+    with unpacked.open("rb") as file:
+        while part := file.read(2**20):
+            found = zlib.crc32(part, found)
+    if found != info.CRC:
+        raise ValueError(CHANGED)
 
 
 def _map(path: Path, start: int) -> np.ndarray:

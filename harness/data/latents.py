@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor
 
 from harness.data.readers import Reader
-from harness.data.shards import Shards
+from harness.data.shards import Shards, damaged
 from harness.errors import UsageError
-from harness.files import digest, written_digest
+from harness.files import digest
+from harness.seals import read_sealed_json
 
 MANIFEST = "manifest.json"
 
@@ -40,7 +40,7 @@ class Latents(Reader):
         autoencoder: Mapping[str, Any] | None = None,
     ):
         try:
-            self.manifest = json.loads((path / MANIFEST).read_text())
+            self.manifest = read_sealed_json(path / MANIFEST)
             digests = {shard["file"]: shard["digest"] for shard in self.manifest["shards"]}
             size, found = self.manifest["shard_size"], self.manifest["shape"]
             self.mirrored = bool(self.manifest["mirrored"])
@@ -49,7 +49,9 @@ class Latents(Reader):
                 f"{path} has no {MANIFEST}: let `harness data encode` finish it"
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{path / MANIFEST} is broken; encode the images again") from error
+            raise UsageError(
+                f"{path / MANIFEST} is broken; let `harness data encode` write it again"
+            ) from error
         if tuple(found) != tuple(shape):
             raise UsageError(
                 f"latents in {path} have the shape {found}, but data.shape is {list(shape)}"
@@ -60,11 +62,9 @@ class Latents(Reader):
                 "or leave data.flip out"
             )
         self._check_maker(path, autoencoder or {})
-        for name, stated in digests.items():
-            if written_digest(path / name) != stated:
-                raise UsageError(
-                    f"{path / name} is not the file that {MANIFEST} names: encode the images again"
-                )
+        if bad := damaged(path, digests):
+            first = next(iter(bad.values()))
+            raise UsageError(f"{first}, by the same `harness data encode` as before")
         self._shards = Shards([path / name for name in digests], size, checked=False)
         self.labels = self._shards.whole("labels")
         self.shape = (len(self.labels), *shape)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ import torch
 from torch import Tensor
 
 from harness.errors import UsageError
-from harness.files import map_tensors
+from harness.files import map_tensors, write_text, written_digest
+
+VERIFIED = "verified.json"
+"""In a folder of shards: their sizes and times of change when their digests were compared."""
 
 
 class Shards:
@@ -35,6 +40,56 @@ class Shards:
     def whole(self, name: str) -> Tensor:
         """One tensor of all items, in memory."""
         return torch.cat([file[name] for file in self._files])
+
+
+def damaged(folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
+    """The shards that are missing or differ from what their manifest states, each with a reason.
+
+    A shard is read as a whole only when its size or time of change is new, so that opening a large
+    store is quick.
+
+    Args:
+        digests: what the manifest states, by file name.
+    """
+    known, found = _stamps(folder), dict[str, str]()
+    for name, stated in digests.items():
+        path = folder / name
+        try:
+            if written_digest(path) != stated:
+                found[name] = f"{path} is not what the manifest names: it must be made again"
+            elif known.get(name) != _stamp(path):
+                map_tensors(path)
+        except UsageError as error:
+            found[name] = str(error)
+    remember(folder, [name for name in digests if name not in found])
+    return found
+
+
+def unchanged(path: Path) -> bool:
+    """Whether a file has the stamp that `remember` noted."""
+    return path.exists() and _stamps(path.parent).get(path.name) == _stamp(path)
+
+
+def remember(folder: Path, names: Iterable[str]) -> None:
+    """Notes the stamps of files in a folder whose digests are known to be right."""
+    known = _stamps(folder)
+    found = {**known, **{name: _stamp(folder / name) for name in names}}
+    if found != known:
+        with suppress(UsageError):  # a folder that is only read is compared each time
+            write_text(folder / VERIFIED, json.dumps(found))
+
+
+def _stamp(path: Path) -> list[int]:
+    """A file's size and time of change."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    with suppress(OSError, ValueError):
+        found = json.loads((folder / VERIFIED).read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def halved(made: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from harness.data.cache import intact
 from harness.data.contents import content_of
 from harness.data.readers import PictureReader
 from harness.errors import UsageError
-from harness.files import cache_folder, digest, write_aside
+from harness.files import cache_folder, digest, map_tensors, write_sealed
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 BLOCK = 512
@@ -82,18 +83,13 @@ def index_of(file: Path, classes: Sequence[str], labelled: bool) -> np.ndarray:
     except OSError as error:
         raise UsageError(f"there is no file {file}") from error
     key = [str(file.resolve()), found.st_size, found.st_mtime_ns, list(classes), labelled]
-    kept = cache_folder() / "indexes" / f"{digest(key)[:32]}.npy"
-    if not kept.is_file():
+    kept = cache_folder() / "indexes" / f"{digest(key)[:32]}.safetensors"
+    if not (kept.is_file() and intact(kept, lambda: map_tensors(kept))):
         index = np.array(list(_listed(file, classes, labelled)), np.int64).reshape(-1, 3)
         if not len(index):
             raise UsageError(f"{file} holds no picture; known are {', '.join(SUFFIXES)}")
-        write_aside(kept, lambda aside: _save(aside, index))
-    return np.load(kept)
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:
-        np.save(file, array)
+        write_sealed(kept, {"index": torch.from_numpy(index)})
+    return map_tensors(kept, checked=False)["index"].numpy()
 
 
 def _listed(file: Path, classes: Sequence[str], labelled: bool) -> list[tuple[int, int, int]]:

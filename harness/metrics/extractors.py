@@ -32,6 +32,7 @@ from harness import ranks
 from harness.data.images import to_uint8
 from harness.errors import UsageError
 from harness.files import file_hash
+from harness.seals import check_zip
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINOV2 = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
@@ -76,6 +77,7 @@ class Extractor(ABC):
 
     def read(self) -> dict[str, Tensor]:
         """The file's tensors; nothing in it is executed."""
+        check_zip(self.path)
         try:
             return torch.load(self.path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

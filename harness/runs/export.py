@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from harness.errors import UsageError
-from harness.files import file_hash, read_tensors, write_tensors, write_text
+from harness.files import file_hash, read_tensors, write_sealed, write_text
 from harness.methods import Method
 from harness.methods.parts.adapters import LoRAOptions
 from harness.networks.adapters import merged
@@ -93,7 +93,7 @@ def export(run: str, kind: str, results: Path, folder: Path | None, task: str | 
             tensors = merged(student_of(resolved, record, weights).sampled_network).state_dict()
             options = resolved.config.merged().model_dump(mode="json")
             facts = facts.model_copy(update={"options": options})
-        write_tensors(folder / "student.safetensors", tensors, facts.metadata())
+        write_sealed(folder / "student.safetensors", tensors, facts.metadata())
     write_text(folder / "README.md", model_card(record, resolved, facts, kind, task))
     return folder
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from harness.errors import UsageError
 from harness.provenance import capture_environment
 from harness.records import Record, read_record
 from harness.runs.resolve import Resolved
@@ -29,6 +30,11 @@ def finished_record(
     if not path.exists():
         return None
     record = read_record(path)
+    if record.run_id != resolved.run_id:
+        raise UsageError(
+            f"{path} is the record of run {record.run_id}: delete it and the same command makes "
+            "the run again"
+        )
     here = capture_environment(device)
     same = record.environment.device == here.device and (
         any_code or record.environment.code == here.code

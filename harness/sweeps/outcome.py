@@ -6,6 +6,7 @@ page of it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import UsageError
-from harness.files import write_text
 from harness.methods import METHODS
 from harness.runs.resolve import options_on
+from harness.seals import read_sealed_json, write_sealed_json
 from harness.sweeps.confirm import Confirmed, ranked
 from harness.sweeps.database import finished_trials, lines_of
 from harness.sweeps.study import StudyPlan
@@ -134,7 +135,7 @@ def _trial_lines(plan: StudyPlan, study: optuna.Study) -> list[TrialLine]:
 def write_outcome(outcome: Outcome, results: Path) -> Path:
     """Writes an outcome into a results folder."""
     path = results / FOLDER / f"{outcome.study}.json"
-    write_text(path, outcome.model_dump_json(indent=1) + "\n")
+    write_sealed_json(path, json.loads(outcome.model_dump_json()))
     return path
 
 
@@ -143,9 +144,13 @@ def read_outcomes(results: Path) -> list[Outcome]:
     found = []
     for path in sorted((results / FOLDER).glob("*.json")):
         try:
-            found.append(Outcome.model_validate_json(path.read_text(encoding="utf-8")))
-        except (OSError, ValidationError) as error:
+            found.append(Outcome.model_validate(read_sealed_json(path, required=False)))
+        except ValidationError as error:
             raise UsageError(f"{path} is no outcome of a search: delete it") from error
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{path} cannot be read: {error}; delete it and the same search writes it again"
+            ) from error
     return found
 
 
