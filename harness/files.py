@@ -114,17 +114,23 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
     metadata, _ = header_of(path)
-    if DIGEST in metadata and _sealed_digest(tensors, metadata) != metadata[DIGEST]:
+    if DIGEST in metadata and not _is_sealed(tensors, metadata):
         raise UsageError(f"{path} was changed since it was written; fetch it or make it again")
     return tensors
 
 
 def write_sealed(
-    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, of: str = ""
 ) -> None:
-    """Writes a safetensors file whose metadata also hold the digest of tensors and metadata."""
+    """Writes a safetensors file with the digest of its tensors and metadata.
+
+    Args:
+        of: what the file holds, which `map_tensors` compares. It stands behind the digest, since
+            two entries of metadata would have no certain order.
+    """
     metadata = metadata or {}
-    write_tensors(path, tensors, {**metadata, DIGEST: _sealed_digest(tensors, metadata)})
+    stated = _sealed_digest(tensors, metadata) + (f" of {of}" if of else "")
+    write_tensors(path, tensors, {**metadata, DIGEST: stated})
 
 
 def _sealed_digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
@@ -133,12 +139,16 @@ def _sealed_digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     return digest([found, others]) if others else found
 
 
-def map_tensors(path: Path, checked: bool = True, of: str | None = None) -> dict[str, Tensor]:
+def _is_sealed(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bool:
+    return metadata.get(DIGEST, "").partition(" of ")[0] == _sealed_digest(tensors, metadata)
+
+
+def map_tensors(path: Path, checked: bool = True, of: str = "") -> dict[str, Tensor]:
     """Memory-maps a file that `write_sealed` wrote.
 
     Args:
         checked: whether the whole file is read, to compare its digest.
-        of: what the file's metadata must say under `of`, if they say anything; None takes any.
+        of: what the file should hold, if it says that; "" takes anything.
 
     Raises UsageError if the file is missing or broken, was changed, or holds something else.
     """
@@ -148,10 +158,11 @@ def map_tensors(path: Path, checked: bool = True, of: str | None = None) -> dict
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path} is missing or broken ({error}): it must be made again") from error
-    if checked and _sealed_digest(tensors, metadata) != metadata.get(DIGEST):
+    if checked and not _is_sealed(tensors, metadata):
         raise UsageError(f"{path} was changed since it was written: it must be made again")
-    if of is not None and metadata.get("of", of) != of:
-        raise UsageError(f"{path} holds {metadata['of']}, not {of}: it must be made again")
+    held = metadata.get(DIGEST, "").partition(" of ")[2]
+    if of and held and held != of:
+        raise UsageError(f"{path} holds {held}, not {of}: it must be made again")
     return tensors
 
 

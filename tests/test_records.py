@@ -192,7 +192,7 @@ def test_two_branches_that_publish_are_merged_by_their_lines(tmp_path: Path) -> 
             "records.jsonl",
             '"method":"ard"',
             '"way":"ard"',
-            r"line 1 of .*records\.jsonl cannot be read \(method",
+            r"line 1 of .*records\.jsonl cannot be read: it was changed since it was written; take",
         ),
         ("records.jsonl", '"metrics"', '"numbers"', r"line 1 of .* lacks 'metrics'"),
         (

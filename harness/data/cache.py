@@ -81,7 +81,7 @@ def cached_tensors(
         with locked_folder(folder):
             if not ranks.told_by_first(there):
                 found = compute()
-                ranks.told_by_first(lambda: write_sealed(path, found, {"of": of}))
+                ranks.told_by_first(lambda: write_sealed(path, found, of=of))
     # A large tensor stays in its file.
     found = map_tensors(path, checked=False)
     return {name: x if x.nbytes >= LARGE else x.clone() for name, x in found.items()}

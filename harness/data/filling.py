@@ -74,7 +74,7 @@ def fill(
             if progress:
                 progress(done, total)
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        write_sealed(path, whole, {"of": f"{path.name} of {key}"})
+        write_sealed(path, whole, of=f"{path.name} of {key}")
     return paths
 
 

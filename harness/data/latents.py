@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.data.readers import Reader
 from harness.data.shards import Shards, damaged
 from harness.errors import UsageError
-from harness.files import digest
+from harness.files import digest, map_tensors, written_digest
 from harness.seals import read_sealed_json
 
 MANIFEST = "manifest.json"
@@ -62,7 +62,13 @@ class Latents(Reader):
                 "or leave data.flip out"
             )
         self._check_maker(path, autoencoder or {})
-        if bad := damaged(path, digests):
+
+        def check(shard: Path) -> None:
+            map_tensors(shard)
+            if written_digest(shard) != digests[shard.name]:
+                raise UsageError(f"{shard} is not what {MANIFEST} names: it must be made again")
+
+        if bad := damaged(path, digests, check):
             first = next(iter(bad.values()))
             raise UsageError(f"{first}, by the same `harness data encode` as before")
         self._shards = Shards([path / name for name in digests], size, checked=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import UsageError
-from harness.files import map_tensors, write_text, written_digest
+from harness.files import map_tensors, write_text
 
 VERIFIED = "verified.json"
 """In a folder of shards: their sizes and times of change when their digests were compared."""
@@ -42,26 +42,25 @@ class Shards:
         return torch.cat([file[name] for file in self._files])
 
 
-def damaged(folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
-    """The shards that are missing or differ from what their manifest states, each with a reason.
+def damaged(folder: Path, names: Iterable[str], check: Callable[[Path], object]) -> dict[str, str]:
+    """The shards of a folder that are missing or damaged, each with a reason.
 
     A shard is read as a whole only when its size or time of change is new, so that opening a large
     store is quick.
 
     Args:
-        digests: what the manifest states, by file name.
+        check: reads a shard, and raises UsageError for a damaged one.
     """
-    known, found = _stamps(folder), dict[str, str]()
-    for name, stated in digests.items():
+    known, found, right = _stamps(folder), dict[str, str](), list[str]()
+    for name in names:
         path = folder / name
         try:
-            if written_digest(path) != stated:
-                found[name] = f"{path} is not what the manifest names: it must be made again"
-            elif known.get(name) != _stamp(path):
-                map_tensors(path)
+            if not path.exists() or known.get(name) != _stamp(path):
+                check(path)
+            right.append(name)
         except UsageError as error:
             found[name] = str(error)
-    remember(folder, [name for name in digests if name not in found])
+    remember(folder, right)
     return found
 
 

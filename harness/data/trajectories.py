@@ -24,7 +24,7 @@ from harness.data.shards import Shards, check_disk, damaged, error_of, halved, r
 from harness.diffusion.conditions import Conditions
 from harness.diffusion.denoiser import Model
 from harness.errors import UsageError
-from harness.files import cache_folder, digest, map_tensors, write_sealed, written_digest
+from harness.files import cache_folder, digest, map_tensors, write_sealed
 from harness.progress import Progress
 from harness.provenance import meaning_digest
 from harness.seals import made_again, read_sealed_json, write_sealed_json
@@ -52,8 +52,8 @@ class TrajectoryStore:
         self.folder, self.recipe, self.conditions = folder, recipe, conditions
         self.levels = recipe.levels
         manifest = read_manifest(folder)
-        size, names = manifest["shard_size"], list(manifest["shards"])
-        paths = [folder / name for name in names[: -(-recipe.count // size)]]
+        size = manifest["shard_size"]
+        paths = [folder / name for name in manifest["shards"][: -(-recipe.count // size)]]
         self._shards = Shards(paths, size, checked=False)
 
     def __len__(self) -> int:
@@ -85,18 +85,16 @@ def store_folder(recipe: Recipe) -> Path:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a store says of itself: `count`, `shard_size`, and the digests of `shards` by file.
+    """What a store says of itself: `count`, `shard_size`, and the names of its `shards`.
 
     A store without a manifest, or with a damaged one, is an unfinished one: its shards say what
     they hold.
     """
     path = folder / MANIFEST
     if path.exists():
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            content = read_sealed_json(path)
-            digests = {shard["file"]: shard["digest"] for shard in content["shards"]}
-            return {**content, "shards": digests}
-    return {"count": 0, "shards": {}}
+        with suppress(OSError, ValueError):
+            return read_sealed_json(path)
+    return {"count": 0, "shards": []}
 
 
 def missing_count(recipe: Recipe) -> int:
@@ -109,7 +107,12 @@ def _damaged(recipe: Recipe) -> dict[str, str]:
     folder = store_folder(recipe)
     manifest = read_manifest(folder)
     needed = -(-recipe.count // manifest.get("shard_size", 1))
-    return damaged(folder, dict(list(manifest["shards"].items())[:needed]))
+    return damaged(folder, manifest["shards"][:needed], _rows)
+
+
+def _rows(path: Path) -> dict[str, Tensor]:
+    """The tensors of a shard. Raises UsageError if it is missing, damaged or of another place."""
+    return map_tensors(path, of=f"{path.parent.name}/{path.name}")
 
 
 def check_store_disk(recipe: Recipe) -> str:
@@ -176,7 +179,7 @@ def _build(folder: Path, recipe: Recipe, made: Made, shard_size: int, batch_size
     Each rank computes every n-th shard.
     """
     old = ranks.told_by_first(lambda: read_manifest(folder))
-    bad = ranks.told_by_first(lambda: damaged(folder, old["shards"]))
+    bad = ranks.told_by_first(lambda: damaged(folder, old["shards"], _rows))
     if ranks.is_first() and not old["shards"] and (folder / MANIFEST).exists():
         made_again(folder / MANIFEST, "it is damaged, or of an older version")
     size, whole = old.get("shard_size", shard_size), max(recipe.count, old["count"])
@@ -199,7 +202,7 @@ def _build(folder: Path, recipe: Recipe, made: Made, shard_size: int, batch_size
         for start in starts:
             parts.append(made(torch.arange(start, min(start + batch_size, first + rows))))
         made_here = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        write_sealed(path, made_here, {"of": f"{folder.name}/{path.name}"})
+        write_sealed(path, made_here, of=f"{folder.name}/{path.name}")
     ranks.wait()
     ranks.told_by_first(lambda: _finish(folder, replace(recipe, count=whole), size, paths))
 
@@ -212,7 +215,7 @@ def _rows_there(path: Path, why: str | None) -> dict[str, Tensor]:
     """
     if path.exists() and why is None:
         try:
-            return map_tensors(path, of=f"{path.parent.name}/{path.name}")
+            return _rows(path)
         except UsageError as error:
             why = str(error)
     if why is not None:
@@ -226,7 +229,7 @@ def _finish(folder: Path, recipe: Recipe, size: int, paths: list[Path]) -> None:
         "recipe": asdict(recipe),
         "count": recipe.count,
         "shard_size": size,
-        "shards": [{"file": path.name, "digest": written_digest(path)} for path in paths],
+        "shards": [path.name for path in paths],
         **({"error": error_of(paths, PARTS)} if recipe.dtype == "float16" else {}),
     }
     write_sealed_json(folder / MANIFEST, content)
