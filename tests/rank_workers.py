@@ -16,6 +16,7 @@ from harness.data import trajectories as store_module
 from harness.data.cache import cached_samples
 from harness.errors import UsageError
 from harness.metrics.described import describe
+from harness.metrics.evaluator import Evaluator
 from harness.tasks import Task
 
 CPU = torch.device("cpu")
@@ -50,6 +51,13 @@ def trajectories(task: Task) -> Tensor:
     return store.batch(torch.arange(len(store))).states
 
 
+def quality(task: Task) -> dict[str, Tensor]:
+    """Metrics of noise as the samples of the task's evaluation."""
+    images = task.evaluation_inputs(0)[0]
+    found = Evaluator(task, lambda k: images, CPU).evaluate({0: images})
+    return {name: torch.tensor(metric.mean) for name, metric in found.items()}
+
+
 def share(task: Task, folder: Path) -> None:
     """Every way in which ranks share work."""
     me, all_of_us = ranks.number(), ranks.count()
@@ -78,4 +86,5 @@ def share(task: Task, folder: Path) -> None:
     made = list[int]()
     cached = cached_samples({"of": "ranks"}, lambda: (made.append(me), torch.ones(3))[1])
     assert (made, cached.tolist()) == ([me], [1.0] * 3)
-    torch.save({"described": described(), "states": trajectories(task)}, folder / f"shared-{me}.pt")
+    shared = {"described": described(), "states": trajectories(task), "quality": quality(task)}
+    torch.save(shared, folder / f"shared-{me}.pt")

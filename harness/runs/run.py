@@ -328,7 +328,11 @@ class Run:
             "levels": [round(float(time), 4) for time in times],
             "metrics": metrics,
             **ranks.told_by_first(rest),
-            "flags": [*flags_of(r, method, bill), *evaluator.caveats(len(samples[0]))],
+            "flags": [
+                *flags_of(r, method, bill),
+                *evaluator.collapse(samples[0]),
+                *evaluator.caveats(len(samples[0])),
+            ],
             "target": method.target,
             "init": method.init if task.network_teacher else "random",
             **training_curve(trainer, count),
