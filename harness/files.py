@@ -112,7 +112,9 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
+        raise UsageError(
+            f"{path} is not a readable safetensors file: {error}; fetch it or make it again"
+        ) from error
     metadata, _ = header_of(path)
     if DIGEST in metadata and not _is_sealed(tensors, metadata):
         raise UsageError(f"{path} was changed since it was written; fetch it or make it again")
@@ -197,7 +199,9 @@ def header_of(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, it is no mapping
             return file.metadata() or {}, shapes
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
+        raise UsageError(
+            f"{path} is not a readable safetensors file: {error}; fetch it or make it again"
+        ) from error
 
 
 def written_digest(path: Path) -> str:

@@ -243,6 +243,8 @@ def _read_lines(folder: Path) -> dict[str, tuple[str, Record]]:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, ValueError) as error:
         raise _unreadable(f"{path}", error, FROM_GIT) from error
+    if path.exists() and not text.strip() and shared["identities"]:
+        raise UsageError(f"{path} is empty, but shared.json beside it is not{FROM_GIT}")
     found: dict[str, tuple[str, Record]] = {}
     for number, line in enumerate(text.splitlines(), 1):
         try:

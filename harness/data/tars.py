@@ -113,7 +113,8 @@ def _listed(file: Path, classes: Sequence[str], labelled: bool) -> list[tuple[in
         raise UsageError(f"{file} is cut off after {size} bytes; fetch it again")
     if labelled and (missing := pictures.keys() - labels.keys()):
         raise UsageError(
-            f"{min(missing).strip('/')} in {file} has a picture, but no .cls beside it"
+            f"{min(missing).strip('/')} in {file} has a picture, but no .cls beside it: "
+            "add it, or fetch the file again"
         )
     return [(*place, labels.get(key, 0)) for key, place in pictures.items()]
 
