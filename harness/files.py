@@ -229,7 +229,7 @@ def check_hash(path: Path, sha256: str | None) -> None:
     if sha256 and (found := file_hash(path)) != sha256:
         raise UsageError(
             f"{path} has SHA-256 {found}, but {sha256} was expected: "
-            "the file was changed or is not the right one"
+            "the file was changed or is not the right one; put the right one there"
         )
 
 

@@ -20,6 +20,7 @@ REMEDIES = (
     "should",
     "must",
     "needs",
+    "is needed",
     "did you mean",
     "known:",
     "replace",

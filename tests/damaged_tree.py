@@ -173,9 +173,12 @@ class Place:
         path = {"stored": "stored.npz", "packed": "packed.npz"}.get(name, name)
         found = load_split(
             Wanted(kinds.get(name, "npz"), SHAPE, None, path=path, folder=self.images)
-        ).train
-        said = found.content()
-        return said, tensors_digest({"images": found.images[:], "labels": found.labels})
+        )
+        parts = {"train": found.train, "held out": found.held_out}
+        said = digest([part.content() for part in parts.values()])
+        images = {f"images {which}": part.images[:] for which, part in parts.items()}
+        labels = {f"labels {which}": part.labels for which, part in parts.items()}
+        return said, tensors_digest(images | labels)
 
     def encode(self, path: Path | None = None) -> None:
         labels = torch.arange(COUNT) % 3
@@ -256,7 +259,10 @@ class Place:
 
     def plans(self) -> list[str]:
         path = self.folder / "search.yaml"
-        return [plan.name for plan in study_plans(read_yaml(path), str(path), self.results, CPU)]
+        content = read_yaml(path)
+        if "search" not in content:  # then it is a file of plain runs
+            return [one.model_dump_json() for one in expand(content, str(path))]
+        return [plan.name for plan in study_plans(content, str(path), self.results, CPU)]
 
     def task_said(self) -> str:
         return load_task(str(self.tasks / "tiny.yaml")).digest

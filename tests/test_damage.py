@@ -106,3 +106,34 @@ def test_much_damage_is_told_or_mended(name: str, place: tuple[Place, Tree]) -> 
 
 def test_every_kind_is_hit(place: tuple[Place, Tree]) -> None:
     assert tuple(place[0].kinds()) == KINDS
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "outcome"),
+    [
+        ("latents", "latents/*.safetensors", "refused"),
+        ("trajectories", "trajectories/*/*.safetensors", "rebuilt"),
+        ("samples and features", "samples/*/samples.safetensors", "rebuilt"),
+        ("record", "runs/step-distillation-2-*/record.json", "refused"),
+        ("student", "runs/step-distillation-2-*/student.safetensors", "refused"),
+        ("teacher", "tasks/weights/*.safetensors", "refused"),
+    ],
+)
+def test_whole_files_in_each_others_place(
+    name: str, files: str, outcome: str, place: tuple[Place, Tree]
+) -> None:
+    """Each of them is whole."""
+    made, tree = place
+    kind = made.kinds()[name]
+    expected = kind.read()
+    tree.restore()
+    first, *others = sorted(path for path in tree.files if path.match(files))
+    mine = next((path for path in (first, *others) if path.parent == made.run), first)
+    other = next(path for path in (first, *others) if path != mine)
+    for path, content in ((mine, tree.files[other]), (other, tree.files[mine])):
+        path.unlink()
+        path.write_bytes(content)
+    try:
+        assert answer(kind, mine, lambda: expected) == outcome
+    finally:
+        tree.restore()

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -146,7 +147,7 @@ def _map(path: Path, start: int) -> np.ndarray:
 def npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether in Fortran's order, and type of `.npy` content, which then follows.
 
-    Raises ValueError for objects, and for a version that is not known.
+    Raises ValueError for objects, for a version that is not known, and for a damaged header.
     """
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -155,7 +156,10 @@ def npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     if version not in readers:
         raise ValueError(f"version {version} of npy is not known")
-    shape, fortran, dtype = readers[version](stream)
+    try:
+        shape, fortran, dtype = readers[version](stream)
+    except (ValueError, SyntaxError, TokenError) as error:  # NumPy parses a header as Python
+        raise ValueError("its header is damaged") from error
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
     return shape, fortran, dtype

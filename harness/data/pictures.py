@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -24,8 +25,12 @@ from harness.data.arrays import npy_header
 from harness.errors import UsageError
 from harness.files import digest, file_hash, write_aside
 
-BROKEN = (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What reading a damaged .npz file may raise; TypeError comes from a bare array."""
+BROKEN = (
+    *(ValueError, KeyError, TypeError, EOFError, AttributeError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, SyntaxError, TokenError),
+)
+"""What reading a damaged .npz file may raise; TypeError comes from a bare array, and the last two
+from NumPy, which parses headers as Python."""
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What PIL may raise for a damaged or huge picture."""
 CHANNELS = {"L": 1, "RGB": 3}
@@ -223,7 +228,8 @@ def _reading(path: Path) -> Iterator[None]:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except BROKEN as error:
         raise UsageError(
-            f"{path} is not a file of samples; it should be .npz with arr_0, uint8 [n, H, W, C]"
+            f"{path} is not a file of samples, or it is damaged; "
+            "it should be .npz with arr_0, uint8 [n, H, W, C]"
         ) from error
 
 

@@ -106,6 +106,7 @@ def _listed(file: Path, classes: Sequence[str], labelled: bool) -> list[tuple[in
                     content = tar.extractfile(member)
                     assert content is not None
                     labels[key] = _label(content.read().decode().strip(), classes, member, file)
+            _check_end(file, tar.offset)
     except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} is no readable tar file ({error}); fetch it again") from error
     size, end = file.stat().st_size, max((sum(place) for place in pictures.values()), default=0)
@@ -117,6 +118,15 @@ def _listed(file: Path, classes: Sequence[str], labelled: bool) -> list[tuple[in
             "add it, or fetch the file again"
         )
     return [(*place, labels.get(key, 0)) for key, place in pictures.items()]
+
+
+def _check_end(file: Path, offset: int) -> None:
+    """Raises UsageError unless zeros alone follow the last member: tarfile stops at any damage."""
+    with file.open("rb") as rest:
+        rest.seek(offset)
+        while part := rest.read(2**20):
+            if part.strip(b"\0"):
+                raise UsageError(f"{file} is damaged after byte {offset}; fetch it again")
 
 
 def _label(text: str, classes: Sequence[str], member: tarfile.TarInfo, file: Path) -> int:

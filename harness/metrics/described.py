@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness import ranks
 from harness.data.cache import cached_tensors
-from harness.data.pictures import NpzPictures, Pictures
+from harness.data.pictures import BROKEN, NpzPictures, Pictures
 from harness.errors import UsageError
 from harness.files import check_hash
 from harness.metrics.extractors import Extractor
@@ -160,7 +160,7 @@ class ReferenceFile:
                 names = set(content.files)
                 self.moments = self._pair(content, names, "mu", "sigma")
                 self.spatial = self._pair(content, names, "mu_s", "sigma_s")
-        except (ValueError, TypeError, EOFError, AttributeError) as error:
+        except BROKEN as error:
             raise UsageError(f"{path} is no .npz file of a reference") from error
         self.pictures: Pictures | None = NpzPictures(path) if "arr_0" in names else None
         if self.pictures is None and self.moments is None:

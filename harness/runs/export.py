@@ -16,6 +16,7 @@ from harness.networks.adapters import merged
 from harness.records import Cost, Record, read_record
 from harness.runs.build import build
 from harness.runs.config import RunConfig, parse_config
+from harness.runs.identity import refuse_other_run
 from harness.runs.resolve import CPU, Parent, Resolved, options_on, resolve
 from harness.runs.student_file import StudentFacts, facts_of
 from harness.tasks import load_task, task_names
@@ -112,6 +113,7 @@ def finished_run(run: str, results: Path) -> tuple[Record, Path]:
         raise UsageError(
             f"run {record.run_id} has no student: {record.method} trains none, or {weights} is gone"
         )
+    refuse_other_run(weights, record.run_id)
     return record, weights
 
 

@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from harness.errors import UsageError
+from harness.files import read_tensors
 from harness.provenance import capture_environment
 from harness.records import Record, read_record
+from harness.runs.identity import refuse_other_run
 from harness.runs.resolve import Resolved
 
 
@@ -40,6 +43,17 @@ def finished_record(
         any_code or record.environment.code == here.code
     )
     return record if record.status == "finished" and same else None
+
+
+def student_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of the student in a run's folder.
+
+    Raises UsageError if they are missing or damaged, or of another run.
+    """
+    path = folder / "student.safetensors"
+    tensors = read_tensors(path)
+    refuse_other_run(path, folder.name)
+    return tensors
 
 
 def sibling_of(resolved: Resolved, results: Path, device: torch.device) -> Record | None:

@@ -16,7 +16,6 @@ from harness import ranks
 from harness.data.trajectories import check_store_disk, open_store
 from harness.diffusion.denoiser import Guided
 from harness.errors import HarnessError, RankLost, RunFailed
-from harness.files import read_tensors
 from harness.methods import Method
 from harness.metrics.evaluator import Evaluator
 from harness.metrics.extra import EXTRACTORS
@@ -34,7 +33,7 @@ from harness.runs.evaluation import (
     write_grid,
     write_student,
 )
-from harness.runs.finished import finished_record, run_folder, sibling_of
+from harness.runs.finished import finished_record, run_folder, sibling_of, student_weights
 from harness.runs.identity import checkpoint_key, run_hashes, run_settings, student_key
 from harness.runs.locks import held
 from harness.runs.log import Report, logged, logging_report, silent
@@ -195,9 +194,7 @@ class Run:
         sampler = sampler_of(method)
         if sibling:
             self.report(f"student of {sibling.run_id}, trained before")(1, 1)
-            method.start_from(
-                read_tensors(self.folder.parent / sibling.run_id / "student.safetensors")
-            )
+            method.start_from(student_weights(self.folder.parent / sibling.run_id))
 
         def quality() -> dict[str, float]:
             count = task.spec.evaluation.milestone_samples

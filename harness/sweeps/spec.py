@@ -121,6 +121,8 @@ def spec_of(search: Any, own_space: dict[str, Any], method: str, where: str) -> 
             space = search.get("space", {})
             if space == TUNES:
                 space = _declared(method, where)
+            if not isinstance(space, dict):
+                raise ValueError(f"it should be a mapping from names to values, or {TUNES}")
             search = {**search, "space": {**space, **own_space}}
         spec = SearchSpec.model_validate(search)
         spec.distributions()

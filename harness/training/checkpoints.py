@@ -95,7 +95,7 @@ def load_checkpoint(
     except torch.OutOfMemoryError:
         raise
     except (UsageError, *BROKEN) as error:
-        reason = error if isinstance(error, UsageError) else type(error).__name__
+        reason = "it is damaged" if isinstance(error, UsageError) else type(error).__name__
         raise UsageError(
             f"checkpoint {path} cannot be read ({reason}); delete its folder to start anew"
         ) from error
