@@ -127,9 +127,8 @@ def test_whole_files_in_each_others_place(
     kind = made.kinds()[name]
     expected = kind.read()
     tree.restore()
-    first, *others = sorted(path for path in tree.files if path.match(files))
-    mine = next((path for path in (first, *others) if path.parent == made.run), first)
-    other = next(path for path in (first, *others) if path != mine)
+    mine = tree.of(kind)[0]
+    other = next(path for path in sorted(tree.files) if path.match(files) and path != mine)
     for path, content in ((mine, tree.files[other]), (other, tree.files[mine])):
         path.unlink()
         path.write_bytes(content)
