@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,7 +20,10 @@ from harness.files import digest, write_text
 SEAL = "sha256"
 """The key of the SHA-256 beside the content."""
 CHANGED = "it was changed since it was written"
-BROKEN_ZIP = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+BROKEN_ZIP = (
+    *(OSError, ValueError, EOFError, RuntimeError, IndexError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
 """What reading a damaged zip file may raise."""
 
 

@@ -109,7 +109,7 @@ def mapped(path: Path, name: str) -> np.ndarray | None:
                     write_aside(kept, lambda aside: _unpack(archive, info, aside))
                 remember(kept.parent, [kept.name])
             return _map(kept, 0)
-    except (*BROKEN_ZIP, struct.error) as error:
+    except BROKEN_ZIP as error:
         raise UsageError(f"{path} is no readable npz file ({error}); fetch it again") from error
 
 

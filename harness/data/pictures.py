@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,13 +23,14 @@ from torch import Tensor
 from harness.data.arrays import npy_header
 from harness.errors import UsageError
 from harness.files import digest, file_hash, write_aside
+from harness.seals import BROKEN_ZIP
 
 BROKEN = (
-    *(ValueError, KeyError, TypeError, EOFError, AttributeError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error, SyntaxError, TokenError),
+    *(KeyError, TypeError, AttributeError, SyntaxError, TokenError),
+    *(error for error in BROKEN_ZIP if error is not OSError),
 )
-"""What reading a damaged .npz file may raise; TypeError comes from a bare array, and the last two
-from NumPy, which parses headers as Python."""
+"""What reading a damaged .npz file may raise; TypeError comes from a bare array. NumPy parses
+headers as Python."""
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What PIL may raise for a damaged or huge picture."""
 CHANNELS = {"L": 1, "RGB": 3}

@@ -56,7 +56,7 @@ def _database(results: Path) -> optuna.storages.RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = results.resolve() / FILE
     if path.exists():
-        with closing(sqlite3.connect(path)) as connection:
+        with closing(sqlite3.connect(path, timeout=60)) as connection:
             ((found, *_),) = connection.execute("PRAGMA integrity_check(1)")
         if found != "ok":
             raise ValueError(found)
