@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -134,5 +135,22 @@ def test_whole_files_in_each_others_place(
         path.write_bytes(content)
     try:
         assert answer(kind, mine, lambda: expected) == outcome
+    finally:
+        tree.restore()
+
+
+@pytest.mark.parametrize("name", ["record", "published records", "baseline", "outcome of a search"])
+def test_a_changed_digit_is_refused(name: str, place: tuple[Place, Tree]) -> None:
+    """The file is still JSON of the right types."""
+    made, tree = place
+    kind = made.kinds()[name]
+    path = tree.of(kind)[0]
+    text = path.read_text()
+    number = re.search(r"(?<=[ :])\d+\.\d{4,}(?=[,}\n])", text)
+    assert number is not None
+    other = f"{number[0][:-1]}{(int(number[0][-1]) + 1) % 10}"
+    path.write_text(text[: number.start()] + other + text[number.end() :])
+    try:
+        assert answer(kind, path, lambda: None) == "refused"
     finally:
         tree.restore()
