@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -33,19 +33,21 @@ from harness.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 STATES = 4
+M = TypeVar("M", bound=nn.Module)
 
 
 def history_network(size: str, history_layers: int) -> History:
-    """A history student of one of the paper's sizes on 32 x 32 latents.
-
-    A fresh DiT outputs zeros; this one does not.
-    """
+    """A history student of one of the paper's sizes on 32 x 32 latents."""
     with keyed_initialisation(0, size):
         options = {"size": size, "image_size": 32, "in_channels": 4, "num_classes": 1000}
-        network = with_history(build(options), STATES, history_layers)
-        for name, parameter in network.named_parameters():
-            if "adaLN" in name or name.startswith("final_layer"):
-                nn.init.normal_(parameter, std=0.02)
+        return shaken(with_history(build(options), STATES, history_layers))
+
+
+def shaken(network: M) -> M:
+    """A DiT whose gates are open: a fresh one multiplies by zeros and outputs them."""
+    for name, parameter in network.named_parameters():
+        if "adaLN" in name or name.startswith("final_layer"):
+            nn.init.normal_(parameter, std=0.02)
     return network
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import platformdirs
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,6 +26,37 @@ DIGEST = "digest"
 """The key of a digest in the metadata of a safetensors file."""
 LARGE = 2**28
 """Bytes from which a set of samples lies in a file instead of memory."""
+LONGEST_NAME = 120
+"""Bytes of a name that becomes a part of a path, which has 255 at most."""
+
+
+def check_name(name: str, what: str) -> str:
+    """The name of a run, a task or a piece of work, which becomes a part of a path.
+
+    Raises UsageError for one that is a path, begins with no letter or digit, or does not print.
+    """
+    if not (
+        name[:1].isalnum()
+        and name.isprintable()
+        and not {"/", "\\"} & {*name}
+        and len(name.encode()) <= LONGEST_NAME
+    ):
+        raise UsageError(
+            f"{what} is {name!r}, but should be a name: it begins with a letter or digit, has no "
+            f"/ or \\, prints, and has at most {LONGEST_NAME} bytes"
+        )
+    return name
+
+
+def inside(path: Path, folder: Path) -> Path:
+    """A path in a folder. Raises UsageError where links lead out of the folder."""
+    below = [path, *path.parents][: len(path.parts) - len(folder.parts)]
+    if any(map(os.path.islink, below)) and not path.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(
+            f"{path} is a link that leads out of {folder}, to {path.resolve()}: "
+            "copy what is there, or name the folder itself"
+        )
+    return path
 
 
 def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
@@ -55,36 +85,6 @@ def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file aside and renames it."""
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses duplicate keys; the standard silently takes the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (where, _) in zip(keys, node.value, strict=True):
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key {key!r} stands there twice", problem_mark=where.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises UsageError if the file cannot be read, is broken, or repeats a key.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
-        raise UsageError(f"{path} is not YAML: {reason}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} must hold a mapping from names to values")
-    return content
 
 
 def write_tensors(

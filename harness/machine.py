@@ -1,4 +1,4 @@
-"""The cores of this machine: how threads share them, and how many other programs use."""
+"""What this machine has: cores, how threads share them, and the arithmetic peak of a GPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import os
 import time
 from pathlib import Path
 
+PEAKS = {
+    "H100 80GB HBM3": 989e12,
+    "H100 PCIe": 756e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+}
+"""Dense bf16 FLOPs a second by words in a card's name, from the makers' data sheets."""
 STAT = Path("/proc/stat")
 IDLE = slice(3, 5)
 """Columns of a line of /proc/stat: idle, and waiting for a disk."""
@@ -24,6 +32,11 @@ def configure_threads() -> None:
         os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
+def memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def cores() -> set[int]:
     """Numbers of the cores on which this process may run."""
     return (
@@ -31,6 +44,11 @@ def cores() -> set[int]:
         if hasattr(os, "sched_getaffinity")
         else set(range(os.cpu_count() or 1))
     )
+
+
+def peak_flops(card: str) -> float | None:
+    """Dense bf16 FLOPs a second of a card by its name; None for a card that `PEAKS` lacks."""
+    return next((peak for words, peak in PEAKS.items() if words in card), None)
 
 
 def busy_note(interval: float = 0.2) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from harness.documents import parse_json, read_lines, read_text
 from harness.errors import UsageError
-from harness.files import digest, write_text
-from harness.seals import CHANGED, sealed, unsealed, write_sealed_json
+from harness.files import check_name, digest, inside, write_text
+from harness.seals import CHANGED, read_sealed_json, sealed, unsealed, write_sealed_json
 
 SCHEMA_VERSION: Literal[1] = 1
 FROM_GIT = "; take the committed file, or delete it and publish the runs again"
@@ -23,13 +24,52 @@ class _Part(BaseModel):
     )
 
 
+def _named(text: str) -> str:
+    try:
+        return check_name(text, "a name")
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
+Name = Annotated[str, AfterValidator(_named)]
+"""Text that becomes a part of a path, so that no record leads out of its folder."""
+
+
+class Start(BaseModel):
+    """The run that another one started from."""
+
+    run_id: Name
+    setting: str
+    sha256: str
+
+
+class Settings(BaseModel):
+    """What reports read of a record's config; what else stands there is left as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    num_steps: int = Field(ge=1)
+    seed: int
+    total_steps: int = Field(ge=0)
+    batch_size: int = Field(ge=0)
+    micro_batch_size: int | None
+    precision: str
+    compile: bool
+    noise_sets: int = Field(ge=1)
+    init_from: Start | None
+
+
+class _WithSettings(BaseModel):
+    config: Settings
+
+
 class Metric(_Part):
     """One metric of a run.
 
     Two metrics may share a column of a table only if their identities are equal.
     """
 
-    values: dict[int, float]
+    values: dict[int, float] = Field(min_length=1)
     """Value on each evaluation noise set."""
     n: int
     """Samples behind each value."""
@@ -78,6 +118,10 @@ class LatencyEntry(_Part):
     threads: int
     warmup: int
     repeats: int
+    graph_seconds: float | None = None
+    """Median seconds of the batch as a CUDA graph, which no Python slows down."""
+    graph_ratio: float | None = None
+    """Median of the ratio to the reference, both as CUDA graphs."""
 
 
 class Milestone(_Part):
@@ -106,6 +150,9 @@ class TrainingBill(_Part):
     """Teacher passes for trajectories and inside the losses."""
     seconds: float
     peak_memory_bytes: int
+    mfu: float | None = None
+    """FLOPs a second over the dense bf16 peak of the GPUs (model FLOPs utilisation), where known.
+    """
     inherited_flops: float = 0.0
     """FLOPs of the runs that this one builds on; images and seconds likewise."""
     inherited_images: int = 0
@@ -161,10 +208,10 @@ class Record(_Part):
     """The result of one run."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    run_id: str
-    task: str
+    run_id: Name
+    task: Name
     task_version: int
-    method: str
+    method: Name
     options: dict[str, Any]
     """Resolved options of the method."""
     config: dict[str, Any]
@@ -173,7 +220,7 @@ class Record(_Part):
     """The distribution that the method aims at."""
     init: Literal["teacher", "random"] = "teacher"
     """The weights that the student starts from, unless `config.init_from` names a run."""
-    trained_in: str = ""
+    trained_in: Name | Literal[""] = ""
     """The run that trained this student, if another one did; its bill is repeated here."""
     hashes: dict[str, str]
     status: Literal["finished", "failed"]
@@ -197,10 +244,17 @@ class Record(_Part):
 def read_record(path: Path) -> Record:
     """Reads the record of one run. Raises UsageError for a broken file or another schema."""
     try:
-        return Record.model_validate(unsealed(json.loads(path.read_text(encoding="utf-8"))))
+        return _record(read_sealed_json(path, required=False))
     except (OSError, ValueError) as error:
         remedy = "; delete it and the same command makes the run again"
         raise _unreadable(f"record {path}", error, remedy) from error
+
+
+def _record(content: Any) -> Record:
+    """A record from outside. Raises ValidationError, also where its config lacks a setting."""
+    record = Record.model_validate(content)
+    _WithSettings.model_validate({"config": record.config})
+    return record
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -214,7 +268,8 @@ def published_records(results: Path) -> list[Record]:
     Raises UsageError for a file that cannot be read.
     """
     paths = [*results.glob("*/records.jsonl"), *results.glob("records.jsonl")]
-    return [record for path in sorted(paths) for _, record in _read_lines(path.parent).values()]
+    folders = [inside(path, results).parent for path in sorted(paths)]
+    return [record for folder in folders for _, record in _read_lines(folder).values()]
 
 
 def publish_records(folder: Path, records: Iterable[Record]) -> None:
@@ -239,29 +294,32 @@ def publish_records(folder: Path, records: Iterable[Record]) -> None:
 def _read_lines(folder: Path) -> dict[str, tuple[str, Record]]:
     """The lines of a task's folder with their records, by run id."""
     path, shared = folder / "records.jsonl", _read_shared(folder)
-    try:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-    except (OSError, ValueError) as error:
-        raise _unreadable(f"{path}", error, FROM_GIT) from error
-    if path.exists() and not text.strip() and shared["identities"]:
-        raise UsageError(f"{path} is empty, but shared.json beside it is not{FROM_GIT}")
     found: dict[str, tuple[str, Record]] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         try:
-            record = Record.model_validate(unsealed(_unpacked(json.loads(line), shared)))
+            record = _record(unsealed(_unpacked(parse_json(line), shared)))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise _unreadable(f"line {number} of {path}", error, FROM_GIT) from error
         if found.get(record.run_id, (line,))[0] != line:
             raise UsageError(f"{path} has two lines of run {record.run_id}: delete one")
         found[record.run_id] = line, record
+    if path.exists() and not found and shared["identities"]:
+        raise UsageError(f"{path} is empty, but shared.json beside it is not{FROM_GIT}")
     return found
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        yield from read_lines(path) if path.exists() else ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(f"{path}", error, FROM_GIT) from error
 
 
 def _read_shared(folder: Path) -> dict[str, dict[str, Any]]:
     """Identities and floors of metrics by hash; both empty where nothing is published yet."""
-    path = folder / "shared.json"
+    path = inside(folder / "shared.json", folder)
     try:
-        shared = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        shared = parse_json(read_text(path)) if path.exists() else {}
         found = {part: dict(shared.get(part, {})) for part in ("identities", "floors")}
         for key, value in (item for table in found.values() for item in table.items()):
             if _short_hash(value) != key:

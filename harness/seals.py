@@ -14,6 +14,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from harness.documents import parse_json, read_text
 from harness.errors import UsageError
 from harness.files import digest, write_text
 
@@ -25,6 +26,8 @@ BROKEN_ZIP = (
     *(zipfile.BadZipFile, zlib.error, struct.error),
 )
 """What reading a damaged zip file may raise."""
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How NumPy and torch pack files; others, such as LZMA, may ask for gigabytes to be unpacked."""
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
@@ -59,9 +62,9 @@ def read_sealed_json(path: Path, required: bool = True) -> dict[str, Any]:
     Raises OSError if it cannot be read, and ValueError, in a few words, if it was changed.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
     except ValueError as error:
-        raise ValueError("it is not JSON in UTF-8") from error
+        raise ValueError(f"it is not JSON in UTF-8: {error}") from error
     return unsealed(content, required)
 
 
@@ -76,6 +79,8 @@ def check_zip(path: Path) -> None:
         if not zipfile.is_zipfile(path):
             return
         with zipfile.ZipFile(path) as archive:
+            if any(info.compress_type not in METHODS for info in archive.infolist()):
+                raise ValueError("it is packed by a method that is not known")
             bad = archive.testzip()
     except BROKEN_ZIP as error:
         raise UsageError(f"{path} is damaged ({error}); fetch or make it again") from error

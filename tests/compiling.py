@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from torch import nn
 
+from harness.networks import compiling
 from harness.runs import run
-from harness.training import compiling
 
 COMPILER = shlex.split(os.environ.get("CXX") or "g++")[0]
 needs_compiler = pytest.mark.skipif(

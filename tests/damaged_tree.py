@@ -26,7 +26,8 @@ from harness.data.images import ImageSet
 from harness.data.latents import Latents
 from harness.data.sets import Wanted, load_split
 from harness.data.trajectories import open_store
-from harness.files import digest, file_hash, read_tensors, read_yaml, tensors_digest
+from harness.documents import read_yaml
+from harness.files import digest, file_hash, read_tensors, tensors_digest
 from harness.networks.checkpoint_files import read_state_dict
 from harness.records import publish_records, published_records
 from harness.report.baseline import baseline_of, read_baseline, write_baseline
@@ -50,6 +51,8 @@ from harness.sweeps.sweep import expand
 from harness.tasks import load_task
 from harness.tasks.task_files import FOLDER as SHIPPED
 from harness.training.case import Case, weights
+from harness.training.power_average import average_of_width
+from harness.training.settings import Execution
 from harness.training.tiny_task import tiny_spec, tiny_text_spec
 
 CPU = torch.device("cpu")
@@ -136,7 +139,8 @@ class Place:
     def _make_run(self) -> None:
         asked = {"method": STUDENT, "task": "tiny", "num_steps": 2, "budget": "steps=2"}
         self.resolved = resolve(parse_config({**asked, "noise_sets": 1}))
-        run = Run(self.resolved, self.results, CPU, save="npz")
+        execution = Execution(snapshots=1)
+        run = Run(self.resolved, self.results, CPU, save="npz", execution=execution)
         made = run.execute()
         self.run_id, self.run = made.run_id, run.folder
         publish_records(self.folder / "published" / "tiny", [made, written_record()])
@@ -238,6 +242,9 @@ class Place:
         found = find_parent(self.run_id, self.results, task, output)
         return tensors_digest(read_tensors(found.weights, found.sha256))
 
+    def average(self) -> str:
+        return tensors_digest(average_of_width(self.run / "averages", 0.07))
+
     def exported(self) -> str:
         path = self.folder / "student" / "student.safetensors"
         config = student_config(path, {})
@@ -324,6 +331,9 @@ class Place:
                 both,
             ),
             "student": Kind((f"runs/{self.run_id}/student.safetensors",), self.parent, refused),
+            "snapshots of averages": Kind(
+                (f"runs/{self.run_id}/averages/*.safetensors",), self.average, refused
+            ),
             "exported student": Kind(("student/student.safetensors",), self.exported, refused),
             "saved samples": Kind((f"{self.run_id}/samples-0.npz",), self.saved, both),
             "milestones": Kind(

@@ -32,9 +32,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
     "imm": ("imm", {"group": 2, "gap": 6}),
     "ladd": ("ladd", {"gan_virtual_batch": 2}),
     "dmd2": ("dmd2", {"student_every": 2}),
+    "dmd2 by another divergence": ("dmd2", {"student_every": 1, "divergence": "js"}),
     "scm, data": ("scm", {"source": "data"}),
     "meanflow, teacher": ("meanflow", {"source": "teacher", "distinct": 0.5}),
     "meanflow, its own guidance": ("meanflow", {"kappa": 0.5, "second_time": "interval"}),
+    "meanflow, by a difference": ("meanflow", {"derivative": "difference"}),
     "ict, few levels": ("ict", {"levels_from": 10, "levels_to": 40}),
     "ard with a GAN stage": (
         "ard",

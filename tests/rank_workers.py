@@ -15,9 +15,13 @@ from harness import ranks
 from harness.data import trajectories as store_module
 from harness.data.cache import cached_samples
 from harness.errors import UsageError
+from harness.methods import Method
 from harness.metrics.described import describe
 from harness.metrics.evaluator import Evaluator
+from harness.networks.recomputing import checkpoint_activations
 from harness.tasks import Task
+from harness.training.case import Case
+from harness.training.rank_checks import write_outcomes
 
 CPU = torch.device("cpu")
 
@@ -88,3 +92,16 @@ def share(task: Task, folder: Path) -> None:
     assert (made, cached.tolist()) == ([me], [1.0] * 3)
     shared = {"described": described(), "states": trajectories(task), "quality": quality(task)}
     torch.save(shared, folder / f"shared-{me}.pt")
+
+
+def checkpointed(cases: dict[str, Case], folder: Path) -> None:
+    """Writes what sharded ranks have of cases whose blocks run again in the backward pass."""
+    build = Case.build
+
+    def built(case: Case, *args: Any, **kwargs: Any) -> Method:
+        method = build(case, *args, **kwargs)
+        checkpoint_activations(player.module for player in method.players.values())
+        return method
+
+    with patch.object(Case, "build", built):
+        write_outcomes(cases, folder, sharded=True)

@@ -34,6 +34,7 @@ KINDS = (
     "record",
     "published records",
     "student",
+    "snapshots of averages",
     "exported student",
     "saved samples",
     "milestones",

@@ -10,13 +10,13 @@ import torch
 from safetensors import SafetensorError
 
 from harness import files
+from harness.documents import read_yaml
 from harness.errors import UsageError
 from harness.files import (
     cache_folder,
     digest,
     file_hash,
     read_tensors,
-    read_yaml,
     room_for,
     tensors_digest,
     write_aside,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness import machine
-from harness.machine import busy_cores, busy_note, configure_threads
+from harness.machine import busy_cores, busy_note, configure_threads, peak_flops
 
 BEFORE = """cpu  300 0 100 1000 10 0 0 0 0 0
 cpu0 100 0 50 500 5 0 0 0 0 0
@@ -24,6 +24,11 @@ cpu1 250 0 50 540 15 0 0 0 50 0
 cpu10 8 0 0 0 0 0 0 0 0 0
 intr 5 4 3
 """
+
+
+def test_the_peak_of_a_card_is_found_by_words_in_its_name() -> None:
+    assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12
+    assert peak_flops("cpu") is None
 
 
 def test_busy_cores_are_those_that_are_not_idle() -> None:

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from benchmarks.device.rows import Rows, Setting, Values, skipped
 from harness.diffusion.randomness import Keyed
-from harness.methods import METHODS
+from harness.methods import METHODS, Method
 from harness.metrics.features import classify
 from harness.metrics.fidelity import fid
+from harness.metrics.latency import captured
+from harness.runs.build import sampler_of
 from harness.tasks import Task, load_task
 from harness.training.case import BATCH, Case, losses, weights
 from harness.training.tiny_task import tiny_task
@@ -27,6 +29,7 @@ from harness.training.tiny_task import tiny_task
 CPU = torch.device("cpu")
 STEPS, CHECKPOINT = 3, 2
 LOSS_LIMIT, SAMPLE_LIMIT, RESUME_LIMIT, BF16_LIMIT, FID_LIMIT = 1e-3, 1e-3, 0.05, 0.03, 1e-3
+GRAPH_LIMIT = 1e-5
 """Largest relative differences.
 
 A resumed run's weights are compared relative to the distance that training moved them.
@@ -107,6 +110,9 @@ def method(name: str, case: Callable[[str, torch.device], Case], device: torch.d
         "samples": relative(there.sample(built_there), here.sample(built_here)),
         "limits": {"samples": SAMPLE_LIMIT},
     }
+    if device.type == "cuda":
+        found |= as_graph(there, built_there)
+        found["limits"]["graph"] = GRAPH_LIMIT
     if not built_there.players:
         return found
     start = weights(built_there)
@@ -129,9 +135,25 @@ def method(name: str, case: Callable[[str, torch.device], Case], device: torch.d
     )
     found["samples_finite"] = bool(there.sample(built_there).isfinite().all())
     assert found["samples_finite"], f"samples after {STEPS} steps are not finite"
-    return found | {
-        "limits": {"samples": SAMPLE_LIMIT, "first_losses": LOSS_LIMIT, "resumed": RESUME_LIMIT}
-    }
+    found["limits"] |= {"first_losses": LOSS_LIMIT, "resumed": RESUME_LIMIT}
+    return found
+
+
+def as_graph(case: Case, method: Method) -> Values:
+    """How far samples of a CUDA graph are from eager ones; 1 if sampling could not be captured."""
+    x_T, cond = case.task.evaluation_inputs(0, slice(3))
+    x_T, cond = x_T.to(case.device), cond.to(case.device)
+    kept: list[Tensor] = []
+
+    def sampled() -> None:
+        kept[:] = [sampler_of(method)(x_T, cond, lambda name: x_T)]
+
+    sampled()
+    expected, replay = kept[0].clone(), captured(sampled, case.device)
+    if replay is None:
+        return {"graph": 1.0}
+    replay()
+    return {"graph": relative(kept[0], expected)}
 
 
 def apart(

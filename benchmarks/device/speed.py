@@ -1,6 +1,6 @@
-"""Speed goals of the harness, measured on a device.
+"""Speed goals of the harness, measured on a device, mostly at the size of DiT-XL/2.
 
-The results are ratios from A/B timing, and rates where FLOPs are known.
+The results are ratios from A/B timing, and rates where FLOPs are known. Weights are random.
 """
 
 from __future__ import annotations
@@ -8,64 +8,62 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.ab import Ratio, compare
-from benchmarks.device.rows import Rows, Setting, Values, skipped
-from benchmarks.device.teacher import BATCH, Mode, step_of, teacher_task
+from benchmarks.device.checks import tf32
+from benchmarks.device.rows import Rows, Setting, Values
 from benchmarks.naive import NaiveHistory
-from benchmarks.test_speed import STATES, bare_loop, history_network, same_weights
+from benchmarks.test_speed import STATES, bare_loop, history_network, same_weights, shaken
 from harness.data.images import ImageSet
+from harness.data.recipe import Recipe, compute
 from harness.data.trajectories import open_store
-from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Denoiser
+from harness.diffusion.conditions import Condition, Conditions
+from harness.diffusion.counting import count_flops
+from harness.diffusion.denoiser import Denoiser, Guided
 from harness.diffusion.randomness import keyed_initialisation
-from harness.diffusion.schedules import few_step_levels
+from harness.machine import peak_flops
 from harness.methods import METHODS
+from harness.metrics.latency import captured
+from harness.networks.backbones import build
+from harness.networks.compiling import compile_networks, compiled
 from harness.networks.history import EMPTY, History
 from harness.runs.cost import paper_problem
-from harness.solvers import DDIM, sample
+from harness.solvers import Trajectory
 from harness.tasks import load_task
 from harness.training.settings import TrainSettings
 from harness.training.trainer import Trainer
 
-PEAKS = {
-    "H100 80GB HBM3": 989e12,
-    "H100 PCIe": 756e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-}
-"""Dense bf16 FLOPs a second by words in a card's name, from the makers' data sheets."""
-COMPILE_SECONDS = 50
+SIZE, TOY_SIZE = "DiT-XL/2", "DiT-S/8"
+BATCH = 128
+"""Samples of a training step, and trajectories that are made at once."""
 
 
 def rows(setting: Setting) -> Rows:
-    """The benchmarks; the longest are last, where time may be short."""
+    """The benchmarks, the most telling first."""
     yield "matrix products", lambda: matrix_rates(setting)
-    yield "teacher step: keyed noise, bf16 and fp32", lambda: teacher_steps(setting)
-    yield "DiT-B/4 training step, bf16", lambda: paper_training(setting, compile=False)
-    yield "DiT-B/4 sampling in 4 steps, bf16", lambda: paper_sampling(setting)
-    yield "ARD training step, N = 3 of 12: naive over ours", lambda: naive_over_ours(setting)
-    yield "cached sampling: N = 6 over N = 0", lambda: cached_sampling(setting)
+    yield "DiT-XL/2 training step, bf16, compiled", lambda: training(setting, True)
+    yield "DiT-XL/2 trajectories, bf16, compiled", lambda: trajectories(setting)
+    yield "ARD pass, N = 6 of 28: the released code's way over ours", lambda: released(setting)
+    yield "cached sampling as CUDA graphs: N = 6 over N = 0", lambda: cached_sampling(setting)
+    yield "training from files over from the device", lambda: loading(setting)
     yield "trainer over a bare loop, ARD on digits", lambda: trainer_over_loop(setting)
-    yield "DiT-B/4 training step, bf16, compiled", lambda: compiled_training(setting)
+    yield "DiT-XL/2 training step, bf16", lambda: training(setting, False)
 
 
 def matrix_rates(setting: Setting) -> Values:
     """TFLOPs a second of a square matrix product by type: what the card reaches."""
     size, found = 256 if setting.toy else 8192, {}
-    for name, kind, tf32 in (
+    for name, kind, fast in (
         ("fp32", torch.float32, False),
         ("tf32", torch.float32, True),
         ("bf16", torch.bfloat16, False),
     ):
         x = torch.randn(size, size, device=setting.device, dtype=kind)
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cuda.matmul.allow_tf32 = fast
         setting.seconds(lambda x=x: x @ x, 2)  # type: ignore[misc]
         found[f"{name}_tflops"] = 2 * size**3 / setting.seconds(lambda x=x: x @ x, 5) / 1e12  # type: ignore[misc]
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -94,6 +92,98 @@ def side_by_side(
     }
 
 
+def rates(setting: Setting, samples: int, flops: float, seconds: float) -> Values:
+    """Images and FLOPs a second, and their part of the card's peak (MFU)."""
+    cuda = setting.device.type == "cuda"
+    peak = peak_flops(torch.cuda.get_device_name(setting.device)) if cuda else None
+    return {
+        "batch": samples,
+        "seconds": seconds,
+        "images_a_second": samples / seconds,
+        "tflops": flops / seconds / 1e12,
+        "mfu": flops / seconds / peak if peak else None,
+        "memory_bytes": torch.cuda.max_memory_allocated(setting.device) if cuda else 0,
+    }
+
+
+def halving(setting: Setting, measure: Callable[[int], Values]) -> Values:
+    """What is measured at the largest batch that fits: 128, 64, 32 or 16."""
+    batch = 2 if setting.toy else BATCH
+    while True:
+        gc.collect()
+        torch.cuda.empty_cache()
+        try:
+            return measure(batch)
+        except torch.cuda.OutOfMemoryError:
+            if batch <= 16:
+                raise
+        batch //= 2
+
+
+def paper_trainer(setting: Setting, batch: int, compile: bool) -> Trainer:
+    """Teacher training on random latents of 256 x 256 images."""
+    problem: Any = paper_problem(TOY_SIZE if setting.toy else SIZE, 256, True, 1000, 50)
+    problem.network_options["learn_sigma"] = False
+    with torch.device(setting.device):
+        method = METHODS["denoising"](METHODS["denoising"].Config(), None, problem, 50, 1000)
+        images = ImageSet(torch.randn(1024, *problem.shape), torch.arange(1024) % 1000)
+    for player in method.players.values():
+        shaken(player.module)
+    settings = TrainSettings(1000, batch, 0, precision="bf16", compile=compile)
+    return Trainer(method, {"data": images}, settings, None, setting.device)
+
+
+def training(setting: Setting, compile: bool) -> Values:
+    """Images a second of a training step, and the MFU."""
+
+    def measure(batch: int) -> Values:
+        trainer = paper_trainer(setting, batch, compile and not setting.toy)
+        trainer.train(until=3)  # counted, compiled and warmed up
+        steps = 1 if setting.toy else 10
+        seconds = setting.seconds(lambda: trainer.train(until=trainer.step + steps)) / steps
+        flops = trainer.flops_of(list(trainer.method.updates(0)))
+        return rates(setting, batch, flops, seconds)
+
+    return halving(setting, measure)
+
+
+def recipe_of(shape: tuple[int, int, int], count: int, steps: int) -> Recipe:
+    """Trajectories of random weights with the guidance of DiT's own FID."""
+    return Recipe(
+        "random", "vp", "eps", 1.5, 3, "ddim", steps, count, 0, shape, 1000,
+        precision="bf16", compile=True,
+    )  # fmt: skip
+
+
+def guided_teacher(problem: Any, setting: Setting) -> Guided:
+    """A guided teacher of random weights."""
+    with torch.device(setting.device):
+        network = shaken(build(problem.network_options)).eval().requires_grad_(False)
+    denoiser = Denoiser(network, problem.schedule, "eps")
+    return Guided(denoiser, 1.5, Condition(torch.tensor([1000])), channels=3)
+
+
+@torch.no_grad()
+def trajectories(setting: Setting) -> Values:
+    """Guided trajectories a second, and the MFU of making them."""
+    problem: Any = paper_problem(TOY_SIZE if setting.toy else SIZE, 256, True, 1000, 50)
+    teacher, steps = guided_teacher(problem, setting), 4
+
+    def measure(batch: int) -> Values:
+        recipe = recipe_of(problem.shape, batch, steps)
+
+        def made(count: int) -> None:
+            compute(recipe, Conditions(1000), teacher, torch.arange(count), setting.device)
+
+        flops = count_flops(lambda: made(1)) * batch
+        with compiled(teacher, not setting.toy):
+            made(batch)
+            seconds = setting.seconds(lambda: made(batch), 1 if setting.toy else 4)
+        return rates(setting, batch, flops, seconds) | {"evaluations": steps}
+
+    return halving(setting, measure)
+
+
 def history_inputs(batch: int, setting: Setting) -> tuple[Tensor, Tensor, Condition]:
     """Noise in four states [B, S, 4, 32, 32], their times [B, S] and conditions."""
     x = torch.randn(batch, STATES, 4, 32, 32, device=setting.device)
@@ -101,41 +191,101 @@ def history_inputs(batch: int, setting: Setting) -> tuple[Tensor, Tensor, Condit
     return x, t, Condition(torch.arange(batch, device=setting.device))
 
 
-def naive_over_ours(setting: Setting) -> Values:
-    """DiT-S/2, 4 states of 256 tokens: forward and backward, in float32."""
-    size, batch = ("DiT-S/8", 1) if setting.toy else ("DiT-S/2", 16)
+def released(setting: Setting) -> Values:
+    """A forward and backward pass: a dense mask over all states, adaLN once a token and TF32,
+    against ours in bf16, compiled. The ratio of both in eager bf16 stands beside."""
+    size, layers, batch = (TOY_SIZE, 3, 1) if setting.toy else (SIZE, 6, 8)
     with torch.device(setting.device):
-        network = history_network(size, 3)
+        network = history_network(size, layers)
     naive, (x, t, cond) = NaiveHistory(network), history_inputs(batch, setting)
 
-    def step(forward: Callable[[], Tensor]) -> None:
+    def step(forward: Callable[[], Tensor], bf16: bool) -> None:
         network.zero_grad(set_to_none=True)
-        forward().square().mean().backward()
+        with torch.autocast(setting.device.type, torch.bfloat16, enabled=bf16):
+            loss = forward().square().mean()
+        loss.backward()
 
-    return side_by_side(
-        setting,
-        lambda: step(lambda: network(x, t, cond)[0]),
-        lambda: step(lambda: naive(x, t, cond)),
-    ) | {"batch": batch}
+    def theirs(bf16: bool) -> None:
+        with tf32():
+            step(lambda: naive(x, t, cond), bf16)
+
+    def ours() -> None:
+        step(lambda: network(x, t, cond)[0], True)
+
+    eager = side_by_side(setting, ours, lambda: theirs(True), 5)
+    if not setting.toy:
+        compile_networks([network])
+    return side_by_side(setting, ours, lambda: theirs(False)) | {
+        "batch": batch,
+        "both_eager_bf16": {name: eager[name] for name in ("ratio", "low", "high", "seconds")},
+    }
 
 
 @torch.no_grad()
 def cached_sampling(setting: Setting) -> Values:
-    """DiT-XL/2, 4 steps, under bf16 autocast."""
-    size, batch = ("DiT-S/8", 1) if setting.toy else ("DiT-XL/2", 16)
+    """Sampling in 4 steps under bf16 autocast, by batch; eager where there are no CUDA graphs."""
+    found: Values = {}
     with torch.device(setting.device):
-        without, with_six = same_weights(size, 0, 6)
-    x, t, cond = history_inputs(batch, setting)
+        networks = same_weights(TOY_SIZE if setting.toy else SIZE, 0, 6)
+    for batch in (1,) if setting.toy else (16, 1):
+        x, t, cond = history_inputs(batch, setting)
 
-    def sample(network: History) -> None:
-        cache = EMPTY
-        with torch.autocast(setting.device.type, torch.bfloat16):
-            for state in range(STATES):
-                _, cache = network(x[:, state : state + 1], t[:, state : state + 1], cond, cache)
+        def sample(network: History, x: Tensor = x, t: Tensor = t, cond: Any = cond) -> None:
+            cache = EMPTY
+            with torch.autocast(setting.device.type, torch.bfloat16):
+                for state in range(STATES):
+                    at = slice(state, state + 1)
+                    _, cache = network(x[:, at], t[:, at], cond, cache)
 
-    return side_by_side(setting, lambda: sample(without), lambda: sample(with_six)) | {
-        "batch": batch
-    }
+        calls = [lambda network=network: sample(network) for network in networks]
+        graphs = [captured(call, setting.device) for call in calls]
+        pair = [graph or call for graph, call in zip(graphs, calls, strict=True)]
+        values = side_by_side(setting, pair[0], pair[1], 15)
+        key = "" if batch > 1 or setting.toy else "_of_one"
+        found |= {f"{name}{key}": value for name, value in values.items()}
+        found[f"graphs{key}"] = all(graphs)
+    return found
+
+
+class Kept:
+    """A source whose only batch lies on the device."""
+
+    def __init__(self, batch: Trajectory):
+        self.kept = batch
+
+    def __len__(self) -> int:
+        return len(self.kept.states)
+
+    def batch(self, items: Tensor) -> Trajectory:
+        return self.kept
+
+
+def loading(setting: Setting) -> Values:
+    """ARD of DiT-B/2 in bf16 from mapped trajectory files, over a batch that is on the device."""
+    problem: Any = paper_problem(TOY_SIZE if setting.toy else "DiT-B/2", 256, True, 1000, STATES)
+    small: Any = paper_problem(TOY_SIZE, 256, True, 1000, STATES)
+    count, steps = (8, 1) if setting.toy else (512, 5)
+    size = 2 if setting.toy else 64
+    recipe = replace(recipe_of(problem.shape, count, STATES), compile=False)
+    store = open_store(recipe, guided_teacher(small, setting), setting.device)
+    kept = Kept(store.batch(torch.arange(size)).to(setting.device))
+    trainers = []
+    for source in (kept, store):
+        with torch.device(setting.device):
+            config = METHODS["ard"].Config(history_layers=6)  # type: ignore[call-arg]
+            teacher = guided_teacher(problem, setting)
+            method = METHODS["ard"](config, teacher, problem, STATES, 1000)
+        method.to(setting.device)
+        settings = TrainSettings(1000, size, 0, precision="bf16")
+        trainers.append(Trainer(method, {"trajectory": source}, settings, None, setting.device))
+    for trainer in trainers:
+        trainer.train(until=2)
+    device, files = trainers
+    return side_by_side(
+        setting,
+        lambda: device.train(until=device.step + steps),
+        lambda: files.train(until=files.step + steps),
+    ) | {"batch": size, "bytes_a_step": size * recipe.size, "steps": steps}
 
 
 def trainer_over_loop(setting: Setting) -> Values:
@@ -166,106 +316,3 @@ def trainer_over_loop(setting: Setting) -> Values:
         lambda: bare_loop(bare.method, bare, next(done), steps),
         lambda: ours.train(until=ours.step + steps),
     )
-
-
-def teacher_steps(setting: Setting) -> Values:
-    """Seconds per training step of the last part's teacher in fp32 and bf16, uncompiled."""
-    task, size = teacher_task(setting), 16 if setting.toy else BATCH
-    found: Values = {"batch": size}
-    for mode in (Mode("fp32", False), Mode("bf16", False)):
-        step = step_of(task, mode, size, setting)
-        step()
-        found[f"{mode.precision}_seconds"] = setting.seconds(step, 1 if setting.toy else 20)
-    return found | {"bf16_over_fp32": found["bf16_seconds"] / found["fp32_seconds"]}
-
-
-def paper_trainer(setting: Setting, batch: int, compile: bool) -> Trainer:
-    """Teacher training of DiT-B/4 on random latents of 256 x 256 images."""
-    problem: Any = paper_problem("DiT-S/8" if setting.toy else "DiT-B/4", 256, True, 1000, 50)
-    problem.network_options["learn_sigma"] = False
-    with torch.device(setting.device):
-        method = METHODS["denoising"](METHODS["denoising"].Config(), None, problem, 50, 1000)
-        images = ImageSet(torch.randn(1024, *problem.shape), torch.arange(1024) % 1000)
-    settings = TrainSettings(1000, batch, 0, precision="bf16", compile=compile)
-    return Trainer(method, {"data": images}, settings, None, setting.device)
-
-
-@cache
-def largest_batch(setting: Setting) -> int:
-    """A multiple of 64 that fills four fifths of the card, from what 64 and 128 samples take."""
-    if setting.device.type != "cuda":
-        return 2
-    peaks = []
-    for batch in (64, 128):
-        paper_trainer(setting, batch, False).train(until=2)
-        peaks.append(torch.cuda.max_memory_allocated(setting.device))
-        gc.collect()
-    total = torch.cuda.get_device_properties(setting.device).total_memory
-    each = (peaks[1] - peaks[0]) / 64
-    return 128 + max(int((0.8 * total - peaks[1]) / each) // 64 * 64, 0)
-
-
-def paper_training(setting: Setting, compile: bool) -> Values:
-    """Images a second of a training step, and the MFU; a batch that does not fit is halved."""
-    batch = largest_batch(setting)
-    while True:
-        try:
-            return paper_step(setting, batch, compile)
-        except torch.cuda.OutOfMemoryError:
-            if batch <= 64:
-                raise
-        batch //= 2
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
-def paper_step(setting: Setting, batch: int, compile: bool) -> Values:
-    """The same at one batch."""
-    trainer = paper_trainer(setting, batch, compile)
-    trainer.train(until=2)  # counted, compiled and warmed up
-    steps = 1 if setting.toy else 8
-    seconds = setting.seconds(lambda: trainer.train(until=trainer.step + steps)) / steps
-    flops = trainer.flops_of(list(trainer.method.updates(0)))
-    memory = torch.cuda.max_memory_allocated(setting.device) if setting.device.type == "cuda" else 0
-    return {
-        "batch": batch,
-        "seconds": seconds,
-        "images_a_second": batch / seconds,
-        "tflops": flops / seconds / 1e12,
-        "mfu": mfu(flops / seconds, setting),
-        "memory_bytes": memory,
-    }
-
-
-def compiled_training(setting: Setting) -> Values:
-    """The same compiled, where there is time to compile."""
-    if setting.toy or setting.seconds_left < COMPILE_SECONDS:
-        return skipped(f"compiling takes up to {COMPILE_SECONDS} s")
-    return paper_training(setting, compile=True)
-
-
-def mfu(rate: float, setting: Setting) -> float | None:
-    """FLOPs a second over the peak of the card, where that is known."""
-    card = torch.cuda.get_device_name(setting.device) if setting.device.type == "cuda" else "cpu"
-    return next((rate / peak for words, peak in PEAKS.items() if words in card), None)
-
-
-@torch.no_grad()
-def paper_sampling(setting: Setting) -> Values:
-    """Images a second in 4 network passes, without guidance and autoencoder."""
-    batch = 2 if setting.toy else 1024
-    trainer = paper_trainer(setting, batch, False)
-    method: Any = trainer.method
-    student: Denoiser = method.student
-    x, cond = (
-        torch.randn(batch, *method.task.shape, device=setting.device),
-        Condition(torch.arange(batch, device=setting.device) % 1000),
-    )
-
-    def sample_batch() -> None:
-        with torch.autocast(setting.device.type, torch.bfloat16):
-            sample(DDIM(), student, x, few_step_levels(4), cond)
-
-    sample_batch()
-    seconds = setting.seconds(sample_batch, 1 if setting.toy else 5)
-    return {"batch": batch, "nfe": 4, "seconds": seconds, "images_a_second": batch / seconds}

@@ -7,10 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from harness.cli.console import Display
+from harness.cli.console import Display, Plain
 from harness.cli.options import chosen_device, common
 from harness.errors import CheckFailed, RunFailed, UsageError
 from harness.records import Record, read_record
@@ -126,7 +125,7 @@ def _refuse_failures(findings: list[Finding]) -> None:
 
 def _run(baseline: Path, results: Path, device: str) -> list[Record]:
     """The baseline's runs, made one after the other in this process."""
-    console, where = Console(stderr=True), chosen_device(device)
+    console, where = Plain(stderr=True), chosen_device(device)
     records = []
     with Display(console) as display:
         for cell in plan(configs_of(read_baseline(baseline)), results, where):
@@ -155,7 +154,7 @@ def _print(findings: list[Finding], old: Baseline | None, show_all: bool, as_jso
                 finding.found,
                 finding.allowed,
             )
-        Console().print(table)
+        Plain().print(table)
     counts = {
         state: sum(finding.state == state for finding in findings)
         for state in dict.fromkeys(f.state for f in findings)

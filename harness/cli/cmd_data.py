@@ -12,6 +12,8 @@ import click
 
 from harness.cli.options import chosen_device, common
 
+MANY = click.IntRange(1, 2**24)
+"""Items in a file or in a batch."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -30,8 +32,12 @@ def storing(what: str, dtype: str, shard_size: int, batch_size: int) -> Callable
             show_default=True,
             help=f"How {what} are stored; float16's error is stated beside them.",
         ),
-        click.option("--shard-size", type=click.IntRange(1), default=shard_size, show_default=True),
-        click.option("--batch-size", type=click.IntRange(1), default=batch_size, show_default=True),
+        click.option(
+            "--shard-size", type=click.IntRange(1, 2**24), default=shard_size, show_default=True
+        ),
+        click.option(
+            "--batch-size", type=click.IntRange(1, 2**20), default=batch_size, show_default=True
+        ),
         click.option(
             "--rank", help="k/n: encode every n-th shard [default: RANK/WORLD_SIZE, or 0/1]."
         ),
@@ -48,7 +54,9 @@ def storing(what: str, dtype: str, shard_size: int, batch_size: int) -> Callable
 @data_group.command("encode")
 @click.option("--task", help="Task, or task file: says what other options leave out.")
 @click.option("--images", help="Folder of pictures or of tar shards, or a .tar or .npz file.")
-@click.option("--size", type=click.IntRange(1), help="Height and width of the cropped images.")
+@click.option(
+    "--size", type=click.IntRange(1, 2**14), help="Height and width of the cropped images."
+)
 @click.option("--held-out", help="Held-out share of each class, or its files [default: 0.2].")
 @click.option(
     "--autoencoder", help="Folder of an autoencoder of diffusers, or its name on the hub."
@@ -62,7 +70,13 @@ def storing(what: str, dtype: str, shard_size: int, batch_size: int) -> Callable
     show_default=True,
     help="Store the mean of the posterior, or one sample of it.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the sample.")
+@click.option(
+    "--seed",
+    default=0,
+    type=click.IntRange(0, 2**31),
+    show_default=True,
+    help="Seed of the sample.",
+)
 @storing("latents", "float32", shard_size=4096, batch_size=32)
 @common(device=True)
 def data_encode(
@@ -73,16 +87,15 @@ def data_encode(
     The same command resumes after an interruption. Several ranks share a folder; the last one
     writes its manifest.
     """
-    from rich.console import Console
 
-    from harness.cli.console import Display
+    from harness.cli.console import Display, Plain
     from harness.runs.encoding import Asked, encode_images, rank_of
     from harness.tasks import load_task
 
     with suppress(TypeError, ValueError):
         options["held_out"] = float(options["held_out"])
     found_task, place = load_task(task) if task else None, rank_of(rank)
-    with Display(Console(stderr=True)) as display:
+    with Display(Plain(stderr=True)) as display:
         found = encode_images(Asked(**options), found_task, chosen_device(device), *place, display)
     if as_json:
         click.echo(json.dumps(found, indent=1))
@@ -126,16 +139,15 @@ def data_prompts(
     line; what else stands there is kept. The same command resumes after an interruption. Several
     ranks share the work; the last one writes the file.
     """
-    from rich.console import Console
 
-    from harness.cli.console import Display
+    from harness.cli.console import Display, Plain
     from harness.runs.encoding import rank_of
     from harness.runs.prompt_encoding import Asked, encode_file
     from harness.tasks import load_task
 
     found_task, place = load_task(task) if task else None, rank_of(rank)
     asked, where = Asked(file, **options), chosen_device(device)
-    with Display(Console(stderr=True)) as display:
+    with Display(Plain(stderr=True)) as display:
         found = encode_file(asked, found_task, where, *place, display)
     if as_json:
         click.echo(json.dumps(found, indent=1))

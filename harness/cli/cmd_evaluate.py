@@ -97,9 +97,8 @@ def evaluate_command(
     source = _source(samples, student, function, verdicts)
     if verdicts is None and judge_name is not None:
         raise UsageError("--judge names who made --geneval-results: give both, or neither")
-    from rich.console import Console
 
-    from harness.cli.console import Display
+    from harness.cli.console import Display, Plain
     from harness.runs.external import Outside, evaluate_callable, evaluate_samples, evaluate_student
     from harness.runs.saving import check_form
     from harness.runs.student_file import student_config
@@ -121,7 +120,7 @@ def evaluate_command(
         record = evaluate_results(verdicts, asked_of, outside, judge, results, where)
         print_shares(record, results, as_json)
         return
-    with Display(Console(stderr=True)) as display:
+    with Display(Plain(stderr=True)) as display:
         if samples is not None:
             record = evaluate_samples(samples, outside, judge, results, where, display, save)
         elif function is not None:
@@ -155,11 +154,11 @@ def print_record(record: Record, results: Path, as_json: bool) -> None:
     if as_json:
         click.echo(record.model_dump_json(indent=1))
         return
-    from rich.console import Console
 
+    from harness.cli.console import Plain
     from harness.report.console import print_results
 
-    print_results([record], Console())
+    print_results([record], Plain())
     click.echo(f"record: {results / 'runs' / record.run_id / 'record.json'}")
 
 

@@ -9,6 +9,7 @@ import click
 import pandas as pd
 
 from harness.cli.options import common
+from harness.errors import printable
 from harness.files import write_text
 from harness.records import Record
 from harness.report.apart import apart_table
@@ -76,4 +77,8 @@ def rendered(form: str, records: list[Record], results: Path) -> str:
         for report in reports
         for table in (report.results, apart_table(report.apart))
     ]
-    return pd.concat(tables).to_csv(index=False)
+    return (
+        pd.concat(tables)
+        .map(lambda x: printable(x) if isinstance(x, str) else x)
+        .to_csv(index=False)
+    )

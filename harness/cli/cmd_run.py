@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from harness.runs.preview import Preview
     from harness.runs.resolve import Resolved
     from harness.runs.saving import Form
+    from harness.training.settings import Execution
 
 RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", "options")]
 
@@ -60,6 +61,18 @@ RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", 
     help="Divide the trained networks over the ranks that torchrun started (FSDP2).",
 )
 @click.option(
+    "--checkpoint-activations",
+    is_flag=True,
+    help="Let blocks keep their inputs alone and run again in the backward pass: less memory.",
+)
+@click.option(
+    "--snapshots",
+    type=click.IntRange(0, 1000),
+    default=0,
+    help="How often two averages of the student are written; `harness student ema` makes one of "
+    "any width of them.",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Only show the config, which files are there, what is cached, cost, disk and time.",
@@ -74,6 +87,8 @@ def run_command(
     save_samples: str | None,
     reuse: bool,
     shard: bool,
+    checkpoint_activations: bool,
+    snapshots: int,
     dry_run: bool,
     as_json: bool,
     results: Path,
@@ -89,26 +104,35 @@ def run_command(
     from harness.runs.config import parse_config
     from harness.runs.resolve import resolve
     from harness.runs.saving import check_form
+    from harness.training.settings import Execution
 
     values = run_values(ctx.meta["file"], config, method, assignments, given)
     asked, where = parse_config(values), chosen_device(device)
     with ranks.joined(where):
         resolved = resolve(asked, results=results, device=where)
+        execution = Execution(shard, checkpoint_activations, snapshots)
         if dry_run:
-            ranks.told_by_first(lambda: show_dry_run(resolved, results, where, reuse, as_json))
+            ranks.told_by_first(
+                lambda: show_dry_run(resolved, results, where, reuse, as_json, execution)
+            )
             return
         form = check_form(save_samples, resolved.task)
-        execute(resolved, results, where, reuse, as_json, form, shard)
+        execute(resolved, results, where, reuse, as_json, form, execution)
 
 
 def show_dry_run(
-    resolved: Resolved, results: Path, device: torch.device, reuse: bool, as_json: bool
+    resolved: Resolved,
+    results: Path,
+    device: torch.device,
+    reuse: bool,
+    as_json: bool,
+    execution: Execution,
 ) -> None:
     """Prints what a run would do, or what its task lacks."""
     from harness.cli.plans import show_plan_if_needed
     from harness.runs.preview import preview
 
-    if not show_plan_if_needed(resolved, as_json):
+    if not show_plan_if_needed(resolved, as_json, execution):
         show_preview(preview(resolved, results, device, reuse), as_json)
 
 
@@ -157,32 +181,32 @@ def execute(
     reuse: bool,
     as_json: bool,
     save: Form | None = None,
-    shard: bool = False,
+    execution: Execution | None = None,
 ) -> None:
     """Runs and prints the row; before a new run it prints an estimate of the time."""
-    from rich.console import Console
-
     from harness import ranks
-    from harness.cli.console import Display
+    from harness.cli.console import Display, Plain
     from harness.cli.plans import LARGE
     from harness.report.console import print_results
     from harness.runs.plan import macs_a_pass, problem_of
     from harness.runs.preview import preview
     from harness.runs.run import Run, run
+    from harness.training.settings import Execution
 
+    execution = execution or Execution()
     if ranks.count() == 1 and Run(resolved, results, device).finished_record(reuse) is None:
         with suppress(Exception):  # the run itself meets the same error, and records it
             if device.type != "cpu" or macs_a_pass(problem_of(resolved.task)) < LARGE:
                 click.echo(estimate_text(preview(resolved, results, device, reuse)), err=True)
     if not ranks.is_first():
-        run(resolved, results, device, reuse=reuse, save=save, shard=shard)
+        run(resolved, results, device, reuse=reuse, save=save, execution=execution)
         return
-    with Display(Console(stderr=True)) as display:
-        record, reference = run(resolved, results, device, display, reuse, save, shard)
+    with Display(Plain(stderr=True)) as display:
+        record, reference = run(resolved, results, device, display, reuse, save, execution)
     if as_json:
         click.echo(record.model_dump_json(indent=1))
         return
-    print_results([reference, record] if reference.run_id != record.run_id else [record], Console())
+    print_results([reference, record] if reference.run_id != record.run_id else [record], Plain())
     click.echo(
         f"record: {results / 'runs' / record.run_id / 'record.json'}; "
         "samples: samples.png beside it"

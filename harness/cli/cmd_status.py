@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Column, Table
 
+from harness.cli.console import Plain
 from harness.cli.options import common
 from harness.report.status import summary
 
@@ -28,7 +29,7 @@ def status_command(results: Path, watch: bool, as_json: bool) -> None:
         under_way = [asdict(one) for one in found["working"]]
         click.echo(json.dumps({**found, "working": under_way}, indent=1))
         return
-    console = Console()
+    console = Plain()
     if not watch:
         console.print(shown(found))
         return

@@ -1,4 +1,4 @@
-"""`harness student export` and `harness student push`."""
+"""`harness student export`, `ema` and `push`."""
 
 from __future__ import annotations
 
@@ -42,6 +42,31 @@ def student_export(
     folder = export(run, kind, results, out, task)
     files = [str(path) for path in sorted(folder.rglob("*")) if path.is_file()]
     click.echo(json.dumps(files, indent=1) if as_json else "\n".join(files))
+
+
+@student_group.command("ema")
+@click.argument("run", metavar="RUN")
+@click.option(
+    "--width",
+    type=float,
+    required=True,
+    help="Standard deviation of the averaged steps, as a part of the run: 0.01 to 0.25.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write [default: student-ema-WIDTH.safetensors in the run's folder].",
+)
+@common(results=True)
+def student_ema(run: str, width: float, out: Path | None, results: Path, as_json: bool) -> None:
+    """Write the student of RUN under another average of its weights.
+
+    The run was made with --snapshots. `harness evaluate --student FILE` judges the file.
+    """
+    from harness.runs.averages import write_average
+
+    path = write_average(run, width, results, out)
+    click.echo(json.dumps({"file": str(path)}) if as_json else str(path))
 
 
 @student_group.command("push")

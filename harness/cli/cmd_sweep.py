@@ -10,13 +10,11 @@ from typing import Any
 
 import click
 import torch
-import yaml
-from rich.console import Console
 
-from harness.cli.console import Display
+from harness.cli.console import Display, Plain
 from harness.cli.options import chosen_device, common, say
+from harness.documents import parse_yaml, read_yaml
 from harness.errors import RunFailed, UsageError
-from harness.files import read_yaml
 from harness.machine import busy_note
 from harness.runs.preview import estimate
 from harness.runs.resolve import Resolved
@@ -137,7 +135,10 @@ def parameters_of(assignments: tuple[str, ...]) -> dict[str, Any]:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise UsageError(f"--engine-set {assignment} has no '='; give KEY=VALUE")
-        found[key] = yaml.safe_load(value)
+        try:
+            found[key] = parse_yaml(value)
+        except ValueError as error:
+            raise UsageError(f"--engine-set {key} is no value in YAML: {error}") from error
     return found
 
 
@@ -216,6 +217,6 @@ def job_command(order: str, as_json: bool) -> None:
     """Make the run that a driver of `harness sweep` asks for, and stop when stdin closes."""
     stop_with_driver()
     asked = Order.model_validate_json(order)
-    console = Console(stderr=True, force_terminal=False if asked.name else None)
+    console = Plain(stderr=True, force_terminal=False if asked.name else None)
     with Display(console, name=asked.name) as display:
         asked.execute(chosen_device(asked.device), display)

@@ -51,7 +51,7 @@ def task_group() -> None:
 )
 @click.option(
     "--image-size",
-    type=click.IntRange(2),
+    type=click.IntRange(2, 2**14),
     metavar="N",
     help="Side to which pictures are cropped [default: the teacher's, or that of the pictures].",
 )

@@ -30,7 +30,7 @@ def checkpoint_options(command: Callable) -> Callable:
     """The options that say what a checkpoint does not."""
     command = click.option(
         "--num-heads",
-        type=click.IntRange(1),
+        type=click.IntRange(1, 2**12),
         metavar="N",
         help="Attention heads, where the width does not tell: only DiT's own sizes do.",
     )(command)
@@ -124,13 +124,12 @@ def teacher_train(task: str, results: Path, device: str, as_json: bool) -> None:
     their sha256 and the guidance scale of the best FID.
     """
     import yaml
-    from rich.console import Console
 
-    from harness.cli.console import Display
+    from harness.cli.console import Display, Plain
     from harness.runs.teacher_training import train_networks
     from harness.tasks import load_task
 
-    with Display(Console(stderr=True)) as display:
+    with Display(Plain(stderr=True)) as display:
         found = load_task(task)
         made = train_networks(
             found, results / "teachers" / found.spec.name, chosen_device(device), display
@@ -171,20 +170,25 @@ def into_file(task: Task, name: str, made: Sequence[Made]) -> list[str]:
 @common(device=True)
 def teacher_verify(task: str, device: str, as_json: bool) -> None:
     """Measure the networks of a task again; exit code 1 if one differs from its card."""
-    from rich.console import Console
 
-    from harness.cli.console import Display
+    from harness.cli.console import Display, Plain
     from harness.runs.teacher_training import verify
     from harness.tasks import load_task
 
-    with Display(Console(stderr=True)) as display:
+    with Display(Plain(stderr=True)) as display:
         lines = verify(load_task(task), chosen_device(device), display)
     click.echo(json.dumps(lines, indent=1) if as_json else "\n".join(lines))
 
 
 @teacher_group.command("levels")
 @task_option
-@click.option("--num-steps", type=int, default=4, show_default=True, help="Sampling steps.")
+@click.option(
+    "--num-steps",
+    type=click.IntRange(1, 1000),
+    default=4,
+    show_default=True,
+    help="Sampling steps.",
+)
 @click.option(
     "--solver",
     default="ddim",
@@ -193,7 +197,7 @@ def teacher_verify(task: str, device: str, as_json: bool) -> None:
 )
 @click.option(
     "--count",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10**6),
     default=64,
     show_default=True,
     help="Number of trajectories to search with.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -13,8 +14,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.text import Text
 
+from harness.errors import printable
 from harness.progress import Progress
+
+
+class Plain(Console):
+    """A console that prints text as it is: names from outside are no markup, emoji or colours."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        lines = "\n".join(map(printable, text.split("\n")))
+        return super().render_str(lines, **{**options, "markup": False, "emoji": False})
 
 
 class Display:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 
 from harness import __version__
 from harness.cli.options import values_after
-from harness.errors import HarnessError, RankLost, UsageError
+from harness.errors import HarnessError, RankLost, UsageError, printable, sentence
 from harness.registry import declared
 
 COMMANDS = declared("cli", "click.command", "click.group")
@@ -40,14 +41,22 @@ class LazyGroup(click.Group):
             if not error.told:
                 rank = os.environ.get("RANK", "0")
                 where = "" if rank == "0" or isinstance(error, RankLost) else f"rank {rank}: "
-                click.echo(f"harness: {where}{error}", err=True)
+                click.echo(f"harness: {where}{sentence(str(error))}", err=True)
             if isinstance(error, RankLost):
                 os._exit(error.exit_code)  # an orderly end would wait for the other rank
             sys.exit(error.exit_code)
         except click.exceptions.Exit as error:
             sys.exit(error.exit_code)
         except click.ClickException as error:
-            error.show()
+            shown = io.StringIO()
+            error.show(shown)
+            click.echo("\n".join(map(printable, shown.getvalue().split("\n"))), err=True, nl=False)
+            sys.exit(2)
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            if "--debug" in words:
+                raise
+            where = "" if error.filename is None else f"{error.filename}: "
+            click.echo(f"harness: {sentence(f'{where}{error.strerror or error}')}", err=True)
             sys.exit(2)
         except (click.Abort, KeyboardInterrupt):
             click.echo("harness: interrupted; the same command resumes a run", err=True)

@@ -110,7 +110,7 @@ class MethodCommand(click.Command):
 
 def read_config(path: str) -> dict[str, Any]:
     """The content of a YAML file. Raises UsageError if it cannot be read."""
-    from harness.files import read_yaml
+    from harness.documents import read_yaml
 
     return read_yaml(Path(path))
 
@@ -133,7 +133,7 @@ def task_defaults(task: str) -> dict[str, dict[str, Any]]:
 
     It reads the file alone, since loading the task would import the data and the solvers.
     """
-    from harness.files import read_yaml
+    from harness.documents import read_yaml
 
     shipped = Path(__file__).parents[1] / "tasks" / f"{task}.yaml"
     with suppress(UsageError):
@@ -154,7 +154,8 @@ def common(*, results: bool = False, device: bool = False) -> Callable:
             multiple=True,
             expose_value=False,
             metavar="FILE",
-            help="Python file that registers methods, solvers or metrics.",
+            help="Python file that registers methods, solvers or metrics; "
+            "its code runs with your rights.",
         )(command)
         command = click.option(
             "--json", "as_json", is_flag=True, help="Print one JSON document on stdout."

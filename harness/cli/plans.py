@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from harness.runs.needed import Needed
     from harness.runs.plan import Plan
     from harness.runs.resolve import Resolved
+    from harness.training.settings import Execution
 
 H100_FLOPS, UTILISATION = 989e12, 0.4
 """bf16 FLOPs a second of an H100 (dense), and the share of them that hours are counted at."""
@@ -23,7 +24,7 @@ LARGE = 5e9
 """MACs of a network's pass from which a run is planned instead of timed."""
 
 
-def show_plan_if_needed(resolved: Resolved, as_json: bool) -> bool:
+def show_plan_if_needed(resolved: Resolved, as_json: bool, execution: Execution) -> bool:
     """Prints the files and the cost of a run, and returns True, unless it can be timed here.
 
     Raises UsageError after printing if files are missing or wrong, or the disk is too small.
@@ -36,7 +37,7 @@ def show_plan_if_needed(resolved: Resolved, as_json: bool) -> bool:
     bad = [file for file in files if file.state in ("missing", "wrong")]
     if not bad and macs_a_pass(problem_of(resolved.task)) < LARGE:
         return False
-    found = plan(resolved)
+    found = plan(resolved, execution)
     if as_json:
         content = {"files": [{**asdict(f), "place": str(f.place)} for f in files]}
         click.echo(json.dumps({**content, "plan": asdict(found)}, indent=1))

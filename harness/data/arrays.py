@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tokenize import TokenError
@@ -19,10 +22,16 @@ from torch import Tensor
 from harness.data.cache import intact
 from harness.data.contents import content_of
 from harness.data.readers import PictureReader
-from harness.data.shards import remember, unchanged
+from harness.data.shards import check_disk, remember, unchanged
 from harness.errors import UsageError
 from harness.files import cache_folder, digest, tensors_digest, write_aside
-from harness.seals import BROKEN_ZIP, CHANGED, check_zip
+from harness.seals import BROKEN_ZIP, CHANGED, METHODS, check_zip
+
+BROKEN = (*BROKEN_ZIP, KeyError, TypeError, MemoryError)
+"""What reading a damaged .npz file may raise; TypeError comes from a bare array."""
+LARGE, MOST_PACKED = 2**26, 100
+"""An array of more than so many bytes is packed at most so many times: pictures are some 2 times,
+while zeros are 1,000 times."""
 
 
 class Arrays(PictureReader):
@@ -98,7 +107,8 @@ def mapped(path: Path, name: str) -> np.ndarray | None:
         with zipfile.ZipFile(path) as archive:
             if f"{name}.npy" not in archive.namelist():
                 return None
-            info = archive.getinfo(f"{name}.npy")
+            with opened(archive, name):  # whether its header is true
+                info = archive.getinfo(f"{name}.npy")
             if info.compress_type == zipfile.ZIP_STORED:
                 return _map(path, _start(path, info))
             found = path.stat()
@@ -106,11 +116,54 @@ def mapped(path: Path, name: str) -> np.ndarray | None:
             kept = cache_folder() / "unpacked" / f"{digest(key)[:32]}.npy"
             if not unchanged(kept):
                 if not (kept.is_file() and intact(kept, partial(_compare, kept, info))):
+                    what = f"{name} of {path}, unpacked,"
+                    remedy = "set HARNESS_CACHE to a larger disk"
+                    check_disk(what, float(info.file_size), cache_folder(), remedy)
                     write_aside(kept, lambda aside: _unpack(archive, info, aside))
                 remember(kept.parent, [kept.name])
             return _map(kept, 0)
-    except BROKEN_ZIP as error:
+    except BROKEN as error:
         raise UsageError(f"{path} is no readable npz file ({error}); fetch it again") from error
+
+
+@contextmanager
+def opened(
+    archive: zipfile.ZipFile, name: str
+) -> Iterator[tuple[tuple[int, ...], np.dtype, bool, IO[bytes]]]:
+    """The shape, the type and the bytes of an array in an `.npz` file, and if in Fortran's order.
+
+    Raises ValueError for a bomb, and for a header that states other bytes than follow.
+    """
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type not in METHODS:
+        raise ValueError(f"{name} is packed by a method that NumPy does not use")
+    assert archive.fp is not None
+    packed = min(info.compress_size, archive.fp.seek(0, 2))
+    if info.file_size > max(LARGE, MOST_PACKED * packed):
+        raise ValueError(
+            f"{name} would be unpacked to {info.file_size / 1e9:.3g} GB, "
+            f"over {MOST_PACKED} times its size here: store it without compression"
+        )
+    with archive.open(info) as stream:
+        shape, fortran, dtype = npy_header(stream)
+        if math.prod(shape) * dtype.itemsize != info.file_size - stream.tell():
+            raise ValueError(f"{name} states the shape {list(shape)}, but has other bytes")
+        yield shape, dtype, fortran, stream
+
+
+def read_array(path: Path, name: str, ndim: int) -> np.ndarray | None:
+    """A small array of an `.npz` file, in memory; None if the file has none of that name.
+
+    Raises ValueError and others of `BROKEN`, also for another number of dimensions.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if f"{name}.npy" not in archive.namelist():
+            return None
+        with opened(archive, name) as (shape, dtype, fortran, stream):
+            if len(shape) != ndim or dtype.kind not in "iuf":
+                raise ValueError(f"{name} is {dtype} {list(shape)}")
+            found = np.frombuffer(stream.read(), dtype)
+            return found.reshape(shape, order="F" if fortran else "C").copy()
 
 
 def _start(path: Path, info: zipfile.ZipInfo) -> int:
@@ -162,4 +215,6 @@ def npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
         raise ValueError("its header is damaged") from error
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
+    if min(shape, default=0) < 0:
+        raise ValueError(f"it states the shape {list(shape)}")
     return shape, fortran, dtype

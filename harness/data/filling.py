@@ -19,7 +19,7 @@ from harness.data.shards import check_disk
 from harness.errors import UsageError
 from harness.files import digest, map_tensors, write_sealed, write_text
 from harness.progress import Progress
-from harness.seals import unsealed
+from harness.seals import read_sealed_json
 
 PLAN = "plan.json"
 
@@ -92,7 +92,7 @@ def _continue(folder: Path, plan: dict[str, Any], what: str) -> None:
             write_text(path, json.dumps(plan, indent=1))
             return
         try:
-            found = unsealed(json.loads(path.read_text()))
+            found = read_sealed_json(path, required=False)
         except (OSError, ValueError) as error:
             raise UsageError(f"{path} is broken; delete the folder {folder}") from error
     check_plan(found, plan, f"{folder} holds {what}")

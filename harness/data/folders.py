@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from harness.data.contents import content_of
-from harness.data.readers import PictureReader
+from harness.data.readers import PictureReader, open_picture
 from harness.errors import UsageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -68,7 +68,7 @@ class Folder(PictureReader):
         return str(self.path / self.names[item])
 
     def read(self, item: int) -> Image.Image:
-        with Image.open(self.path / self.names[item]) as picture:
+        with open_picture(self.path / self.names[item]) as picture:
             picture.load()
             return picture
 
@@ -79,7 +79,7 @@ class Folder(PictureReader):
 def pictures_below(folder: Path, name: str) -> list[str]:
     """Paths of the pictures in a subfolder and below, relative to the folder, in order."""
     found = []
-    for root, _, files in sorted(os.walk(folder / name, followlinks=True)):
+    for root, _, files in sorted(_walked(folder / name)):
         inside = os.path.relpath(root, folder)
         found += [
             os.path.normpath(f"{inside}/{file}")
@@ -87,3 +87,14 @@ def pictures_below(folder: Path, name: str) -> list[str]:
             if file.lower().endswith(SUFFIXES)
         ]
     return found
+
+
+def _walked(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` through links. Raises UsageError for a link to a folder that holds it."""
+    above: dict[str, frozenset[str]] = {}  # the real paths of each folder and of those above it
+    for root, folders, files in os.walk(top, followlinks=True):
+        holding, real = above.get(os.path.dirname(root), frozenset()), os.path.realpath(root)  # noqa: PTH120
+        if real in holding:
+            raise UsageError(f"{root} is a link to {real}, which holds it: delete the link")
+        above[root] = holding | {real}
+        yield root, folders, files

@@ -22,7 +22,8 @@ from torch import Tensor
 from harness.data.pictures import FolderPictures, NpzPictures, Pictures, PngPictures, write_png
 from harness.data.prompt_files import check_prompt
 from harness.data.scene_prompts import COLOURS, OBJECTS, RELATIONS, Prompt
-from harness.errors import UsageError
+from harness.documents import parse_json, read_text
+from harness.errors import UsageError, shown
 from harness.files import digest, file_hash, write_text
 
 METADATA, SAMPLES = "metadata.jsonl", "samples"
@@ -174,10 +175,12 @@ def _verdict(content: dict[str, Any], where: str) -> Verdict:
     tag, correct, filename = (content.get(name) for name in ("tag", "correct", "filename"))
     if not isinstance(tag, str) or not TAG.fullmatch(tag):
         raise UsageError(
-            f"{where}: tag is {_shown(tag)}, but it should be a short name such as 'counting'"
+            f"{where}: tag is {shown(tag, 60)}, but it should be a short name such as 'counting'"
         )
     if not isinstance(correct, bool):
-        raise UsageError(f"{where}: correct is {_shown(correct)}, but it should be true or false")
+        raise UsageError(
+            f"{where}: correct is {shown(correct, 60)}, but it should be true or false"
+        )
     named = filename if isinstance(filename, str) else ""
     return Verdict(tag, _prompt(content, where), correct, named)
 
@@ -201,25 +204,18 @@ def _prompt(content: dict[str, Any], where: str) -> str:
 def _mapping(text: str, where: str) -> dict[str, Any]:
     """A mapping in JSON."""
     try:
-        content = json.loads(text)
-        json.dumps(content, allow_nan=False)  # Python reads NaN, and numbers that become infinite
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise UsageError(f"{where} is not JSON: write one mapping on one line") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{where} should be a mapping, but it is {_shown(content)}")
+        raise UsageError(f"{where} should be a mapping, but it is {shown(content, 60)}")
     return content
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8: write the file in that encoding") from error
-
-
-def _shown(value: Any) -> str:
-    """A value in an error, cut short."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.data.readers import Reader
 from harness.data.shards import Shards, damaged
 from harness.errors import UsageError
-from harness.files import digest, map_tensors, written_digest
+from harness.files import check_name, digest, map_tensors, written_digest
 from harness.seals import read_sealed_json
 
 MANIFEST = "manifest.json"
@@ -41,14 +41,15 @@ class Latents(Reader):
     ):
         try:
             self.manifest = read_sealed_json(path / MANIFEST)
-            digests = {shard["file"]: shard["digest"] for shard in self.manifest["shards"]}
-            size, found = self.manifest["shard_size"], self.manifest["shape"]
+            shards = self.manifest["shards"]
+            digests = {check_name(shard["file"], "a shard"): shard["digest"] for shard in shards}
+            size, found = int(self.manifest["shard_size"]), list(self.manifest["shape"])
             self.mirrored = bool(self.manifest["mirrored"])
         except FileNotFoundError as error:
             raise UsageError(
                 f"{path} has no {MANIFEST}: let `harness data encode` finish it"
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise UsageError(
                 f"{path / MANIFEST} is broken; let `harness data encode` write it again"
             ) from error

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -20,19 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.data.arrays import npy_header
+from harness.data.arrays import BROKEN, opened, read_array
+from harness.data.readers import open_picture
 from harness.errors import UsageError
 from harness.files import digest, file_hash, write_aside
-from harness.seals import BROKEN_ZIP
 
-BROKEN = (
-    *(KeyError, TypeError, AttributeError, SyntaxError, TokenError),
-    *(error for error in BROKEN_ZIP if error is not OSError),
-)
-"""What reading a damaged .npz file may raise; TypeError comes from a bare array. NumPy parses
-headers as Python."""
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What PIL may raise for a damaged or huge picture."""
 CHANNELS = {"L": 1, "RGB": 3}
 """Channels of a PNG by PIL's mode; other modes are refused."""
 
@@ -81,9 +72,9 @@ class NpzPictures(Pictures):
                 f"{path}: arr_0 is {dtype} {list(shape)}, but it should be uint8 [n, H, W, C]"
             )
         self.shape = shape[3], shape[1], shape[2]
-        with _reading(path), np.load(path, allow_pickle=False) as content:
-            labels = content.get("arr_1", None)
-            self.labels = None if labels is None else torch.from_numpy(labels).long()
+        with _reading(path):
+            labels = read_array(path, "arr_1", 1)
+            self.labels = None if labels is None else torch.from_numpy(labels.astype(np.int64))
 
     def __len__(self) -> int:
         return self._shape[0]
@@ -212,8 +203,10 @@ def _write_header(stream: IO[bytes], shape: tuple[int, ...], kind: str) -> None:
 @contextmanager
 def _array(path: Path) -> Iterator[tuple[tuple[int, ...], np.dtype, IO[bytes]]]:
     """The shape, the type and the bytes of `arr_0`."""
-    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as stream:
-        shape, fortran, dtype = npy_header(stream)
+    with (
+        zipfile.ZipFile(path) as archive,
+        opened(archive, "arr_0") as (shape, dtype, fortran, stream),
+    ):
         if fortran:
             raise ValueError("the array is not in C order")
         yield shape, dtype, stream
@@ -228,7 +221,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except BROKEN as error:
         raise UsageError(
-            f"{path} is not a file of samples, or it is damaged; "
+            f"{path} is not a file of samples, or it is damaged ({error}); "
             "it should be .npz with arr_0, uint8 [n, H, W, C]"
         ) from error
 
@@ -259,11 +252,11 @@ def _classes(path: Path, names: list[str], num_classes: int) -> dict[str, int]:
 def _read_png(file: Path) -> Tensor:
     """A picture, uint8 [C, H, W]. Raises UsageError for a broken file, or another mode."""
     try:
-        with Image.open(file) as image:
+        with open_picture(file) as image:
             image.load()
-            if image.mode not in CHANNELS:
-                raise UsageError(f"{file} is of mode {image.mode}, but it should be L or RGB")
-            array = np.array(image)
-    except UNREADABLE as error:
+            mode, array = image.mode, np.array(image)
+    except Exception as error:  # Pillow's decoders raise anything on broken files
         raise UsageError(f"{file} is no readable picture") from error
+    if mode not in CHANNELS:
+        raise UsageError(f"{file} is of mode {mode}, but it should be L or RGB")
     return torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1)

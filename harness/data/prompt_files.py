@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.documents import parse_json, read_bytes
 from harness.errors import UsageError
 
 JSON_LINES = ".jsonl"
@@ -71,7 +71,7 @@ def check_prompt(text: str, where: str) -> None:
 def _lines(path: Path) -> list[str]:
     """The lines of a file without their ends; the last one may lack its end."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # Windows writes a mark of the order of bytes
+        text = read_bytes(path).decode("utf-8-sig")  # Windows writes a mark of the order of bytes
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -89,7 +89,7 @@ def _lines(path: Path) -> list[str]:
 def _of_json(line: str, where: str) -> Prompt:
     """The prompt of a line of JSON. Raises UsageError for anything else."""
     try:
-        content = json.loads(line)
+        content = parse_json(line)
     except ValueError as error:
         raise UsageError(f"{where} is not JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("prompt"), str):

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from harness.data.cache import locked_folder
 from harness.data.filling import check_plan, fill
-from harness.data.prompt_files import Prompt
+from harness.data.prompt_files import Prompt, check_prompt
 from harness.data.shards import Shards, error_of, halved
+from harness.documents import parse_json
 from harness.errors import UsageError
 from harness.files import digest, header_of, write_tensors
 from harness.progress import Progress
@@ -111,7 +112,7 @@ def encode_prompts(
 
 def made_by(path: Path) -> dict[str, Any]:
     """What a table's header says of its prompts and their encoder; empty for other files."""
-    return _said(path).get("plan", {})
+    return dict(_said(path).get("plan", {}))
 
 
 def prompts_of(path: Path) -> list[Prompt]:
@@ -119,14 +120,23 @@ def prompts_of(path: Path) -> list[Prompt]:
 
     Raises UsageError if the file is missing or broken.
     """
-    return [Prompt(**each) for each in _said(path).get("prompts", ())]
+    try:
+        found = [
+            Prompt(each["text"], dict(each["about"])) for each in _said(path).get("prompts", ())
+        ]
+        for number, prompt in enumerate(found):
+            check_prompt(prompt.text, f"prompt {number} of {path}")
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise UsageError(f"{path} has a broken header: make it again") from error
+    return found
 
 
 def _said(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(header_of(path)[0].get("prompts", "{}"))
+        found = parse_json(header_of(path)[0].get("prompts", "{}"))
     except ValueError as error:
         raise UsageError(f"{path} has a broken header: make it again") from error
+    return found if isinstance(found, dict) else {}
 
 
 def _encode(encoder: TextEncoder, texts: Sequence[str], how: Storing) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,8 @@ from harness.files import digest, tensors_digest
 
 T = TypeVar("T")
 R = TypeVar("R")
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats that are decoded. Pillow knows more, such as EPS, for which it starts Ghostscript."""
 MODES = {1: "L", 3: "RGB"}
 """Pillow's mode by the number of channels."""
 
@@ -139,6 +142,16 @@ class Part(Reader):
         return digest([self.whole.content(), tensors_digest({"items": self.items})])
 
 
+def open_picture(file: Any) -> Image.Image:
+    """A picture in one of `FORMATS`, whatever its name ends in; its pixels are read later.
+
+    Raises what Pillow raises, also for pictures of more than 179 million pixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half as many are fine
+        return Image.open(file, formats=FORMATS)
+
+
 def mirror(images: Tensor, where: Tensor | bool) -> Tensor:
     """Images [B, C, H, W] with those mirrored left to right where the mask [B] is true."""
     if isinstance(where, bool):
@@ -155,6 +168,10 @@ def centre_crop(picture: Image.Image, size: int) -> np.ndarray:
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = size / min(picture.size)
+    if (pixels := scale**2 * picture.width * picture.height) > (most := 2**28):
+        raise ValueError(
+            f"it is so narrow that {pixels:.2g} pixels would be made of it, over {most}"
+        )
     resized = np.array(
         picture.resize(
             (round(picture.width * scale), round(picture.height * scale)),

@@ -34,7 +34,9 @@ class Recipe:
         num_classes: number of conditions; sample i has condition i mod `num_classes`.
         conditions: SHA-256 of the prompts, if the conditions are prompts.
         grid: the name of the grid of levels; see `GRIDS`.
-        dtype: how numbers are stored; they are computed in float32.
+        dtype: how numbers are stored.
+        precision: the type that the teacher's layers compute in; "bf16" runs it under autocast.
+        compile: whether the teacher goes through torch.compile.
     """
 
     teacher: str
@@ -52,6 +54,8 @@ class Recipe:
     grid: str = "few-step"
     dtype: Literal["float32", "float16"] = "float32"
     guidance_norm_patch: int | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
 
     @property
     def levels(self) -> Tensor:
@@ -80,5 +84,6 @@ def compute(
     """States [B, K + 1, C, H, W] and predictions [B, K, C, H, W] of items [B], float32."""
     x_T = Keyed("trajectory", recipe.seed).normal("x_T", items, recipe.shape).to(device)
     cond = conditions.balanced(items).to(device)
-    path = trace(SOLVERS[recipe.solver](), teacher, x_T, recipe.levels, cond)
+    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        path = trace(SOLVERS[recipe.solver](), teacher, x_T, recipe.levels, cond)
     return {"states": path.states, "predictions": path.predictions}

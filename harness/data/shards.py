@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.documents import parse_json, read_text
 from harness.errors import UsageError
 from harness.files import map_tensors, write_text
 
@@ -86,7 +87,7 @@ def _stamp(path: Path) -> list[int]:
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
     with suppress(OSError, ValueError):
-        found = json.loads((folder / VERIFIED).read_text())
+        found = parse_json(read_text(folder / VERIFIED))
         return found if isinstance(found, dict) else {}
     return {}
 

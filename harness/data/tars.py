@@ -16,11 +16,15 @@ from PIL import Image
 
 from harness.data.cache import intact
 from harness.data.contents import content_of
-from harness.data.readers import PictureReader
+from harness.data.readers import PictureReader, open_picture
 from harness.errors import UsageError
 from harness.files import cache_folder, digest, map_tensors, write_sealed
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
+MOST_LABEL = 4096
+"""Bytes of a `.cls` member, which states a number or the name of a class."""
+MOST_DIGITS = 18
+"""Digits of a label, which is kept in 64 bits."""
 BLOCK = 512
 """Bytes of a tar header, which lies before the data of its member."""
 
@@ -64,7 +68,7 @@ class Tars(PictureReader):
 
     def read(self, item: int) -> Image.Image:
         offset, size, _ = self.index[item].tolist()
-        return Image.open(io.BytesIO(self._bytes(item, offset, size)))
+        return open_picture(io.BytesIO(self._bytes(item, offset, size)))
 
     def content(self) -> str:
         names = [file.name for file in self.files]
@@ -97,6 +101,8 @@ def _listed(file: Path, classes: Sequence[str], labelled: bool) -> list[tuple[in
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
+                if member.size < 0 or member.issparse():
+                    raise ValueError(f"{member.name} has no bytes of its own")
                 folder, _, base = member.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
                 key = f"{folder}/{stem}"
@@ -105,9 +111,10 @@ def _listed(file: Path, classes: Sequence[str], labelled: bool) -> list[tuple[in
                 elif member.isfile() and suffix.lower() == "cls":
                     content = tar.extractfile(member)
                     assert content is not None
-                    labels[key] = _label(content.read().decode().strip(), classes, member, file)
+                    text = content.read(MOST_LABEL).decode().strip()
+                    labels[key] = _label(text, classes, member, file)
             _check_end(file, tar.offset)
-    except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
+    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(f"{file} is no readable tar file ({error}); fetch it again") from error
     size, end = file.stat().st_size, max((sum(place) for place in pictures.values()), default=0)
     if end > size:
@@ -133,7 +140,7 @@ def _label(text: str, classes: Sequence[str], member: tarfile.TarInfo, file: Pat
     """The label that a `.cls` member states by name or number."""
     if text in classes:
         return classes.index(text)
-    if text.isdecimal():
+    if text.isdecimal() and len(text) < MOST_DIGITS:
         return int(text)
     what = "a number or one of data.classes" if classes else "a number"
-    raise UsageError(f"{member.name} in {file} says {text!r}, but should say {what}")
+    raise UsageError(f"{member.name} in {file} says {text[:40]!r}, but should say {what}")

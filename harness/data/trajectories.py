@@ -25,6 +25,7 @@ from harness.diffusion.conditions import Conditions
 from harness.diffusion.denoiser import Model
 from harness.errors import UsageError
 from harness.files import cache_folder, digest, map_tensors, write_sealed
+from harness.networks.compiling import compiled
 from harness.progress import Progress
 from harness.provenance import meaning_digest
 from harness.seals import made_again, read_sealed_json, write_sealed_json
@@ -78,8 +79,9 @@ def store_folder(recipe: Recipe) -> Path:
     """The folder of a recipe's store. How many trajectories it holds says its manifest."""
     whole = asdict(recipe)
     del whole["count"]
-    if recipe.dtype == "float32":
-        del whole["dtype"]
+    for name, default in {"dtype": "float32", "precision": "fp32", "compile": False}.items():
+        if whole[name] == default:
+            del whole[name]
     key = digest({**whole, "code": trajectory_code(SOLVERS[recipe.solver])})
     return cache_folder() / "trajectories" / key[:32]
 
@@ -169,7 +171,8 @@ def open_store(
                         progress(int(items[-1]) + 1, recipe.count)
                     return found if recipe.dtype == "float32" else halved(found, PARTS)
 
-                _build(folder, recipe, made, shard_size, batch_size)
+                with compiled(teacher, recipe.compile):
+                    _build(folder, recipe, made, shard_size, batch_size)
     return TrajectoryStore(folder, recipe, conditions)
 
 

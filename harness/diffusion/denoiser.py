@@ -41,11 +41,21 @@ def full_precision(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def on_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor on a device.
+
+    A single number from the CPU is written there, not copied. A copy waits for the device, and
+    cannot be part of a CUDA graph.
+    """
+    dtype = dtype or x.dtype
+    if x.dim() == 0 and x.device.type == "cpu" != device.type:
+        return torch.full((), x.item(), dtype=dtype, device=device)
+    return x.to(device=device, dtype=dtype)
+
+
 def expand_to(coefficient: Tensor, x: Tensor) -> Tensor:
     """A coefficient, 0-d or [B], on x's device, shaped to multiply x [B, ...] in full precision."""
-    return coefficient.to(device=x.device, dtype=full_precision(x)).reshape(
-        -1, *[1] * (x.dim() - 1)
-    )
+    return on_device(coefficient, x.device, full_precision(x)).reshape(-1, *[1] * (x.dim() - 1))
 
 
 def predict(
@@ -93,7 +103,7 @@ class Denoiser(nn.Module):
         self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
-        time = self.schedule.network_time(t).to(x_t.device).expand(len(x_t))
+        time = on_device(self.schedule.network_time(t), x_t.device).expand(len(x_t))
         output = self.network(x_t, time, cond)[:, : x_t.shape[1]]
         return predict(output, x_t, t, self.schedule, self.prediction_type)
 
@@ -137,6 +147,7 @@ class Guided(nn.Module):
         self.denoiser, self.scale, self.null = denoiser, scale, null
         self.channels, self.norm_patch = channels, norm_patch
         self.schedule = denoiser.schedule
+        self._null_on = dict[torch.device, Condition]()
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         if not isinstance(self.scale, Tensor) and self.scale == 1.0:
@@ -159,7 +170,9 @@ class Guided(nn.Module):
     def both(self, cond: Condition, x_t: Tensor) -> Condition:
         """The conditions of the samples x_t [B, ...], then as many null conditions: 2 B."""
         second = torch.arange(2 * len(x_t), device=x_t.device) >= len(x_t)
-        return cond.repeat(2).replaced(second, self.null)
+        if x_t.device not in self._null_on:  # copied once, since a copy waits for the device
+            self._null_on[x_t.device] = self.null.to(x_t.device)
+        return cond.repeat(2).replaced(second, self._null_on[x_t.device])
 
     def with_network(self, network: nn.Module) -> Guided:
         """The same teacher with another network."""

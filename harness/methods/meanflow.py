@@ -35,9 +35,9 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.counting import jvp
 from harness.diffusion.denoiser import Guided, expand_to
 from harness.methods.base import METHODS, Batch, Problem
+from harness.methods.parts.derivatives import STEP, DerivativeConfig, with_derivative
 from harness.methods.parts.options import Span
 from harness.methods.parts.samplers import Jumps
 from harness.methods.parts.student import (
@@ -50,7 +50,7 @@ from harness.methods.parts.student import (
 )
 
 
-class MeanFlowConfig(DataConfig, TimesConfig):
+class MeanFlowConfig(DataConfig, TimesConfig, DerivativeConfig):
     source: Literal["data", "teacher"] = "data"
     """The velocity v: of data and noise, or of the guided teacher."""
     distinct: float = Field(0.25, ge=0, le=1)
@@ -142,7 +142,11 @@ class MeanFlow(DenoisingStudent):
         guided = self.omega * v + (1 - self.omega - kappa) * null + kappa * own
         return torch.where(dropped.reshape(-1, 1, 1, 1), v, guided)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def points(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Condition]:
+        """Flow times rho <= tau [B], points y of the line at tau, velocities v there, conditions.
+
+        The velocities are those of data and noise, guided if the task is, or the teacher's.
+        """
         assert batch.data is not None
         x_0, cond = batch.data[0], self.with_dropout(batch, batch.data[1])
         rho, tau = self.times(batch)
@@ -155,12 +159,19 @@ class MeanFlow(DenoisingStudent):
                 v = velocity(self.teacher(self.noised(x_0, eps, t), t, cond))
         elif self.guided:
             v = self.guided_velocity(v, y, tau, cond, self.dropped(batch))
-        u, change = jvp(
+        return rho, tau, y, v, cond
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        rho, tau, y, v, cond = self.points(batch)
+        u, change = with_derivative(
+            self.config.derivative,
             lambda y, rho, tau: self.u(y, rho, tau, cond),
             (y, rho, tau),
             (v, torch.zeros_like(rho), torch.ones_like(tau)),
+            (y, rho, tau.clamp(max=self.largest_tau - STEP)),
         )
-        off = u - (v - expand_to(tau - rho, x_0) * change.detach())
+        off = u - (v - expand_to(tau - rho, y) * change)
+        t = time_of_flow(self.schedule, tau)
         error = self.conditioned(off, t).square().flatten(1).sum(1)
         weight = (error.detach() + self.config.weight_floor) ** -self.config.power
         return (weight * error).mean(), {"mse": off.detach().square().mean()}

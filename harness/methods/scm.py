@@ -41,9 +41,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.counting import jvp
 from harness.diffusion.denoiser import Denoiser, Guided, expand_to
 from harness.methods.base import METHODS, Batch, Problem, Update
+from harness.methods.parts.derivatives import DerivativeConfig, with_derivative
 from harness.methods.parts.options import Span
 from harness.methods.parts.players import Player
 from harness.methods.parts.student import (
@@ -56,7 +56,7 @@ from harness.methods.parts.student import (
 from harness.networks.layers import TimestepEmbedder
 
 
-class SCMConfig(DataConfig, TimesConfig):
+class SCMConfig(DataConfig, TimesConfig, DerivativeConfig):
     lr: float = Field(2e-4, gt=0, le=1)
     """Peak learning rate of AdamW."""
     source: Literal["teacher", "data"] = "teacher"
@@ -144,14 +144,13 @@ class SCM(DenoisingStudent):
         """F and g before normalisation, for the path's slope dx/dt; gradients flow through F."""
         cos, sin = (expand_to(c, x) for c in (angle.cos(), angle.sin()))
         both = (angle.cos() * angle.sin()).double()
-        now, change = jvp(
+        now, change = with_derivative(
+            self.config.derivative,
             lambda x, angle: self.F(self.model, x, angle, cond),
             (x, angle),
             (cos * sin * slope, both),
         )
-        g = -(cos**2) * (self.sd * now.detach() - slope) - r * (
-            cos * sin * x + self.sd * change.detach()
-        )
+        g = -(cos**2) * (self.sd * now.detach() - slope) - r * (cos * sin * x + self.sd * change)
         return now, g
 
     def loss_at(self, batch: Batch, r: float) -> tuple[Tensor, dict[str, Tensor]]:

@@ -88,7 +88,7 @@ class Shortcut(DenoisingStudent):
         self.levels = time_of_flow(
             self.schedule, torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
         )
-        step_size = torch.tensor([1000 / num_steps])
+        step_size = torch.tensor(1000 / num_steps)
         self.solver = Jumps(lambda t, s: {"step_size": step_size})
 
     @classmethod

@@ -6,6 +6,7 @@ alone where nothing needs more.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 from harness import ranks
+from harness.data.arrays import BROKEN, read_array
 from harness.data.cache import cached_tensors
-from harness.data.pictures import BROKEN, NpzPictures, Pictures
+from harness.data.pictures import NpzPictures, Pictures
 from harness.errors import UsageError
 from harness.files import check_hash
 from harness.metrics.extractors import Extractor
@@ -156,21 +158,26 @@ class ReferenceFile:
         self.path = path
         check_hash(path, sha256)
         try:
-            with np.load(path, allow_pickle=False) as content:
-                names = set(content.files)
-                self.moments = self._pair(content, names, "mu", "sigma")
-                self.spatial = self._pair(content, names, "mu_s", "sigma_s")
+            with zipfile.ZipFile(path) as archive:
+                names = {name.removesuffix(".npy") for name in archive.namelist()}
+            self.moments = self._pair("mu", "sigma")
+            self.spatial = self._pair("mu_s", "sigma_s")
         except BROKEN as error:
-            raise UsageError(f"{path} is no .npz file of a reference") from error
+            raise UsageError(f"{path} is no .npz file of a reference ({error})") from error
         self.pictures: Pictures | None = NpzPictures(path) if "arr_0" in names else None
         if self.pictures is None and self.moments is None:
             raise UsageError(f"{path} holds {', '.join(sorted(names))}, but neither arr_0 nor mu")
 
-    @staticmethod
-    def _pair(content: Any, names: set[str], mean: str, covariance: str) -> Pair | None:
-        if not {mean, covariance} <= names:
+    def _pair(self, mean: str, covariance: str) -> Pair | None:
+        """Two arrays of the file as moments; None if it lacks one. Raises ValueError for others."""
+        first, second = read_array(self.path, mean, 1), read_array(self.path, covariance, 2)
+        if first is None or second is None:
             return None
-        return tuple(torch.from_numpy(content[name]).double() for name in (mean, covariance))  # type: ignore[return-value]
+        if second.shape != (len(first), len(first)):
+            raise ValueError(f"{mean} has {len(first)} numbers, {covariance} {second.shape}")
+        if not (np.isfinite(first).all() and np.isfinite(second).all()):
+            raise ValueError(f"{mean} or {covariance} is not finite")
+        return torch.from_numpy(first).double(), torch.from_numpy(second).double()
 
     def description(
         self, key: dict[str, Any], extractor: Extractor, progress: Progress | None = None

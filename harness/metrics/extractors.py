@@ -15,7 +15,6 @@ Images of one channel are repeated to three. A file's SHA-256 is compared before
 
 from __future__ import annotations
 
-import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import redirect_stdout
@@ -32,7 +31,7 @@ from harness import ranks
 from harness.data.images import to_uint8
 from harness.errors import UsageError
 from harness.files import file_hash
-from harness.seals import check_zip
+from harness.networks.checkpoint_files import load_pickled
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINOV2 = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
@@ -69,21 +68,15 @@ class Extractor(ABC):
             )
         try:
             self.network = self.build(self.read()).requires_grad_(False).eval().to(device)
-        except (RuntimeError, KeyError) as error:
-            problem = str(error).splitlines()[0]
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+            problem = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(
                 f"{self.path} holds other weights than {type(self).__name__} needs: {problem}"
             ) from error
 
     def read(self) -> dict[str, Tensor]:
         """The file's tensors; nothing in it is executed."""
-        check_zip(self.path)
-        try:
-            return torch.load(self.path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise UsageError(
-                f"{self.path} is no file of weights, or one that cannot be read safely"
-            ) from error
+        return load_pickled(self.path)
 
     def download(self, url: str) -> Path:
         """Downloads a file to torch's hub folder, if it is missing, and returns its path.

@@ -7,18 +7,20 @@ A latent is `(z - shift) scaling` for the encoder's z. Each family has its own n
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.documents import parse_json, read_text
 from harness.errors import UsageError
 from harness.files import check_hash
 from harness.networks.autoencoder_kinds import KINDS, Kind
 from harness.networks.library import diffusers_for
 
+MOST = 4096
+"""The largest number of channels, of halvings and of a scale that a config may state."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The file of weights in a folder of diffusers."""
 
@@ -80,17 +82,23 @@ def autoencoder_config(folder: Path) -> dict[str, Any]:
     """The `config.json` of a folder. Raises UsageError if it is missing or broken."""
     path = folder / "config.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{path} cannot be read; autoencoder.folder should be a folder of diffusers, "
             "with config.json in it"
         ) from error
     name = found.get("_class_name") if isinstance(found, dict) else None
-    if name not in KINDS:
+    if not isinstance(name, str) or name not in KINDS:
         raise UsageError(
             f"{path} is of class {name}, but an autoencoder must be an {', '.join(KINDS)}"
         )
+    try:
+        sizes = (*channels_of(found), KINDS[name].halvings(found), *stated_scaling(found))
+    except (LookupError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} does not say the sizes of an {name}: {error}") from error
+    if not all(isinstance(size, int | float) and 0 <= size <= MOST for size in sizes):
+        raise UsageError(f"{path} states sizes that no {name} has: {', '.join(map(str, sizes))}")
     return found
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,9 +27,12 @@ GROUPS = ("ema", "model", "state_dict")
 """Where a checkpoint keeps a network, the best first: averaged weights, then trained ones."""
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 """Prefixes of DataParallel and AveragedModel, of torch.compile, and of training scripts."""
+ALONE = "save the state dict alone, torch.save(network.state_dict(), FILE)"
+"""What to do about a checkpoint of more than plain tensors."""
 STUDENT = "student"
 """The key in the metadata of the files of our students, below which is how they are sampled."""
-BROKEN = (RuntimeError, EOFError, KeyError, ValueError, OSError, TypeError, IndexError)
+BROKEN = (RuntimeError, EOFError, LookupError, ValueError, OSError, TypeError, AttributeError)
+BROKEN += (AssertionError, MemoryError, OverflowError, struct.error, zipfile.BadZipFile)  # type: ignore[assignment]
 """What torch.load raises for a file that is no checkpoint, or half of one."""
 
 
@@ -62,6 +67,8 @@ def read_state_dict(path: Path) -> StateDict:
     if path.suffix == ".safetensors":
         found = StateDict(read_tensors(path), metadata=header_of(path)[0])
         return found if "network" in found.metadata else _unwrapped(path, found)
+    if path.stat().st_size == 0:
+        raise UsageError(_not_a_checkpoint(path))
     content = load_pickled(path)
     state, group = _network_in(path, content)
     return _unwrapped(path, StateDict(state, group, args=_arguments(content)))
@@ -74,20 +81,33 @@ def load_pickled(path: Path) -> Any:
     and `argparse.Namespace`.
     """
     try:
-        check_zip(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            mapped = zipfile.is_zipfile(path) or None  # reads only what is used
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of strange protocols and sparse tensors
+            mapped = _stored(path) or None  # reads only what is used
+            check_zip(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if not found:
             raise UsageError(_not_a_checkpoint(path)) from error
         raise UsageError(
-            f"{path} holds a pickled {found[1]}, and reading it could run code: "
-            "save the state dict alone, torch.save(network.state_dict(), FILE)"
+            f"{path} holds a pickled {found[1]}, and reading it could run code: {ALONE}"
         ) from error
     except BROKEN as error:
         raise UsageError(_not_a_checkpoint(path)) from error
+
+
+def _stored(path: Path) -> bool:
+    """Whether a file is a zip archive. Raises ValueError for one that would be unpacked.
+
+    torch.save packs nothing, so no file of its own grows in memory.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("it is a compressed archive")
+    return True
 
 
 def _not_a_checkpoint(path: Path) -> str:
@@ -110,6 +130,7 @@ def _network_in(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:
             f"{path} holds a {type(content).__name__}, not the state dict of a network"
         )
     if all(isinstance(value, Tensor) for value in content.values()):
+        _check_tensors(path, content)
         return dict(content), ""
     for group in GROUPS:
         if isinstance(content.get(group), Mapping):
@@ -117,11 +138,27 @@ def _network_in(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:
             return state, f"{group}.{inner}" if inner else group
     if {"state", "param_groups"} <= content.keys():
         raise UsageError(f"{path} holds the state of an optimizer, not a network")
-    names = ", ".join(sorted(map(str, content))[:5])
+    names = ", ".join(sorted(name for name in content if isinstance(name, str))[:5])
     raise UsageError(
         f"{path} holds no network under {', '.join(GROUPS)}; it has {names}: "
         "save the state dict alone"
     )
+
+
+def _check_tensors(path: Path, state: Mapping[Any, Tensor]) -> None:
+    """Raises UsageError for a tensor of more numbers than the file holds, or of no plain kind.
+
+    A single stored number can be viewed as 10^12, and copying that would fill the memory.
+    """
+    for name, tensor in state.items():
+        plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+        plain = plain and not tensor.is_quantized
+        if not isinstance(name, str) or not plain:
+            raise UsageError(f"{path} holds {str(name)[:200]}, which is no plain tensor: {ALONE}")
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise UsageError(
+                f"{path} holds {name} {list(tensor.shape)}, but fewer numbers are stored: {ALONE}"
+            )
 
 
 def _unwrapped(path: Path, found: StateDict) -> StateDict:

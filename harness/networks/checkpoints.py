@@ -27,6 +27,7 @@ from harness.networks.backbones.families import DIT
 from harness.networks.checkpoint_files import STUDENT, StateDict, read_state_dict
 from harness.networks.fit import check_fit, load_into, some
 from harness.networks.library import hub_folder
+from harness.networks.said import said_in
 from harness.networks.sizes import sizes_of as sizes_of_weights
 
 Kind = Literal["dit", "sit"]
@@ -181,13 +182,12 @@ def _own(found: StateDict, where: str, kind: Kind | None) -> Teacher:
     """A file of `write_teacher`."""
     if kind is not None:
         raise UsageError(f"{where} says itself what it holds: leave --kind out")
-    network = json.loads(found.metadata["network"])
+    network, kind_of_teacher = said_in(found.metadata, where)
     check_fit(skeleton(network).state_dict(), found.tensors, where)
     return Teacher(
         network,
         found.tensors,
-        found.metadata["schedule"],
-        found.metadata["prediction_type"],
+        *kind_of_teacher,
         {"source": where, "kind": "said by the file's metadata"},
     )
 
@@ -209,7 +209,7 @@ def _official(found: StateDict, path: Path, kind: Kind | None, num_heads: int | 
 
 def _given(kind: Kind, path: Path, args: Mapping[str, Any]) -> tuple[Kind, str]:
     """The kind that a person gives. Raises UsageError if the file's options say the other one."""
-    model = str(args.get("model", ""))
+    model = _text(args, "model")
     if (said := _kinds_in(model)) and kind not in said:
         raise UsageError(f"--kind is {kind}, but {path} was trained as {model}: leave --kind out")
     return kind, "as given"
@@ -227,7 +227,7 @@ def kind_of(path: Path, args: Mapping[str, Any]) -> tuple[Kind, str]:
     Raises UsageError if nothing tells: a wrong guess gives samples without a warning.
     """
     told = {
-        "by the model in its options": str(args.get("model", "")),
+        "by the model in its options": _text(args, "model"),
         "by the name of the file": path.name,
     }
     for why, text in told.items():
@@ -240,11 +240,17 @@ def kind_of(path: Path, args: Mapping[str, Any]) -> tuple[Kind, str]:
     )
 
 
+def _text(args: Mapping[str, Any], name: str) -> str:
+    """An option of a training script that is text; others, which may be anything, are empty."""
+    found = args.get(name)
+    return found[:100] if isinstance(found, str) else ""
+
+
 def _check_sit(path: Path, args: Mapping[str, Any]) -> None:
     """Raises UsageError for a SiT of another path or prediction than the ones known here."""
     for option, value in (("path_type", "Linear"), ("prediction", "velocity")):
         if args.get(option, value) != value:
             raise UsageError(
-                f"{path} was trained with {option} {args[option]}, "
+                f"{path} was trained with {option} {_text(args, option) or 'of another kind'}, "
                 f"but a SiT is read here with {option} {value}"
             )

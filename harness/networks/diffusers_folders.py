@@ -10,7 +10,6 @@ output at t = 999. So such weights stay a network of diffusers and are not renam
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,10 +18,11 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.documents import parse_json, read_text
 from harness.errors import UsageError, unknown
-from harness.files import read_tensors
+from harness.files import check_name, inside, read_tensors
 from harness.networks.backbones.families import DIT, FAMILIES
-from harness.networks.checkpoint_files import load_pickled
+from harness.networks.checkpoint_files import read_state_dict
 from harness.networks.library import diffusers_for
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -93,10 +93,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     index = folder / f"{WEIGHTS}.safetensors.index.json"
     whole, pickled = folder / f"{WEIGHTS}.safetensors", folder / f"{WEIGHTS}.bin"
     if index.is_file():
-        shards = [folder / name for name in sorted(set(_json(index)["weight_map"].values()))]
+        shards = [inside(folder / name, folder) for name in _shards(index)]
         return {name: v for shard in shards for name, v in read_tensors(shard).items()}
     if whole.is_file() or pickled.is_file():
-        return read_tensors(whole) if whole.is_file() else load_pickled(pickled)
+        return read_tensors(whole) if whole.is_file() else read_state_dict(pickled).tensors
     raise UsageError(
         f"{folder} has no {WEIGHTS}.safetensors; its files: "
         f"{', '.join(sorted(path.name for path in folder.iterdir()))}"
@@ -165,9 +165,17 @@ def _defaults(name: str) -> dict[str, Any]:
     return {key: parameter.default for key, parameter in parameters.items()}
 
 
+def _shards(index: Path) -> list[str]:
+    """The names of the files that an index lists; they lie beside it."""
+    listed = _json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(n, str) for n in listed.values()):
+        raise UsageError(f"{index} has no weight_map from names to files: download it again")
+    return [check_name(name, f"a file in {index}") for name in sorted(set(listed.values()))]
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is not a readable JSON file: {error}") from error
     if not isinstance(content, dict):

@@ -15,8 +15,10 @@ the call of `scaled_dot_product_attention` is rerouted to one that unfolds the s
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, cast
 
 import torch
@@ -58,88 +60,118 @@ class Memory:
         visible: the block mask.
         heads: the heads of the steps, of which the first is None: the network's own.
         states: number of states S of the pass.
-        cache: the states before.
-        grown: layer, and what the cache keeps of it, of each attention so far.
+        before: number of states before.
     """
 
     visible: Visible
     heads: tuple[nn.Module | None, ...] = (None,)
     states: int = 0
-    cache: Cache = EMPTY
-    grown: list[tuple[int, tuple[Tensor, ...]]] = field(default_factory=list)
+    before: int = 0
 
-    def joined(self, layer: int, *own: Tensor) -> tuple[Tensor, ...]:
+
+class Remembers(Swapped, nn.Module):
+    """A self-attention that sees the earlier states of its sample.
+
+    It keeps what it adds to the cache, so that all history layers run the same compiled code.
+
+    Attributes:
+        past: what the cache has of this layer; nothing before the first state.
+        kept: what the next cache has of it; nothing before its attention has run.
+    """
+
+    memory: Memory
+    past: tuple[Tensor, ...]
+    kept: tuple[Tensor, ...]
+
+    def joined(self, *own: Tensor) -> tuple[Tensor, ...]:
         """Each of `own` [B S, ...] as [B, states so far, ...], after that of the states before."""
-        found = tuple(x.unflatten(0, (-1, self.states)) for x in own)
-        if self.cache.states:
-            past = self.cache.keys_values[layer]
-            found = tuple(torch.cat(pair, 1) for pair in zip(past, found, strict=True))
-        self.grown.append((layer, found))
+        found = tuple(x.unflatten(0, (-1, self.memory.states)) for x in own)
+        if self.past:
+            found = tuple(torch.cat(pair, 1) for pair in zip(self.past, found, strict=True))
+        self.kept = found
         return found
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Any = None,
-        **options: Any,
+    def attend_states(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **options: Any
     ) -> Tensor:
         """In place of `scaled_dot_product_attention`, for tensors [B S, heads, T, head width]."""
-        k, v = self.joined(layer, key, value)
-        q, first = query.unflatten(0, (-1, self.states)), self.cache.states
-        return attend_blocks(q, k, v, first, self.visible, attn_mask, **options).flatten(0, 1)
+        k, v = self.joined(key, value)
+        q, memory = query.unflatten(0, (-1, self.memory.states)), self.memory
+        return attend_blocks(q, k, v, memory.before, memory.visible, attn_mask, **options).flatten(
+            0, 1
+        )
+
+
+def recalled(block: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """What puts the history layers of a block back to the states of now, inside its context."""
+    layers = [layer for layer in block.modules() if isinstance(layer, Remembers)]
+    now = [(layer, layer.past, layer.memory.states, layer.memory.before) for layer in layers]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        later = [
+            (layer.past, layer.kept, layer.memory.states, layer.memory.before) for layer in layers
+        ]
+        for layer, past, states, before in now:
+            layer.past, layer.kept = past, ()
+            layer.memory.states, layer.memory.before = states, before
+        try:
+            yield
+        finally:
+            for layer, (past, kept, states, before) in zip(layers, later, strict=True):
+                layer.past, layer.kept = past, kept
+                layer.memory.states, layer.memory.before = states, before
+
+    return again
 
 
 class Reroute(TorchFunctionMode):
-    """Inside, `scaled_dot_product_attention` is that of a memory."""
+    """Inside, `scaled_dot_product_attention` is that of a history layer.
 
-    def __init__(self, memory: Memory, layer: int):
+    Raises UsageError at the second call.
+    """
+
+    def __init__(self, layer: Remembers):
         super().__init__()
-        self.memory, self.layer = memory, layer
+        self.layer = layer
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if function is F.scaled_dot_product_attention:
-            return self.memory.attend(self.layer, *args, **(kwargs or {}))
+            if self.layer.kept:
+                raise UsageError(
+                    "a history layer called torch's scaled_dot_product_attention twice, but must "
+                    "call it once: give history_layers 0"
+                )
+            return self.layer.attend_states(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
 
 
-class Remembering(Swapped, Attention):
+class Remembering(Remembers, Attention):
     """Our self-attention, which sees the earlier states of its sample."""
 
-    memory: Memory
-    layer: int
-
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.memory.attend(self.layer, q, k, v)
+        return self.attend_states(q, k, v)
 
 
-class Summing(Swapped, LinearAttention):
+class Summing(Remembers, LinearAttention):
     """Linear self-attention, which sees the earlier states of its sample."""
 
-    memory: Memory
-    layer: int
-
     def attend(self, q: Tensor, sums: Tensor) -> Tensor:
-        (known,) = self.memory.joined(self.layer, sums)
-        seen = sum_blocks(known, self.memory.cache.states, self.memory.visible)
+        (known,) = self.joined(sums)
+        seen = sum_blocks(known, self.memory.before, self.memory.visible)
         return read(q, seen.flatten(0, 1))
 
 
-class Rerouting(Swapped, nn.Module):
+class Rerouting(Remembers):
     """Any other self-attention, which sees the earlier states of its sample.
 
     A rerouted call costs some 50 microseconds, so ours has a method of its own.
     """
 
-    memory: Memory
-    layer: int
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with Reroute(self.memory, self.layer):
+        with Reroute(self):
             return super().forward(*args, **kwargs)
 
 
@@ -153,7 +185,7 @@ class PerStep(Swapped, nn.Module):
     memory: Memory
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        first, heads = self.memory.cache.states, self.memory.heads
+        first, heads = self.memory.before, self.memory.heads
         states = [x.unflatten(0, (-1, self.memory.states)).unbind(1) for x in inputs]
         outputs = []
         for i, own in enumerate(zip(*states, strict=True)):
@@ -191,23 +223,31 @@ class History(Swapped, Backbone):
         Raises:
             UsageError: if a history layer does not call `scaled_dot_product_attention` once.
         """
-        memory = self.memory
-        memory.states, memory.cache, memory.grown = x.shape[1], cache, []
+        memory, layers = self.memory, self.history_attentions
+        memory.states, memory.before = x.shape[1], cache.states
+        for layer, past in zip(layers, cache.keys_values or repeat(()), strict=False):
+            layer.past, layer.kept = past, ()
         try:
             output = super().forward(  # type: ignore[safe-super]
                 x.flatten(0, 1), time.flatten(), cond
             )
         finally:
-            grown, memory.cache, memory.grown = memory.grown, EMPTY, []
-        reached = [layer for layer, _ in grown]
-        if reached != list(range(self.history_layers)):
+            kept = tuple(layer.kept for layer in layers)
+            for layer in layers:
+                layer.past = layer.kept = ()
+        if not all(kept):
+            reached = [layer for layer, own in enumerate(kept) if own]
             raise UsageError(
                 f"history_layers is {self.history_layers}, but the attentions of layers {reached} "
                 "were reached: each history layer must call torch's scaled_dot_product_attention "
                 "once; set no other attention backend, or give history_layers 0"
             )
-        kept = tuple(own for _, own in grown)
         return output.unflatten(0, x.shape[:2]), Cache(cache.states + x.shape[1], kept)
+
+    @property
+    def history_attentions(self) -> list[Remembers]:
+        """The attentions of the history layers, lowest first."""
+        return cast(list[Remembers], list(self.attentions[: self.history_layers]))
 
     def head_of(self, state: int) -> nn.Module:
         """The head of a state."""
@@ -260,8 +300,8 @@ def with_history(
             network.add_module(f"{network.head_name}{step}", head)
         memory.heads = (None, *copies)
         swap(network.head, PerStep, memory=memory)
-    for layer, attention in enumerate(network.attentions[:history_layers]):
+    for attention in network.attentions[:history_layers]:
         front = next((FRONTS[kind] for kind in FRONTS if isinstance(attention, kind)), Rerouting)
-        swap(attention, front, memory=memory, layer=layer)
+        swap(attention, front, memory=memory, past=(), kept=())
     swap(network, History, num_states=num_states, history_layers=history_layers, memory=memory)
     return cast(History, network)

@@ -7,7 +7,6 @@ SD3's CLIP and T5 outputs stand one after the other, and FLUX's CLIP gives the p
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from harness.documents import parse_json, read_text
 from harness.errors import UsageError, unknown
 from harness.files import digest, file_hash
 from harness.networks.library import PACKAGE, diffusers_for
@@ -149,7 +149,7 @@ class PromptEncoder:
 def pipeline_name(folder: Path) -> str:
     """The class of a pipeline's folder. Raises UsageError for one that is not known."""
     try:
-        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        content = parse_json(read_text(folder / INDEX))
         name = str(content["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
@@ -165,24 +165,23 @@ def _component(folder: Path, name: str, dtype: torch.dtype) -> Any:
 
     Raises UsageError if it is missing, cannot be read, or lacks weights.
     """
-    import transformers
-
     where = folder / name
     if not where.is_dir():
         raise UsageError(f"there is no folder {where}: download the whole pipeline")
     pieces = not (where / "tokenizer.json").exists() and any(where.glob("*.model"))
     if pieces and find_spec("sentencepiece") is None:  # transformers would ask for tiktoken
         raise UsageError(f"{where} needs sentencepiece to be read: {PACKAGE}")
-    content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    cls = getattr(transformers, str(content.get(name, [None, None])[1]), None)
-    if cls is None:
-        raise UsageError(f"{folder / INDEX} names no class of transformers for {name}")
+    cls = _class_of(folder, name)
     try:
         with quiet():
             if name.startswith("tokenizer"):
-                return cls.from_pretrained(where, local_files_only=True)
+                return cls.from_pretrained(where, local_files_only=True, trust_remote_code=False)
             model, info = cls.from_pretrained(
-                where, local_files_only=True, dtype=dtype, output_loading_info=True
+                where,
+                local_files_only=True,
+                trust_remote_code=False,  # without it, transformers would ask
+                dtype=dtype,
+                output_loading_info=True,
             )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -190,6 +189,26 @@ def _component(folder: Path, name: str, dtype: torch.dtype) -> Any:
     if lost := sorted({*info["missing_keys"], *map(str, info.get("mismatched_keys", ()))}):
         raise UsageError(f"the weights in {where} lack {', '.join(lost[:3])}: download them again")
     return model.eval().requires_grad_(False)
+
+
+def _class_of(folder: Path, name: str) -> Any:
+    """The class of transformers that a pipeline's index names for a component.
+
+    Raises UsageError for anything that is neither a tokenizer nor a model.
+    """
+    import transformers
+
+    content = parse_json(read_text(folder / INDEX))
+    said = content.get(name)
+    found = getattr(transformers, str(said[1]), None) if _is_pair(said) else None
+    kinds = (transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase)
+    if not (isinstance(found, type) and issubclass(found, kinds)):
+        raise UsageError(f"{folder / INDEX} names no class of transformers for {name}")
+    return found
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2
 
 
 @contextmanager

@@ -9,12 +9,18 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from harness.errors import UsageError
+from harness.diffusion.denoiser import PredictionType
+from harness.diffusion.schedules import schedule_of
+from harness.documents import parse_json
+from harness.errors import UsageError, unknown
 from harness.files import header_of
 from harness.networks.backbones.diffusers import class_of
 from harness.networks.backbones.dit import DiT, sized
+
+KIND = ("schedule", "prediction_type")
+"""What metadata say beside the network."""
 
 
 def check_said(path: Path, network: dict[str, Any], schedule: str, prediction_type: str) -> None:
@@ -28,8 +34,8 @@ def check_said(path: Path, network: dict[str, Any], schedule: str, prediction_ty
     said, _ = header_of(path)
     if "network" not in said:
         return
-    kind = ("schedule", "prediction_type")
-    theirs = {**_whole(json.loads(said["network"])), **{name: said.get(name) for name in kind}}
+    theirs, kind = said_in(said, str(path))
+    theirs = {**_whole(theirs), **dict(zip(KIND, kind, strict=True))}
     mine = _whole(network) | {"schedule": schedule, "prediction_type": prediction_type}
     other = [
         f"{name} {theirs.get(name)} in place of {mine.get(name)}"
@@ -41,6 +47,27 @@ def check_said(path: Path, network: dict[str, Any], schedule: str, prediction_ty
             f"{path} says that it is another teacher than the task's ({', '.join(other)}): "
             "name the right file, or change the task"
         )
+
+
+def said_in(metadata: Mapping[str, str], where: str) -> tuple[dict[str, Any], tuple[str, str]]:
+    """The network that a file's metadata say, its schedule and its prediction type.
+
+    Args:
+        where: the file, as an error names it.
+
+    Raises UsageError for metadata that do not say them.
+    """
+    try:
+        network = parse_json(metadata["network"])
+        if not isinstance(network, dict):
+            raise ValueError("network is no mapping")
+        schedule, prediction_type = (metadata[name] for name in KIND)
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"{where} has broken metadata ({error}): import it again") from error
+    schedule_of(schedule)
+    if prediction_type not in get_args(PredictionType):
+        raise unknown("prediction_type", prediction_type, get_args(PredictionType), where)
+    return network, (schedule, prediction_type)
 
 
 def _whole(network: Mapping[str, Any]) -> dict[str, Any]:

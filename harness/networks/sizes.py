@@ -18,6 +18,8 @@ from harness.networks.layers import sincos_position_embedding
 
 TOLD = ("x_embedder.proj.weight", "pos_embed", "final_layer.linear.weight", "blocks.0.mlp.fc1.bias")
 """Weights of a DiT that sizes are read from."""
+OTHERS = {"y_embedder.embedding_table.weight": 2, "text_embedder.weight": 2}
+"""Dimensions of further weights that sizes are read from, where a network has them."""
 PARTS = ("x_embedder", "t_embedder", "y_embedder", "pos_embed", "blocks", "final_layer")
 """The first parts of a DiT's names."""
 HEADS = {width: heads for _, width, heads in SIZES.values()}
@@ -45,8 +47,9 @@ def sizes_of(
             f"{where} is not a DiT's state dict (missing: {some(missing)}; it has {some(state)}); "
             f"{reason(state, missing, strange)}"
         )
+    _check_told(state, where)
     width, channels, patch, _ = state["x_embedder.proj.weight"].shape
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     heads = _heads(width, args, where, num_heads)
     rows, columns = _grid(state["pos_embed"], where)
     found: dict[str, Any] = {
@@ -63,6 +66,19 @@ def sizes_of(
     return found
 
 
+def _check_told(state: Mapping[str, Tensor], where: str) -> None:
+    """Raises UsageError unless the weights that tell sizes have the dimensions of a DiT's."""
+    dims = dict(zip(TOLD, (4, 3, 2, 1), strict=True)) | OTHERS
+    for name, count in dims.items():
+        if name in state and (state[name].dim() != count or 0 in state[name].shape):
+            raise UsageError(
+                f"{where} has {name} {list(state[name].shape)}, but a DiT's has {count} dimensions"
+            )
+    width, positions = len(state["x_embedder.proj.weight"]), state["pos_embed"].shape[2]
+    if width != positions or width % 4:
+        raise UsageError(f"{where} has tokens of width {width}, but positions of width {positions}")
+
+
 def _blocks(depth: int, width: int, heads: int, patch: int) -> dict[str, Any]:
     """The paper's name of a size, or its numbers."""
     found = {"depth": depth, "hidden_size": width, "num_heads": heads, "patch_size": patch}
@@ -74,7 +90,9 @@ def _blocks(depth: int, width: int, heads: int, patch: int) -> dict[str, Any]:
 
 def _heads(width: int, args: Mapping[str, Any], where: str, said: int | None) -> int:
     """The number of attention heads. Raises UsageError if nothing tells, or if it cannot be."""
-    heads = said or args.get("num_heads") or _heads_of_model(args.get("model"))
+    stated = args.get("num_heads")
+    heads = said or (stated if type(stated) is int and stated > 0 else None)
+    heads = heads or _heads_of_model(args.get("model"))
     heads = heads or HEADS.get(width)
     if not heads:
         raise UsageError(
@@ -91,7 +109,9 @@ def _heads(width: int, args: Mapping[str, Any], where: str, said: int | None) ->
 
 def _heads_of_model(model: Any) -> int | None:
     """Attention heads of a model by name, such as "DiT-XL/2" or "SiT-B/4"."""
-    size = SIZES.get(str(model).replace("SiT-", "DiT-").partition("/")[0])
+    if not isinstance(model, str):
+        return None
+    size = SIZES.get(model.replace("SiT-", "DiT-").partition("/")[0])
     return size[2] if size else None
 
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness.documents import read_yaml
 from harness.errors import UsageError
-from harness.files import read_yaml
 from harness.records import Record
 from harness.report.labels import counted
 from harness.report.rows import HEADLINES, reference_record, rows_of, without_trials

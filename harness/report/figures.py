@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.errors import printable
 from harness.report.plots import Line
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
@@ -59,7 +60,7 @@ def _draw_curve(axes: Axes, curve: Line, color: str, bars: bool) -> None:
     half = [0.0 if math.isnan(width) else width for width in curve.half_width]
     style: dict[str, Any] = {"color": color, "marker": "o", "markersize": 3, "linewidth": 1.2}
     if bars:
-        axes.errorbar(curve.x, curve.y, half, label=curve.label, capsize=2, **style)
+        axes.errorbar(curve.x, curve.y, half, label=words(curve.label), capsize=2, **style)
         return
     axes.plot(curve.x, curve.y, label=_short(curve.label), **style)
     low, high = (
@@ -119,7 +120,12 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def _short(text: str, most: int = 62) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return words(text if len(text) <= most else text[: most - 1] + "…")
+
+
+def words(text: str) -> str:
+    """A text that matplotlib draws as it is: it takes what stands between two $ for a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def set_log_limits(axes: Axes, values: Sequence[float]) -> None:

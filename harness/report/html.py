@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness.errors import printable
+from harness.files import inside
 from harness.records import Cost, Record
 from harness.report.figures import curves_figure, pareto_figure
 from harness.report.labels import counted
@@ -59,16 +61,21 @@ def html_page(records: Sequence[Record], results: Path, claims: Path = CLAIMS) -
         "TITLE": "Few-step distillation: results",
         "LEAD": lead,
         "NAV": "".join(
-            f'<a href="#{name}">{html.escape(title)}</a>' for name, title, _ in sections
+            f'<a href="#{escaped(name)}">{escaped(title)}</a>' for name, title, _ in sections
         ),
         "BODY": "".join(
-            f'<section id="{name}"><h2>{html.escape(title)}</h2>{inner}</section>'
+            f'<section id="{escaped(name)}"><h2>{escaped(title)}</h2>{inner}</section>'
             for name, title, inner in sections
         ),
     }
     for name, text in parts.items():
         page = page.replace(f"@@{name}@@", text)
     return page
+
+
+def escaped(text: str) -> str:
+    """A text on one line without tags, also inside quotes."""
+    return html.escape(printable(text))
 
 
 def _failures(records: Sequence[Record]) -> list[Section]:
@@ -88,7 +95,7 @@ def _task(report: TaskReport, results: Path) -> str:
     for number, section in enumerate(report.sections):
         filter_id = f"filter-{report.task}-{number}" if len(section.table) >= FILTERED else ""
         parts.append(
-            f"<h3>{html.escape(section.heading)}</h3>"
+            f"<h3>{escaped(section.heading)}</h3>"
             f"{_text(section.text)}{_table(section.table, filter_id)}{_text(section.below)}"
         )
     if figures := _figures(report):
@@ -96,33 +103,33 @@ def _task(report: TaskReport, results: Path) -> str:
     if grids := _grids(report, results):
         parts.append(f'<h3>Samples</h3><p>{GRIDS}</p><div class="figures">{"".join(grids)}</div>')
     if report.notes:
-        items = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes)
+        items = "".join(f"<li>{escaped(note)}</li>" for note in report.notes)
         parts.append(f'<h3>Notes</h3><ul class="notes">{items}</ul>')
     return "".join(parts)
 
 
 def _text(sentences: str) -> str:
-    return f"<p>{html.escape(sentences)}</p>" if sentences else ""
+    return f"<p>{escaped(sentences)}</p>" if sentences else ""
 
 
 def _table(table: pd.DataFrame, filter_id: str = "", prose: bool = False) -> str:
     """A table of text cells that can be sorted, and filtered if it has an id."""
-    heads = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in table.columns)
+    heads = "".join(f'<th scope="col">{escaped(str(column))}</th>' for column in table.columns)
     lines = (
-        "".join(f"<td>{html.escape(str(cell))}</td>" for cell in line)
+        "".join(f"<td>{escaped(str(cell))}</td>" for cell in line)
         for line in table.itertuples(index=False)
     )
     rows = "".join(f"<tr>{line}</tr>" for line in lines)
     box = ""
     if filter_id:
         box = (
-            f'<input type="search" id="{filter_id}" '
+            f'<input type="search" id="{escaped(filter_id)}" '
             'placeholder="Filter: words that a row must hold" aria-label="Filter rows">'
             '<span class="count"></span>'
         )
     kind = "live prose" if prose else "live"
     return (
-        f'{box}<div class="scroll"><table class="{kind}" data-filter="{filter_id}">'
+        f'{box}<div class="scroll"><table class="{kind}" data-filter="{escaped(filter_id)}">'
         f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
@@ -169,7 +176,7 @@ def _pareto(report: TaskReport, label: str) -> str:
 
 
 def _figure(kind: str, svg: str, caption: str) -> str:
-    return f'<figure class="{kind}">{svg}<figcaption>{html.escape(caption)}</figcaption></figure>'
+    return f'<figure class="{kind}">{svg}<figcaption>{escaped(caption)}</figcaption></figure>'
 
 
 def _grids(report: TaskReport, results: Path) -> list[str]:
@@ -181,9 +188,10 @@ def _grids(report: TaskReport, results: Path) -> list[str]:
             results / report.task / "samples" / f"{run_id}.png",
         )
         if picture := next((place for place in places if place.is_file()), None):
+            inside(picture, results)
             data, caption = (
                 base64.b64encode(picture.read_bytes()).decode(),
-                html.escape(grid_caption(row)),
+                escaped(grid_caption(row)),
             )
             image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
             found.append(f'<figure class="grid">{image}<figcaption>{caption}</figcaption></figure>')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from harness.errors import printable
 from harness.report.tables import KEYS, QUALITY
 from harness.report.task_report import TaskReport
 
@@ -12,6 +13,7 @@ SHOWN = {*KEYS, *(heading for heading, _ in QUALITY.values()), "NFE", "MMACs / s
 SPECIAL = {letter: f"\\{letter}" for letter in "&%$#_{}"}
 SPECIAL |= {
     "\\": r"\textbackslash{}",
+    "[": "{[}",  # at the start of a row it would be an argument of the line end before it
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 }
@@ -26,21 +28,22 @@ def latex_report(report: TaskReport) -> str:
     )
 
 
+def escaped(text: str) -> str:
+    """A text on one line without commands of LaTeX."""
+    return "".join(SPECIAL.get(letter, letter) for letter in printable(text))
+
+
 def latex_table(table: pd.DataFrame, caption: str) -> str:
     """A `table` environment with the rules of booktabs."""
 
     def line(cells: list[str]) -> str:
-        return (
-            " & ".join("".join(SPECIAL.get(letter, letter) for letter in cell) for cell in cells)
-            + r" \\"
-        )
+        return " & ".join(map(escaped, cells)) + r" \\"
 
-    caption = "".join(SPECIAL.get(letter, letter) for letter in caption)
     rows = [line([str(cell) for cell in row]) for row in table.itertuples(index=False)]
     head = [
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{caption}}}",
+        rf"\caption{{{escaped(caption)}}}",
         rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
         r"\toprule",
     ]

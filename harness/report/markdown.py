@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
 
+import pandas as pd
+
+from harness.errors import printable
 from harness.report.task_report import Section, TaskReport, agreement_section
 
 
 def page(reports: Sequence[TaskReport]) -> str:
     """The whole report, a section for each task."""
-    parts = [f"## {report.task}\n\n{task_section(report, 3)}" for report in reports]
+    parts = [f"## {prose(report.task)}\n\n{task_section(report, 3)}" for report in reports]
     parts += [section_text(section, 2) for section in agreement_section(reports)]
     return "# Results\n\n" + "\n\n".join(parts) + "\n"
 
@@ -18,15 +23,35 @@ def task_section(report: TaskReport, level: int) -> str:
     """The tables and notes of one task, with headings of a level."""
     parts = [section_text(section, level) for section in report.sections]
     if report.notes:
-        parts.append(f"{'#' * level} Notes\n\n" + "\n".join(f"- {note}" for note in report.notes))
+        parts.append(
+            f"{'#' * level} Notes\n\n" + "\n".join(f"- {prose(note)}" for note in report.notes)
+        )
     return "\n\n".join(parts)
 
 
 def section_text(section: Section, level: int) -> str:
     """A heading, its sentences if there are any, the table, and the sentence below it."""
-    table = section.table.to_markdown(index=False, disable_numparse=True)
-    return "\n\n".join(
-        part
-        for part in (f"{'#' * level} {section.heading}", section.text, table, section.below)
-        if part
-    )
+    heading, text, below = map(prose, (section.heading, section.text, section.below))
+    parts = (f"{'#' * level} {heading}", text, table_text(section.table), below)
+    return "\n\n".join(part for part in parts if part)
+
+
+def table_text(table: pd.DataFrame) -> str:
+    """A table, whose cells and headings are escaped."""
+    cells = table.map(cell).rename(columns=cell)
+    return str(cells.to_markdown(index=False, disable_numparse=True))
+
+
+def prose(text: str) -> str:
+    """A text on one line that holds no HTML, no link and no picture of its own."""
+    return printable(text).replace("\\", "\\\\").replace("<", "&lt;").replace("](", "]\\(")
+
+
+def cell(text: Any) -> str:
+    """A text as a cell of a table."""
+    return prose(str(text)).replace("|", "\\|")
+
+
+def link(*parts: str) -> str:
+    """The address of a file of a page."""
+    return quote("/".join(parts))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.files import write_aside
-from harness.report.figures import set_log_limits
+from harness.report.figures import set_log_limits, words
 from harness.report.plots import Line, Panel, Plot
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
@@ -65,7 +65,7 @@ def _draw(axes: Axes, panel: Panel, plot: Plot) -> None:
     for number, line in enumerate(ordered[-MOST_NAMED:]):
         _draw_line(axes, line, number, plot.bars)
     _set_ticks(axes, panel.lines, plot.log)
-    axes.set_title(panel.title, loc="left", fontsize=10)
+    axes.set_title(words(panel.title), loc="left", fontsize=10)
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(plot.y_label)
     axes.grid(alpha=0.3)
@@ -79,7 +79,7 @@ def _draw_line(axes: Axes, line: Line, number: int, bars: bool) -> None:
             line.x,
             line.y,
             half,
-            label=line.label,
+            label=words(line.label),
             capsize=3,
             elinewidth=0.8,
             color=color,
@@ -89,7 +89,13 @@ def _draw_line(axes: Axes, line: Line, number: int, bars: bool) -> None:
         )
         return
     axes.plot(
-        line.x, line.y, label=line.label, color=color, marker=marker, markersize=4, linewidth=1.3
+        line.x,
+        line.y,
+        label=words(line.label),
+        color=color,
+        marker=marker,
+        markersize=4,
+        linewidth=1.3,
     )
     low, high = (
         [y + sign * width for y, width in zip(line.y, line.half_width, strict=True)]
@@ -123,7 +129,7 @@ def _small_panels(plot: Plot) -> Figure:
         (curve,) = panel.lines
         half = [0.0 if math.isnan(width) else width for width in curve.half_width]
         axes.errorbar(curve.x, curve.y, half, marker="o", markersize=4, linewidth=1.3, capsize=3)
-        axes.set_title("\n".join(textwrap.wrap(panel.title, 52)), loc="left", fontsize=9)
+        axes.set_title("\n".join(textwrap.wrap(words(panel.title), 52)), loc="left", fontsize=9)
         axes.set_xlabel(panel.x_label)
         axes.set_ylabel(plot.y_label)
         axes.set_xticks(sorted(set(curve.x)))

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from harness.files import write_aside, write_text
+from harness.files import inside, write_aside, write_text
 from harness.records import Record, publish_records
 from harness.report.labels import counted
-from harness.report.markdown import section_text, task_section
+from harness.report.markdown import link, prose, section_text, task_section
 from harness.report.pictures import write_plots
 from harness.report.rows import Row
 from harness.report.task_report import (
@@ -34,7 +34,7 @@ def publish(records: Sequence[Record], results: Path) -> list[Path]:
     place = "/".join(parts[parts.index("results") :]) if "results" in parts else results.name
     reports = reports_of(records)
     for report in reports:
-        folder = results / report.task
+        folder = inside(results / report.task, results)
         publish_records(folder, [record for record in records if record.task == report.task])
         write_plots(report.plots, folder)
         copy_grids(report.grids, results, folder)
@@ -45,7 +45,7 @@ def publish(records: Sequence[Record], results: Path) -> list[Path]:
 
 def _task_page(report: TaskReport, folder: Path, place: str) -> str:
     parts = [
-        f"# Results on {report.task}",
+        f"# Results on {prose(report.task)}",
         f"Made by `harness report {place} --publish` from `{report.task}/records.jsonl`.",
         *_findings(folder),
         task_section(report, 2),
@@ -56,20 +56,20 @@ def _task_page(report: TaskReport, folder: Path, place: str) -> str:
 
 
 def _findings(folder: Path) -> list[str]:
-    path = folder / "findings.md"
+    path = inside(folder / "findings.md", folder)
     return [path.read_text(encoding="utf-8").strip()] if path.is_file() else []
 
 
 def _plots(report: TaskReport) -> str:
     return "\n\n".join(
-        f"{plot.caption}\n\n![{plot.name}]({plot.name}.png)" for plot in report.plots
+        f"{prose(plot.caption)}\n\n![{plot.name}]({plot.name}.png)" for plot in report.plots
     )
 
 
 def _grids(report: TaskReport, folder: Path) -> str:
     pictures = [(row, f"samples/{row.finished[0].run_id}.png") for row in report.grids]
     return "\n\n".join(
-        f"{grid_caption(row)}:\n\n![samples]({name})"
+        f"{prose(grid_caption(row))}:\n\n![samples]({link(name)})"
         for row, name in pictures
         if (folder / name).is_file()
     )
@@ -86,11 +86,11 @@ def grid_caption(row: Row) -> str:
 def copy_grids(rows: Sequence[Row], results: Path, folder: Path) -> None:
     """Copies the grids of the rows' first seeds to `<folder>/samples/`; deletes others there."""
     chosen = {f"{row.finished[0].run_id}.png" for row in rows}
-    for old in (folder / "samples").glob("*.png"):
+    for old in inside(folder / "samples", folder).glob("*.png"):
         if old.name not in chosen:
             old.unlink()
     for name in sorted(chosen):
-        source = results / "runs" / name.removesuffix(".png") / "samples.png"
+        source = inside(results / "runs" / name.removesuffix(".png") / "samples.png", results)
         if source.exists():
             write_aside(folder / "samples" / name, partial(shutil.copyfile, source))
 
@@ -100,7 +100,8 @@ def _index(
 ) -> str:
     counts = {report.task: sum(len(row.records) for row in report.rows) for report in reports}
     tasks = "\n".join(
-        f"- [{task}]({task}/README.md): {count} runs" for task, count in counts.items()
+        f"- [{prose(task)}]({link(task, 'README.md')}): {count} runs"
+        for task, count in counts.items()
     )
     sections = [*agreement_section(reports), *claims_section(records)]
     parts = [

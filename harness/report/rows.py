@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.files import inside
 from harness.methods import METHODS
 from harness.provenance import code_digest
 from harness.records import Record, published_records, read_record
@@ -102,7 +103,7 @@ def load_records(results: Path) -> list[Record]:
 
     Records of `runs/` replace published ones of equal run id. Raises UsageError if there is none.
     """
-    runs = map(read_record, sorted(results.glob("runs/*/record.json")))
+    runs = [read_record(inside(p, results)) for p in sorted(results.glob("runs/*/record.json"))]
     found = {record.run_id: record for record in [*published_records(results), *runs]}
     if not found:
         raise UsageError(f"there is no record below {results}; `harness run` makes one")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.files import write_text
+from harness.files import inside, write_text
+from harness.report.markdown import prose, table_text
 from harness.sweeps.outcome import Outcome, read_outcomes, snippet, verdict
 from harness.sweeps.search import shown
 
@@ -25,7 +26,7 @@ def publish_searches(results: Path) -> list[Path]:
     outcomes, pages = read_outcomes(results), []
     for task in dict.fromkeys(outcome.task for outcome in outcomes):
         here = [outcome for outcome in outcomes if outcome.task == task]
-        page = results / task / "searches.md"
+        page = inside(results / task, results) / "searches.md"
         write_text(page, searches_page(task, here))
         pages.append(page)
     return pages
@@ -34,7 +35,7 @@ def publish_searches(results: Path) -> list[Path]:
 def searches_page(task: str, outcomes: Sequence[Outcome]) -> str:
     """The page of a task's searches, in Markdown."""
     parts = [
-        f"# Searches on {task}",
+        f"# Searches on {prose(task)}",
         "Made by `harness report --publish` from the outcomes in `searches/`; the records of all "
         "runs are in `records.jsonl`. Runs of searches have noise and seeds that no table uses.",
     ]
@@ -55,7 +56,7 @@ def _study(outcome: Outcome) -> str:
         f"{len(outcome.trials)} trials of {outcome.asked}, budget {outcome.budget}, "
         f"seeds {', '.join(map(str, outcome.seeds))}. Space: {space}. {verdict(outcome)}."
     )
-    parts = [f"## {outcome.study}", text, _table(trials_table(outcome))]
+    parts = [f"## {prose(outcome.study)}", prose(text), _table(trials_table(outcome))]
     if outcome.confirmed:
         parts += [
             f"Confirmation, budget {outcome.confirm_budget}:",
@@ -96,7 +97,7 @@ def confirmed_table(outcome: Outcome) -> pd.DataFrame:
 
 
 def _space(of: object) -> str:
-    if isinstance(of, dict):
+    if isinstance(of, dict) and {"low", "high"} <= of.keys():
         return f"{of['low']} to {of['high']}{' (log)' if of.get('log') else ''}"
     return " | ".join(map(str, of)) if isinstance(of, list) else str(of)
 
@@ -110,4 +111,4 @@ def _table(frame: pd.DataFrame) -> str:
     empty = [
         name for name in frame.columns if not frame[name].astype(bool).any() and name != "trial"
     ]
-    return str(frame.drop(columns=empty).to_markdown(index=False, disable_numparse=True))
+    return table_text(frame.drop(columns=empty))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.files import inside
 from harness.records import Record, read_record
 from harness.report.rows import headline, rows_of
 from harness.report.tables import QUALITY
@@ -48,10 +49,11 @@ def _read_log(folder: Path, now: datetime) -> Working:
     found = [match for line in lines if (match := LINE.match(line)) and _has_time(match)]
     starts = [i for i, match in enumerate(found) if match["run"]]
     found = found[starts[-1] :] if starts else []
-    if not found:
+    try:
+        last = datetime.fromisoformat(found[-1]["time"])
+        stage, done, total, left = _progress(found[1:])
+    except (IndexError, ValueError, TypeError):  # no line yet, or one that nobody here wrote
         return Working(folder.name, "", 0, 0, None, 0.0)
-    last = datetime.fromisoformat(found[-1]["time"])
-    stage, done, total, left = _progress(found[1:])
     return Working(folder.name, stage, done, total, left, max(0.0, (now - last).total_seconds()))
 
 
@@ -95,7 +97,8 @@ def summary(results: Path) -> dict[str, Any]:
         raise UsageError(
             f"there are no runs below {results}: `harness run` and `harness sweep` write them there"
         )
-    records = [read_record(path) for path in sorted((results / "runs").glob("*/record.json"))]
+    runs = inside(results / "runs", results)
+    records = [read_record(inside(path, runs)) for path in sorted(runs.glob("*/record.json"))]
     under_way = working(results)
     busy = {one.run_id for one in under_way}
     failed = {

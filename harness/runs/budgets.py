@@ -12,7 +12,7 @@ from harness.tasks import Task
 from harness.training.estimate import NOMINAL_STEPS, seconds_a_step, steps_within
 from harness.training.trainer import Trainer
 
-LARGEST = {"steps": 1e9, "images": 1e12, "flops": 1e24, "seconds": 1e8}
+LARGEST = {"steps": 5e8, "images": 1e12, "flops": 1e24, "seconds": 1e8}
 """The units of a budget, and the largest number of each."""
 NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+]?[0-9]+)?")
 
@@ -26,6 +26,8 @@ def parse_budget(budget: str, task: Task) -> tuple[str, float]:
     number = float(text) if NUMBER.fullmatch(text) else math.nan
     if unit in ("steps", "images") and not number.is_integer():
         number = math.nan
+    if number > LARGEST.get(unit, math.inf):
+        raise UsageError(f"budget is {budget[:60]!r}, but {unit} are at most {LARGEST[unit]:g}")
     if unit not in LARGEST or not 0 <= number <= LARGEST[unit]:
         forms = [*task.spec.budgets, *(f"{unit}=NUMBER" for unit in LARGEST)]
         raise UsageError(f"budget is {budget!r}, but must be one of: {', '.join(forms)}")
@@ -67,6 +69,11 @@ def training_steps(
         raise UsageError(
             f"budget is {budget!r}, which is less than one training step of {batch_size} images"
             f"{beside}"
+        )
+    if steps > LARGEST["steps"]:
+        raise UsageError(
+            f"budget is {budget!r}, which is {steps:.3g} training steps of {batch_size} images, "
+            f"but a run has at most {LARGEST['steps']:g}"
         )
     return steps
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from harness.errors import UsageError, unknown
+from harness.errors import UsageError, shown, unknown
 from harness.registry import registry_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class RunConfig(BaseModel):
     budget: str = "quick"
     """Training budget: one that the task names, or steps=NUMBER (0 leaves the student untrained),
     images=NUMBER, flops=NUMBER (trajectories included) or seconds=NUMBER."""
-    noise_sets: int | None = Field(None, ge=1)
+    noise_sets: int | None = Field(None, ge=1, le=1000)
     """Noise sets on which the student is evaluated (by default those of a named budget; all sets
     of the task for a NUMBER)."""
     batch_size: int | None = Field(None, ge=1, le=2**20)
@@ -85,7 +85,7 @@ def explain(error: ValidationError, where: str, known: list[str]) -> UsageError:
     if first["type"] == "missing":
         return UsageError(f"{where}: {name} is missing")
     problem = first["msg"].replace("Input should", "it should")
-    return UsageError(f"{where}: {name} is {first['input']!r}, but {problem}")
+    return UsageError(f"{where}: {name} is {shown(first['input'])}, but {problem}")
 
 
 def parse_config(values: dict[str, Any]) -> RunConfig:

@@ -9,13 +9,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from harness import ranks
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Guided
 from harness.files import write_aside, write_sealed
+from harness.machine import peak_flops
 from harness.methods import Method
 from harness.metrics.compute import parameters
 from harness.metrics.exposure import exposure_bias
-from harness.metrics.latency import interleaved_latency
+from harness.metrics.latency import captured, interleaved_latency
 from harness.metrics.pixels import drawable
 from harness.metrics.sampling import Sampler, sample_grid, sampling_cost
 from harness.networks.adapters import merged
@@ -58,11 +60,19 @@ def training_bill(
         teacher_evaluations=evaluations + bill.teacher_evaluations,
         seconds=bill.seconds,
         peak_memory_bytes=bill.peak_memory_bytes,
+        mfu=mfu_of(bill, device),
         inherited_flops=before.flops + before.inherited_flops if before else 0.0,
         inherited_images=before.images + before.inherited_images if before else 0,
         inherited_seconds=before.seconds + before.inherited_seconds if before else 0.0,
         ema_initial_weight=max(shares, default=0.0) if trainer else 1.0,
     )
+
+
+def mfu_of(bill: Bill, device: torch.device) -> float | None:
+    """Model FLOPs utilisation of training; None on a CPU and for an unknown card."""
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = peak_flops(card)
+    return bill.flops / bill.seconds / (peak * ranks.count()) if peak and bill.seconds else None
 
 
 def measure_exposure(
@@ -93,13 +103,20 @@ def measure_exposure(
 def measure_latency(
     task: Task, sampler: Sampler, reference: Sampler, device: torch.device
 ) -> LatencyEntry:
-    """Seconds of a batch, measured in turn with the reference's on the same inputs."""
+    """Seconds of a batch, measured in turn with the reference's on the same inputs.
+
+    On a GPU both are measured as CUDA graphs too, where they can be.
+    """
     warmup, repeats = 2, 9
     batch = task.spec.evaluation.latency_batch
     x_T, cond = task.evaluation_inputs(0, slice(batch))
     x_T, cond = x_T.to(device), cond.to(device)
     mine, theirs = (lambda s=s: s(x_T, cond, lambda name: x_T) for s in (sampler, reference))
     found = interleaved_latency(mine, theirs, device, warmup=warmup, repeats=repeats)
+    my_graph, their_graph = (captured(call, device) for call in (mine, theirs))
+    graphs = None
+    if my_graph and their_graph:
+        graphs = interleaved_latency(my_graph, their_graph, device, warmup=warmup, repeats=repeats)
     return LatencyEntry(
         seconds=found.seconds,
         reference_seconds=found.reference_seconds,
@@ -111,6 +128,8 @@ def measure_latency(
         threads=torch.get_num_threads(),
         warmup=warmup,
         repeats=repeats,
+        graph_seconds=graphs.seconds if graphs else None,
+        graph_ratio=graphs.ratio if graphs else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import yaml
 
 from harness.errors import UsageError
-from harness.files import file_hash, read_tensors, write_sealed, write_text
+from harness.files import file_hash, inside, read_tensors, write_sealed, write_text
 from harness.methods import Method
 from harness.methods.parts.adapters import LoRAOptions
 from harness.networks.adapters import merged
@@ -37,7 +38,8 @@ samples = pipeline(torch.tensor([0, 1]))  # class labels -> [2, C, H, W]
 ```
 
 `pipeline.py` takes the student's own steps, and sets the time frequencies of the official DiT,
-which `config.json` cannot say. So load the transformer through it.""",
+which `config.json` cannot say. So load the transformer through it. It is code that
+`trust_remote_code=True` lets run: read it first.""",
     "lora": """`pipeline.load_lora_weights(FOLDER)` loads the file where the class has it.
 peft loads it into any transformer of diffusers:
 
@@ -101,12 +103,13 @@ def export(run: str, kind: str, results: Path, folder: Path | None, task: str | 
 
 def finished_run(run: str, results: Path) -> tuple[Record, Path]:
     """The record of a finished run and the file of its student. Raises UsageError without one."""
-    folder = results / "runs" / run
-    if not folder.is_dir() and Path(run).is_dir():
-        folder = Path(run)
+    folder, named = Path(run), results / "runs" / run
+    if len(folder.parts) == 1 and (named.is_dir() or not folder.is_dir()):
+        folder = inside(named, results)
     if not (folder / "record.json").is_file():
         raise UsageError(f"there is no run {run} in {results / 'runs'}: give the id of a run there")
     record, weights = read_record(folder / "record.json"), folder / "student.safetensors"
+    inside(weights, folder)
     if record.status != "finished":
         raise UsageError(f"run {record.run_id} is {record.status}: give a finished one")
     if not weights.is_file():
@@ -179,7 +182,8 @@ def command_of(record: Record, resolved: Resolved, task: str | None = None) -> s
 
 def _word(value: Any) -> str:
     """A value as the command line takes it."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return shlex.quote(text)
 
 
 def model_card(

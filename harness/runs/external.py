@@ -19,7 +19,7 @@ from harness.data.geneval import RESULTS, PromptFolders, read_pictures, write_re
 from harness.data.pictures import Pictures
 from harness.diffusion.conditions import Condition
 from harness.errors import UsageError
-from harness.files import digest, file_hash
+from harness.files import check_name, digest, file_hash
 from harness.metrics.elsewhere import result_lines
 from harness.metrics.evaluator import Evaluator
 from harness.metrics.sampling import Sampler, sample_set
@@ -63,6 +63,9 @@ class Outside:
     num_steps: int
     stated: str = ""
 
+    def __post_init__(self) -> None:
+        check_name(self.name, "--name")
+
     @property
     def flags(self) -> list[str]:
         return [f"{NOT_OURS}; {STATED}{self.stated or 'nothing'}"]
@@ -85,16 +88,16 @@ def read_samples(path: Path, task: Task) -> Pictures:
             f"{path} holds pictures of {h} x {w} with {c} channels, "
             f"but task {task.spec.name} needs {height} x {width} with {channels}"
         )
+    if len(found) < (least := max(2, task.spec.evaluation.kid_subset_size)):
+        raise UsageError(
+            f"{path} holds {len(found)} samples, but task {task.spec.name} needs at least {least}"
+        )
     labels = found.labels
     if labels is not None and (
         labels.shape != (len(found),) or not 0 <= labels.min() <= labels.max() < task.num_classes
     ):
         raise UsageError(
             f"{path}: arr_1 should hold {len(found)} labels from 0 to {task.num_classes - 1}"
-        )
-    if len(found) < (least := max(2, task.spec.evaluation.kid_subset_size)):
-        raise UsageError(
-            f"{path} holds {len(found)} samples, but task {task.spec.name} needs at least {least}"
         )
     return found
 
@@ -108,8 +111,11 @@ def load_function(path: str) -> Callable[[Tensor, Tensor], Tensor]:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = getattr(importlib.import_module(module), name)
+        if not callable(found):
+            raise TypeError(f"{name} is a {type(found).__name__}")
+        return found
+    except Exception as error:  # a module from outside may raise anything
         raise UsageError(
             f"callable {path!r} cannot be loaded ({error}); give module:function"
         ) from error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import UsageError
-from harness.files import read_tensors
+from harness.files import inside, read_tensors
 from harness.provenance import capture_environment
 from harness.records import Record, read_record
 from harness.runs.identity import refuse_other_run
@@ -17,8 +17,8 @@ from harness.runs.resolve import Resolved
 
 
 def run_folder(resolved: Resolved, results: Path) -> Path:
-    """The folder of a run in a results folder."""
-    return results / "runs" / resolved.run_id
+    """The folder of a run in a results folder. Raises UsageError where a link leads out of it."""
+    return inside(results / "runs" / resolved.run_id, results)
 
 
 def finished_record(
@@ -32,7 +32,7 @@ def finished_record(
     path = run_folder(resolved, results) / "record.json"
     if not path.exists():
         return None
-    record = read_record(path)
+    record = read_record(inside(path, results))
     if record.run_id != resolved.run_id:
         raise UsageError(
             f"{path} is the record of run {record.run_id}: delete it and the same command makes "
@@ -62,7 +62,7 @@ def sibling_of(resolved: Resolved, results: Path, device: torch.device) -> Recor
         return None
     own = run_folder(resolved, results)
     for path in sorted(own.parent.glob(f"{resolved.method}-*/student.safetensors")):
-        stated = path.parent / "record.json"
+        stated = inside(path.parent / "record.json", results)
         config = read_record(stated).config if stated.exists() else {}
         counts = {name: config.get(name, 0) for name in ("num_steps", "noise_sets")}
         there = replace(resolved, **counts)

@@ -23,6 +23,7 @@ from harness.methods.parts.adapters import LoRAOptions
 from harness.networks.backbones import build, depth_of
 from harness.networks.backbones.dit import sized
 from harness.networks.backbones.text import text_widths
+from harness.networks.recomputing import checkpoint_activations
 from harness.runs.cost import (
     PaperProblem,
     SamplingCost,
@@ -35,12 +36,13 @@ from harness.tasks import Task
 from harness.tasks.spec import PromptSpec
 from harness.training.estimate import rehearsal, total_flops
 from harness.training.memory import Memory, loss_bytes
+from harness.training.settings import Execution
 
 WIDTH, HEADS = 64, 4
 """Of the network on which training is counted."""
 IMAGES = 64
 """Images of noise in the place of the task's."""
-CPU = torch.device("cpu")
+CPU, PLAIN = torch.device("cpu"), Execution()
 
 
 class Narrow(Task):
@@ -126,7 +128,7 @@ class Plan:
         return sum(self.flops.values()) / flops_a_second / 3600
 
 
-def plan(resolved: Resolved) -> Plan:
+def plan(resolved: Resolved, execution: Execution = PLAIN) -> Plan:
     """The cost of a run that finds nothing in the cache."""
     task, settings = resolved.task, resolved.settings
     problem = problem_of(task)
@@ -141,7 +143,11 @@ def plan(resolved: Resolved) -> Plan:
         trainer = rehearsal(resolved.method, config, narrow, resolved.num_steps, settings, CPU)
         small = problem_of(narrow, narrow.text_length)
         flops["training"] = total_flops(trainer) / (2 * macs_a_pass(small)) * one
-        passes = loss_bytes(trainer) / pass_bytes(small)
+        kept = loss_bytes(trainer)
+        if execution.checkpoint_activations:  # beside the inputs of all blocks, all of one block
+            checkpoint_activations(player.module for player in trainer.method.players.values())
+            kept = min(kept, loss_bytes(trainer) + kept / depth_of(task.network_options))
+        passes = kept / pass_bytes(small)
         memory = training_memory(
             resolved.method, resolved.config, problem, resolved.num_steps, passes
         )

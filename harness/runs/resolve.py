@@ -10,7 +10,7 @@ import torch
 from harness import ranks
 from harness.data.recipe import Recipe
 from harness.errors import UsageError, unknown
-from harness.files import file_hash
+from harness.files import check_name, file_hash, inside
 from harness.methods import METHODS, Method, MethodConfig
 from harness.metrics.extra import EXTRACTORS
 from harness.records import TrainingBill, read_record
@@ -277,7 +277,7 @@ def find_parent(run_id: str, results: Path, task: Task, output: str) -> Parent:
     Raises UsageError if there is no such run, if it belongs to another task, or if its network
     predicts something else than `output`.
     """
-    folder = results / "runs" / run_id
+    folder = inside(results / "runs" / check_name(run_id, "init_from"), results)
     if not (folder / "record.json").is_file() or not (folder / "student.safetensors").is_file():
         raise UsageError(
             f"init_from is {run_id!r}, but {folder} holds no finished run with a student"
@@ -301,7 +301,7 @@ def find_parent(run_id: str, results: Path, task: Task, output: str) -> Parent:
             f"init_from is {run_id!r}, whose network gives {theirs}, "
             f"but this one gives {output}: start from the same kind"
         )
-    weights = folder / "student.safetensors"
+    weights = inside(folder / "student.safetensors", results)
     trained_in = record.trained_in or run_id
     kept = folder.parent / trained_in / "optimizer.safetensors"
     identity.refuse_other_run(weights, run_id)

@@ -15,11 +15,13 @@ from torch import Tensor
 from harness import ranks
 from harness.data.trajectories import check_store_disk, open_store
 from harness.diffusion.denoiser import Guided
-from harness.errors import HarnessError, RankLost, RunFailed
+from harness.errors import HarnessError, RankLost, RunFailed, UsageError
 from harness.methods import Method
 from harness.metrics.evaluator import Evaluator
 from harness.metrics.extra import EXTRACTORS
 from harness.metrics.sampling import sample_set
+from harness.networks.compiling import check_compiler, uncompiled
+from harness.networks.recomputing import checkpoint_activations
 from harness.provenance import capture_environment
 from harness.records import Environment, Record, TrainingBill, write_record
 from harness.runs.build import Reference, build, sampler_of, samples_again, samples_of
@@ -40,11 +42,12 @@ from harness.runs.log import Report, logged, logging_report, silent
 from harness.runs.resolve import Resolved, reference_of
 from harness.runs.saving import Form, forget_sets, save_sets
 from harness.runs.student_file import facts_of
-from harness.training.compiling import check_compiler
+from harness.training.power_average import PowerAverages
+from harness.training.settings import Execution
 from harness.training.sharding import check_shard, gathered_no_more, whole
 from harness.training.trainer import Trainer
 
-CPU = torch.device("cpu")
+CPU, PLAIN = torch.device("cpu"), Execution()
 Judge = Callable[[float, dict[str, float]], None]
 """A callback at the milestones: it gets the part of the budget and the metrics there.
 
@@ -58,7 +61,7 @@ class Run:
 
     Attributes:
         save: the form in which its samples are written for other evaluators; None writes none.
-        shard: whether the ranks divide the networks that are trained among them.
+        execution: how the run is executed.
     """
 
     resolved: Resolved
@@ -67,7 +70,7 @@ class Run:
     report: Report = silent
     judge: Judge | None = None
     save: Form | None = None
-    shard: bool = False
+    execution: Execution = PLAIN
     environment: Environment = field(init=False)
 
     @property
@@ -182,8 +185,10 @@ class Run:
     def _train_and_evaluate(self) -> Record:
         r, task = self.resolved, self.resolved.task
         # In sharded training the parts are on the device; whole networks wait on the CPU.
-        home, teacher = CPU if self.shard else self.device, task.teacher(self.device)
-        reference = Reference(task, self.device, self.report, None if self.shard else teacher)
+        home, teacher = CPU if self.execution.shard else self.device, task.teacher(self.device)
+        reference = Reference(
+            task, self.device, self.report, None if self.execution.shard else teacher
+        )
         extra = [EXTRACTORS[wanted.name](wanted.path, self.device) for wanted in r.extra_features]
         evaluator = Evaluator(task, reference.samples, self.device, extra, self.report)
         sibling = ranks.told_by_first(self.sibling)
@@ -202,10 +207,24 @@ class Run:
 
         trainer = None
         if trains:
-            if self.shard:
+            if self.execution.shard:
                 self._train_sharded(method, sources, quality)
             trainer = self._trainer(method, teacher, sources, home)
             self._train(trainer, quality)
+        with uncompiled(r.settings.compile):
+            return self._evaluated(method, teacher, trainer, evaluator, reference, sibling)
+
+    def _evaluated(
+        self,
+        method: Method,
+        teacher: Guided,
+        trainer: Trainer | None,
+        evaluator: Evaluator,
+        reference: Reference,
+        sibling: Record | None,
+    ) -> Record:
+        """The record of a run after its training."""
+        r, sampler = self.resolved, sampler_of(method)
         for network in (method.student, teacher.denoiser.network):
             network.to(self.device)
         samples = {
@@ -274,7 +293,15 @@ class Run:
         """The run's trainer."""
         r, key = self.resolved, checkpoint_key(self.resolved, self.environment.code)
         network = teacher.denoiser.network
-        return Trainer(method, sources, r.settings, self.folder, device, network, key, sharded)
+        if self.execution.checkpoint_activations:
+            checkpoint_activations(player.module for player in method.players.values())
+        averages, wanted = None, self.execution.snapshots
+        if wanted:
+            student, every = method.student_player.module, r.settings.total_steps // wanted
+            averages = PowerAverages(student, self.folder / "averages", every)
+        return Trainer(
+            method, sources, r.settings, self.folder, device, network, key, sharded, averages
+        )
 
     def _train(self, trainer: Trainer, quality: Callable[[], dict[str, float]]) -> None:
         """Trains to the end and measures quality at the milestones, where the judge may stop it."""
@@ -359,7 +386,7 @@ def run(
     report: Report = silent,
     reuse: bool = False,
     save: Form | None = None,
-    shard: bool = False,
+    execution: Execution = PLAIN,
 ) -> tuple[Record, Record]:
     """The record of a resolved config and that of its task's reference, both computed where needed.
 
@@ -367,7 +394,7 @@ def run(
         results: the results folder; runs go to `results/runs/`.
         reuse: whether finished records of other code count.
         save: the form in which the run's samples are written, if they are.
-        shard: whether the ranks divide the networks that are trained among them.
+        execution: how the run is executed.
 
     Raises:
         UsageError, RunFailed, Busy, Interrupted. UsageError comes before anything is computed if
@@ -378,9 +405,11 @@ def run(
         noise_sets=resolved.noise_sets,
         extra_features=resolved.extra_features,
     )
-    if shard:
+    if execution.shard and execution.snapshots:
+        raise UsageError("--snapshots needs whole networks: leave it or --shard out")
+    if execution.shard:
         check_shard(resolved.cls, resolved.config)
-    wanted = Run(resolved, results, device, report, save=save, shard=shard)
+    wanted = Run(resolved, results, device, report, save=save, execution=execution)
     learns = resolved.settings.total_steps and "trajectory" in resolved.cls.sources
 
     def check_disk() -> None:

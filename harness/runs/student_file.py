@@ -9,13 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from harness.documents import parse_json
 from harness.errors import UsageError
 from harness.files import header_of
 from harness.methods import METHODS
 from harness.networks.checkpoint_files import STUDENT
-from harness.records import read_record
+from harness.records import Name, read_record
 from harness.runs.config import RunConfig, parse_config, parse_options
 from harness.runs.resolve import Resolved
 from harness.tasks import load_task, task_names
@@ -26,12 +27,12 @@ class StudentFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
-    run_id: str
-    method: str
+    run_id: Name
+    method: Name
     options: dict[str, Any]
     """Options of the method."""
     num_steps: int
-    task: str
+    task: Name
     task_version: int
     network: dict[str, Any] = {}
     """The task's description of its network; none in what older runs kept."""
@@ -72,8 +73,8 @@ def read_facts(path: Path) -> StudentFacts | None:
     metadata, _ = header_of(path)
     try:
         if STUDENT in metadata:
-            return StudentFacts.model_validate_json(metadata[STUDENT])
-    except ValidationError as error:
+            return StudentFacts.model_validate(parse_json(metadata[STUDENT]))
+    except ValueError as error:
         raise UsageError(
             f"{path} has metadata of a student that this version cannot read: export it again"
         ) from error

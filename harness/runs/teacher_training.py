@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from harness.data.scene_prompts import CATEGORIES
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.diffusion.schedules import few_step_levels
+from harness.documents import parse_yaml, read_text
 from harness.errors import CheckFailed, UsageError
 from harness.files import file_hash, write_tensors, write_text
 from harness.methods import METHODS, Method
@@ -271,8 +272,8 @@ def verify(task: Task, device: torch.device, report: Report = silent) -> list[st
         weights, measured = task.trained(part), _quality(part, task, device, report)
         path, found = task.path(weights).with_suffix(".yaml"), _numbers(measured)
         try:
-            stated_numbers = _numbers(yaml.safe_load(path.read_text())["quality"])
-        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+            stated_numbers = _numbers(parse_yaml(read_text(path), float | str)["quality"])
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"card {path} is missing or states no quality: {error}") from error
         if missing := stated_numbers.keys() - found.keys():
             raise CheckFailed(

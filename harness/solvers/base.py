@@ -40,9 +40,11 @@ class Trajectory:
         return self.predictions.shape[1]
 
     def to(self, device: torch.device | str) -> Trajectory:
-        return Trajectory(
-            self.states.to(device), self.predictions.to(device), self.levels, self.cond.to(device)
+        soon = torch.device(device).type == "cuda"  # the other way round a copy must be waited for
+        states, predictions = (
+            x.to(device, non_blocking=soon) for x in (self.states, self.predictions)
         )
+        return Trajectory(states, predictions, self.levels, self.cond.to(device))
 
 
 class Solver(ABC):

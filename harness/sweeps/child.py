@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from harness.documents import parse_json
 from harness.errors import RunFailed, UsageError
 from harness.files import digest
 from harness.provenance import PLUGIN_SOURCES, code_digest
@@ -74,7 +75,7 @@ def milestones(file: Path) -> dict[int, float]:
     found = {}
     for line in file.read_bytes().splitlines() if file.exists() else ():
         with suppress(ValueError, TypeError):
-            *point, stated = json.loads(line)
+            *point, stated = parse_json(line.decode())
             if digest(point) == stated:
                 place, value = point
                 found[place] = value

@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import UsageError
-from harness.files import digest
+from harness.files import digest, inside
 from harness.seals import CHANGED, SEAL
 from harness.sweeps.study import StudyPlan
 
@@ -54,7 +54,9 @@ def known_study(plan: StudyPlan, results: Path) -> optuna.Study | None:
 def _database(results: Path) -> optuna.storages.RDBStorage:
     """The storage, once SQLite finds the file's structure whole."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path = results.resolve() / FILE
+    path = inside(results / FILE, results).absolute()
+    if "?" in str(path):
+        raise UsageError(f"{path} has a '?', which SQLite takes for an option: rename the folder")
     if path.exists():
         with closing(sqlite3.connect(path, timeout=60)) as connection:
             ((found, *_),) = connection.execute("PRAGMA integrity_check(1)")
@@ -65,11 +67,13 @@ def _database(results: Path) -> optuna.storages.RDBStorage:
 
 @contextmanager
 def _readable(results: Path) -> Iterator[None]:
-    """Inside, what a damaged database raises becomes a sentence."""
+    """Inside, what a damaged or hostile database raises becomes a sentence."""
     try:
         yield
+    except UsageError:
+        raise
     except Exception as error:  # of many kinds of SQLite's, SQLAlchemy's and Optuna's
-        reason = str(error).splitlines()[0] if isinstance(error, ValueError) else ""
+        reason = str(error).partition("\n")[0] if isinstance(error, ValueError) else ""
         raise UsageError(
             f"cannot read the studies in {results / FILE} ({reason or type(error).__name__}): "
             "move the file away, and the same search begins anew with the finished runs"

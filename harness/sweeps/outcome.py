@@ -13,10 +13,12 @@ from typing import Any
 
 import optuna
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from harness.errors import UsageError
+from harness.files import inside
 from harness.methods import METHODS
+from harness.records import Name
 from harness.runs.resolve import options_on
 from harness.seals import read_sealed_json, write_sealed_json
 from harness.sweeps.confirm import Confirmed, ranked
@@ -49,9 +51,9 @@ class TrialLine(_Part):
 class Outcome(_Part):
     """One study."""
 
-    study: str
-    task: str
-    method: str
+    study: Name
+    task: Name
+    method: Name
     num_steps: int
     budget: str
     seeds: list[int]
@@ -67,6 +69,21 @@ class Outcome(_Part):
     objectives."""
     defaults: dict[str, Any] | None
     """The winner's options that differ from its method's own."""
+
+    @model_validator(mode="after")
+    def _winner_has_a_value(self) -> Outcome:
+        """A winner is one of the trials, or of the confirmed ones, and was measured."""
+        if self.winner is None:
+            return self
+        if len(self.objectives) != 1:
+            raise ValueError("only a single objective has a winner")
+        name = next(iter(self.objectives))
+        measured = {line.trial for line in self.trials if name in line.values}
+        if self.confirmed:
+            measured = {one.trial for one in self.confirmed if one.mean is not None}
+        if self.winner not in measured:
+            raise ValueError(f"trial {self.winner} won, but has no value")
+        return self
 
 
 def outcome_of(plan: StudyPlan, study: optuna.Study, confirmed: Sequence[Confirmed]) -> Outcome:
@@ -144,7 +161,8 @@ def read_outcomes(results: Path) -> list[Outcome]:
     found = []
     for path in sorted((results / FOLDER).glob("*.json")):
         try:
-            found.append(Outcome.model_validate(read_sealed_json(path, required=False)))
+            content = read_sealed_json(inside(path, results), required=False)
+            found.append(Outcome.model_validate(content))
         except ValidationError as error:
             raise UsageError(f"{path} is no outcome of a search: delete it") from error
         except (OSError, ValueError) as error:

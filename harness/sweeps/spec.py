@@ -13,7 +13,7 @@ search:
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from optuna.distributions import (
     BaseDistribution,
@@ -37,12 +37,12 @@ DIGITS = 4
 class Range(BaseModel):
     """Numbers from low to high; whole ones if both are whole."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     low: int | float
     high: int | float
     log: bool = False
-    step: int | float | None = None
+    step: int | float | None = Field(None, gt=0)
 
     def distribution(self) -> BaseDistribution:
         if isinstance(self.low, int) and isinstance(self.high, int):
@@ -56,7 +56,7 @@ class Confirm(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     top: int = Field(ge=1)
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, le=2**31)]] = Field(min_length=1)
     budget: str | None = None
     """The trials' budget if it is left out."""
 
@@ -66,11 +66,11 @@ class SearchSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    trials: int = Field(ge=1)
+    trials: int = Field(ge=1, le=10**6)
     objectives: dict[str, Literal["minimize", "maximize"]] = Field(min_length=1)
     space: dict[str, Range | list[Any]] = Field(min_length=1)
     sampler: Literal["tpe", "random"] = "tpe"
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=2**31)
     prune: bool = False
     prune_from: float = Field(0.0, ge=0, le=1)
     """Part of a run before which it is not pruned, so that slow starts are not held against it."""
@@ -122,13 +122,13 @@ def spec_of(search: Any, own_space: dict[str, Any], method: str, where: str) -> 
             if space == TUNES:
                 space = _declared(method, where)
             if not isinstance(space, dict):
-                raise ValueError(f"it should be a mapping from names to values, or {TUNES}")
+                raise ValueError(f"it is {space!r}, but should be {TUNES}, or a mapping")
             search = {**search, "space": {**space, **own_space}}
         spec = SearchSpec.model_validate(search)
         spec.distributions()
     except ValidationError as error:
         raise explain(error, f"{where}: search", list(SearchSpec.model_fields)) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise UsageError(f"{where}: search: space: {error}") from error
     if "purpose" in spec.space:
         raise UsageError(f"{where}: search: space: every trial has purpose tune: leave purpose out")

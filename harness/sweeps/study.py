@@ -35,7 +35,7 @@ COSTS: dict[str, Callable[[Any], float]] = {
 }
 """Objectives that come from a record's cost."""
 MOST_TRIED = 32
-"""At most so many whole numbers of a range are checked before the first run."""
+"""At most so many whole numbers of a range are checked before the first run, the last one too."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,8 @@ def _tried(of: Range | list[Any]) -> list[Any]:
     if isinstance(of, list):
         return of
     if isinstance(of.low, int) and isinstance(of.high, int) and not of.log:
-        return [*range(of.low, of.high + 1, int(of.step or 1))][:MOST_TRIED]
+        whole = range(of.low, of.high + 1, int(of.step or 1))
+        return [*whole[: MOST_TRIED - 1], *whole[MOST_TRIED - 1 :][-1:]]
     return [of.low, of.high]
 
 

@@ -8,6 +8,7 @@ method stand under `options`, in an axis as `options.NAME`.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from harness.sweeps.child import job_of
 from harness.sweeps.driver import Driver
 from harness.tasks import load_task
 
+MOST_RUNS = 10**5
+"""Runs of one file, before equal ones are left out."""
 VISIBLE_WITHIN = 60.0
 """Seconds in which a record that another machine wrote becomes visible."""
 
@@ -103,6 +106,11 @@ def _expanded(file: SweepFile, where: str) -> list[RunConfig]:
         given = {*own, *(f"options.{name}" for name in cell.options)}
         axes = {name: values for name, values in file.axes.items() if name not in given} | cell.axes
         axes["seed"] = cell.seeds if cell.seeds is not None else file.seeds
+        if (count := math.prod(map(len, axes.values()))) > MOST_RUNS:
+            raise UsageError(
+                f"{where}: the axes of a cell make {count:.3g} runs, "
+                f"but a file has at most {MOST_RUNS}: divide it"
+            )
         for values in itertools.product(*axes.values()):
             config = _merged(file.base, own, dict(zip(axes, values, strict=True)))
             found.setdefault(config.model_dump_json(), config)
@@ -111,7 +119,10 @@ def _expanded(file: SweepFile, where: str) -> list[RunConfig]:
 
 def _merged(base: dict[str, Any], cell: dict[str, Any], point: dict[str, Any]) -> RunConfig:
     """One run's config: options are merged; any other field comes from the most specific place."""
-    options = {**base.get("options", {}), **cell["options"]}
+    own = base.get("options", {})
+    if not isinstance(own, dict):
+        raise UsageError(f"base.options is {own!r}, but should be a mapping from names to values")
+    options = {**own, **cell["options"]}
     options |= {
         name.removeprefix("options."): value
         for name, value in point.items()

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
-from harness.files import write_aside
+from harness.files import check_name, write_aside
 from harness.networks.checkpoints import Teacher, write_teacher
 from harness.tasks.edit import edited, set_entries
 from harness.tasks.load import read_task, spec_of
 from harness.tasks.spec import Part
+from harness.tasks.task_files import check_place
 
 UNKNOWN = "0" * 64
 """A SHA-256 while the file is not yet written."""
@@ -39,7 +40,8 @@ def adopt_teacher(task_file: Path, teacher: Teacher) -> tuple[Path, str]:
         UsageError: if the teacher does not suit the task's data, or if files cannot be written.
     """
     content = read_task(task_file)
-    file = weights_file(str(content.get("name", task_file.stem)), "teacher")
+    name = check_name(str(content.get("name", task_file.stem)), f"the name in {task_file}")
+    file = weights_file(name, "teacher")
     problem = f"{teacher.facts['source']} does not suit task file {task_file}"
     entries, path = teacher_entries(teacher, file, UNKNOWN), task_file.parent / file
     spec_of({**content, **entries}, problem)
@@ -61,6 +63,7 @@ def adopt_trained(task_file: Path, made: Mapping[Part, tuple[Path, str]], **more
     """
     content, entries = read_task(task_file), dict(more)
     for part, (path, sha256) in made.items():
+        check_place(content[part]["file"], [task_file.parent], task_file.stem)
         target = task_file.parent / content[part]["file"]
         for suffix in (".safetensors", ".yaml"):
             copied = path.with_suffix(suffix)
@@ -75,6 +78,7 @@ def adopt_encoder(task_file: Path, path: Path, sha256: str | None) -> dict[str, 
     Raises UsageError if the file cannot be written.
     """
     prompts = read_task(task_file)["prompts"]
+    check_place(prompts["encoder"]["file"], [task_file.parent], task_file.stem)
     write_aside(task_file.parent / prompts["encoder"]["file"], partial(shutil.copyfile, path))
     return {**prompts, "encoder": {**prompts["encoder"], "sha256": sha256}}
 

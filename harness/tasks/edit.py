@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from harness.documents import parse_yaml, read_yaml
 from harness.errors import UsageError
-from harness.files import read_yaml, write_text
+from harness.files import write_text
 
 
 def set_entries(path: Path, changes: Mapping[str, Any]) -> None:
@@ -28,8 +29,8 @@ def edited(path: Path, changes: Mapping[str, Any]) -> str:
     before, text = read_yaml(path), path.read_text(encoding="utf-8")
     found = with_entries(text, changes)
     try:
-        right = yaml.safe_load(found) == {**before, **changes}
-    except yaml.YAMLError:
+        right = parse_yaml(found) == {**before, **changes}
+    except ValueError:
         right = False
     if not right:
         raise UsageError(f"{path} cannot be edited: set {', '.join(changes)} by hand")

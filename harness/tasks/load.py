@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from harness.documents import read_yaml
 from harness.errors import UsageError, unknown
-from harness.files import read_yaml
 from harness.tasks import task_files
 from harness.tasks.mixture import MixtureTask
 from harness.tasks.spec import Part, TaskSpec
@@ -46,6 +46,8 @@ def spec_of(content: dict[str, Any], problem: str) -> TaskSpec:
     """
     try:
         return TaskSpec.model_validate(content)
+    except UsageError as error:
+        raise UsageError(f"{problem}: {error}") from error
     except ValidationError as error:
         found = [
             [".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")]
@@ -61,11 +63,14 @@ def read_task(path: Path) -> dict[str, Any]:
     With `like`, fields that are missing come from the other task, except its tuned defaults.
     """
     content = read_yaml(path)
-    return (
-        {**read_task(task_files.FOLDER / f"{content['like']}.yaml"), "defaults": {}, **content}
-        if "like" in content
-        else content
-    )
+    if (name := content.get("like")) is None:
+        return content
+    if name not in task_names():
+        raise unknown("task", str(name), task_names(), f"like of {path}")
+    other = read_yaml(task_files.FOLDER / f"{name}.yaml")
+    if "like" in other:
+        raise UsageError(f"{path} is like {name}, which is like another one: name that one")
+    return {**other, "defaults": {}, **content}
 
 
 def borrows(found: Task, part: Part) -> bool:

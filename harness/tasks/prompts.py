@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from harness.data.cache import cached_tensors
 from harness.data.scene_prompts import MOST_WORDS, WORDS, Prompt, words_of
 from harness.data.scenes import JUDGED, PROMPTS, judged_prompts, training_prompts
 from harness.diffusion.conditions import Condition, Conditions
+from harness.errors import UsageError
 from harness.files import digest, read_tensors
 from harness.networks.text import TextEncoder, padded
 from harness.provenance import code_digest
@@ -22,6 +23,7 @@ def from_file(path: Path, sha256: str | None) -> Conditions:
     Raises UsageError if the file is missing or broken, or has another SHA-256.
     """
     found = read_tensors(path, sha256)
+    _check(path, found)
     prompts, none = (
         Condition(
             text=found[name],
@@ -31,6 +33,24 @@ def from_file(path: Path, sha256: str | None) -> Conditions:
         for name in ("table", "null")
     )
     return Conditions(len(found["table"]), prompts, none)
+
+
+def _check(path: Path, found: Mapping[str, torch.Tensor]) -> None:
+    """Raises UsageError unless tensors are a table of prompts and the embedding of none."""
+    rows = {name: list(found[name].shape) for name in ("table", "null") if name in found}
+    fine = len(rows) == 2 and all(len(shape) == 3 for shape in rows.values())
+    if not fine or rows["null"] != [1, *rows["table"][1:]] or not rows["table"][0]:
+        raise UsageError(
+            f"{path} has {rows}, but should have table [count, length, width] and "
+            "null [1, length, width]: harness data prompts makes it"
+        )
+    for part, ndim in (("mask", 2), ("pooled", 2)):
+        for name, shape in rows.items():
+            extra = found.get(f"{name}_{part}")
+            if extra is not None and (extra.dim() != ndim or len(extra) != shape[0]):
+                raise UsageError(
+                    f"{path} has {name}_{part} {list(extra.shape)} beside {name} {shape}"
+                )
 
 
 def written(judged: bool) -> tuple[Prompt, ...]:

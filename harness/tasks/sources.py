@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from harness.data.folders import SUFFIXES
+from harness.data.readers import open_picture
+from harness.documents import parse_json, read_text
 from harness.errors import UsageError
 
 Shape = tuple[int, int, int]
@@ -65,12 +64,12 @@ def of_latents(folder: Path) -> tuple[Shape, int, dict[str, Any], bool]:
     """
     root = folder / "train" if (folder / "train").is_dir() else folder
     try:
-        manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
-        channels, height, width = manifest["shape"]
+        manifest = parse_json(read_text(root / "manifest.json"))
+        channels, height, width = map(int, manifest["shape"])
         classes = len(manifest.get("classes", ())) or 1 + max(map(int, manifest["labels"]))
         made_by = manifest.get("autoencoder", {})
         autoencoder = {name: made_by[name] for name in ("sha256", "scaling", "shift")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{root} has no finished latents ({type(error).__name__}: {error}): "
             "harness data encode makes them of an image folder"
@@ -82,10 +81,11 @@ def _opened(root: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     """Mode and size of the pictures below a folder, one of each class first."""
     for path in _pictures(root):
         try:
-            with Image.open(path) as picture:
-                yield picture.mode, picture.size
-        except (OSError, UnidentifiedImageError) as error:
+            with open_picture(path) as picture:
+                found = picture.mode, picture.size
+        except Exception as error:  # Pillow's decoders raise anything on broken files
             raise UsageError(f"{path} is not a readable picture: {error}") from error
+        yield found
 
 
 def _pictures(root: Path) -> Iterator[Path]:

@@ -17,8 +17,15 @@ from pydantic import (
 )
 
 from harness.diffusion.schedules import schedule_of
-from harness.networks.backbones import sizes_of
+from harness.networks.backbones import check, sizes_of
+from harness.records import Name
 
+Count = Annotated[int, Field(ge=1, le=10**9)]
+"""A number of things."""
+Side = Annotated[int, Field(ge=1, le=2**14)]
+"""A number of pixels or latents along an axis, or of channels."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What random numbers follow from."""
 Part = Literal["teacher", "features"]
 """A network that comes with a task."""
 
@@ -40,9 +47,9 @@ class _Spec(BaseModel):
 class Training(_Spec):
     """How a shipped network was trained."""
 
-    steps: int
-    batch_size: int
-    seed: int
+    steps: Annotated[int, Field(ge=1, le=5 * 10**8)]
+    batch_size: Annotated[int, Field(ge=1, le=2**20)]
+    seed: Seed
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the losses' forward passes."""
     compile: bool = False
@@ -155,11 +162,11 @@ class DataSpec(_Spec):
     added = frozenset({"path", "flip", "classes", "held_out"})
     set: str
     """A named set, or the kind of files in `path`: folder, webdataset, npz or latents."""
-    split_seed: int
+    split_seed: Seed
     """Draws the held-out part of a set that has none of its own."""
-    shape: tuple[int, int, int]
+    shape: tuple[Side, Side, Side]
     """C, H and W; pictures are cropped to H = W as ADM does."""
-    num_classes: int
+    num_classes: Annotated[int, Field(ge=1, le=10**7)]
     path: str | None = None
     """A file or folder; absolute, or relative to the task's file or to --data-dir."""
     flip: bool = False
@@ -188,10 +195,10 @@ class PromptSpec(_Spec):
 class EncoderSpec(Weights):
     """A text encoder that is trained with the teacher and then stays as it is."""
 
-    width: int
+    width: Side
     """Width of its outputs, the `text_width` of the network."""
-    depth: int
-    num_heads: int
+    depth: Annotated[int, Field(ge=1, le=1000)]
+    num_heads: Side
 
 
 class WrittenPrompts(_Spec):
@@ -205,45 +212,49 @@ class WrittenPrompts(_Spec):
 class MixtureSpec(_Spec):
     """A Gaussian mixture that takes the place of real images and of a trained teacher."""
 
-    seed: int
-    components: int
+    seed: Seed
+    components: Annotated[int, Field(ge=1, le=10**4)]
     """Gaussians of each class."""
     spread: float
     """Standard deviation of their means."""
     stds: tuple[float, float]
     """Interval of their standard deviations."""
-    train: int
-    held_out: int
+    train: Annotated[int, Field(ge=1, le=10**8)]
+    held_out: Annotated[int, Field(ge=1, le=10**8)]
     """Samples that stand for real images."""
 
 
 class TrajectorySpec(_Spec):
     """The teacher's stored trajectories."""
 
-    added = frozenset({"dtype"})
+    added = frozenset({"dtype", "precision", "compile"})
     solver: str
-    steps: int
-    count: int
-    seed: int
+    steps: Annotated[int, Field(ge=1, le=1000)]
+    count: Count
+    seed: Seed
     """Seed of the noise; a run adds its own seed."""
     grid: Literal["few-step", "respaced"] = "few-step"
     """Levels: those of few-step samplers, or DiT's respacing, which ends at level 0."""
     dtype: Literal["float32", "float16"] = "float32"
     """How numbers are stored; float16 halves the disk, and the store's manifest states its error.
     """
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """The type that the teacher's layers compute in."""
+    compile: bool = False
+    """Whether the teacher goes through torch.compile, block by block."""
 
 
 class EvaluationSpec(_Spec):
     added = frozenset({"labels", "rounding", "half_distances", "reference_npz"})
 
-    samples: int
+    samples: Annotated[int, Field(ge=2, le=10**8)]
     """N, generated in each noise set."""
-    noise_sets: int
+    noise_sets: Annotated[int, Field(ge=1, le=1000)]
     """Number of disjoint sets of evaluation noise."""
-    seed: int
-    kid_subset_size: int
-    batch_size: int
-    latency_batch: int
+    seed: Seed
+    kid_subset_size: Annotated[int, Field(ge=0, le=10**6)]
+    batch_size: Annotated[int, Field(ge=1, le=2**20)]
+    latency_batch: Annotated[int, Field(ge=1, le=2**20)]
     neighbours: int | None = Field(None, gt=5)
     """First reference images that precision, recall, density and coverage use; None is all."""
     milestone_samples: int | None = Field(None, gt=1)
@@ -263,15 +274,15 @@ class Reference(_Spec):
     """The run beside which every row stands; students are compared with its samples."""
 
     method: str
-    num_steps: int
+    num_steps: Annotated[int, Field(ge=1, le=1000)]
     options: dict[str, Any] = {}
 
 
 class Budget(_Spec):
     """A named budget."""
 
-    steps: int
-    noise_sets: int
+    steps: Annotated[int, Field(ge=0, le=5 * 10**8)]
+    noise_sets: Annotated[int, Field(ge=1, le=1000)]
     """Number of evaluated noise sets."""
 
 
@@ -280,8 +291,8 @@ class TaskSpec(_Spec):
 
     added = frozenset({"autoencoder", "sources"})
 
-    name: str
-    version: int
+    name: Name
+    version: Count
     """Raised with every change that moves a number."""
     like: str | None = None
     """A shipped task, which supplies the fields that this file leaves out."""
@@ -310,7 +321,7 @@ class TaskSpec(_Spec):
     trajectories: TrajectorySpec
     evaluation: EvaluationSpec
     reference: Reference
-    batch_size: int
+    batch_size: Annotated[int, Field(ge=1, le=2**20)]
     """Samples per training step of a distillation run."""
     budgets: dict[str, Budget]
     sources: dict[str, str] = {}
@@ -333,6 +344,7 @@ class TaskSpec(_Spec):
     @model_validator(mode="after")
     def _network_fits_data(self) -> TaskSpec:
         """The network has the data's channels, size and classes."""
+        check(self.network)
         shape = list(self.data.shape)
         channels, side = sizes_of(self.network)
         sides = side if isinstance(side, list) else [side, side]

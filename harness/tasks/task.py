@@ -282,6 +282,8 @@ class Task(TaskFiles):
             spec.grid,
             spec.dtype,
             guidance.norm_patch,
+            spec.precision,
+            spec.compile,
         )
 
     def evaluation_inputs(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from importlib.resources import files
@@ -26,6 +28,24 @@ from harness.tasks.spec import (
 
 FOLDER = Path(str(files("harness.tasks")))
 """The folder of the shipped tasks and their weights."""
+
+
+def check_place(name: str, folders: Sequence[Path], task: str) -> None:
+    """Raises UsageError for a file that lies in none of the folders that a task's files lie in.
+
+    So a task from elsewhere neither reads nor replaces other files. Links count as what they are
+    named, since whoever owns a folder may keep large files on another disk.
+    """
+    lexical = [Path(os.path.normpath((folder / name).absolute())) for folder in folders]
+    if not any(
+        path.is_relative_to(os.path.normpath(folder.absolute()))
+        for path in lexical
+        for folder in folders
+    ):
+        raise UsageError(
+            f"task {task} names {name}, which lies outside its folder: put the file beside the "
+            "task, or into the data folder, or put a link there"
+        )
 
 
 class TaskFiles:
@@ -108,15 +128,18 @@ class TaskFiles:
 
         It lies beside the task, among the shipped ones, or in the data folder.
         """
-        own = (self.folder or FOLDER) / weights.file
-        others = [FOLDER / weights.file, data_folder() / weights.file]
-        return next((path for path in [own, *others] if path.is_file()), own)
+        folders = [self.folder or FOLDER, FOLDER, data_folder()]
+        check_place(weights.file, folders, self.spec.name)
+        places = [folder / weights.file for folder in folders]
+        return next((path for path in places if path.is_file()), places[0])
 
     def located(self, name: str) -> Path:
         """The path of a file or folder that does not ship: beside the task, or the data folder's.
 
         Raises UsageError if it is in neither.
         """
+        if not Path(name).is_absolute():
+            check_place(name, [self.folder or FOLDER, data_folder()], self.spec.name)
         places = [(self.folder or FOLDER) / name, data_folder() / name]
         for place in places:
             if place.exists():

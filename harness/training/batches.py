@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -15,8 +16,12 @@ from harness.data.images import ImageSet
 from harness.data.readers import Reader
 from harness.diffusion.randomness import Keyed
 from harness.methods.base import Batch, Method
+from harness.solvers import Trajectory
 from harness.training.distributed import share_of
 from harness.training.settings import TrainSettings
+
+AHEAD = 4
+"""Steps that are read before they are asked for, a thread each."""
 
 
 class Source(Protocol):
@@ -77,18 +82,21 @@ class Batches:
             isinstance(source, ImageSet) and isinstance(source.images, Reader)
             for source in self.sources.values()
         )
-        self._ahead: tuple[int, Future[list[dict[str, Any]]]] | None = None
+        self._ahead = dict[int, Future[list[dict[str, Any]]]]()
 
     def of_step(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step; all ranks' are samples step B .. step B + B - 1.
 
-        While it trains on them, a thread reads those of the next step if images come from files.
+        While it trains on them, threads read those of the next steps, if images come from files or
+        are drawn, and for a GPU.
         """
-        parts = self._index(step)
-        ahead, self._ahead = self._ahead, None
-        drawn = ahead[1].result() if ahead and ahead[0] == step else self._drawn(step)
-        if self.from_files:
-            self._ahead = step + 1, reading_thread().submit(self._drawn, step + 1)
+        parts, ahead = self._index(step), self._ahead.pop(step, None)
+        drawn = ahead.result() if ahead else self._drawn(step)
+        if self.from_files or self.device.type == "cuda":
+            steps = range(step + 1, step + 1 + AHEAD)
+            self._ahead = {
+                s: self._ahead.get(s) or reading_threads().submit(self._drawn, s) for s in steps
+            }
         return [self._batch(step, *each) for each in zip(parts, drawn, strict=True)]
 
     def of_samples(self, step: int, index: Tensor) -> Batch:
@@ -102,8 +110,14 @@ class Batches:
         return list(index.split(self.settings.micro_batch_size or self.share))
 
     def _drawn(self, step: int) -> list[dict[str, Any]]:
-        """What each source gives for each micro-batch of a step, on the CPU."""
-        return [self._read(step, index) for index in self._index(step)]
+        """What each source gives for each micro-batch of a step, on the CPU.
+
+        For a GPU its memory is pinned, so that a copy does not wait.
+        """
+        drawn = [self._read(step, index) for index in self._index(step)]
+        if self.device.type != "cuda":
+            return drawn
+        return [{name: pinned(value) for name, value in part.items()} for part in drawn]
 
     def _read(self, step: int, index: Tensor) -> dict[str, Any]:
         """What each source gives for these sample numbers.
@@ -123,7 +137,7 @@ class Batches:
     def _batch(self, step: int, index: Tensor, drawn: Mapping[str, Any]) -> Batch:
         data, trajectory = drawn.get("data"), drawn.get("trajectory")
         if data is not None:
-            data = (data[0].to(self.device), data[1].to(self.device))
+            data = (data[0].to(self.device, non_blocking=True), data[1].to(self.device))
         if trajectory is not None:
             trajectory = trajectory.to(self.device)
         return Batch(
@@ -131,7 +145,16 @@ class Batches:
         )
 
 
+def pinned(value: Any) -> Any:
+    """What a source gives, with images and trajectories in pinned memory; a device's stay there."""
+    if isinstance(value, Tensor):
+        return value.pin_memory() if value.device.type == "cpu" else value
+    if isinstance(value, Trajectory):
+        return replace(value, states=pinned(value.states), predictions=pinned(value.predictions))
+    return tuple(map(pinned, value)) if isinstance(value, tuple) else value
+
+
 @cache
-def reading_thread() -> ThreadPoolExecutor:
-    """The thread that reads the next step's images."""
-    return ThreadPoolExecutor(1, thread_name_prefix="read")
+def reading_threads() -> ThreadPoolExecutor:
+    """The threads that read the next steps' samples."""
+    return ThreadPoolExecutor(AHEAD, thread_name_prefix="read")

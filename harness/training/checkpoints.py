@@ -28,6 +28,8 @@ BROKEN = (
 """Errors that reading or loading a damaged checkpoint may raise."""
 OWN = ("step", "bill", "flops", "curve", "milestones")
 """Names of the trainer's own state, beside the networks."""
+SOMETIMES = ("averages",)
+"""Those that some runs have."""
 
 
 def save_checkpoint(path: Path, method: Method, state: dict[str, Any]) -> None:
@@ -91,7 +93,9 @@ def load_checkpoint(
             if player.ema:
                 load(player.ema.module, saved["ema"])
         method.load_state_dict(placed(state["method"], method.state_dict()))
-        return {name: state[name] for name in OWN}
+        return {name: state[name] for name in OWN} | {
+            name: state[name] for name in SOMETIMES if name in state
+        }
     except torch.OutOfMemoryError:
         raise
     except (UsageError, *BROKEN) as error:

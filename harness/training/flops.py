@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -12,6 +11,8 @@ from torch import nn
 
 from harness.diffusion.counting import count_flops
 from harness.methods.base import Method, Update
+from harness.networks.compiling import uncompiled
+from harness.networks.recomputing import activations_kept
 from harness.training.batches import Batches
 
 Parameters = Mapping[str, Sequence[nn.Parameter]]
@@ -41,8 +42,9 @@ def loss_flops(
     small = [batches.of_samples(step, part) for part in parts]
 
     def count(update: Update) -> None:
-        # The counter does not see FLOPs inside a compiled graph.
-        with torch.compiler.set_stance("force_eager") if settings.compile else nullcontext():
+        # The counter does not see FLOPs inside a compiled graph, and would count a block that runs
+        # again twice.
+        with uncompiled(settings.compile), activations_kept():
             flops = sum(
                 count_flops(partial(lambda batch: update.loss(batch)[0].backward(), batch))
                 for batch in small

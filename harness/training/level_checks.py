@@ -49,9 +49,14 @@ class Calls:
     used: int = 0
 
     def add(self, time: Any, output: Tensor) -> Tensor:
-        """Notes a call at network times [B] or [B, S] and returns its output plus zeros."""
+        """Notes a call at network times [B] or [B, S] and returns its output plus zeros.
+
+        The output may be that of several heads: B rows of each.
+        """
         # Inside of a forward-mode derivative a time is a pair; its value is wanted.
-        self.times.append(torch.tensor(time.tolist(), dtype=torch.float64))
+        value = torch.tensor(time.tolist(), dtype=torch.float64)
+        heads = len(output) // len(value)
+        self.times.append(value.repeat(heads, *[1] * (value.dim() - 1)))
         self.places.append((self.used, output.shape))
         zeros = self.pool[self.used : self.used + output.numel()].view(output.shape)
         self.used += output.numel()

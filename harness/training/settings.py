@@ -47,6 +47,23 @@ class TrainSettings:
     counted_samples: int = 8
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How a run is executed. No number depends on it.
+
+    Attributes:
+        shard: whether ranks divide the networks among them.
+        checkpoint_activations: whether blocks keep their inputs alone and run again in the
+            backward pass.
+        snapshots: how often in a run two averages of the student are written, from which one of
+            any width is made afterwards.
+    """
+
+    shard: bool = False
+    checkpoint_activations: bool = False
+    snapshots: int = 0
+
+
 @dataclass
 class Bill:
     """The cost of training.

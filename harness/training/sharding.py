@@ -18,7 +18,7 @@ from harness import ranks
 from harness.errors import UsageError
 from harness.methods.base import Method
 from harness.methods.parts.adapters import LoRAOptions
-from harness.networks.backbones import Backbone
+from harness.networks.compiling import transformers
 
 if TYPE_CHECKING:  # importing them takes half as long as importing torch
     from torch.distributed.fsdp import FSDPModule
@@ -67,12 +67,6 @@ def shard(method: Method, teacher: nn.Module, device: torch.device) -> list[FSDP
         _replace(player.optimizer, {p: after[key] for key, p in before[name].items()})
     method.to(device)
     return sharded
-
-
-def transformers(modules: Iterable[nn.Module]) -> list[Backbone]:
-    """All transformers among modules and their parts, each once."""
-    found = {id(m): m for top in modules for m in top.modules() if isinstance(m, Backbone)}
-    return list(found.values())
 
 
 def _replace(optimizer: torch.optim.Optimizer, new: dict[nn.Parameter, nn.Parameter]) -> None:

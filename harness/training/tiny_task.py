@@ -117,7 +117,7 @@ def tiny_task(folder: Path, prompts: bool = False) -> Task:
     """The task that the checks use, with labels or prompts; its files are written to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     spec = tiny_text_spec(folder) if prompts else tiny_spec(folder)
-    return Task(TaskSpec.model_validate(spec))
+    return Task(TaskSpec.model_validate(spec), folder)
 
 
 def as_teacher(task: Task, schedule: str, prediction_type: str) -> Task:

@@ -21,14 +21,15 @@ from harness import ranks
 from harness.errors import HarnessError, Interrupted, RunFailed, UsageError
 from harness.files import write_aside
 from harness.methods.base import Batch, Loss, Method, Player, Update
+from harness.networks.compiling import compile_networks, transformers, uncompiled
 from harness.networks.passes import count_passes
 from harness.progress import Progress
 from harness.training.batches import Batches, Source
 from harness.training.checkpoints import load_checkpoint, save_checkpoint
-from harness.training.compiling import compile_players
 from harness.training.distributed import mean_over_ranks, share_of
 from harness.training.flops import loss_flops, loss_key, rehearse, require_grad_of
 from harness.training.interrupts import signals_noted
+from harness.training.power_average import PowerAverages
 from harness.training.settings import Bill, TrainSettings, autocast, peak_memory
 from harness.training.sharding import clip_gradients, gathered_no_more, shard
 
@@ -48,6 +49,7 @@ class Trainer:
         teacher: the network whose passes are billed as teacher evaluations, if there is one.
         identity: a name of the run and its code; a checkpoint of another identity is ignored.
         sharded: whether ranks divide the networks among them.
+        averages: averages of the student beside its own, if they are wanted.
 
     Raises UsageError if micro-batches do not divide the batch.
     """
@@ -62,6 +64,7 @@ class Trainer:
         teacher: nn.Module | None = None,
         identity: str = "",
         sharded: bool = False,
+        averages: PowerAverages | None = None,
     ):
         share = share_of(settings.batch_size, settings.sample_group)
         if share % (micro := settings.micro_batch_size or share):
@@ -74,13 +77,17 @@ class Trainer:
         self.step, self.bill = 0, Bill()
         self.teacher, self.identity = teacher or nn.Identity(), identity
         self.sharded = shard(method, self.teacher, device) if sharded else []
+        self.averages = averages
         self.curve: list[dict[str, float]] = []
         self.milestones: list[dict[str, Any]] = []
         for player in method.players.values():
             for group in player.optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
+                if device.type == "cuda":  # one kernel for all weights
+                    group |= {"fused": True, "foreach": False}
         if settings.compile:
-            compile_players(method)
+            players = [player.module for player in method.players.values()]
+            compile_networks([*players, *transformers([self.teacher])])
         self._parameters = {name: player.trained for name, player in method.players.items()}
         self.known_flops: dict[str, float] = {}
         self._compiled: set[str] = set()
@@ -120,7 +127,8 @@ class Trainer:
                 self.bill.seconds = seconds_before + now - started
                 self._log(means, progress)
                 if measure and self.step in self._milestone_steps():
-                    self.note_quality(measure())
+                    with uncompiled(self.settings.compile):
+                        self.note_quality(measure())
                     started += time.perf_counter() - now  # measuring is not training
                     self._reset_peak_memory()
                 late = ranks.is_first() and now - saved > self.settings.checkpoint_seconds
@@ -128,6 +136,8 @@ class Trainer:
                 if stopped or due or self.step == until:
                     self._save(caught)
                     saved = now
+                if self.averages and self.step == self.settings.total_steps:
+                    self.averages.write()
                 if stopped:
                     ranks.wait()  # for the first one's checkpoint: torchrun kills what is left
                     raise Interrupted(f"{self._stopped(caught)}; the same command resumes it")
@@ -206,6 +216,8 @@ class Trainer:
         ranks.add(self.method.sums())
         for name in self.method.end_step(self.step, means):
             restart(self.method.players[name])
+            if self.averages and name == "student":
+                self.averages.restart()
         return means
 
     def _backward(self, loss_of: Loss, batches: list[Batch]) -> dict[str, Tensor]:
@@ -244,6 +256,8 @@ class Trainer:
         player.optimizer.zero_grad(set_to_none=True)
         if player.ema is not None:
             player.ema.update(player.module)
+        if self.averages and name == "student":
+            self.averages.update(player.module)
 
     def flops_of(self, updates: Sequence[Update]) -> float:
         """FLOPs of a step with these updates: their losses and backward passes on a whole batch."""
@@ -268,6 +282,7 @@ class Trainer:
             "flops": self.known_flops,
             "curve": self.curve,
             "milestones": self.milestones,
+            **({"averages": self.averages.state_dict()} if self.averages else {}),
         }
         try:
             save_checkpoint(self._checkpoint, self.method, state)
@@ -286,11 +301,23 @@ class Trainer:
             self.step, self.bill = state["step"], Bill(**state["bill"])
             self.known_flops = state["flops"]
             self.curve, self.milestones = state["curve"], state["milestones"]
+            if self.averages:
+                self._resume_averages(state)
         if (first := ranks.told_by_first(lambda: self.step)) != self.step:
             raise RunFailed(
                 f"rank {ranks.number()} resumes at step {self.step}, but the first rank at "
                 f"{first}: give all ranks one results folder"
             )
+
+    def _resume_averages(self, state: dict[str, Any]) -> None:
+        """Raises UsageError if the checkpoint was written without averages."""
+        if "averages" not in state:
+            raise UsageError(
+                f"{self._checkpoint} was written without --snapshots: resume without them, or "
+                "delete the run's folder"
+            )
+        assert self.averages is not None
+        self.averages.load_state_dict(state["averages"])
 
     @property
     def _checkpoint(self) -> Path:

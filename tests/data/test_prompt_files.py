@@ -72,7 +72,7 @@ def test_a_wrong_prompt_is_one_sentence(
         ('{"text": "a dog"}', "line 1 has no prompt"),
         ('{"prompt": 3}', "line 1 has no prompt"),
         ('{"prompt": ""}', "line 1 is empty"),
-        ('{"prompt": "a\\ud800"}', "line 1 has the control character U+D800"),
+        ('{"prompt": "a\\ud800"}', "line 1 is not JSON: it holds half of a surrogate pair"),
     ],
 )
 def test_a_wrong_line_of_json_is_one_sentence(line: str, sentence: str, tmp_path: Path) -> None:

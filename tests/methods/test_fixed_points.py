@@ -8,138 +8,39 @@ many batches lies within 4 standard errors of 0. At a wrong map of the same kind
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from gaussian import (
+    COUNT,
+    MEAN,
+    SHAPE,
+    STD,
+    Exact,
+    GaussianTask,
+    Model,
+    carried,
+    end,
+    fading,
+    jump,
+    posterior,
+    step,
+    towards,
+    wide,
+    with_v,
+)
+from torch import Tensor
 
-from harness.diffusion.conditions import Condition, Conditions
+from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Prediction
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.diffusion.schedules import Schedule, few_step_levels, schedule_of
 from harness.methods import METHODS, Batch
-from harness.methods.parts.student import flow_time, sigma_ve, time_of_flow
+from harness.methods.parts.student import sigma_ve
 from harness.solvers import DDIM, Trajectory, sample, trace
 
-MEAN, STD, SHAPE, COUNT = 0.3, 0.5, (1, 2, 2), 512
 BATCHES = 48
-Exact = Callable[[Tensor, Tensor, Condition, Schedule], Prediction]
-
-
-def wide(coefficient: Tensor) -> Tensor:
-    return coefficient.double().reshape(-1, 1, 1, 1)
-
-
-def posterior(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
-    """E[x_0 | x_t] and E[eps | x_t]: the teacher."""
-    alpha, sigma = (wide(c) for c in schedule.alpha_sigma(t))
-    score = (x.double() - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
-    return with_v(MEAN + alpha * STD**2 * score, sigma * score, t, schedule)
-
-
-def with_v(x_0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Prediction:
-    a, b = (wide(c) for c in schedule.v_weights(t))
-    return Prediction(x_0, eps, a * x_0 + b * eps)
-
-
-def carried(x: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
-    """Where the ODE leads from x at t to s: the standardised x does not change."""
-    (a, sigma), (b, sigma_s) = ([wide(c) for c in schedule.alpha_sigma(level)] for level in (t, s))
-    z = (x.double() - a * MEAN) / (a**2 * STD**2 + sigma**2).sqrt()
-    return b * MEAN + (b**2 * STD**2 + sigma_s**2).sqrt() * z
-
-
-def towards(x: Tensor, t: Tensor, there: Tensor, s: Tensor, schedule: Schedule) -> Prediction:
-    """The prediction whose DDIM step leads from x at t to `there` at s."""
-    (a, sigma), (b, sigma_s) = ([wide(c) for c in schedule.alpha_sigma(level)] for level in (t, s))
-    x_0 = (sigma_s * x.double() - sigma * there) / (sigma_s * a - sigma * b)
-    eps = (a * there - b * x.double()) / (a * sigma_s - b * sigma)
-    return with_v(x_0, eps, t, schedule)
-
-
-def end(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
-    """A consistency function: x_0 is the end of the ODE."""
-    zero = torch.zeros_like(t)
-    return towards(x, t, carried(x, t, zero, schedule), zero, schedule)
-
-
-def fading(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
-    """A consistency function that forgets with time."""
-    zero = torch.zeros_like(t)
-    return towards(
-        x,
-        t,
-        MEAN + (1 - 0.5 * wide(t)) * (carried(x, t, zero, schedule) - MEAN) + 0.2 * wide(t),
-        zero,
-        schedule,
-    )
-
-
-def jump(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
-    """Jumps along the ODE to the condition's target time; at s = t, the teacher's prediction."""
-    s = schedule.time_from_network(cond.scalars["target"]).clamp(min=0)
-    s = torch.minimum(s, t - 1e-5).clamp(min=0)
-    return towards(x, t, carried(x, t, s, schedule), s, schedule)
-
-
-def step(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
-    """Jumps by the condition's step size in flow time."""
-    s = time_of_flow(
-        schedule, (flow_time(schedule, t) - cond.scalars["step_size"].double() / 1000).clamp(min=0)
-    )
-    s = torch.minimum(s, t - 1e-5).clamp(min=0)
-    return towards(x, t, carried(x, t, s, schedule), s, schedule)
-
-
-class Model(nn.Module):
-    """A denoiser with a closed formula, distorted by parameters that are 0."""
-
-    prediction_type = "v"
-
-    def __init__(self, formula: Exact, schedule: Schedule):
-        super().__init__()
-        self.formula, self.schedule = formula, schedule
-        self.distortion = nn.Parameter(torch.zeros(2, dtype=torch.float64))
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
-        t = t.double().expand(len(x_t)).clamp(min=1e-4)
-        exact = self.formula(x_t, t, cond, self.schedule)
-        u, tau = exact.eps - exact.x_0, wide(flow_time(self.schedule, t))
-        # Distorts the velocity: bounded in x_0 and eps, with x_t unchanged.
-        off = self.distortion[0] * torch.tanh(u) + self.distortion[1]
-        return with_v(exact.x_0 - tau * off, exact.eps + (1 - tau) * off, t, self.schedule)
-
-    @property
-    def denoiser(self) -> Model:
-        return self
-
-    def at(self, scale: Any) -> Model:
-        return self
-
-    @property
-    def network(self) -> nn.Module:
-        return nn.Identity()
-
-
-class GaussianTask:
-    """The part of a task that methods use."""
-
-    shape, num_classes, trajectory_steps = SHAPE, 1, 8
-    network_options: ClassVar[dict[str, int]] = {
-        "image_size": 2,
-        "patch_size": 1,
-        "in_channels": 1,
-        "hidden_size": 8,
-        "depth": 1,
-        "num_heads": 1,
-        "num_classes": 1,
-    }
-    prediction_type, network_teacher, data_std, guidance_scale = "eps", False, STD, 1.0
-    null = Conditions(1).null
-
-    def __init__(self, schedule: str):
-        self.schedule = schedule_of(schedule)
 
 
 def built(
@@ -336,6 +237,58 @@ def test_meanflow_from_the_teacher_is_exact_at_its_jumps() -> None:
     assert right < 1e-4 * wrong
 
 
+@pytest.mark.parametrize("schedule", ["flow", "vp"])
+@pytest.mark.parametrize(
+    ("name", "options", "wrong"),
+    [
+        ("meanflow", {"source": "teacher", "distinct": 1.0, "one_step": 0.2}, posterior),
+        ("scm", {"ramp_steps": 0}, fading),
+    ],
+    ids=["meanflow", "scm"],
+)
+def test_a_difference_is_a_derivative_within_1_percent(
+    name: str, options: dict[str, Any], wrong: Exact, schedule: str
+) -> None:
+    """The gradient of the loss by both, at a map that is not the method's own."""
+    found = []
+    for how in ("jvp", "difference"):
+        method = built(name, wrong, schedule, derivative=how, **options)
+        total = torch.zeros(2, dtype=torch.float64)
+        for batch in batches(2, schedule=schedule):
+            method.model.distortion.grad = None
+            loss = method.loss_at(batch, r=1.0) if name == "scm" else method.loss(batch)
+            loss[0].backward()
+            total += method.model.distortion.grad
+        found.append(total)
+    torch.testing.assert_close(found[1], found[0], rtol=0.01, atol=0)
+    assert not torch.equal(found[1], found[0])
+
+
+@pytest.mark.parametrize("schedule", ["flow", "vp"])
+def test_alpha_flows_error_falls_with_the_square_of_alpha(schedule: str) -> None:
+    options = {"source": "teacher", "distinct": 1.0, "one_step": 0.0}
+    method = built("alpha-flow", jump, schedule, **options)
+
+    def error(alpha: float) -> float:
+        """Root mean square of the loss's difference."""
+        found = [method.loss_at(batch, alpha)[1]["mse"] for batch in batches(2, schedule=schedule)]
+        return float(torch.stack(found).mean().sqrt())
+
+    errors = [error(alpha) for alpha in (0.08, 0.04, 0.02)]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.2)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.2)
+    assert error(1.0) > 100 * errors[2]
+
+
+def test_alpha_falls_from_1_to_its_smallest_or_to_0() -> None:
+    down, to_zero = built("alpha-flow", fall_steps=100), built("alpha-flow", discrete=False)
+    assert [down.alpha(step) for step in (0, 50, 100, 10_000)] == [1, 0.5, 0.005, 0.005]
+    assert to_zero.alpha(10_000) == 0
+    (update,) = to_zero.updates(10_000)
+    assert update.phase == "derivative"
+    assert [update.phase for step in (0, 50) for update in down.updates(step)] == ["flow", ""]
+
+
 def line(x: Tensor, t: Tensor, cond: Condition, schedule: Schedule) -> Prediction:
     """The pair of noise and sample on whose straight line x lies: x_0 = a + b x_T."""
     one = torch.ones_like(t)
@@ -442,6 +395,29 @@ def test_distribution_matching_stops_where_the_fake_score_is_the_teacher() -> No
             max(float(method.loss_at(batch, place=1)[1]["gradient"]) for batch in batches(2))
         )
     assert found[0] < 1e-9 * found[1]
+
+
+@pytest.mark.parametrize("divergence", ["kl", "js", "hellinger", "jeffreys"])
+def test_divergences_agree_where_the_head_cannot_tell(divergence: str) -> None:
+    """Equal densities have the ratio 1, so every sample has the weight 1."""
+    plain, other = (
+        built("dmd2", end, num_steps=2, divergence=d) for d in ("reverse-kl", divergence)
+    )
+    for batch in batches(1):
+        for method in (plain, other):
+            method.matching.model = Model(posterior, method.schedule)
+            method.matching.fake.logit = lambda x_t, time, cond: torch.zeros(len(x_t))
+        assert torch.equal(plain.loss_at(batch, 1)[0], other.loss_at(batch, 1)[0])
+
+
+def test_kl_weighs_a_sample_by_its_density_ratio_among_those_of_its_time() -> None:
+    """Ratios 1 and 3 in one tenth of the timesteps are 0.5 and 1.5 of its mean; 60 is cut to 20."""
+    matching = built("dmd2", end, divergence="kl", min_time=0.1, max_time=0.9).matching
+    ratios = torch.tensor([1.0, 3.0, 60.0, 20.0])
+    matching.fake.logit = lambda x_t, time, cond: ratios.log()
+    x_t, t = torch.zeros(4, *SHAPE), torch.tensor([0.5, 0.51, 0.85, 0.86], dtype=torch.float64)
+    found = matching.weights(x_t, t, Condition(torch.zeros(4, dtype=torch.long))).flatten()
+    torch.testing.assert_close(found, torch.tensor([0.5, 1.5, 1.0, 1.0]))
 
 
 def test_the_fake_score_finds_the_denoiser_of_the_students_samples() -> None:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from harness.errors import UsageError
 from harness.networks import history as history_module
 from harness.networks.history import (
-    EMPTY,
     Cache,
     History,
     Memory,
@@ -217,14 +216,14 @@ def test_linear_attention_sums_what_a_dense_mask_shows(visible: Visible, cuts: l
     out = (products @ v / products.sum(-1, keepdim=True)).transpose(1, 2).flatten(2)
     expected = own.to_out[0](out).unflatten(1, (STATES, tokens))
 
-    memory, cache, outputs = Memory(visible), EMPTY, []
-    swap(attention, Summing, memory=memory, layer=0)
+    memory, outputs = Memory(visible), []
+    swap(attention, Summing, memory=memory, past=(), kept=())
     for part in x.split(cuts, 1):
-        memory.states, memory.cache, memory.grown = part.shape[1], cache, []
+        memory.states, attention.past = part.shape[1], attention.kept
         outputs.append(attention(part.flatten(0, 1)).unflatten(0, (batch, -1)))
-        cache = Cache(cache.states + part.shape[1], tuple(kept for _, kept in memory.grown))
+        memory.before += part.shape[1]
     found = torch.cat(outputs, 1)
-    assert cache.keys_values[0][0].shape == (batch, STATES, 2, 9, 8)  # however many tokens
+    assert attention.kept[0].shape == (batch, STATES, 2, 9, 8)  # however many tokens
     close(found, expected)
     weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view_as(found)
     gradients = [
@@ -249,14 +248,13 @@ def test_masks_of_keys_hold_in_every_visible_state(first: int) -> None:
     expected = whole.unflatten(1, (STATES, tokens))
 
     memory, parameters = Memory(causal), list(attention.parameters())
-    swap(attention, Rerouting, memory=memory, layer=0)
-    own = dense_bias(1, tokens, padded)
-    outputs, cache = [], EMPTY
+    swap(attention, Rerouting, memory=memory, past=(), kept=())
+    own, outputs = dense_bias(1, tokens, padded), []
     for part in x.split([first, STATES - first] if first else [STATES], 1):
-        memory.states, memory.cache, memory.grown = part.shape[1], cache, []
+        memory.states, attention.past, attention.kept = part.shape[1], attention.kept, ()
         mask = own.repeat_interleave(part.shape[1], 0)
         outputs.append(attention(part.flatten(0, 1), attention_mask=mask))
-        cache = Cache(cache.states + part.shape[1], tuple(own for _, own in memory.grown))
+        memory.before += part.shape[1]
     found = torch.cat([o.unflatten(0, (batch, -1)) for o in outputs], 1)
     close(found, expected)
     weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view_as(found)
@@ -272,10 +270,22 @@ def test_a_mask_without_a_batch_holds_for_all() -> None:
         torch.manual_seed(0)
         q = torch.randn(4, 2, 3, 8, dtype=torch.float64)
     mask = torch.tensor([[[[True, True, False]]]])
-    memory = Memory(causal, states=2)
-    expected = memory.attend(0, q, q, q, attn_mask=mask.expand(4, 1, 1, 3))
-    assert torch.equal(memory.attend(0, q, q, q, attn_mask=mask), expected)
-    assert not torch.allclose(memory.attend(0, q, q, q), expected)
+    layer = Attention(16, heads=2, dim_head=8)
+    swap(layer, Rerouting, memory=Memory(causal, states=2), past=(), kept=())
+    expected = layer.attend_states(q, q, q, attn_mask=mask.expand(4, 1, 1, 3))
+    assert torch.equal(layer.attend_states(q, q, q, attn_mask=mask), expected)
+    assert not torch.allclose(layer.attend_states(q, q, q), expected)
+
+
+def test_a_second_attention_of_a_history_layer_is_an_error() -> None:
+    class Twice(nn.Module):
+        def forward(self, q: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, q, F.scaled_dot_product_attention(q, q, q))
+
+    layer = Twice()
+    swap(layer, Rerouting, memory=Memory(causal, states=1), past=(), kept=())
+    with pytest.raises(UsageError, match="twice"):
+        layer(torch.zeros(1, 2, 3, 8))
 
 
 def test_a_history_layer_that_is_not_reached_is_an_error() -> None:

@@ -125,9 +125,7 @@ def test_another_network_is_not_comparable(
 
 
 def test_another_prompt_is_not_comparable(tiny_text: Task, tmp_path: Path) -> None:
-    folder = tmp_path / "others"
-    folder.mkdir()
-    prompts = tiny_text_spec(folder, seed=1)["prompts"]
+    prompts = tiny_text_spec(tmp_path / "tasks" / "text", seed=1)["prompts"]
     other = changed(tiny_text, prompts=prompts)
     assert "another conditions" in refused(tiny_text, judged(other, 2), tmp_path)
 

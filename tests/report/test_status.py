@@ -140,3 +140,12 @@ def test_the_command(tmp_path: Path, tiny: Any) -> None:
     assert found["failed"] == {"ard-c": "not finite"}
     with pytest.raises(UsageError, match="there are no runs below"):
         summary(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("line", ["2001-99-99 x: 1/2", f"{START.isoformat()} x: {'9' * 5000}/2"])
+def test_a_log_that_nobody_here_wrote_is_no_progress(line: str, tmp_path: Path) -> None:
+    with log(tmp_path, "a", (0, "run a starts: now")):
+        with (tmp_path / "runs" / "a" / "run.log").open("a") as file:
+            file.write(f"{line}\n")
+        (found,) = working(tmp_path, START)
+    assert (found.run_id, found.stage, found.seconds_left) == ("a", "", None)

@@ -17,6 +17,7 @@ from harness.runs.resolve import resolve
 from harness.runs.run import run
 from harness.tasks import Task, load_task
 from harness.training.estimate import rehearsal, store_bill, total_flops
+from harness.training.settings import Execution
 
 CPU = torch.device("cpu")
 
@@ -46,6 +47,19 @@ def test_ard_costs_what_its_paper_says() -> None:
     passes = found.flops["training"] / found.images / (2 * found.sampling.plain_macs / 4)
     assert passes == pytest.approx(3 * 4, rel=0.03)
     assert found.flops["trajectories"] == pytest.approx(100_000 * 25 * 2 * 237.24e9, rel=1e-3)
+
+
+def test_checkpointed_blocks_keep_their_inputs_and_one_of_them_everything() -> None:
+    """A block of DiT keeps some 40 numbers of a token and channel; its input is one of them."""
+    resolved = resolve(parse_config({"method": "ard", "task": "imagenet256"}))
+    every, few = (
+        found.memory
+        for found in (plan(resolved), plan(resolved, Execution(checkpoint_activations=True)))
+    )
+    assert every is not None
+    assert few is not None
+    assert few.networks == every.networks
+    assert 1 / 28 < few.sample / every.sample < 0.15
 
 
 def test_adapters_are_as_narrow_as_their_network() -> None:

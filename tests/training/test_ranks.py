@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 from faulty_ranks import without_mean, without_passes, without_sums
 from method_cases import CASES, case_of
+from rank_workers import checkpointed
 
 from harness.cli.main import main
 from harness.methods import METHODS
@@ -69,6 +70,12 @@ SHARDED = {
 def test_sharded_methods_train_alike(names: list[str], tiny: Task, tmp_path: Path) -> None:
     """Two ranks that hold a part of each network train as one process does."""
     compared(2, names, tiny, tmp_path, write_outcomes, True)
+
+
+@pytest.mark.slow
+def test_sharded_blocks_may_run_again(tiny: Task, tmp_path: Path) -> None:
+    """With activation checkpointing a block gathers its weights once more in the backward pass."""
+    compared(2, ["ard", "dmd2"], tiny, tmp_path, checkpointed)
 
 
 @pytest.mark.slow

@@ -12,6 +12,11 @@ x_0 by SNR + 1 / sd^2, which for its EDM networks is 1 / c_out^2 and gives the s
 A head on the fake score's features classifies noised images as real or fake. The fake score adds
 `softplus(D(fake)) + softplus(-D(real))` to its loss, the student `softplus(-D(fake))`.
 
+f-distill (Xu et al. 2025, arXiv 2502.15681) weighs the gradient of each sample by h / mean h, for
+another divergence than the reverse KL. h is a function of the ratio r of the real density to the
+student's, which is exp D: r for KL, r / (1 + r) for Jensen-Shannon, sqrt r for squared Hellinger,
+1 + r for Jeffreys. r is cut to [0.1, 20] and divided by its mean in a tenth of the timesteps.
+
 `dmd2.py` trains a student by these losses alone. With `dmd_from` they finish a student of
 trajectories on its last state (`step_distillation.py`).
 """
@@ -19,9 +24,9 @@ trajectories on its last state (`step_distillation.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +40,17 @@ from harness.methods.base import Batch, Loss, Problem, Update
 from harness.methods.parts.options import OptimizerConfig
 from harness.methods.parts.players import Player, cosine
 from harness.networks.backbones import Backbone, build
+
+Divergence = Literal["reverse-kl", "kl", "js", "hellinger", "jeffreys"]
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "kl": lambda r: r,
+    "js": lambda r: r / (1 + r),
+    "hellinger": torch.sqrt,
+    "jeffreys": lambda r: 1 + r,
+}
+"""The weight h of a divergence, from the ratio of real to generated density."""
+RATIOS, TIME_BINS = (0.1, 20.0), 10
+"""Bounds of the ratio, and the parts of the timesteps in which its mean is taken."""
 
 
 class MatchingConfig(OptimizerConfig):
@@ -53,6 +69,14 @@ class MatchingConfig(OptimizerConfig):
     max_time: float = Field(0.98, gt=0, lt=1)
     """Largest timestep of the compared scores."""
 
+    divergence: Divergence = "reverse-kl"
+    """The divergence from data to the student that is minimised; others than DMD2's reverse KL
+    weigh samples by what the GAN's head says (f-distill)."""
+
+    @property
+    def whole_batch(self) -> bool:
+        return self.divergence != "reverse-kl"  # weights are relative to a batch's mean
+
     def check_matching(self) -> None:
         """Raises UsageError for contradictory options."""
         if self.min_time >= self.max_time:
@@ -64,6 +88,11 @@ class MatchingConfig(OptimizerConfig):
             raise UsageError(
                 "student_gan and fake_gan are the two sides of one GAN: "
                 "give both above 0, or both as 0"
+            )
+        if self.divergence != "reverse-kl" and not self.student_gan:
+            raise UsageError(
+                f"divergence is {self.divergence}, but its weights come from the GAN's head: "
+                "give student_gan and fake_gan above 0"
             )
 
 
@@ -130,13 +159,25 @@ class Matching:
         with torch.no_grad():
             real, fake = self.teacher(x_t, t, cond).x_0, self.model(x_t, t, cond).x_0
             scale = (x - real).abs().flatten(1).mean(1).clamp(min=1e-4).reshape(-1, 1, 1, 1)
-            gradient = (fake - real) / scale
+            gradient = (fake - real) / scale * self.weights(x_t, t, cond)
         matching = 0.5 * (x - (x - gradient).detach()).square().mean()
         metrics = {"gradient": gradient.square().mean()}
         if not self.config.student_gan:
             return matching, metrics
         gan = F.softplus(-self.fake.logit(x_t, self.task.schedule.network_time(t), cond)).mean()
         return matching + self.config.student_gan * gan, metrics | {"gan": gan.detach()}
+
+    def weights(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """h / mean h of the divergence at points x_t [B, C, H, W], [B, 1, 1, 1]."""
+        if self.config.divergence == "reverse-kl":
+            return torch.ones_like(x_t[:, :1, :1, :1])
+        logit = self.fake.logit(x_t, self.task.schedule.network_time(t), cond)
+        ratio, low, high = logit.exp().clamp(*RATIOS), self.config.min_time, self.config.max_time
+        place = ((t - low) / (high - low) * TIME_BINS).long().clamp(0, TIME_BINS - 1)
+        sums = torch.zeros(2, TIME_BINS, device=ratio.device)
+        sums.index_add_(1, place, torch.stack([ratio, torch.ones_like(ratio)]))
+        h = WEIGHTS[self.config.divergence](ratio / (sums[0] / sums[1])[place])
+        return (h / h.mean()).reshape(-1, 1, 1, 1)
 
     def fake_loss(
         self, x: Tensor, cond: Condition, batch: Batch

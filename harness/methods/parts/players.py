@@ -30,6 +30,16 @@ def constant(progress: float) -> float:
     return 1.0
 
 
+@torch.no_grad()
+def blend(average: nn.Module, module: nn.Module, share: float) -> None:
+    """Gives a module's weights this share of an average; buffers are copied, shared ones stay."""
+    pairs = zip(average.parameters(), module.parameters(), strict=True)
+    own, theirs = zip(*(pair for pair in pairs if pair[0] is not pair[1]), strict=True)
+    torch._foreach_lerp_(own, theirs, share)
+    for mine, buffer in zip(average.buffers(), module.buffers(), strict=True):
+        mine.copy_(buffer)
+
+
 class EMA:
     """An exponential moving average of a module's weights.
 
@@ -46,14 +56,9 @@ class EMA:
         self.module = copy.deepcopy(module, frozen).requires_grad_(False).eval()
         self.half_life, self.decay = half_life, 0.5 ** (1 / (half_life * max(total_steps, 1)))
 
-    @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """`average = decay average + (1 - decay) weights`; buffers are copied."""
-        pairs = zip(self.module.parameters(), module.parameters(), strict=True)
-        own, theirs = zip(*(pair for pair in pairs if pair[0] is not pair[1]), strict=True)
-        torch._foreach_lerp_(own, theirs, 1 - self.decay)
-        for mine, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
-            mine.copy_(buffer)
+        blend(self.module, module, 1 - self.decay)
 
     @property
     def initial_weight(self) -> float:

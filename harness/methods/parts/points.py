@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import expand_to, full_precision, predict
+from harness.diffusion.denoiser import expand_to, full_precision, on_device, predict
 from harness.diffusion.schedules import Schedule, respaced_levels
 from harness.errors import UsageError
 from harness.methods.base import Problem
@@ -250,7 +250,7 @@ class CachedSteps(Solver):
         state: SamplingState,
         noise: Noise | None,
     ) -> tuple[Tensor, Tensor, SamplingState]:
-        time = self.points.times[state.cache.states].to(x_t.device).expand(len(x_t), 1)
+        time = on_device(self.points.times[state.cache.states], x_t.device).expand(len(x_t), 1)
         cond = cond.with_scalars(**self.points.scalars(len(x_t), x_t.device))
         output, cache = model(
             self.points.network_input(x_t.unsqueeze(1), state.x_T), time, cond, state.cache

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Model, expand_to
+from harness.diffusion.denoiser import Model, expand_to, on_device
 from harness.solvers import Noise, Solver
 from harness.solvers.ddim import ddim_step
 
@@ -62,7 +62,7 @@ class Jumps(Solver):
     def step(self, model: Model, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, state: None,
              noise: Noise | None) -> tuple[Tensor, Tensor, None]:  # fmt: skip
         scalars = {
-            name: value.to(x_t.device).expand(len(x_t))
+            name: on_device(value, x_t.device).expand(len(x_t))
             for name, value in self.scalars(t, s).items()
         }
         prediction = model(x_t, t, cond.with_scalars(**scalars))

@@ -22,7 +22,7 @@ from harness.methods.base import Batch, Method, Problem, Update
 from harness.methods.parts.adapters import LoRAOptions
 from harness.methods.parts.players import EMA
 from harness.methods.parts.samplers import ConsistencySteps
-from harness.networks.backbones import build
+from harness.networks.backbones import Backbone, build
 from harness.solvers import DDIM, sample
 
 
@@ -137,7 +137,7 @@ class DenoisingStudent(Method):
             total_steps,
         )
         self.init = config.init
-        network = build(task.network_options, self.scalars)
+        network = self.new_network(config, task)
         if task.network_teacher and config.init == "teacher":
             config.start_from_teacher(network, teacher.denoiser.network)
         self.players = {
@@ -157,6 +157,10 @@ class DenoisingStudent(Method):
             self.as_denoiser(self.target_ema.module) if self.target_ema else self.model
         )
         self.solver, self.levels = ConsistencySteps(), few_step_levels(num_steps)
+
+    def new_network(self, config: Any, task: Problem) -> Backbone:
+        """The student's network with random weights."""
+        return build(task.network_options, self.scalars)
 
     def as_denoiser(self, network: nn.Module) -> Denoiser:
         """A network as a denoiser on the task's schedule.

@@ -18,7 +18,7 @@ from harness.errors import unknown
 from harness.networks.backbones import diffusers, dit, prompted
 from harness.networks.backbones.base import Backbone
 
-__all__ = ["Backbone", "build", "depth_of", "sizes_of"]
+__all__ = ["Backbone", "build", "check", "depth_of", "sizes_of"]
 
 FAMILIES: dict[str, Any] = {"dit": dit, "diffusers": diffusers, "prompted": prompted}
 
@@ -27,9 +27,15 @@ def _family(network: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The module of a description's family, and the description without its name."""
     options = dict(network)
     name = options.pop("backbone", "dit")
-    if name not in FAMILIES:
-        raise unknown("backbone", name, FAMILIES, "network")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise unknown("backbone", str(name), FAMILIES, "network")
     return FAMILIES[name], options
+
+
+def check(network: Mapping[str, Any]) -> None:
+    """Raises UsageError for a description that no network fits; imports no library."""
+    family, options = _family(network)
+    family.check(options)
 
 
 def build(

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
+from harness.errors import UsageError
+from harness.machine import memory
 from harness.networks.layers import TimestepEmbedder
 
 
@@ -135,3 +137,17 @@ class Backbone(nn.Module):
         widened = torch.zeros_like(own[patch])
         widened[:, : state[patch].shape[1]] = state[patch]
         self.load_state_dict({**scalars, **state, patch: widened})
+
+
+def check_room(depth: int, width: int) -> None:
+    """Raises UsageError for a transformer that this machine's memory cannot hold.
+
+    A block has at least 12 width^2 weights: attention and a hidden layer of 4 width. On the meta
+    device, where costs are counted, any size has room.
+    """
+    need = 4.0 * 12 * width**2 * depth
+    if torch.get_default_device().type != "meta" and need > (there := memory()):
+        raise UsageError(
+            f"network: {depth} blocks of width {width} take {need / 1e9:.3g} GB, "
+            f"but this machine has {there / 1e9:.3g} GB of memory"
+        )

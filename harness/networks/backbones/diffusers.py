@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
 from harness.errors import UsageError, unknown
-from harness.networks.backbones.base import Backbone
+from harness.networks.backbones.base import Backbone, check_room
 from harness.networks.backbones.families import DIT, FAMILIES
 from harness.networks.layers import sinusoids
 from harness.networks.library import diffusers_for
@@ -33,17 +33,36 @@ from harness.networks.reading import NOTHING, Reading, read_once
 from harness.networks.swapping import swap
 
 Hook = Callable[[nn.Module, Any, Any], Any]
+MOST_BLOCKS, MOST_SIZE = 10**4, 2**24
+"""The largest number of blocks, and the largest other number in a config."""
+SIZES = ("num_attention_heads", "attention_head_dim")
+"""Options whose product is the width."""
 OPTIONS = ("class", "config", "source", "guidance")
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Raises UsageError for an unknown class or option, and for absurd sizes."""
+    for option in options:
+        if option not in OPTIONS:
+            raise unknown("option", option, OPTIONS, "network")
+    name, config = str(options.get("class", "none")), options.get("config", {})
+    if name not in FAMILIES:
+        raise unknown("class of diffusers", name, FAMILIES, "network")
+    if not isinstance(config, Mapping):
+        raise UsageError("network: config should be a mapping from names to values")
+    for key, value in config.items():
+        blocks = key in FAMILIES[name].blocks.values() or key in SIZES
+        least, most = (1, MOST_BLOCKS) if blocks else (-MOST_SIZE, MOST_SIZE)
+        for size in value if isinstance(value, list) else [value]:
+            number = isinstance(size, int | float) and least <= size <= most
+            if not number and (blocks or isinstance(size, int | float)):
+                raise UsageError(f"network: {key} is {value!r}, but should be {least} to {most}")
 
 
 def class_of(options: Mapping[str, Any]) -> tuple[type[nn.Module], dict[str, Any]]:
     """The class of a description and its whole config. Raises UsageError if they do not fit."""
-    for name in options:
-        if name not in OPTIONS:
-            raise unknown("option", name, OPTIONS, "network")
-    name = options.get("class", "none")
-    if name not in FAMILIES:
-        raise unknown("class of diffusers", name, FAMILIES, "network")
+    check(options)
+    name = options["class"]
     cls = getattr(diffusers_for(name), name)
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     config = {key: v for key, v in options.get("config", {}).items() if not key.startswith("_")}
@@ -74,9 +93,15 @@ def build(
             )
         config["norm_eps"] = 1e-6
     _check_guidance(guidance, config, cls.__name__)
+    blocks = sum(config[number] for number in FAMILIES[cls.__name__].blocks.values())
+    check_room(blocks, config["num_attention_heads"] * config["attention_head_dim"])
     config["out_channels"] = config["out_channels"] or config["in_channels"]
-    config["in_channels"] += extra_channels * FAMILIES[cls.__name__].packed ** 2
-    return DiffusersBackbone(cls(**config), source == "official", scalars, guidance)
+    try:
+        config["in_channels"] += extra_channels * FAMILIES[cls.__name__].packed ** 2
+        return DiffusersBackbone(cls(**config), source == "official", scalars, guidance)
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"{cls.__name__} cannot be built of its config: {reason}") from error
 
 
 def _check_guidance(guidance: Any, config: Mapping[str, Any], name: str) -> None:

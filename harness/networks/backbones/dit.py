@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
 from harness.errors import UsageError, unknown
-from harness.networks.backbones.base import Backbone
+from harness.networks.backbones.base import Backbone, check_room
 from harness.networks.layers import (
     Block,
     FinalLayer,
@@ -30,6 +30,18 @@ SIZES = {  # name: (depth, hidden_size, num_heads), table 1 of the paper
     "DiT-XL": (28, 1152, 16),
 }
 PATCHES = (2, 4, 8)
+MOST_TOKENS = 2**20
+"""Tokens of a picture of 16,384 px in latents of 8 px and patches of 2."""
+LARGEST = {
+    "patch_size": (1, 2**14),
+    "in_channels": (1, 2**14),
+    "hidden_size": (4, 2**16),
+    "depth": (1, 10**4),
+    "num_heads": (1, 2**12),
+    "num_classes": (0, 10**7),
+    "text_width": (0, 2**16),
+}
+"""The least and the largest sizes of a network; the largest are far above any that was trained."""
 
 
 def size_options(name: str) -> dict[str, int]:
@@ -71,12 +83,40 @@ def arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     missing = [n for n, p in known.items() if p.default is p.empty and n not in whole]
     if missing:
         raise UsageError(f"network lacks {', '.join(missing)}: give them, or a size as in DiT-S/2")
+    _check(whole)
     return whole
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Raises UsageError for sizes that are no whole numbers, absurd, or do not fit each other."""
+    side = options["image_size"]
+    sides = list(side) if isinstance(side, list | tuple) and len(side) == 2 else [side]
+    given = [(name, options[name]) for name in LARGEST if name in options]
+    for name, value in [*given, *(("image_size", each) for each in sides)]:
+        least, most = LARGEST.get(name, (1, 2**14))
+        if type(value) is not int or not least <= value <= most:
+            raise UsageError(f"network: {name} is {value!r}, but should be {least} to {most}")
+    patch, width, heads = (options[name] for name in ("patch_size", "hidden_size", "num_heads"))
+    if width % heads or width % 4:
+        raise UsageError(
+            f"network: hidden_size is {width}, but {heads} attention heads and 4 must divide it"
+        )
+    if any(each % patch for each in sides):
+        raise UsageError(f"network: image_size is {side}, which patches of {patch} do not divide")
+    if (tokens := sides[0] * sides[-1] // patch**2) > MOST_TOKENS:
+        raise UsageError(f"network has {tokens} tokens, but a picture has at most {MOST_TOKENS}")
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Raises UsageError for a description that does not fit."""
+    arguments(options)
 
 
 def build(options: Mapping[str, Any], scalars: Sequence[str], extra_channels: int) -> DiT:
     """A DiT from its description. Raises UsageError if it does not fit."""
-    return DiT(**arguments(options), scalars=scalars, extra_channels=extra_channels)
+    whole = arguments(options)
+    check_room(whole["depth"], whole["hidden_size"])
+    return DiT(**whole, scalars=scalars, extra_channels=extra_channels)
 
 
 def depth_of(options: Mapping[str, Any]) -> int:

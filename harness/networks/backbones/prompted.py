@@ -13,9 +13,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
+from harness.errors import UsageError
 from harness.networks.backbones import dit
 from harness.networks.backbones.base import Backbone
 from harness.networks.text import TextEncoder
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Raises UsageError unless both networks are described."""
+    if options.keys() != {"encoder", "network"} or not isinstance(options["network"], Mapping):
+        raise UsageError("network: backbone prompted needs encoder and network, and nothing else")
+    dit.check(options["network"])
 
 
 def build(options: Mapping[str, Any], scalars: Sequence[str], extra_channels: int) -> Prompted:
