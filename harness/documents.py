@@ -62,14 +62,18 @@ def read_lines(path: Path) -> Iterator[str]:
             yield line.decode("utf-8").removesuffix("\n")
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, finite: bool = True) -> Any:
     """The value of a JSON text.
+
+    Args:
+        finite: whether infinite numbers and NaN are refused; diffusers' schedulers have them.
 
     Raises ValueError for what is no JSON, is nested too deeply, or holds NaN, an infinite number,
     a whole number above 64 bits, or half a surrogate pair.
     """
     try:
-        found = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
+        number = _finite if finite else float
+        found = json.loads(text, parse_constant=number, parse_float=number, parse_int=_whole)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if HALF_PAIR.search(text):

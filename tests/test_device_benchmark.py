@@ -30,7 +30,9 @@ def report(tmp_path: Path) -> Report:
     return found
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "part", [pytest.param(p, marks=[pytest.mark.slow] if p == "speed" else []) for p in PARTS]
+)
 def test_a_part_runs_at_toy_sizes(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

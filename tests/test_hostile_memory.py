@@ -21,6 +21,8 @@ from harness.training.tiny_task import tiny_spec
 
 MOST = 500 * 10**6
 """Bytes above the level of the imports."""
+pytestmark = pytest.mark.slow  # a process of its own, and bombs on the disk
+
 CHILD = """
 import json, os, pathlib, sys
 sys.path[:0] = json.loads(os.environ["HARNESS_TEST_PATH"])

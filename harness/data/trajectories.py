@@ -79,8 +79,8 @@ def store_folder(recipe: Recipe) -> Path:
     """The folder of a recipe's store. How many trajectories it holds says its manifest."""
     whole = asdict(recipe)
     del whole["count"]
-    for name, default in {"dtype": "float32", "precision": "fp32", "compile": False}.items():
-        if whole[name] == default:
+    for name in ("dtype", "precision", "compile"):  # stores are older than these
+        if whole[name] == getattr(Recipe, name):
             del whole[name]
     key = digest({**whole, "code": trajectory_code(SOLVERS[recipe.solver])})
     return cache_folder() / "trajectories" / key[:32]

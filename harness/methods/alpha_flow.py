@@ -11,7 +11,8 @@ so that no derivative is needed (`discrete`), or becomes 0: MeanFlow's own loss 
 The weight is `alpha / (|.|^2 + c)`, with a mean over dimensions, and without the factor alpha
 where r = t. Targets are cut at `clip`.
 
-Times, guidance and the network's inputs are MeanFlow's. Ours: alpha falls in steps, not in a part
+Times, guidance and the network's inputs are MeanFlow's; `power` and `derivative` are those of its
+loss, at alpha = 0. Ours: alpha falls in steps, not in a part
 of the run, and above 1 - `smallest` it counts as 1, which saves a pass.
 
 Untrained, from the teacher's weights: the student is the unguided teacher under S-step DDIM. At the

@@ -33,6 +33,7 @@ from harness.methods.parts.student import DenoisingStudent, StudentConfig
 
 
 class DMD2Config(StudentConfig, MatchingConfig):
+    added = frozenset({"divergence"})
     lr: float = Field(3e-4, gt=0, le=1)
     """Peak learning rate of the student (paper: 2e-6 in hundreds of thousands of steps)."""
 

@@ -41,6 +41,11 @@ def transformers(modules: Iterable[nn.Module]) -> list[Backbone]:
     return list(found.values())
 
 
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The blocks of all transformers in a network."""
+    return [block for found in transformers([network]) for block in found.blocks]
+
+
 def compile_networks(networks: Iterable[nn.Module]) -> list[nn.Module]:
     """Compiles the blocks of deep transformers, and other networks as a whole.
 
@@ -61,7 +66,7 @@ def compile_networks(networks: Iterable[nn.Module]) -> list[nn.Module]:
 
 
 def _parts(network: nn.Module) -> list[nn.Module]:
-    blocks = [block for found in transformers([network]) for block in found.blocks]
+    blocks = blocks_of(network)
     return blocks if len(blocks) > WHOLE else [network]
 
 

@@ -175,7 +175,7 @@ def _shards(index: Path) -> list[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = parse_json(read_text(path))
+        content = parse_json(read_text(path), finite=False)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is not a readable JSON file: {error}") from error
     if not isinstance(content, dict):

@@ -97,9 +97,8 @@ class Remembers(Swapped, nn.Module):
         """In place of `scaled_dot_product_attention`, for tensors [B S, heads, T, head width]."""
         k, v = self.joined(key, value)
         q, memory = query.unflatten(0, (-1, self.memory.states)), self.memory
-        return attend_blocks(q, k, v, memory.before, memory.visible, attn_mask, **options).flatten(
-            0, 1
-        )
+        out = attend_blocks(q, k, v, memory.before, memory.visible, attn_mask, **options)
+        return out.flatten(0, 1)
 
 
 def recalled(block: nn.Module) -> Callable[[], AbstractContextManager[None]]:

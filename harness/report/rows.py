@@ -209,9 +209,14 @@ def reference_record(records: Iterable[Record]) -> Record | None:
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """The metric that a task's rows are compared by; one of them must have finished."""
-    metrics = next(record for row in rows for record in row.finished).metrics
-    return next(name for name in HEADLINES if name in metrics)
+    """The metric that a task's rows are compared by; one of them must have finished.
+
+    Raises UsageError for a finished record without any of these metrics.
+    """
+    first = next(record for row in rows for record in row.finished)
+    if found := [name for name in HEADLINES if name in first.metrics]:
+        return found[0]
+    raise UsageError(f"record {first.run_id} has none of the metrics {', '.join(HEADLINES)}")
 
 
 def _headline_value(record: Record) -> float:

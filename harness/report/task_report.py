@@ -12,6 +12,7 @@ import pandas as pd
 from harness.records import Record
 from harness.report.agreement import agreement_table
 from harness.report.apart import Apart, apart_table
+from harness.report.best import best_table
 from harness.report.claims import claims_table, read_claims
 from harness.report.compare import (
     against_best_table,
@@ -24,7 +25,14 @@ from harness.report.labels import guidance_of
 from harness.report.notes import notes
 from harness.report.pairs import CROWD, Compared, compared_neighbours
 from harness.report.plots import Plot, task_plots
-from harness.report.rows import Row, apart_of, headline, reference_record, rows_of
+from harness.report.rows import (
+    Row,
+    apart_of,
+    headline,
+    is_trial,
+    reference_record,
+    rows_of,
+)
 from harness.report.statistics import holm
 from harness.report.tables import (
     KEYS,
@@ -34,6 +42,7 @@ from harness.report.tables import (
     error_split_table,
     exposure_table,
     floor_table,
+    plain_heading,
     results_table,
 )
 
@@ -151,7 +160,9 @@ class TaskReport:
     @cached_property
     def sections(self) -> list[Section]:
         """The tables in the order of a page, without empty ones."""
-        compared = (*self._of_equal_compute(), *self._of_all_rows()) if self.rows else ()
+        ranks = any(not is_trial(row.records[0]) for row in self.finished)  # trials rank nothing
+        first = self._best() if ranks else ()
+        compared = (*first, *self._of_equal_compute(), *self._of_all_rows()) if self.rows else ()
         apart = Section(
             "Not comparable with these tables",
             "Each of these has another N, size or identity of a metric than most records, "
@@ -159,6 +170,19 @@ class TaskReport:
             apart_table(self.apart),
         )
         return [section for section in (*compared, apart) if len(section.table)]
+
+    def _best(self) -> Iterator[Section]:
+        seeds = {len(row.records) for row in self.finished if row.training[0]}
+        yield Section(
+            "Best at 1, 2 and 4 steps",
+            f"The lowest {plain_heading(self.headline)} of its kind, and the next one. "
+            + (
+                "Trained rows have one seed here, so their order may change with another."
+                if seeds == {1}
+                else "How sure the order is, the distance to the best says below."
+            ),
+            best_table(self.ranked, self.headline, self.reference),
+        )
 
     def _of_equal_compute(self) -> Iterator[Section]:
         yield Section(

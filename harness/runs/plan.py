@@ -36,13 +36,13 @@ from harness.tasks import Task
 from harness.tasks.spec import PromptSpec
 from harness.training.estimate import rehearsal, total_flops
 from harness.training.memory import Memory, loss_bytes
-from harness.training.settings import Execution
+from harness.training.settings import PLAIN, Execution
 
 WIDTH, HEADS = 64, 4
 """Of the network on which training is counted."""
 IMAGES = 64
 """Images of noise in the place of the task's."""
-CPU, PLAIN = torch.device("cpu"), Execution()
+CPU = torch.device("cpu")
 
 
 class Narrow(Task):

@@ -43,11 +43,11 @@ from harness.runs.resolve import Resolved, reference_of
 from harness.runs.saving import Form, forget_sets, save_sets
 from harness.runs.student_file import facts_of
 from harness.training.power_average import PowerAverages
-from harness.training.settings import Execution
+from harness.training.settings import PLAIN, Execution
 from harness.training.sharding import check_shard, gathered_no_more, whole
 from harness.training.trainer import Trainer
 
-CPU, PLAIN = torch.device("cpu"), Execution()
+CPU = torch.device("cpu")
 Judge = Callable[[float, dict[str, float]], None]
 """A callback at the milestones: it gets the part of the budget and the metrics there.
 

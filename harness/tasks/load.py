@@ -33,7 +33,9 @@ def load_task(name: str) -> Task:
             raise unknown("task", name, task_names())
         raise UsageError(f"there is no task file {path}")
     spec = spec_of(read_task(path), f"task file {path} is broken")
-    return MixtureTask(spec, path.parent) if spec.mixture else Task(spec, path.parent)
+    found = MixtureTask(spec, path.parent) if spec.mixture else Task(spec, path.parent)
+    found.check_places()
+    return found
 
 
 def spec_of(content: dict[str, Any], problem: str) -> TaskSpec:

@@ -123,14 +123,29 @@ class TaskFiles:
             f"--task {self.spec.name}.yaml makes it and puts its sha256 into the file"
         )
 
+    @property
+    def _folders(self) -> list[Path]:
+        """Where weights lie: beside the task, among the shipped ones, or in the data folder."""
+        return [self.folder or FOLDER, FOLDER, data_folder()]
+
+    def check_places(self) -> None:
+        """Raises UsageError for weights or prompts that a task's file names outside its folders."""
+        prompts = self.spec.prompts
+        named = [
+            self.spec.teacher,
+            self.spec.features,
+            prompts.encoder if isinstance(prompts, WrittenPrompts) else prompts,
+        ]
+        for found in named:
+            if isinstance(found, Weights | PromptSpec):
+                check_place(found.file, self._folders, self.spec.name)
+
     def path(self, weights: Weights | PromptSpec) -> Path:
         """The path of a file of weights; its card has the same name with `.yaml`.
 
         It lies beside the task, among the shipped ones, or in the data folder.
         """
-        folders = [self.folder or FOLDER, FOLDER, data_folder()]
-        check_place(weights.file, folders, self.spec.name)
-        places = [folder / weights.file for folder in folders]
+        places = [folder / weights.file for folder in self._folders]
         return next((path for path in places if path.is_file()), places[0])
 
     def located(self, name: str) -> Path:

@@ -64,6 +64,10 @@ class Execution:
     snapshots: int = 0
 
 
+PLAIN = Execution()
+"""On the device as a whole, with nothing beside the student."""
+
+
 @dataclass
 class Bill:
     """The cost of training.

@@ -21,7 +21,7 @@ from harness import ranks
 from harness.errors import HarnessError, Interrupted, RunFailed, UsageError
 from harness.files import write_aside
 from harness.methods.base import Batch, Loss, Method, Player, Update
-from harness.networks.compiling import compile_networks, transformers, uncompiled
+from harness.networks.compiling import blocks_of, compile_networks, uncompiled
 from harness.networks.passes import count_passes
 from harness.progress import Progress
 from harness.training.batches import Batches, Source
@@ -87,7 +87,8 @@ class Trainer:
                     group |= {"fused": True, "foreach": False}
         if settings.compile:
             players = [player.module for player in method.players.values()]
-            compile_networks([*players, *transformers([self.teacher])])
+            # Blocks alone: a graph of the whole teacher would hide its passes from the bill.
+            compile_networks([*players, *blocks_of(self.teacher)])
         self._parameters = {name: player.trained for name, player in method.players.items()}
         self.known_flops: dict[str, float] = {}
         self._compiled: set[str] = set()
@@ -301,22 +302,29 @@ class Trainer:
             self.step, self.bill = state["step"], Bill(**state["bill"])
             self.known_flops = state["flops"]
             self.curve, self.milestones = state["curve"], state["milestones"]
-            if self.averages:
-                self._resume_averages(state)
+        if self.averages:
+            self._resume_averages(state)
         if (first := ranks.told_by_first(lambda: self.step)) != self.step:
             raise RunFailed(
                 f"rank {ranks.number()} resumes at step {self.step}, but the first rank at "
                 f"{first}: give all ranks one results folder"
             )
 
-    def _resume_averages(self, state: dict[str, Any]) -> None:
-        """Raises UsageError if the checkpoint was written without averages."""
+    def _resume_averages(self, state: dict[str, Any] | None) -> None:
+        """Restores the averages of a checkpoint; without one they begin anew.
+
+        Raises UsageError if the checkpoint was written without averages.
+        """
+        assert self.averages is not None
+        if state is None:
+            if self.step == 0:  # snapshots of a run that left no checkpoint are another one's
+                self.averages.restart()
+            return
         if "averages" not in state:
             raise UsageError(
                 f"{self._checkpoint} was written without --snapshots: resume without them, or "
                 "delete the run's folder"
             )
-        assert self.averages is not None
         self.averages.load_state_dict(state["averages"])
 
     @property

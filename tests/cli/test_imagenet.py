@@ -201,8 +201,8 @@ def test_latents_of_a_shipped_task_lie_in_the_data_folder(
 @pytest.mark.parametrize(
     "name",
     [
-        "cifar10",
-        "imagenet64",
+        pytest.param("cifar10", marks=pytest.mark.slow),
+        pytest.param("imagenet64", marks=pytest.mark.slow),
         "imagenet256",
         pytest.param("imagenet256-sit", marks=pytest.mark.slow),
     ],

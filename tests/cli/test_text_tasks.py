@@ -76,6 +76,7 @@ def test_the_plan_of_pixart_in_closed_form(harness: Harness) -> None:
     assert found["memory"]["networks"] == 4 * 6 * found["sampling"]["parameters"]
 
 
+@pytest.mark.slow
 def test_history_on_pixart_costs_its_closed_formula(harness: Harness) -> None:
     done = harness(
         "cost", "--task", "pixart-1024", "--method", "ard", "--history-layers", 6, "--json"

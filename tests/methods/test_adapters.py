@@ -66,7 +66,13 @@ def test_untrained_it_equals_the_student_that_trains_all_weights(
     assert torch.equal(adapted.sample(adapted.build()), whole.sample(whole.build()))
 
 
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("ard", "dmd2", "lcm") else [pytest.mark.slow])
+        for name in STUDENTS
+    ],
+)
 def test_it_trains_its_adapters_alone_and_resumes_bit_for_bit(
     name: str, tiny: Task, tmp_path: Path
 ) -> None:

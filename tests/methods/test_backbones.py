@@ -36,7 +36,7 @@ def task(tiny: Task, tmp_path: Path) -> Task:
     old = tiny.trained("teacher")
     teacher = Weights(file=str(file), sha256=file_hash(file), training=old.training)
     update = {"network": NETWORK, "teacher": teacher}
-    return Task(tiny.spec.model_copy(update=update), tiny.folder)
+    return Task(tiny.spec.model_copy(update=update))
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,13 @@ from harness.training.trainer import Trainer
 ALL = [(name, check) for name, (method, _) in CASES.items() for check in checks_of(method)]
 
 
+LONG = {
+    contract.trained_levels,
+    contract.default_steps,
+    contract.accumulation,
+    contract.seeded,
+}
+"""Checks that take longest, which `tox -e slow` has alone."""
 SHORT = {
     contract.sampling,
     contract.untrained,
@@ -50,7 +57,9 @@ SHORT = {
             name,
             check,
             id=f"{name}-{check.__name__}",
-            marks=[pytest.mark.slow] if check not in SHORT and name not in METHODS.names() else [],
+            marks=[pytest.mark.slow]
+            if check in LONG or (check not in SHORT and name not in METHODS.names())
+            else [],
         )
         for name, check in ALL
     ],
@@ -87,7 +96,13 @@ def test_methods_that_need_labels_refuse_prompts(tmp_path: Path) -> None:
             next(run_checks(name, tmp_path / name, prompts=True))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in METHODS.names() else [pytest.mark.slow])
+        for name in CASES
+    ],
+)
 def test_on_a_flow_teacher_it_starts_right_and_trains(
     name: str, tiny: Task, tmp_path: Path
 ) -> None:
@@ -111,12 +126,14 @@ def test_on_a_flow_teacher_it_starts_right_and_trains(
 
 
 FORWARD_MODE = ("scm", "meanflow")  # which `elsewhere` does not know
+ELSEWHERE = {"ard", "consistency-distillation", "dmd2", "imm", "ladd", "pdd"}
+"""Methods of every run; `tox -e slow` has all."""
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in METHODS.names() else [pytest.mark.slow])
+        pytest.param(name, marks=[] if name in ELSEWHERE else [pytest.mark.slow])
         for name in CASES
         if not name.startswith(FORWARD_MODE)
     ],

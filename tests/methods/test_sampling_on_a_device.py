@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from harness.methods import METHODS
 from harness.runs.build import sampler_of
 from harness.solvers import SOLVERS, sample
 from harness.tasks import Task
@@ -52,7 +53,13 @@ def test_a_copy_to_the_device_is_noticed() -> None:
     assert len(seen.found) == 2
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in METHODS.names() else [pytest.mark.slow])
+        for name in CASES
+    ],
+)
 def test_a_students_sampling_stays_on_the_device(name: str, tiny: Task, tmp_path: Path) -> None:
     method = case_of(name, tiny, tmp_path).build()
     method.student.to(META)

@@ -66,7 +66,7 @@ def task_of(name: str, tiny: Task, folder: Path) -> Task:
         "schedule": schedule,
         "prediction_type": kind,
     }
-    return Task(tiny.spec.model_copy(update=update), tiny.folder)
+    return Task(tiny.spec.model_copy(update=update))
 
 
 def train(method: str, task: Task, folder: Path) -> None:

@@ -194,7 +194,9 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("history_layers", range(5))
+@pytest.mark.parametrize(
+    "history_layers", [0, 2, 4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))]
+)
 @pytest.mark.parametrize("per_step_heads", [False, True])
 @pytest.mark.parametrize("mask", MASKS)
 def test_three_counts_agree_for_every_mask_and_depth(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from compiling import run_graphs_eagerly
+from method_cases import case_of
 from torch import nn
 
 from harness.diffusion.conditions import Condition
 from harness.networks.backbones import build
 from harness.networks.compiling import WHOLE, compile_networks, compiled, uncompiled
 from harness.networks.history import History, with_history
+from harness.tasks import Task
 
 
 def network(depth: int, history_layers: int = 0) -> History:
@@ -50,6 +54,20 @@ def test_all_history_layers_share_a_graph_and_all_others_too() -> None:
     torch.testing.assert_close(output(found), plain)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize("name", ["lcm", "dmd2"])
+def test_passes_of_a_compiled_teacher_are_billed(name: str, tiny: Task, tmp_path: Path) -> None:
+    found = []
+    for compile in (False, True):
+        case = case_of(name, tiny, tmp_path / str(compile))
+        teacher = tiny.teacher(torch.device("cpu"))
+        trainer = case.trainer(
+            case.build(teacher), teacher=teacher.denoiser.network, compile=compile
+        )
+        trainer.train(until=2)
+        found.append(trainer.bill.teacher_evaluations)
+    assert found[0] == found[1] > 0
 
 
 def test_a_network_is_compiled_inside_alone() -> None:

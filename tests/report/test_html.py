@@ -221,7 +221,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
     assert pareto_front(points) == [5, 0, 2, 4]
 
 
-@pytest.mark.parametrize("count", [1, 1_000])
+@pytest.mark.parametrize("count", [1, pytest.param(1_000, marks=pytest.mark.slow)])
 def test_a_page_of_one_record_or_of_many(count: int, tmp_path: Path) -> None:
     made = [
         trained("ard", 5.0 + i % 97).model_copy(

@@ -18,6 +18,7 @@ from harness.methods import METHODS
 from harness.provenance import code_digest
 from harness.records import Exposure, Record, publish_records, write_record
 from harness.report.apart import apart_table
+from harness.report.best import best_table
 from harness.report.console import print_results
 from harness.report.markdown import page
 from harness.report.notes import notes
@@ -48,6 +49,37 @@ def line_of(records: list[Record], place: int = 0) -> dict[str, str]:
 def differences_of(records: list[Record]) -> pd.DataFrame:
     report = TaskReport.of(records)
     return differences_table(report.pairs[0], report.headline, report.largest_p, report.reference)
+
+
+# the best
+
+
+def test_the_best_of_each_kind_by_number_of_steps() -> None:
+    """Lowest FID first; the teacher's own output stands last, and is no sampler of few steps."""
+    own = record("teacher", steps=0, num_steps=24, fid=1.0)
+    own.metrics["distance_to_teacher"] = metric("distance_to_teacher", {0: 0.0, 1: 0.0})
+    records = [
+        own,
+        record("teacher", steps=0, num_steps=4, fid=7.0),
+        record("step-distillation", fid=3.0),
+        record("step-distillation", num_steps=1, fid=6.0),
+        record("ard", fid=2.0),
+        record("ect", fid=4.0, target="data"),
+        record("imm", fid=2.5, target="data"),
+    ]
+    report = TaskReport.of(records)
+    table = best_table(report.rows, "fid", own)
+    assert list(table["steps"]) == ["1", "4", "4", "4", "24"]
+    assert [name.split(",")[0] for name in table["best"]] == [
+        "step-distillation", "teacher", "ard", "imm", "the teacher itself",
+    ]  # fmt: skip
+    assert list(table["learns"])[1:4] == ["no training", "from the teacher", "from data alone"]
+    assert [name.split(",")[0] for name in table["next"]] == [
+        "", "", "step-distillation", "ect", "",
+    ]  # fmt: skip
+    first = report.sections[0]
+    assert first.heading == "Best at 1, 2 and 4 steps"
+    assert "one seed" in first.text
 
 
 # rows
@@ -558,6 +590,7 @@ def test_a_page_shows_the_grid_of_each_methods_best_row(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_publishing_published_records_alone_changes_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / record().run_id
     write_record(folder / "record.json", record())

@@ -201,15 +201,16 @@ def test_what_cannot_be_evaluated(
             "holds pictures of 8 x 8 with 3 channels, but task tiny needs 8 x 8 with 1",
         ),
         ({"arr_0": np.zeros((4, 8, 8, 1), np.float32)}, "arr_0 is float32"),
-        ({"arr_1": np.array([0, 10, 1, 2])}, "arr_1 should hold 4 labels from 0 to 9"),
-        ({"arr_1": np.array([0, 1])}, "arr_1 should hold 4 labels"),
+        ({"arr_1": np.array([0, 10] * 10)}, "arr_1 should hold 20 labels from 0 to 9"),
+        ({"arr_1": np.array([0, 1])}, "arr_1 should hold 20 labels"),
+        ({"arr_0": np.zeros((4, 8, 8, 1), np.uint8)}, "holds 4 samples, but task tiny needs"),
         ({"arr_0": np.array([object()])}, "is not a file of samples"),
     ],
 )
 def test_sample_files_that_do_not_fit(
     changes: dict[str, Any], complaint: str, tiny: Task, tmp_path: Path
 ) -> None:
-    file = save(tmp_path / "theirs.npz", torch.zeros(4, 1, 8, 8), **changes)
+    file = save(tmp_path / "theirs.npz", torch.zeros(20, 1, 8, 8), **changes)
     done = call("evaluate", "--samples", file, "--task", "tiny", "--results", tmp_path)
     assert (done.exit_code, complaint in done.output) == (2, True), done.output
 

@@ -40,8 +40,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     spec["guidance_scan_samples"] = SAMPLES
     spec["reference"]["num_steps"] = 2
     spec["budgets"] = {"quick": {"steps": 2, "noise_sets": 1}}
-    for part in (spec["teacher"], spec["features"], spec["prompts"]["encoder"]):
-        part["file"] = str(task_files.FOLDER / part["file"])
+    (tmp_path / "weights").symlink_to(task_files.FOLDER / "weights")
     (tmp_path / "scenes.yaml").write_text(yaml.safe_dump(spec))
     monkeypatch.setattr(task_files, "FOLDER", tmp_path)
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))

@@ -49,6 +49,7 @@ def test_ard_costs_what_its_paper_says() -> None:
     assert found.flops["trajectories"] == pytest.approx(100_000 * 25 * 2 * 237.24e9, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_checkpointed_blocks_keep_their_inputs_and_one_of_them_everything() -> None:
     """A block of DiT keeps some 40 numbers of a token and channel; its input is one of them."""
     resolved = resolve(parse_config({"method": "ard", "task": "imagenet256"}))

@@ -91,7 +91,8 @@ def alone(folder: Path, task: Path) -> dict[str, Record]:
     return records(folder / "alone")
 
 
-@pytest.mark.parametrize("more", [(), pytest.param(("--shard",), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--shard",)], ids=str)
 def test_two_ranks_make_the_records_of_one_process(
     more: tuple[str, ...], tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -152,6 +152,7 @@ def wait_until(true: Callable[[], Any]) -> Any:
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_child_is_started_again_and_resumes(sweep: Sweep) -> None:
     driver = sweep.start({"seeds": [0, 1]}, "--workers", "2")
     sweep.waiting(2)

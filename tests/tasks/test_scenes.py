@@ -83,10 +83,8 @@ def test_training_writes_a_teacher_its_encoder_and_a_judge(file: Path) -> None:
     assert any("scenes-judge: followed_held_out_scenes" in line for line in lines)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param("step-distillation", marks=pytest.mark.slow), "consistency-training"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["step-distillation", "consistency-training"])
 def test_a_student_is_judged_by_its_prompts(method: str, file: Path, tmp_path: Path) -> None:
     config = RunConfig(method=method, task=str(file), num_steps=2, budget="steps=2", noise_sets=2)
     resolved = resolve(config, results=tmp_path / "results")

@@ -37,7 +37,7 @@ def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
             {"options": {**ARD, "gan_from": 0.3, "gan_warmup_steps": 1}}, marks=pytest.mark.slow
         ),
         {"method": "consistency-distillation", "options": {}},
-        {"method": "teacher", "options": {"solver": "unipc"}},
+        pytest.param({"method": "teacher", "options": {"solver": "unipc"}}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -122,6 +122,7 @@ def test_networks_are_trained_and_levels_found_on_the_second_device(
     assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 def test_an_exact_teacher_on_the_second_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

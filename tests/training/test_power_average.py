@@ -122,6 +122,21 @@ def test_a_resumed_run_writes_the_same_snapshots(tmp_path: Path, tiny: Task) -> 
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_snapshots_of_a_run_that_left_no_checkpoint_do_not_count(
+    tmp_path: Path, tiny: Task
+) -> None:
+    case = case_of("ard", tiny, tmp_path / "case")
+    method = case.build()
+    averages = PowerAverages(method.student_player.module, tmp_path / "averages", 3)
+    averages.step = 5
+    averages.write()
+    trainer = case.trainer(method, tmp_path)
+    trainer.averages = averages
+    averages.step = 0
+    trainer.train(until=3)
+    assert [each.step for each in snapshots(tmp_path / "averages")] == [3, 3]
+
+
 def test_a_checkpoint_without_averages_is_refused(tmp_path: Path, tiny: Task) -> None:
     case = case_of("ard", tiny, tmp_path / "case")
     case.trainer(case.build(), tmp_path).train(until=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     BeforeValidator,
@@ -35,6 +35,9 @@ OWN = ("lora_rank", "lora_alpha", "lora_targets")
 class LoRAOptions(OptimizerConfig):
     """Options of low-rank adapters; `lora_rank` turns them on."""
 
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Options that are newer than published runs of a method."""
+
     lora_rank: int | None = Field(None, ge=1, le=4096)
     """Rank of adapters (LoRA) on the teacher's frozen weights, which train in their place with
     whatever the teacher lacks; none trains all weights. Needs peft."""
@@ -54,11 +57,13 @@ class LoRAOptions(OptimizerConfig):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """All options but those of adapters that are not given.
+        """All options but those of adapters that are not given, and newer ones at their defaults.
 
-        So a run without adapters has the name that it had before there were any.
+        So a run has the name that it had before there were any.
         """
+        fields = type(self).model_fields
         unused = [name for name in OWN if not getattr(self, name)]
+        unused += [n for n in self.added if getattr(self, n) == fields[n].default]
         return {name: value for name, value in whole(self).items() if name not in unused}
 
     @property

@@ -21,6 +21,7 @@ with 1 / h."""
 class DerivativeConfig(StudentConfig):
     """Options of methods whose target has a derivative of the student."""
 
+    added = frozenset({"derivative"})
     derivative: Derivative = Field("jvp")
     """How the student's derivative is computed: exactly, by forward mode, or as a central
     difference, which runs with any attention kernel. Both take three forwards."""
