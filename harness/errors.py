@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 MOST_NAMED = 200
 """Characters of an unknown name that are compared with known ones."""
@@ -56,6 +57,17 @@ class RankLost(HarnessError):
     """Another rank of the run has ended; the same command resumes it."""
 
     exit_code = 3
+
+
+@contextmanager
+def standing_in(place: str) -> Iterator[None]:
+    """Inside, a UsageError names a place, such as a file, unless it does already."""
+    try:
+        yield
+    except UsageError as error:
+        if place in str(error):
+            raise
+        raise UsageError(f"{place}: {error}") from error
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UsageError:

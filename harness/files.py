@@ -22,6 +22,8 @@ from torch import Tensor
 
 from harness.errors import UsageError
 
+DIGEST = "digest"
+"""The key of a digest in the metadata of a safetensors file."""
 LARGE = 2**28
 """Bytes from which a set of samples lies in a file instead of memory."""
 LONGEST_NAME = 120
@@ -103,40 +105,66 @@ def write_tensors(
 def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file, by name.
 
-    Raises UsageError if the file is missing or broken, or has another SHA-256 than the given one.
+    Raises UsageError if the file is missing or broken, has another SHA-256 than the given one, or
+    is a file of `write_sealed` that was changed.
     """
     check_hash(path, sha256)
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except SafetensorError as error:
-        raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
+        raise UsageError(
+            f"{path} is not a readable safetensors file: {error}; fetch it or make it again"
+        ) from error
+    metadata, _ = header_of(path)
+    if DIGEST in metadata and not _is_sealed(tensors, metadata):
+        raise UsageError(f"{path} was changed since it was written; fetch it or make it again")
+    return tensors
 
 
-def write_mapped(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes a file for `map_tensors`; its metadata hold the digest of the tensors."""
-    write_tensors(path, tensors, {"digest": tensors_digest(tensors)})
+def write_sealed(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, of: str = ""
+) -> None:
+    """Writes a safetensors file with the digest of its tensors and metadata.
+
+    Args:
+        of: what the file holds, which `map_tensors` compares. It stands behind the digest, since
+            two entries of metadata would have no certain order.
+    """
+    metadata = metadata or {}
+    stated = _sealed_digest(tensors, metadata) + (f" of {of}" if of else "")
+    write_tensors(path, tensors, {**metadata, DIGEST: stated})
 
 
-def map_tensors(path: Path, checked: bool = True) -> dict[str, Tensor]:
-    """Memory-maps a file that `write_mapped` wrote.
+def _sealed_digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    others = {name: text for name, text in metadata.items() if name != DIGEST}
+    found = tensors_digest(tensors)
+    return digest([found, others]) if others else found
+
+
+def _is_sealed(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bool:
+    return metadata.get(DIGEST, "").partition(" of ")[0] == _sealed_digest(tensors, metadata)
+
+
+def map_tensors(path: Path, checked: bool = True, of: str = "") -> dict[str, Tensor]:
+    """Memory-maps a file that `write_sealed` wrote.
 
     Args:
         checked: whether the whole file is read, to compare its digest.
+        of: what the file should hold, if it says that; "" takes anything.
 
-    Raises UsageError if the file is missing or broken, or was changed.
+    Raises UsageError if the file is missing or broken, was changed, or holds something else.
     """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            written_digest = (file.metadata() or {}).get("digest")
+            metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise UsageError(
-            f"{path} is missing or broken ({error}); delete {path.parent} and it is made again"
-        ) from error
-    if checked and tensors_digest(tensors) != written_digest:
-        raise UsageError(
-            f"{path} was changed since it was written; delete {path.parent} and it is made again"
-        )
+        raise UsageError(f"{path} is missing or broken ({error}): it must be made again") from error
+    if checked and not _is_sealed(tensors, metadata):
+        raise UsageError(f"{path} was changed since it was written: it must be made again")
+    held = metadata.get(DIGEST, "").partition(" of ")[2]
+    if of and held and held != of:
+        raise UsageError(f"{path} holds {held}, not {of}: it must be made again")
     return tensors
 
 
@@ -171,17 +199,19 @@ def header_of(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, it is no mapping
             return file.metadata() or {}, shapes
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
+        raise UsageError(
+            f"{path} is not a readable safetensors file: {error}; fetch it or make it again"
+        ) from error
 
 
 def written_digest(path: Path) -> str:
-    """The digest that a file of `write_mapped` states; its tensors are not read.
+    """The digest that a file of `write_sealed` states; its tensors are not read.
 
     Raises UsageError if the file is missing or broken.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata()["digest"]
+            return file.metadata()[DIGEST]
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is missing or broken ({error}); delete it") from error
 
@@ -199,7 +229,7 @@ def check_hash(path: Path, sha256: str | None) -> None:
     if sha256 and (found := file_hash(path)) != sha256:
         raise UsageError(
             f"{path} has SHA-256 {found}, but {sha256} was expected: "
-            "the file was changed or is not the right one"
+            "the file was changed or is not the right one; put the right one there"
         )
 
 
@@ -233,8 +263,11 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
     """SHA-256 of named tensors: names, types, shapes and bytes."""
     whole = hashlib.sha256()
     for name in sorted(tensors):
-        array = tensors[name].detach().cpu().contiguous().numpy()
-        whole.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        tensor = tensors[name].detach().cpu().contiguous()
+        bf16 = tensor.dtype == torch.bfloat16  # which NumPy lacks
+        array = (tensor.view(torch.int16) if bf16 else tensor).numpy()
+        kind = "bfloat16" if bf16 else array.dtype.str
+        whole.update(f"{name}\0{kind}\0{array.shape}\0".encode())
         whole.update(array.reshape(-1).view(np.uint8).data)
     return whole.hexdigest()
 

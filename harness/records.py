@@ -12,8 +12,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from harness.documents import parse_json, read_lines, read_text
 from harness.errors import UsageError
 from harness.files import check_name, digest, inside, write_text
+from harness.seals import CHANGED, read_sealed_json, sealed, unsealed, write_sealed_json
 
 SCHEMA_VERSION: Literal[1] = 1
+FROM_GIT = "; take the committed file, or delete it and publish the runs again"
 
 
 class _Part(BaseModel):
@@ -242,9 +244,10 @@ class Record(_Part):
 def read_record(path: Path) -> Record:
     """Reads the record of one run. Raises UsageError for a broken file or another schema."""
     try:
-        return _record(parse_json(read_text(path)))
+        return _record(read_sealed_json(path, required=False))
     except (OSError, ValueError) as error:
-        raise _unreadable(f"record {path}", error) from error
+        remedy = "; delete it and the same command makes the run again"
+        raise _unreadable(f"record {path}", error, remedy) from error
 
 
 def _record(content: Any) -> Record:
@@ -256,7 +259,7 @@ def _record(content: Any) -> Record:
 
 def write_record(path: Path, record: Record) -> None:
     """Writes the record of one run aside and renames it."""
-    write_text(path, record.model_dump_json(indent=1) + "\n")
+    write_sealed_json(path, json.loads(record.model_dump_json()))
 
 
 def published_records(results: Path) -> list[Record]:
@@ -294,12 +297,14 @@ def _read_lines(folder: Path) -> dict[str, tuple[str, Record]]:
     found: dict[str, tuple[str, Record]] = {}
     for number, line in enumerate(_lines(path), 1):
         try:
-            record = _record(_unpacked(parse_json(line), shared))
+            record = _record(unsealed(_unpacked(parse_json(line), shared)))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise _unreadable(f"line {number} of {path}", error) from error
+            raise _unreadable(f"line {number} of {path}", error, FROM_GIT) from error
         if found.get(record.run_id, (line,))[0] != line:
             raise UsageError(f"{path} has two lines of run {record.run_id}: delete one")
         found[record.run_id] = line, record
+    if path.exists() and not found and shared["identities"]:
+        raise UsageError(f"{path} is empty, but shared.json beside it is not{FROM_GIT}")
     return found
 
 
@@ -307,7 +312,7 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         yield from read_lines(path) if path.exists() else ()
     except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(f"{path}", error) from error
+        raise _unreadable(f"{path}", error, FROM_GIT) from error
 
 
 def _read_shared(folder: Path) -> dict[str, dict[str, Any]]:
@@ -315,17 +320,18 @@ def _read_shared(folder: Path) -> dict[str, dict[str, Any]]:
     path = inside(folder / "shared.json", folder)
     try:
         shared = parse_json(read_text(path)) if path.exists() else {}
-        return {
-            "identities": dict(shared.get("identities", {})),
-            "floors": dict(shared.get("floors", {})),
-        }
+        found = {part: dict(shared.get(part, {})) for part in ("identities", "floors")}
+        for key, value in (item for table in found.values() for item in table.items()):
+            if _short_hash(value) != key:
+                raise ValueError(f"{key}: {CHANGED}")
+        return found
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise _unreadable(f"{path}", error) from error
+        raise _unreadable(f"{path}", error, FROM_GIT) from error
 
 
 def _packed(record: Record, shared: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A record as it is published; its identities and floors go to `shared`."""
-    content = json.loads(record.model_dump_json())
+    """A record as it is published, sealed; its identities and floors go to `shared`."""
+    content = sealed(json.loads(record.model_dump_json()))
     for name, metric in content["metrics"].items():
         metric["identity"] = _put(metric["identity"], shared["identities"])
         if name.endswith("_floor"):
@@ -335,9 +341,13 @@ def _packed(record: Record, shared: dict[str, dict[str, Any]]) -> dict[str, Any]
 
 def _put(value: Any, table: dict[str, Any]) -> str:
     """Puts a value into a table under its short hash, which it returns."""
-    key = digest(value)[:12]
+    key = _short_hash(value)
     table[key] = value
     return key
+
+
+def _short_hash(value: Any) -> str:
+    return digest(value)[:12]
 
 
 def _unpacked(content: dict[str, Any], shared: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -349,16 +359,20 @@ def _unpacked(content: dict[str, Any], shared: dict[str, dict[str, Any]]) -> dic
     return {**content, "metrics": metrics}
 
 
-def _unreadable(what: str, error: Exception) -> UsageError:
+def _unreadable(what: str, error: Exception, remedy: str) -> UsageError:
     """The error for a file of records that cannot be read, in one sentence."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the whole record"
         return UsageError(
             f"{what} cannot be read ({place}: {first['msg']}); "
-            f"this version reads schema {SCHEMA_VERSION}"
+            f"this version reads schema {SCHEMA_VERSION}{remedy}"
         )
     if isinstance(error, LookupError):
-        return UsageError(f"{what} cannot be read: it, or shared.json beside it, lacks {error}")
-    reason = error.strerror if isinstance(error, OSError) else "it is not JSON in UTF-8"
-    return UsageError(f"{what} cannot be read: {reason}")
+        lacks = f"it, or shared.json beside it, lacks {error}"
+        return UsageError(f"{what} cannot be read: {lacks}{remedy}")
+    if isinstance(error, OSError):
+        return UsageError(f"{what} cannot be read: {error.strerror}")
+    no_json = isinstance(error, UnicodeDecodeError | json.JSONDecodeError)
+    reason = "it is not JSON in UTF-8" if no_json else str(error)
+    return UsageError(f"{what} cannot be read: {reason}{remedy}")

@@ -17,6 +17,7 @@ from harness.data.cache import cached_samples
 from harness.errors import UsageError
 from harness.methods import Method
 from harness.metrics.described import describe
+from harness.metrics.evaluator import Evaluator
 from harness.networks.recomputing import checkpoint_activations
 from harness.tasks import Task
 from harness.training.case import Case
@@ -54,6 +55,13 @@ def trajectories(task: Task) -> Tensor:
     return store.batch(torch.arange(len(store))).states
 
 
+def quality(task: Task) -> dict[str, Tensor]:
+    """Metrics of noise as the samples of the task's evaluation."""
+    images = task.evaluation_inputs(0)[0]
+    found = Evaluator(task, lambda k: images, CPU).evaluate({0: images})
+    return {name: torch.tensor(metric.mean) for name, metric in found.items()}
+
+
 def share(task: Task, folder: Path) -> None:
     """Every way in which ranks share work."""
     me, all_of_us = ranks.number(), ranks.count()
@@ -82,7 +90,8 @@ def share(task: Task, folder: Path) -> None:
     made = list[int]()
     cached = cached_samples({"of": "ranks"}, lambda: (made.append(me), torch.ones(3))[1])
     assert (made, cached.tolist()) == ([me], [1.0] * 3)
-    torch.save({"described": described(), "states": trajectories(task)}, folder / f"shared-{me}.pt")
+    shared = {"described": described(), "states": trajectories(task), "quality": quality(task)}
+    torch.save(shared, folder / f"shared-{me}.pt")
 
 
 def checkpointed(cases: dict[str, Case], folder: Path) -> None:

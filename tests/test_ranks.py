@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rank_workers import described, share, trajectories
+from rank_workers import described, quality, share, trajectories
 
 from harness import ranks
 from harness.data.trajectories import store_folder
@@ -29,12 +29,14 @@ def test_what_ranks_share_equals_the_work_of_one(
     shards = json.loads((store_folder(tiny.recipe) / "manifest.json").read_text())["shards"]
     assert len(shards) == 3
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "other"))
-    one, states = described(), trajectories(tiny)
+    one, states, alone = described(), trajectories(tiny), quality(tiny)
+    assert {"fid", "kid", "recall", "class_diversity"} <= alone.keys()
     for number in range(count):
         found = torch.load(tmp_path / f"shared-{number}.pt")
         assert found["described"].keys() == one.keys()
         assert all(torch.equal(found["described"][name], one[name]) for name in one)
         assert torch.equal(found["states"], states)
+        assert found["quality"] == alone
 
 
 def test_a_batch_that_ranks_cannot_share(monkeypatch: pytest.MonkeyPatch) -> None:

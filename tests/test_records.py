@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from written import ENVIRONMENT, LATENCY
 
 from harness.errors import UsageError
 from harness.records import (
     SCHEMA_VERSION,
     Cost,
+    Environment,
     Metric,
     Record,
     TrainingBill,
@@ -202,7 +208,7 @@ def test_two_branches_that_publish_are_merged_by_their_lines(tmp_path: Path) -> 
             "records.jsonl",
             '"method":"ard"',
             '"way":"ard"',
-            r"line 1 of .*records\.jsonl cannot be read \(method",
+            r"line 1 of .*records\.jsonl cannot be read: it was changed since it was written; take",
         ),
         ("records.jsonl", '"metrics"', '"numbers"', r"line 1 of .* lacks 'metrics'"),
         (
@@ -232,3 +238,73 @@ def test_two_lines_of_one_run_are_refused(tmp_path: Path) -> None:
     (tmp_path / "ours" / "records.jsonl").write_text("".join(lines))
     with pytest.raises(UsageError, match="has two lines of run a: delete one"):
         published_records(tmp_path / "ours")
+
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def without(content: Any, place: tuple[str, ...]) -> Any:
+    """JSON-like content without the key at a place."""
+    first, *rest = place
+    found = {name: value for name, value in content.items() if name != first}
+    return found if not rest else {**found, first: without(content[first], tuple(rest))}
+
+
+def places(model: type[BaseModel], content: Any, above: tuple[str, ...] = ()) -> Iterator[Any]:
+    """The places of a record's keys, each with whether older records may lack it."""
+    for name, field in model.model_fields.items():
+        yield (*above, name), not field.is_required()
+        inside = content.get(name)
+        part = {"cost": Cost, "training": TrainingBill, "environment": Environment}.get(name)
+        if part and isinstance(inside, dict):
+            yield from places(part, inside, (*above, name))
+
+
+def test_records_of_older_versions_are_read_or_refused_by_key(tmp_path: Path) -> None:
+    """A key that later versions added has a default; any other is named."""
+    path, whole = tmp_path / "record.json", json.loads(full_record().model_dump_json())
+    kinds = list(places(Record, whole))
+    assert len(kinds) > 40
+    for place, free in kinds:
+        path.write_text(json.dumps(without(whole, place)))
+        if free:
+            assert read_record(path).run_id == "ard-4-0123456789"
+            continue
+        with pytest.raises(UsageError, match=re.escape(f"({'.'.join(place)}: Field required)")):
+            read_record(path)
+    for schema in (0, 2, None):
+        path.write_text(json.dumps({**whole, "schema_version": schema}))
+        with pytest.raises(UsageError, match=rf"schema_version: .*reads schema {SCHEMA_VERSION}"):
+            read_record(path)
+
+
+def test_committed_records_are_read(tmp_path: Path) -> None:
+    """Those that were published before records had seals, too, and a later one stands beside."""
+    lines = (RESULTS / "digits" / "records.jsonl").read_text().splitlines()
+    found = published_records(RESULTS / "digits")
+    assert len(found) == len(lines) > 0
+    shutil.copytree(RESULTS / "digits", tmp_path / "digits")
+    publish_records(tmp_path / "digits", [named("z")])
+    *before, last = (tmp_path / "digits" / "records.jsonl").read_text().splitlines()
+    assert before == lines
+    assert json.loads(last)["sha256"]
+    assert published_records(tmp_path) == [*found, named("z")]
+
+
+@pytest.mark.parametrize("file", ["record.json", "records.jsonl", "shared.json"])
+def test_a_changed_digit_is_no_new_number(file: str, tmp_path: Path) -> None:
+    """Each is valid JSON of the right types."""
+    write_record(tmp_path / "record.json", full_record())
+    publish_records(tmp_path, [named("a")])
+    path = tmp_path / file
+    old, new = {"record.json": ("2.5", "2.4")}.get(file, ("0.25", "0.24"))
+    if file == "records.jsonl":
+        old, new = "0.30000000000000004", "0.20000000000000004"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    read = {"record.json": read_record}.get(file, lambda path: published_records(path.parent))
+    with pytest.raises(UsageError, match="it was changed since it was written; "):
+        read(path)
+    path.write_text(json.dumps(json.loads(text), indent=3) if file == "record.json" else text)
+    read(path)  # spaces are free

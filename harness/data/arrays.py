@@ -9,7 +9,9 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -17,17 +19,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from harness.data.cache import intact
 from harness.data.contents import content_of
 from harness.data.readers import PictureReader
-from harness.data.shards import check_disk
+from harness.data.shards import check_disk, remember, unchanged
 from harness.errors import UsageError
 from harness.files import cache_folder, digest, tensors_digest, write_aside
+from harness.seals import BROKEN_ZIP, CHANGED, METHODS, check_zip
 
-BROKEN = (ValueError, KeyError, TypeError, EOFError, RuntimeError, OverflowError, MemoryError)
-BROKEN += (struct.error, zipfile.BadZipFile, zlib.error)  # type: ignore[assignment]
-"""What reading a damaged .npz file may raise beside OSError; TypeError comes from a bare array."""
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""How numpy packs an .npz file; others, such as LZMA, may ask for gigabytes to be unpacked."""
+BROKEN = (*BROKEN_ZIP, KeyError, TypeError, MemoryError)
+"""What reading a damaged .npz file may raise; TypeError comes from a bare array."""
 LARGE, MOST_PACKED = 2**26, 100
 """An array of more than so many bytes is packed at most so many times: pictures are some 2 times,
 while zeros are 1,000 times."""
@@ -91,7 +92,8 @@ class Archive(Arrays):
         return f"image {item} of {self.path}"
 
     def content(self) -> str:
-        return content_of(self.path.parent, [self.path.name], list(self.shape))
+        check = partial(check_zip, self.path)
+        return content_of(self.path.parent, [self.path.name], list(self.shape), check)
 
 
 def mapped(path: Path, name: str) -> np.ndarray | None:
@@ -112,13 +114,16 @@ def mapped(path: Path, name: str) -> np.ndarray | None:
             found = path.stat()
             key = [str(path.resolve()), found.st_size, found.st_mtime_ns, name]
             kept = cache_folder() / "unpacked" / f"{digest(key)[:32]}.npy"
-            if not kept.is_file():
-                what, remedy = f"{name} of {path}, unpacked,", "set HARNESS_CACHE to a larger disk"
-                check_disk(what, float(info.file_size), cache_folder(), remedy)
-                write_aside(kept, lambda aside: _unpack(archive, info, aside))
+            if not unchanged(kept):
+                if not (kept.is_file() and intact(kept, partial(_compare, kept, info))):
+                    what = f"{name} of {path}, unpacked,"
+                    remedy = "set HARNESS_CACHE to a larger disk"
+                    check_disk(what, float(info.file_size), cache_folder(), remedy)
+                    write_aside(kept, lambda aside: _unpack(archive, info, aside))
+                remember(kept.parent, [kept.name])
             return _map(kept, 0)
-    except (OSError, *BROKEN) as error:
-        raise UsageError(f"{path} is no readable npz file ({error})") from error
+    except BROKEN as error:
+        raise UsageError(f"{path} is no readable npz file ({error}); fetch it again") from error
 
 
 @contextmanager
@@ -131,7 +136,7 @@ def opened(
     """
     info = archive.getinfo(f"{name}.npy")
     if info.compress_type not in METHODS:
-        raise ValueError(f"{name} is packed by a method that numpy does not use")
+        raise ValueError(f"{name} is packed by a method that NumPy does not use")
     assert archive.fp is not None
     packed = min(info.compress_size, archive.fp.seek(0, 2))
     if info.file_size > max(LARGE, MOST_PACKED * packed):
@@ -173,6 +178,16 @@ def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, to: Path) -> None:
         shutil.copyfileobj(source, target)
 
 
+def _compare(unpacked: Path, info: zipfile.ZipInfo) -> None:
+    """Raises ValueError if an unpacked file has another check sum than its member's."""
+    found = 0
+    with unpacked.open("rb") as file:
+        while part := file.read(2**20):
+            found = zlib.crc32(part, found)
+    if found != info.CRC:
+        raise ValueError(CHANGED)
+
+
 def _map(path: Path, start: int) -> np.ndarray:
     """The array of the `.npy` content that starts at a byte of a file."""
     with path.open("rb") as file:
@@ -185,7 +200,7 @@ def _map(path: Path, start: int) -> np.ndarray:
 def npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether in Fortran's order, and type of `.npy` content, which then follows.
 
-    Raises ValueError for objects, and for a version that is not known.
+    Raises ValueError for objects, for a version that is not known, and for a damaged header.
     """
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -194,7 +209,10 @@ def npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     if version not in readers:
         raise ValueError(f"version {version} of npy is not known")
-    shape, fortran, dtype = readers[version](stream)
+    try:
+        shape, fortran, dtype = readers[version](stream)
+    except (ValueError, SyntaxError, TokenError) as error:  # NumPy parses a header as Python
+        raise ValueError("its header is damaged") from error
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
     if min(shape, default=0) < 0:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from harness import ranks
 from harness.errors import UsageError
-from harness.files import LARGE, cache_folder, digest, map_tensors, write_mapped
+from harness.files import LARGE, cache_folder, digest, map_tensors, write_sealed
+from harness.seals import made_again
 
 
 @contextmanager
@@ -46,6 +47,16 @@ def locked_folder(folder: Path, remedy: str = "set HARNESS_CACHE to another") ->
         lock.release()
 
 
+def intact(path: Path, check: Callable[[], object]) -> bool:
+    """Whether a check of a cached file raises nothing; if it does, stderr says so."""
+    try:
+        check()
+    except (UsageError, OSError, ValueError) as error:
+        made_again(path, error)
+        return False
+    return True
+
+
 def samples_folder(key: dict[str, Any]) -> Path:
     """The folder that holds the tensors of a JSON-like key once they are computed."""
     return cache_folder() / "samples" / digest(key)[:32]
@@ -56,18 +67,23 @@ def cached_tensors(
 ) -> dict[str, Tensor]:
     """Named tensors that a JSON-like key determines, from the cache or computed and kept there.
 
-    Raises:
-        UsageError: if the cached file was damaged or the cache folder cannot be written.
+    A file that was damaged is computed again.
+
+    Raises UsageError if the cache folder cannot be written.
     """
     folder = samples_folder(key)
-    path = folder / "samples.safetensors"
-    if not ranks.told_by_first(path.exists):
+    path, of = folder / "samples.safetensors", folder.name
+
+    def there() -> bool:
+        return path.exists() and intact(path, lambda: map_tensors(path, of=of))
+
+    if not ranks.told_by_first(there):
         with locked_folder(folder):
-            if not ranks.told_by_first(path.exists):
+            if not ranks.told_by_first(there):
                 found = compute()
-                ranks.told_by_first(lambda: write_mapped(path, found))
+                ranks.told_by_first(lambda: write_sealed(path, found, of=of))
     # A large tensor stays in its file.
-    found = map_tensors(path)
+    found = map_tensors(path, checked=False)
     return {name: x if x.nbytes >= LARGE else x.clone() for name, x in found.items()}
 
 

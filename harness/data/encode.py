@@ -6,7 +6,6 @@ and `manifest.json` once all shards are there. `harness.data.latents` reads it.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,11 +19,12 @@ from harness.data.filling import fill
 from harness.data.images import ImageSet
 from harness.data.latents import MANIFEST
 from harness.data.readers import read_ahead
-from harness.data.shards import error_of, halved
+from harness.data.shards import error_of, halved, remember
 from harness.diffusion.randomness import Keyed
 from harness.errors import UsageError
-from harness.files import write_text, written_digest
+from harness.files import written_digest
 from harness.progress import Progress
+from harness.seals import write_sealed_json
 
 
 class Encoder(Protocol):
@@ -91,8 +91,8 @@ def encode(
         The number of shards that are there, and of all.
 
     Raises:
-        UsageError: if the folder holds other latents, if a shard is damaged, if an image cannot be
-            read, or if the disk is too small.
+        UsageError: if the folder holds other latents, if an image cannot be read, or if the disk
+            is too small.
     """
     plan = {
         **about,
@@ -159,4 +159,5 @@ def _finish(
         **({"error": error_of(paths, how.views)} if how.dtype == "float16" else {}),
         "shards": [{"file": path.name, "digest": written_digest(path)} for path in paths],
     }
-    write_text(folder / MANIFEST, json.dumps(content, indent=1))
+    write_sealed_json(folder / MANIFEST, content)
+    remember(folder, [path.name for path in paths])

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.data.cache import locked_folder
+from harness.data.cache import intact, locked_folder
 from harness.data.shards import check_disk
 from harness.errors import UsageError
-from harness.files import map_tensors, write_mapped, write_text
+from harness.files import digest, map_tensors, write_sealed, write_text
 from harness.progress import Progress
+from harness.seals import read_sealed_json
 
 PLAN = "plan.json"
 
@@ -36,7 +37,7 @@ def fill(
     ranks: int = 1,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Makes the shards of one rank that are missing.
+    """Makes the shards of one rank that are missing or damaged.
 
     Args:
         plan: what decides the shards, JSON-like; a folder with another plan is refused.
@@ -49,18 +50,18 @@ def fill(
         The paths of all shards; those of other ranks may be missing.
 
     Raises:
-        UsageError: if the folder has another plan, if a shard is damaged, or if the disk is too
-            small.
+        UsageError: if the folder has another plan, or if the disk is too small.
     """
     _continue(folder, json.loads(json.dumps(plan)), what)
     paths = [
         folder / f"{number:05d}-of-{shard_size}.safetensors"
         for number in range(-(-count // shard_size))
     ]
+    key = digest(plan)[:16]
     missing = {
         paths[number]: range(number * shard_size, min((number + 1) * shard_size, count))
         for number in range(rank, len(paths), ranks)
-        if not _there(paths[number])
+        if not _there(paths[number], key)
     }
     total, done = sum(map(len, missing.values())), 0
     remedy = "name another --out, or give --dtype float16"
@@ -72,13 +73,15 @@ def fill(
             done += len(next(iter(part.values())))
             if progress:
                 progress(done, total)
-        write_mapped(path, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        write_sealed(path, whole, of=f"{path.name} of {key}")
     return paths
 
 
-def _there(path: Path) -> bool:
-    """Whether a shard is there. Raises UsageError if an earlier process left it damaged."""
-    return path.exists() and bool(map_tensors(path))
+def _there(path: Path, key: str) -> bool:
+    """Whether a shard of a plan is there and not damaged."""
+    of = f"{path.name} of {key}"
+    return path.exists() and intact(path, lambda: map_tensors(path, of=of))
 
 
 def _continue(folder: Path, plan: dict[str, Any], what: str) -> None:
@@ -89,8 +92,8 @@ def _continue(folder: Path, plan: dict[str, Any], what: str) -> None:
             write_text(path, json.dumps(plan, indent=1))
             return
         try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
+            found = read_sealed_json(path, required=False)
+        except (OSError, ValueError) as error:
             raise UsageError(f"{path} is broken; delete the folder {folder}") from error
     check_plan(found, plan, f"{folder} holds {what}")
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from harness.data.readers import Reader
-from harness.data.shards import Shards
-from harness.documents import parse_json, read_text
+from harness.data.shards import Shards, damaged
 from harness.errors import UsageError
-from harness.files import check_name, digest, written_digest
+from harness.files import check_name, digest, map_tensors, written_digest
+from harness.seals import read_sealed_json
 
 MANIFEST = "manifest.json"
 
@@ -40,7 +40,7 @@ class Latents(Reader):
         autoencoder: Mapping[str, Any] | None = None,
     ):
         try:
-            self.manifest = parse_json(read_text(path / MANIFEST))
+            self.manifest = read_sealed_json(path / MANIFEST)
             shards = self.manifest["shards"]
             digests = {check_name(shard["file"], "a shard"): shard["digest"] for shard in shards}
             size, found = int(self.manifest["shard_size"]), list(self.manifest["shape"])
@@ -50,7 +50,9 @@ class Latents(Reader):
                 f"{path} has no {MANIFEST}: let `harness data encode` finish it"
             ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
-            raise UsageError(f"{path / MANIFEST} is broken; encode the images again") from error
+            raise UsageError(
+                f"{path / MANIFEST} is broken; let `harness data encode` write it again"
+            ) from error
         if tuple(found) != tuple(shape):
             raise UsageError(
                 f"latents in {path} have the shape {found}, but data.shape is {list(shape)}"
@@ -61,11 +63,15 @@ class Latents(Reader):
                 "or leave data.flip out"
             )
         self._check_maker(path, autoencoder or {})
-        for name, stated in digests.items():
-            if written_digest(path / name) != stated:
-                raise UsageError(
-                    f"{path / name} is not the file that {MANIFEST} names: encode the images again"
-                )
+
+        def check(shard: Path) -> None:
+            map_tensors(shard)
+            if written_digest(shard) != digests[shard.name]:
+                raise UsageError(f"{shard} is not what {MANIFEST} names: it must be made again")
+
+        if bad := damaged(path, digests, check):
+            first = next(iter(bad.values()))
+            raise UsageError(f"{first}, by the same `harness data encode` as before")
         self._shards = Shards([path / name for name in digests], size, checked=False)
         self.labels = self._shards.whole("labels")
         self.shape = (len(self.labels), *shape)

@@ -221,7 +221,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except BROKEN as error:
         raise UsageError(
-            f"{path} is not a file of samples ({error}); "
+            f"{path} is not a file of samples, or it is damaged ({error}); "
             "it should be .npz with arr_0, uint8 [n, H, W, C]"
         ) from error
 

@@ -73,8 +73,7 @@ def encode_prompts(
         The number of shards that are there, and of all.
 
     Raises:
-        UsageError: if the file or the folder has other prompts, if a shard is damaged, or if the
-            disk is too small.
+        UsageError: if the file or the folder has other prompts, or if the disk is too small.
     """
     texts = [prompt.text for prompt in prompts]
     kept = {name: value for name, value in asdict(how).items() if name != "batch_size"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
@@ -115,7 +116,7 @@ class PictureReader(Reader):
         except HarnessError:
             raise
         except Exception as error:  # Pillow's decoders raise anything on broken files
-            why = " ".join(str(error).split()) or type(error).__name__
+            why = re.sub(r" ?<_io.*?>", "", " ".join(str(error).split())) or type(error).__name__
             raise UsageError(
                 f"{self.name(item)} is no readable image ({why}); replace or remove it"
             ) from error

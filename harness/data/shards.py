@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.documents import parse_json, read_text
 from harness.errors import UsageError
-from harness.files import map_tensors
+from harness.files import map_tensors, write_text
+
+VERIFIED = "verified.json"
+"""In a folder of shards: their sizes and times of change when their digests were compared."""
 
 
 class Shards:
@@ -35,6 +41,55 @@ class Shards:
     def whole(self, name: str) -> Tensor:
         """One tensor of all items, in memory."""
         return torch.cat([file[name] for file in self._files])
+
+
+def damaged(folder: Path, names: Iterable[str], check: Callable[[Path], object]) -> dict[str, str]:
+    """The shards of a folder that are missing or damaged, each with a reason.
+
+    A shard is read as a whole only when its size or time of change is new, so that opening a large
+    store is quick.
+
+    Args:
+        check: reads a shard, and raises UsageError for a damaged one.
+    """
+    known, found, right = _stamps(folder), dict[str, str](), list[str]()
+    for name in names:
+        path = folder / name
+        try:
+            if not path.exists() or known.get(name) != _stamp(path):
+                check(path)
+            right.append(name)
+        except UsageError as error:
+            found[name] = str(error)
+    remember(folder, right)
+    return found
+
+
+def unchanged(path: Path) -> bool:
+    """Whether a file has the stamp that `remember` noted."""
+    return path.exists() and _stamps(path.parent).get(path.name) == _stamp(path)
+
+
+def remember(folder: Path, names: Iterable[str]) -> None:
+    """Notes the stamps of files in a folder whose digests are known to be right."""
+    known = _stamps(folder)
+    found = {**known, **{name: _stamp(folder / name) for name in names}}
+    if found != known:
+        with suppress(UsageError):  # a folder that is only read is compared each time
+            write_text(folder / VERIFIED, json.dumps(found))
+
+
+def _stamp(path: Path) -> list[int]:
+    """A file's size and time of change."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    with suppress(OSError, ValueError):
+        found = parse_json(read_text(folder / VERIFIED))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def halved(made: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from harness.data.cache import intact
 from harness.data.contents import content_of
 from harness.data.readers import PictureReader, open_picture
 from harness.errors import UsageError
-from harness.files import cache_folder, digest, write_aside
+from harness.files import cache_folder, digest, map_tensors, write_sealed
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MOST_LABEL = 4096
@@ -86,18 +87,13 @@ def index_of(file: Path, classes: Sequence[str], labelled: bool) -> np.ndarray:
     except OSError as error:
         raise UsageError(f"there is no file {file}") from error
     key = [str(file.resolve()), found.st_size, found.st_mtime_ns, list(classes), labelled]
-    kept = cache_folder() / "indexes" / f"{digest(key)[:32]}.npy"
-    if not kept.is_file():
+    kept = cache_folder() / "indexes" / f"{digest(key)[:32]}.safetensors"
+    if not (kept.is_file() and intact(kept, lambda: map_tensors(kept))):
         index = np.array(list(_listed(file, classes, labelled)), np.int64).reshape(-1, 3)
         if not len(index):
             raise UsageError(f"{file} holds no picture; known are {', '.join(SUFFIXES)}")
-        write_aside(kept, lambda aside: _save(aside, index))
-    return np.load(kept)
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:
-        np.save(file, array)
+        write_sealed(kept, {"index": torch.from_numpy(index)})
+    return map_tensors(kept, checked=False)["index"].numpy()
 
 
 def _listed(file: Path, classes: Sequence[str], labelled: bool) -> list[tuple[int, int, int]]:
@@ -117,6 +113,7 @@ def _listed(file: Path, classes: Sequence[str], labelled: bool) -> list[tuple[in
                     assert content is not None
                     text = content.read(MOST_LABEL).decode().strip()
                     labels[key] = _label(text, classes, member, file)
+            _check_end(file, tar.offset)
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(f"{file} is no readable tar file ({error}); fetch it again") from error
     size, end = file.stat().st_size, max((sum(place) for place in pictures.values()), default=0)
@@ -124,9 +121,19 @@ def _listed(file: Path, classes: Sequence[str], labelled: bool) -> list[tuple[in
         raise UsageError(f"{file} is cut off after {size} bytes; fetch it again")
     if labelled and (missing := pictures.keys() - labels.keys()):
         raise UsageError(
-            f"{min(missing).strip('/')} in {file} has a picture, but no .cls beside it"
+            f"{min(missing).strip('/')} in {file} has a picture, but no .cls beside it: "
+            "add it, or fetch the file again"
         )
     return [(*place, labels.get(key, 0)) for key, place in pictures.items()]
+
+
+def _check_end(file: Path, offset: int) -> None:
+    """Raises UsageError unless zeros alone follow the last member: tarfile stops at any damage."""
+    with file.open("rb") as rest:
+        rest.seek(offset)
+        while part := rest.read(2**20):
+            if part.strip(b"\0"):
+                raise UsageError(f"{file} is damaged after byte {offset}; fetch it again")
 
 
 def _label(text: str, classes: Sequence[str], member: tarfile.TarInfo, file: Path) -> int:

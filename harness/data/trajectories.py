@@ -7,10 +7,9 @@ interrupted build resumes, and two processes share one store.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,15 @@ from torch import Tensor
 from harness import ranks
 from harness.data.cache import locked_folder
 from harness.data.recipe import Recipe, compute
-from harness.data.shards import Shards, check_disk, error_of, halved
+from harness.data.shards import Shards, check_disk, damaged, error_of, halved, remember
 from harness.diffusion.conditions import Conditions
 from harness.diffusion.denoiser import Model
 from harness.errors import UsageError
-from harness.files import cache_folder, digest, map_tensors, write_mapped, write_text
+from harness.files import cache_folder, digest, map_tensors, write_sealed
 from harness.networks.compiling import compiled
 from harness.progress import Progress
 from harness.provenance import meaning_digest
+from harness.seals import made_again, read_sealed_json, write_sealed_json
 from harness.solvers import SOLVERS, Solver, Trajectory
 
 CODE = (
@@ -41,6 +41,7 @@ CODE = (
 ROOMS = frozenset({"data", "diffusion", "networks", "solvers"})
 """Rooms whose code decides what a trajectory is."""
 PARTS = ("states", "predictions")
+MANIFEST = "manifest.json"
 Made = Callable[[Tensor], dict[str, Tensor]]
 """From items [B] to their rows in a shard."""
 
@@ -54,7 +55,6 @@ class TrajectoryStore:
         manifest = read_manifest(folder)
         size = manifest["shard_size"]
         paths = [folder / name for name in manifest["shards"][: -(-recipe.count // size)]]
-        ranks.told_by_first(lambda: _verify(folder, paths))
         self._shards = Shards(paths, size, checked=False)
 
     def __len__(self) -> int:
@@ -87,22 +87,34 @@ def store_folder(recipe: Recipe) -> Path:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a store says of itself. Raises UsageError if it is broken."""
-    manifest = folder / "manifest.json"
-    try:
-        content = json.loads(manifest.read_text())
-        return {name: content[name] for name in ("count", "shard_size", "shards")}
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"{manifest} is broken; delete the folder {folder}, and the next run rebuilds it"
-        ) from error
+    """What a store says of itself: `count`, `shard_size`, and the names of its `shards`.
+
+    A store without a manifest, or with a damaged one, is an unfinished one: its shards say what
+    they hold.
+    """
+    path = folder / MANIFEST
+    if path.exists():
+        with suppress(OSError, ValueError):
+            return read_sealed_json(path)
+    return {"count": 0, "shards": []}
 
 
 def missing_count(recipe: Recipe) -> int:
     """How many trajectories of a recipe are still to be computed, apart from unfinished builds."""
+    return max(0, recipe.count - read_manifest(store_folder(recipe))["count"])
+
+
+def _damaged(recipe: Recipe) -> dict[str, str]:
+    """The damaged shards that a recipe needs, each with a reason; see `shards.damaged`."""
     folder = store_folder(recipe)
-    there = read_manifest(folder)["count"] if (folder / "manifest.json").exists() else 0
-    return max(0, recipe.count - there)
+    manifest = read_manifest(folder)
+    needed = -(-recipe.count // manifest.get("shard_size", 1))
+    return damaged(folder, manifest["shards"][:needed], _rows)
+
+
+def _rows(path: Path) -> dict[str, Tensor]:
+    """The tensors of a shard. Raises UsageError if it is missing, damaged or of another place."""
+    return map_tensors(path, of=f"{path.parent.name}/{path.name}")
 
 
 def check_store_disk(recipe: Recipe) -> str:
@@ -132,7 +144,7 @@ def open_store(
     """The store of a recipe, after computing its missing trajectories.
 
     A batch that an earlier, smaller count cut short is computed again, so that an extended store
-    equals one that was built at once.
+    equals one that was built at once. A damaged shard is computed again, and stderr says so.
 
     Args:
         teacher: the guided teacher of the recipe.
@@ -140,13 +152,17 @@ def open_store(
         conditions: the prompts, if the conditions are not class labels.
 
     Raises:
-        UsageError: if a shard was damaged, if the cache folder cannot be written or its disk is too
-            small, or if a number does not fit float16.
+        UsageError: if the cache folder cannot be written or its disk is too small, or if a number
+            does not fit float16.
     """
     folder, conditions = store_folder(recipe), conditions or Conditions(recipe.num_classes)
-    if ranks.told_by_first(lambda: missing_count(recipe)):
+
+    def incomplete() -> bool:
+        return bool(missing_count(recipe) or _damaged(recipe))
+
+    if ranks.told_by_first(incomplete):
         with locked_folder(folder):
-            if ranks.told_by_first(lambda: missing_count(recipe)):
+            if ranks.told_by_first(incomplete):
                 ranks.told_by_first(lambda: check_store_disk(recipe))
 
                 def made(items: Tensor) -> dict[str, Tensor]:
@@ -161,21 +177,25 @@ def open_store(
 
 
 def _build(folder: Path, recipe: Recipe, made: Made, shard_size: int, batch_size: int) -> None:
-    """Computes what is missing, shard by shard, and writes the manifest.
+    """Computes what is missing or damaged, shard by shard, and writes the manifest.
 
     Each rank computes every n-th shard.
     """
-    old: dict[str, Any] = {"count": 0, "shard_size": shard_size, "shards": []}
-    if (folder / "manifest.json").exists():
-        old = read_manifest(folder)
-    size, paths = old["shard_size"], list[Path]()
-    for first in range(0, recipe.count, size):
+    old = ranks.told_by_first(lambda: read_manifest(folder))
+    bad = ranks.told_by_first(lambda: damaged(folder, old["shards"], _rows))
+    if ranks.is_first() and not old["shards"] and (folder / MANIFEST).exists():
+        made_again(folder / MANIFEST, "it is damaged, or of an older version")
+    size, whole = old.get("shard_size", shard_size), max(recipe.count, old["count"])
+    paths = list[Path]()
+    for first in range(0, whole, size):
         path = folder / f"{first // size:05d}-of-{size}.safetensors"
         paths.append(path)
-        rows = min(size, recipe.count - first)
-        if first + size <= old["count"] or (first // size) % ranks.count() != ranks.number():
+        rows = min(size, whole - first)
+        if (first // size) % ranks.count() != ranks.number():
             continue
-        there = map_tensors(path) if path.exists() else {}  # raises if it was damaged
+        if first + size <= old["count"] and path.name not in bad:
+            continue
+        there = _rows_there(path, bad.get(path.name))
         have = len(there["states"]) if there else 0
         if have >= rows:
             continue
@@ -184,9 +204,26 @@ def _build(folder: Path, recipe: Recipe, made: Made, shard_size: int, batch_size
         starts = range(first + kept, first + rows, batch_size)
         for start in starts:
             parts.append(made(torch.arange(start, min(start + batch_size, first + rows))))
-        write_mapped(path, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        made_here = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        write_sealed(path, made_here, of=f"{folder.name}/{path.name}")
     ranks.wait()
-    ranks.told_by_first(lambda: _finish(folder, recipe, size, paths))
+    ranks.told_by_first(lambda: _finish(folder, replace(recipe, count=whole), size, paths))
+
+
+def _rows_there(path: Path, why: str | None) -> dict[str, Tensor]:
+    """The tensors of a shard that an earlier build left; none if they are missing or damaged.
+
+    Args:
+        why: why the shard is known to be damaged, or None.
+    """
+    if path.exists() and why is None:
+        try:
+            return _rows(path)
+        except UsageError as error:
+            why = str(error)
+    if why is not None:
+        made_again(path, why)
+    return {}
 
 
 def _finish(folder: Path, recipe: Recipe, size: int, paths: list[Path]) -> None:
@@ -198,34 +235,5 @@ def _finish(folder: Path, recipe: Recipe, size: int, paths: list[Path]) -> None:
         "shards": [path.name for path in paths],
         **({"error": error_of(paths, PARTS)} if recipe.dtype == "float16" else {}),
     }
-    write_text(folder / "manifest.json", json.dumps(content, indent=1))
-    _remember(folder, {}, paths)
-
-
-def _verify(folder: Path, paths: list[Path]) -> None:
-    """Raises UsageError if a shard is missing or was changed."""
-    known = _stamps(folder)
-    for path in paths:
-        if not path.exists() or known.get(path.name) != _stamp(path):
-            map_tensors(path)
-    _remember(folder, known, paths)
-
-
-def _stamp(path: Path) -> list[int]:
-    """A file's size and time of change: a shard is read as a whole only when they are new."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
-
-
-def _stamps(folder: Path) -> dict[str, list[int]]:
-    """The stamps of shards when their digests were compared, by name."""
-    with suppress(OSError, ValueError):
-        return json.loads((folder / "verified.json").read_text())
-    return {}
-
-
-def _remember(folder: Path, known: dict[str, list[int]], paths: list[Path]) -> None:
-    found = {**known, **{path.name: _stamp(path) for path in paths}}
-    if found != known:
-        with suppress(UsageError):  # a cache that is only read is compared each time
-            write_text(folder / "verified.json", json.dumps(found))
+    write_sealed_json(folder / MANIFEST, content)
+    remember(folder, [path.name for path in paths])

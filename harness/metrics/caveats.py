@@ -4,8 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+from torch import Tensor
+
 from harness.metrics import METRICS
 from harness.records import Metric
+
+COLLAPSED = 0.25
+"""Spread, relative to the teacher's, below which samples count as collapsed."""
+LOOKED_AT = 2**26
+"""Numbers of the samples in which a collapse is looked for: of all small ones, 341 of 256 px."""
+
+
+def collapse(samples: Tensor, teacher: Tensor, numbers: Tensor) -> str:
+    """A warning where samples of one condition differ far less than the teacher's do, or "".
+
+    Args:
+        samples, teacher: from the same noise, [n, C, H, W].
+        numbers: the numbers of their conditions, [n].
+    """
+    first = slice(max(2, LOOKED_AT // samples[0].numel()))
+    mine, theirs = (spread(x[first], numbers[first]) for x in (samples, teacher))
+    if mine >= COLLAPSED * theirs:
+        return ""
+    return (
+        f"collapsed: samples of one condition differ {mine / theirs:.2g} times as much "
+        "as the teacher's"
+    )
+
+
+def spread(samples: Tensor, numbers: Tensor) -> float:
+    """Root mean squared distance of samples [n, C, H, W] from the mean of their condition.
+
+    A condition with one sample says nothing; where all have one, the mean is that of all.
+    """
+    _, group, counts = numbers.unique(return_inverse=True, return_counts=True)
+    if int(counts.max()) == 1:
+        group, counts = torch.zeros_like(group), counts.sum().reshape(1)
+    flat = samples.flatten(1).double()
+    means = torch.zeros(len(counts), flat.shape[1], dtype=torch.float64)
+    means = means.index_add(0, group, flat) / counts.unsqueeze(1)
+    several = (counts > 1)[group]
+    return float((flat - means[group])[several].square().mean().sqrt())
 
 
 def singular_covariance(metric: str, width: int, counts: Mapping[str, int]) -> str:

@@ -162,7 +162,7 @@ class ReferenceFile:
                 names = {name.removesuffix(".npy") for name in archive.namelist()}
             self.moments = self._pair("mu", "sigma")
             self.spatial = self._pair("mu_s", "sigma_s")
-        except (OSError, *BROKEN) as error:
+        except BROKEN as error:
             raise UsageError(f"{path} is no .npz file of a reference ({error})") from error
         self.pictures: Pictures | None = NpzPictures(path) if "arr_0" in names else None
         if self.pictures is None and self.moments is None:

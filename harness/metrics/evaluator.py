@@ -24,7 +24,7 @@ from harness.errors import RunFailed, UsageError
 from harness.files import tensors_digest
 from harness.metrics import METRICS
 from harness.metrics.base import SampledMap, SampleMetric
-from harness.metrics.caveats import singular_covariance
+from harness.metrics.caveats import collapse, singular_covariance
 from harness.metrics.elsewhere import known_of, unlike
 from harness.metrics.extra import ExtraNetworks
 from harness.metrics.extractors import Extractor
@@ -291,6 +291,15 @@ class Evaluator:
             widths["fid"] = len(self.space.reference.moments[0])
         found = (singular_covariance(name, width, counts) for name, width in widths.items())
         return [sentence for sentence in found if sentence]
+
+    def collapse(self, samples: Tensor) -> list[str]:
+        """A sentence if the first noise set's samples [N, C, H, W] collapsed, beside the teacher's.
+
+        See `caveats.collapse`.
+        """
+        numbers = self.task.evaluation_numbers(0)[: len(samples)]
+        found = collapse(samples, self.reference_samples(0)[: len(samples)], numbers)
+        return [found] if found else []
 
     def _metric(
         self, name: str, values: dict[int, float], n: int, other: dict[str, Any] | None = None

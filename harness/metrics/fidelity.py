@@ -38,13 +38,17 @@ def sample_moments(samples: Tensor) -> Pair:
 
 
 def frechet_distance(first: Pair, second: Pair) -> float:
-    """Frechet distance between two Gaussians, each a mean [d] and a covariance [d, d], float64."""
+    """Frechet distance between two Gaussians, each a mean [d] and a covariance [d, d], float64.
+
+    Rounding may leave equal Gaussians a little below 0, which no distance is: that counts as 0.
+    """
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
     statistics = [
         {"mu": mean.numpy(), "sigma": covariance.numpy()} for mean, covariance in (first, second)
     ]
-    return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
+    found = float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
+    return 0.0 if found < 0 else found
 
 
 def fid_of_parts(features: Tensor, reference: Tensor, size: int) -> float:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from harness.errors import UsageError
 from harness.files import header_of, read_tensors
+from harness.seals import check_zip
 
 GROUPS = ("ema", "model", "state_dict")
 """Where a checkpoint keeps a network, the best first: averaged weights, then trained ones."""
@@ -76,13 +77,14 @@ def read_state_dict(path: Path) -> StateDict:
 def load_pickled(path: Path) -> Any:
     """What torch.save wrote, on the CPU, without running code of the file.
 
-    Raises UsageError for a broken file, and for objects other than tensors, plain values and
-    `argparse.Namespace`.
+    Raises UsageError for a broken or damaged file, and for objects other than tensors, plain values
+    and `argparse.Namespace`.
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of strange protocols and sparse tensors
             mapped = _stored(path) or None  # reads only what is used
+            check_zip(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.documents import parse_json, read_text
 from harness.errors import UsageError
-from harness.files import write_text
 from harness.methods import METHODS
 from harness.records import Environment, Record
 from harness.report.labels import counted, label
@@ -19,6 +16,7 @@ from harness.report.rows import HEADLINES, present_last, trains
 from harness.runs.config import RunConfig, parse_config
 from harness.runs.external import from_outside
 from harness.runs.identity import key_of_record, row_key
+from harness.seals import read_sealed_json, write_sealed_json
 from harness.tasks import load_task, task_names
 
 
@@ -165,13 +163,11 @@ def configs_of(baseline: Baseline) -> list[RunConfig]:
 def read_baseline(path: Path) -> Baseline:
     """Reads a baseline file. Raises UsageError if it is missing or broken."""
     try:
-        return Baseline.model_validate(parse_json(read_text(path)))
+        return Baseline.model_validate(read_sealed_json(path, required=False))
     except OSError as error:
         raise UsageError(
             f"cannot read baseline {path}: {error.strerror}; --update makes one"
         ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"baseline {path} is not text in UTF-8; --update makes it anew") from error
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"])) or "the whole file"
         raise UsageError(
@@ -179,9 +175,9 @@ def read_baseline(path: Path) -> Baseline:
             "--update makes it anew"
         ) from error
     except ValueError as error:
-        raise UsageError(f"baseline {path} is not JSON: {error}; --update makes it anew") from error
+        raise UsageError(f"baseline {path}: {error}; --update makes it anew") from error
 
 
 def write_baseline(path: Path, baseline: Baseline) -> None:
     """Writes a baseline aside and renames it."""
-    write_text(path, json.dumps(baseline.model_dump(mode="json"), indent=1) + "\n")
+    write_sealed_json(path, baseline.model_dump(mode="json"))

@@ -61,8 +61,12 @@ def read_claims(path: Path) -> list[Claim]:
     """The claims of a file. Raises UsageError if it is broken."""
     try:
         return [Claim.model_validate(claim) for claim in read_yaml(path)["claims"]]
-    except (ValidationError, KeyError, TypeError) as error:
-        raise UsageError(f"claims file {path} is broken: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "a claim"
+        raise UsageError(f"claims file {path} is broken ({place}: {first['msg']})") from error
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"claims file {path} is broken: it needs a list of claims") from error
 
 
 def claims_table(claims: Sequence[Claim], records: Sequence[Record]) -> pd.DataFrame:

@@ -45,8 +45,8 @@ def working(results: Path, now: datetime | None = None) -> list[Working]:
 
 def _read_log(folder: Path, now: datetime) -> Working:
     path = folder / "run.log"
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    found = [match for line in lines if (match := LINE.match(line))]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ()
+    found = [match for line in lines if (match := LINE.match(line)) and _has_time(match)]
     starts = [i for i, match in enumerate(found) if match["run"]]
     found = found[starts[-1] :] if starts else []
     try:
@@ -55,6 +55,14 @@ def _read_log(folder: Path, now: datetime) -> Working:
     except (IndexError, ValueError, TypeError):  # no line yet, or one that nobody here wrote
         return Working(folder.name, "", 0, 0, None, 0.0)
     return Working(folder.name, stage, done, total, left, max(0.0, (now - last).total_seconds()))
+
+
+def _has_time(match: re.Match[str]) -> bool:
+    """Whether a line begins with a time and its zone; one that was damaged does not count."""
+    try:
+        return datetime.fromisoformat(match["time"]).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def _progress(found: Sequence[re.Match[str]]) -> tuple[str, int, int, float | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.files import header_of, write_tensors
+from harness.files import header_of, write_sealed
 from harness.runs.export import finished_run
 from harness.training.power_average import average_of_width
 
@@ -24,5 +24,5 @@ def write_average(run: str, width: float, results: Path, out: Path | None = None
     _, weights = finished_run(run, results)
     tensors = average_of_width(weights.parent / "averages", width)
     path = out or weights.parent / f"student-ema-{width:g}.safetensors"
-    write_tensors(path, tensors, header_of(weights)[0])
+    write_sealed(path, tensors, header_of(weights)[0])
     return path

@@ -16,6 +16,7 @@ from harness.diffusion.randomness import keyed_initialisation
 from harness.files import read_tensors
 from harness.methods import Method
 from harness.metrics.sampling import Sampler, sample_set
+from harness.runs.finished import student_weights
 from harness.runs.identity import samples_key
 from harness.runs.log import Report, silent
 from harness.runs.resolve import Resolved, reference_of
@@ -78,7 +79,7 @@ def samples_again(
     def sampler() -> Sampler:
         method = build(resolved, resolved.task.teacher(device), device)
         if method.players:
-            method.start_from(read_tensors(folder / "student.safetensors"))
+            method.start_from(student_weights(folder))
         return sampler_of(method)
 
     return lambda noise_set: samples_of(resolved, sampler(), noise_set, device, report)

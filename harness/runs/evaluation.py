@@ -12,7 +12,7 @@ from torch import Tensor
 from harness import ranks
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Guided
-from harness.files import write_aside, write_tensors
+from harness.files import write_aside, write_sealed
 from harness.machine import peak_flops
 from harness.methods import Method
 from harness.metrics.compute import parameters
@@ -223,6 +223,6 @@ def write_student(folder: Path, method: Method, metadata: dict[str, str]) -> Non
     if method.players:
         average = method.student_player.ema
         assert average is not None
-        write_tensors(folder / "student.safetensors", average.module.state_dict(), metadata)
+        write_sealed(folder / "student.safetensors", average.module.state_dict(), metadata)
         if state := method.student_player.optimizer_state():
-            write_tensors(folder / "optimizer.safetensors", state, metadata)
+            write_sealed(folder / "optimizer.safetensors", state, metadata)

@@ -10,13 +10,14 @@ from typing import Any
 import yaml
 
 from harness.errors import UsageError
-from harness.files import file_hash, inside, read_tensors, write_tensors, write_text
+from harness.files import file_hash, inside, read_tensors, write_sealed, write_text
 from harness.methods import Method
 from harness.methods.parts.adapters import LoRAOptions
 from harness.networks.adapters import merged
 from harness.records import Cost, Record, read_record
 from harness.runs.build import build
 from harness.runs.config import RunConfig, parse_config
+from harness.runs.identity import refuse_other_run
 from harness.runs.resolve import CPU, Parent, Resolved, options_on, resolve
 from harness.runs.student_file import StudentFacts, facts_of
 from harness.tasks import load_task, task_names
@@ -95,7 +96,7 @@ def export(run: str, kind: str, results: Path, folder: Path | None, task: str | 
             tensors = merged(student_of(resolved, record, weights).sampled_network).state_dict()
             options = resolved.config.merged().model_dump(mode="json")
             facts = facts.model_copy(update={"options": options})
-        write_tensors(folder / "student.safetensors", tensors, facts.metadata())
+        write_sealed(folder / "student.safetensors", tensors, facts.metadata())
     write_text(folder / "README.md", model_card(record, resolved, facts, kind, task))
     return folder
 
@@ -115,6 +116,7 @@ def finished_run(run: str, results: Path) -> tuple[Record, Path]:
         raise UsageError(
             f"run {record.run_id} has no student: {record.method} trains none, or {weights} is gone"
         )
+    refuse_other_run(weights, record.run_id)
     return record, weights
 
 

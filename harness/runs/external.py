@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -139,11 +139,13 @@ def outside_record(
     noise_sets: int,
     metrics: dict[str, Metric],
     device: torch.device,
+    caveats: Sequence[str] = (),
 ) -> Record:
     """The record of work from elsewhere.
 
     Args:
         hashes: SHA-256 of what the numbers rest on; "evaluated" is that of the work.
+        caveats: further flags.
     """
     config = {
         "num_steps": outside.num_steps,
@@ -168,7 +170,7 @@ def outside_record(
         hashes=hashes,
         status="finished",
         metrics=metrics,
-        flags=outside.flags,
+        flags=[*outside.flags, *caveats],
         environment=capture_environment(device),
     )
 
@@ -233,10 +235,12 @@ def evaluate_callable(
         k: sample_set(sampler, task, k, device, report(f"sampling, noise set {k}")) for k in sets
     }
     reference = Reference(task, device, report).samples
-    metrics = Evaluator(task, reference, device, report=report).evaluate(samples)
+    evaluator = Evaluator(task, reference, device, report=report)
+    metrics = evaluator.evaluate(samples)
     content = source_digest(function, path)
     hashes = {**task.hashes, "evaluated": content}
-    record = outside_record(task, outside, hashes, len(sets), metrics, device)
+    flags = evaluator.collapse(samples[0])
+    record = outside_record(task, outside, hashes, len(sets), metrics, device, flags)
     folder = results / "runs" / record.run_id
     forget_sets(folder)
     if save:

@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from harness.files import inside
+from harness.errors import UsageError
+from harness.files import inside, read_tensors
 from harness.provenance import capture_environment
 from harness.records import Record, read_record
+from harness.runs.identity import refuse_other_run
 from harness.runs.resolve import Resolved
 
 
@@ -30,11 +33,27 @@ def finished_record(
     if not path.exists():
         return None
     record = read_record(inside(path, results))
+    if record.run_id != resolved.run_id:
+        raise UsageError(
+            f"{path} is the record of run {record.run_id}: delete it and the same command makes "
+            "the run again"
+        )
     here = capture_environment(device)
     same = record.environment.device == here.device and (
         any_code or record.environment.code == here.code
     )
     return record if record.status == "finished" and same else None
+
+
+def student_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of the student in a run's folder.
+
+    Raises UsageError if they are missing or damaged, or of another run.
+    """
+    path = folder / "student.safetensors"
+    tensors = read_tensors(path)
+    refuse_other_run(path, folder.name)
+    return tensors
 
 
 def sibling_of(resolved: Resolved, results: Path, device: torch.device) -> Record | None:

@@ -8,12 +8,14 @@ The others name what runs share (a student, cached samples) or what a checkpoint
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
 
-from harness.files import digest
+from harness.errors import UsageError
+from harness.files import digest, header_of
 from harness.methods import METHODS
 from harness.provenance import code_digest
 from harness.records import Record
@@ -187,6 +189,12 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
         name: value for name, value in config.items() if name not in ("seed", "extra_features")
     }
     return {**whole, "init_from": whole["init_from"] and whole["init_from"]["setting"]}
+
+
+def refuse_other_run(path: Path, run_id: str) -> None:
+    """Raises UsageError if a file of weights says that it belongs to another run."""
+    if (found := header_of(path)[0].get("run_id", run_id)) != run_id:
+        raise UsageError(f"{path} is of run {found}: delete it and make run {run_id} again")
 
 
 def all_options(record: Record) -> dict[str, Any]:

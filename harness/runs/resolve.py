@@ -302,7 +302,11 @@ def find_parent(run_id: str, results: Path, task: Task, output: str) -> Parent:
             f"but this one gives {output}: start from the same kind"
         )
     weights = inside(folder / "student.safetensors", results)
-    kept = folder.parent / (record.trained_in or run_id) / "optimizer.safetensors"
+    trained_in = record.trained_in or run_id
+    kept = folder.parent / trained_in / "optimizer.safetensors"
+    identity.refuse_other_run(weights, run_id)
+    if kept.is_file():
+        identity.refuse_other_run(kept, trained_in)
     return Parent(
         run_id,
         weights,

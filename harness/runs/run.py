@@ -16,7 +16,6 @@ from harness import ranks
 from harness.data.trajectories import check_store_disk, open_store
 from harness.diffusion.denoiser import Guided
 from harness.errors import HarnessError, RankLost, RunFailed, UsageError
-from harness.files import read_tensors
 from harness.methods import Method
 from harness.metrics.evaluator import Evaluator
 from harness.metrics.extra import EXTRACTORS
@@ -36,7 +35,7 @@ from harness.runs.evaluation import (
     write_grid,
     write_student,
 )
-from harness.runs.finished import finished_record, run_folder, sibling_of
+from harness.runs.finished import finished_record, run_folder, sibling_of, student_weights
 from harness.runs.identity import checkpoint_key, run_hashes, run_settings, student_key
 from harness.runs.locks import held
 from harness.runs.log import Report, logged, logging_report, silent
@@ -200,9 +199,7 @@ class Run:
         sampler = sampler_of(method)
         if sibling:
             self.report(f"student of {sibling.run_id}, trained before")(1, 1)
-            method.start_from(
-                read_tensors(self.folder.parent / sibling.run_id / "student.safetensors")
-            )
+            method.start_from(student_weights(self.folder.parent / sibling.run_id))
 
         def quality() -> dict[str, float]:
             count = task.spec.evaluation.milestone_samples
@@ -355,7 +352,11 @@ class Run:
             "levels": [round(float(time), 4) for time in times],
             "metrics": metrics,
             **ranks.told_by_first(rest),
-            "flags": [*flags_of(r, method, bill), *evaluator.caveats(len(samples[0]))],
+            "flags": [
+                *flags_of(r, method, bill),
+                *evaluator.collapse(samples[0]),
+                *evaluator.caveats(len(samples[0])),
+            ],
             "target": method.target,
             "init": method.init if task.network_teacher else "random",
             **training_curve(trainer, count),

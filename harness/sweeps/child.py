@@ -7,12 +7,15 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from harness.documents import parse_json
 from harness.errors import RunFailed, UsageError
+from harness.files import digest
 from harness.provenance import PLUGIN_SOURCES, code_digest
 from harness.records import Record
 from harness.runs.config import RunConfig
@@ -49,8 +52,9 @@ class Pruning(BaseModel):
             if self.objective not in quality:
                 return
             place = round(1000 * part)
+            point = [place, quality[self.objective]]
             with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps([place, quality[self.objective]]) + "\n")
+                lines.write(json.dumps([*point, digest(point)]) + "\n")
             values = milestones(file).values()
             if place in self.medians and not any(
                 self.sign * (value - self.medians[place]) <= 0 for value in values
@@ -64,10 +68,18 @@ class Pruning(BaseModel):
 
 
 def milestones(file: Path) -> dict[int, float]:
-    """The values that a run's judge kept, by thousandths of the budget."""
-    if not file.exists():
-        return {}
-    return dict(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
+    """The values that a run's judge kept, by thousandths of the budget.
+
+    Each line ends with the digest of its values; one that was cut off or damaged does not count.
+    """
+    found = {}
+    for line in file.read_bytes().splitlines() if file.exists() else ():
+        with suppress(ValueError, TypeError):
+            *point, stated = parse_json(line.decode())
+            if digest(point) == stated:
+                place, value = point
+                found[place] = value
+    return found
 
 
 class Order(BaseModel):

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,53 +15,87 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import UsageError
-from harness.files import inside
+from harness.files import digest, inside
+from harness.seals import CHANGED, SEAL
 from harness.sweeps.study import StudyPlan
+
+FILE = "harness.db"
 
 ANSWERED = (TrialState.COMPLETE, TrialState.PRUNED)
 """States of trials that need no further run."""
 
 
 def open_study(plan: StudyPlan, results: Path) -> optuna.Study:
-    """The study of a plan, made if it is new. Raises UsageError if the file cannot be read."""
-    directions, storage = list(plan.spec.objectives.values()), _database(results)
-    with _reading(results):
-        found = optuna.create_study(
-            storage=storage, study_name=plan.name, directions=directions, load_if_exists=True
+    """The study of a plan, made if it is new. Raises UsageError if the file is damaged."""
+    directions = list(plan.spec.objectives.values())
+    with _readable(results):
+        study = optuna.create_study(
+            storage=_database(results),
+            study_name=plan.name,
+            directions=directions,
+            load_if_exists=True,
         )
-        found.get_trials(deepcopy=False)
-    return found
+        for trial in study.get_trials(deepcopy=False):
+            seal = _seal(trial, trial.state, trial.values)
+            if trial.state.is_finished() and trial.user_attrs.get(SEAL, seal) != seal:
+                raise ValueError(f"trial {trial.number} of study {plan.name}: {CHANGED}")
+    return study
 
 
 def known_study(plan: StudyPlan, results: Path) -> optuna.Study | None:
-    """The study of a plan, or None. Raises UsageError if the file cannot be read."""
-    if not (results / "harness.db").exists():
+    """The study of a plan, or None. Raises UsageError if the file is damaged."""
+    if not (results / FILE).exists():
         return None
-    storage = _database(results)
-    with _reading(results):
-        names = optuna.get_all_study_names(storage)
-    return open_study(plan, results) if plan.name in names else None
+    with _readable(results):
+        known = plan.name in optuna.get_all_study_names(_database(results))
+    return open_study(plan, results) if known else None
 
 
 def _database(results: Path) -> optuna.storages.RDBStorage:
+    """The storage, once SQLite finds the file's structure whole."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    place = inside(results / "harness.db", results).absolute()
-    if "?" in str(place):
-        raise UsageError(f"{place} has a '?', which SQLite takes for an option: rename the folder")
-    with _reading(results):
-        return optuna.storages.RDBStorage(f"sqlite:///{place}")
+    path = inside(results / FILE, results).absolute()
+    if "?" in str(path):
+        raise UsageError(f"{path} has a '?', which SQLite takes for an option: rename the folder")
+    if path.exists():
+        with closing(sqlite3.connect(path, timeout=60)) as connection:
+            ((found, *_),) = connection.execute("PRAGMA integrity_check(1)")
+        if found != "ok":
+            raise ValueError(found)
+    return optuna.storages.RDBStorage(f"sqlite:///{path}")
 
 
 @contextmanager
-def _reading(results: Path) -> Iterator[None]:
-    """Inside, whatever a database of others raises is one sentence."""
+def _readable(results: Path) -> Iterator[None]:
+    """Inside, what a damaged or hostile database raises becomes a sentence."""
     try:
         yield
-    except Exception as error:  # of SQLAlchemy's many kinds
+    except UsageError:
+        raise
+    except Exception as error:  # of many kinds of SQLite's, SQLAlchemy's and Optuna's
+        reason = str(error).partition("\n")[0] if isinstance(error, ValueError) else ""
         raise UsageError(
-            f"cannot read the studies in {results / 'harness.db'} ({type(error).__name__}): "
-            "move the file away"
+            f"cannot read the studies in {results / FILE} ({reason or type(error).__name__}): "
+            "move the file away, and the same search begins anew with the finished runs"
         ) from error
+
+
+def _seal(trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> str:
+    """SHA-256 of what a trial holds once its state and values are told."""
+    attributes = {name: value for name, value in trial.user_attrs.items() if name != SEAL}
+    points = sorted(trial.intermediate_values.items())
+    told = list(map(float, values or [])) if state == TrialState.COMPLETE else []
+    return digest([trial.params, attributes, points, told, state.name])
+
+
+def tell(
+    study: optuna.Study, number: int, state: TrialState, values: Sequence[float] | None = None
+) -> None:
+    """Seals a trial and tells its end, so that damage to the file is noticed later."""
+    frozen = study.get_trials(deepcopy=False)[number]
+    handle = optuna.trial.Trial(study, frozen._trial_id)
+    handle.set_user_attr(SEAL, _seal(frozen, state, values))
+    study.tell(number, values, state)
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:

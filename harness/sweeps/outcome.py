@@ -6,20 +6,21 @@ page of it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 import yaml
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from harness.documents import parse_json, read_text
 from harness.errors import UsageError
-from harness.files import inside, write_text
+from harness.files import inside
 from harness.methods import METHODS
 from harness.records import Name
 from harness.runs.resolve import options_on
+from harness.seals import read_sealed_json, write_sealed_json
 from harness.sweeps.confirm import Confirmed, ranked
 from harness.sweeps.database import finished_trials, lines_of
 from harness.sweeps.study import StudyPlan
@@ -151,7 +152,7 @@ def _trial_lines(plan: StudyPlan, study: optuna.Study) -> list[TrialLine]:
 def write_outcome(outcome: Outcome, results: Path) -> Path:
     """Writes an outcome into a results folder."""
     path = results / FOLDER / f"{outcome.study}.json"
-    write_text(path, outcome.model_dump_json(indent=1) + "\n")
+    write_sealed_json(path, json.loads(outcome.model_dump_json()))
     return path
 
 
@@ -160,9 +161,14 @@ def read_outcomes(results: Path) -> list[Outcome]:
     found = []
     for path in sorted((results / FOLDER).glob("*.json")):
         try:
-            found.append(Outcome.model_validate(parse_json(read_text(inside(path, results)))))
-        except (OSError, ValueError) as error:
+            content = read_sealed_json(inside(path, results), required=False)
+            found.append(Outcome.model_validate(content))
+        except ValidationError as error:
             raise UsageError(f"{path} is no outcome of a search: delete it") from error
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{path} cannot be read: {error}; delete it and the same search writes it again"
+            ) from error
     return found
 
 

@@ -32,7 +32,7 @@ from harness.runs.locks import held
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.run import Run
 from harness.sweeps.child import MILESTONES_FILE, PRUNED, Pruning, job_of, milestones
-from harness.sweeps.database import ANSWERED, finished_trials, open_study
+from harness.sweeps.database import ANSWERED, finished_trials, open_study, tell
 from harness.sweeps.driver import Driver
 from harness.sweeps.study import StudyPlan, objective
 from harness.sweeps.sweep import record_of
@@ -117,7 +117,7 @@ class Searcher:
         """Restarts the trials that a dead driver left; gives up those without all their values."""
         for trial in self._trials(TrialState.RUNNING):
             if set(trial.params) != set(self.plan.spec.space):
-                self.study.tell(trial.number, state=TrialState.FAIL)
+                tell(self.study, trial.number, TrialState.FAIL)
                 continue
             while self.driver.full:
                 self._land(*self.driver.next())
@@ -190,7 +190,7 @@ class Searcher:
         elif record.reason.startswith(PRUNED):
             self.say(f"{trial.label}: {record.reason}")
             self._report(trial, milestones(self._milestones_file(resolved)))
-            self.study.tell(trial.number, state=TrialState.PRUNED)
+            tell(self.study, trial.number, TrialState.PRUNED)
         else:
             self._tell_failure(trial, record.reason, died)
 
@@ -217,14 +217,14 @@ class Searcher:
                 if name in point.quality
             }
             self._report(trial, curve)
-        self.study.tell(trial.number, values)
+        tell(self.study, trial.number, TrialState.COMPLETE, values)
 
     def _tell_failure(self, trial: Trial, reason: str, died: str = "") -> None:
         """Tells a bad value and the reason. A trial whose process died fails: it has no answer."""
         self.say(f"{trial.label}: {reason}")
         self._handle(trial).set_user_attr("reason", reason)
         if died:
-            self.study.tell(trial.number, state=TrialState.FAIL)
+            tell(self.study, trial.number, TrialState.FAIL)
             return
         seen = [found.values for found in finished_trials(self.study)]
         directions = self.plan.spec.objectives.values()
@@ -232,7 +232,7 @@ class Searcher:
             bad_value(direction, [values[place] for values in seen])
             for place, direction in enumerate(directions)
         ]
-        self.study.tell(trial.number, values)
+        tell(self.study, trial.number, TrialState.COMPLETE, values)
 
     def _handle(self, trial: Trial) -> optuna.trial.Trial:
         return optuna.trial.Trial(self.study, self._trials()[trial.number]._trial_id)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from harness.errors import UsageError, unknown
+from harness.errors import UsageError, standing_in, unknown
 from harness.methods import METHODS
 from harness.metrics.available import metrics_of, milestone_metrics
 from harness.records import Record
@@ -124,7 +124,8 @@ def study_plans(
         for configs in groups.values():
             spec = spec_of(content["search"], cell.get("space", {}), configs[0].method, where)
             plan = StudyPlan(study_name(configs, spec.of_trials), tuple(configs), spec)
-            _check(plan, where, results, device)
+            with standing_in(where):
+                _check(plan, where, results, device)
             plans.append(plan)
     return plans
 

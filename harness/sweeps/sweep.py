@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.errors import UsageError
+from harness.errors import UsageError, standing_in
 from harness.provenance import capture_environment
 from harness.records import Record, published_records, read_record
 from harness.runs.config import RunConfig, explain, parse_config
@@ -87,6 +87,11 @@ def expand(content: dict[str, Any], where: str) -> list[RunConfig]:
         file = SweepFile.model_validate(content)
     except ValidationError as error:
         raise explain(error, where, list(SweepFile.model_fields)) from error
+    with standing_in(where):
+        return _expanded(file, where)
+
+
+def _expanded(file: SweepFile, where: str) -> list[RunConfig]:
     found: dict[str, RunConfig] = {}
     for cell in file.cells:
         own = (

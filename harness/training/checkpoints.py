@@ -13,6 +13,7 @@ from harness import ranks
 from harness.errors import UsageError
 from harness.files import write_aside
 from harness.methods.base import Method
+from harness.seals import check_zip
 from harness.training.sharding import placed, whole
 
 BROKEN = (
@@ -81,6 +82,7 @@ def load_checkpoint(
             "one results folder"
         )
     try:
+        ranks.told_by_first(lambda: check_zip(path))
         state = torch.load(path, map_location=device, weights_only=True)
         if state["identity"] != identity:
             return None
@@ -96,8 +98,8 @@ def load_checkpoint(
         }
     except torch.OutOfMemoryError:
         raise
-    except BROKEN as error:
+    except (UsageError, *BROKEN) as error:
+        reason = "it is damaged" if isinstance(error, UsageError) else type(error).__name__
         raise UsageError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}); "
-            "delete its folder to start anew"
+            f"checkpoint {path} cannot be read ({reason}); delete its folder to start anew"
         ) from error

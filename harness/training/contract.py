@@ -19,6 +19,7 @@ from harness.training.exact_checks import default_steps
 from harness.training.level_checks import gradient_by_level, trained_levels
 from harness.training.precision_checks import precision
 from harness.training.prompt_checks import padding
+from harness.training.purpose_checks import blind
 from harness.training.rank_checks import ranks_agree
 from harness.training.sampling_checks import (
     canonical,
@@ -65,6 +66,7 @@ TRAINED: tuple[Check, ...] = (
     resume,
     own_state,
     seeded,
+    blind,
     any_step,
     gradient_by_level,
     trained_levels,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from harness import ranks
 from harness.errors import UsageError
-from harness.files import read_tensors, write_tensors
+from harness.files import read_tensors, write_sealed
 from harness.methods.parts.players import blend
 
 WIDTHS = (0.05, 0.10)
@@ -71,7 +71,7 @@ class PowerAverages:
         """Writes both averages to `STEP-WIDTH.safetensors`; of several ranks the first does."""
         for width, average in self.modules.items() if ranks.is_first() else ():
             path = self.folder / f"{self.step:09d}-{width:.2f}.safetensors"
-            write_tensors(path, average.state_dict())
+            write_sealed(path, average.state_dict())
 
     def restart(self) -> None:
         """Begins anew, as a method does whose student becomes another one's teacher."""

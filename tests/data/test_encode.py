@@ -102,6 +102,7 @@ def test_ranks_share_a_folder(tmp_path: Path) -> None:
     assert (first.seen["images"], second.seen["images"]) == (14, 8)
     names = [path.name for path in sorted((tmp_path / "one").iterdir())]
     assert names == [path.name for path in sorted((tmp_path / "two").iterdir())]
+    names.remove("verified.json")  # which has times
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -133,16 +134,17 @@ def test_other_latents_are_not_mixed_in(changes: dict, what: str, tmp_path: Path
         encoded(tmp_path, **changes)
 
 
-def test_a_damaged_shard_is_told(tmp_path: Path) -> None:
+def test_a_damaged_shard_is_told_and_encoded_again(tmp_path: Path) -> None:
     encoded(tmp_path)
-    (tmp_path / "manifest.json").unlink()
     path = tmp_path / "00001-of-8.safetensors"
-    damaged = bytearray(path.read_bytes())
-    damaged[-1] ^= 1
+    before = path.read_bytes()
     path.unlink()
-    path.write_bytes(damaged)
-    with pytest.raises(UsageError, match=r"00001-of-8\.safetensors was changed"):
-        encoded(tmp_path)
+    path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(UsageError, match=r"00001-of-8\.safetensors was changed .* data encode"):
+        Latents(tmp_path, SHAPE)
+    encoded(tmp_path)
+    assert path.read_bytes() == before
+    Latents(tmp_path, SHAPE)
 
 
 def test_a_shard_of_other_latents_is_told(tmp_path: Path) -> None:
@@ -151,8 +153,12 @@ def test_a_shard_of_other_latents_is_told(tmp_path: Path) -> None:
     encoded(tmp_path / "other", posterior="sample")
     name = "00001-of-8.safetensors"
     (tmp_path / "other" / name).replace(tmp_path / "one" / name)
-    with pytest.raises(UsageError, match=rf"{name} is not the file that manifest\.json names"):
+    with pytest.raises(UsageError, match=rf"{name} is not what manifest\.json names"):
         Latents(tmp_path / "one", SHAPE)
+    encoded(tmp_path / "one")
+    found = Latents(tmp_path / "one", SHAPE)[:]
+    encoded(tmp_path / "fresh")
+    assert torch.equal(found, Latents(tmp_path / "fresh", SHAPE)[:])
 
 
 def test_mirrored_images_are_a_second_view(tmp_path: Path) -> None:

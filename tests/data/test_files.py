@@ -339,6 +339,20 @@ def test_a_broken_picture_is_named(make: Callable, name: str, tmp_path: Path) ->
         values(split.train) + values(split.held_out)
 
 
+def test_a_damaged_header_drops_no_pictures(tmp_path: Path) -> None:
+    """tarfile takes a broken header, and one of zeros, for the end of the file."""
+    write_tar(tmp_path / "a.tar", {f"{n}.png": png(n) for n in range(4)})
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        place = tar.getmembers()[2].offset
+    whole = (tmp_path / "a.tar").read_bytes()
+    for damage in (bytes(512), whole[place : place + 100] + bytes(412)):
+        (tmp_path / "a.tar").write_bytes(whole[:place] + damage + whole[place + 512 :])
+        with pytest.raises(UsageError, match=rf"a\.tar is damaged after byte {place}; fetch it"):
+            Tars(tmp_path, SHAPE, labelled=False)
+    (tmp_path / "a.tar").write_bytes(whole)
+    assert len(Tars(tmp_path, SHAPE, labelled=False)) == 4
+
+
 def no_class(folder: Path) -> None:
     write_tar(folder / "a.tar", {"7.png": png(1)})
 

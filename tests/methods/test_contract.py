@@ -14,6 +14,7 @@ from method_cases import CASES, case_of
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
+from harness.diffusion.randomness import Keyed
 from harness.errors import UsageError
 from harness.methods import METHODS, Batch, Update
 from harness.methods.ard import ARD
@@ -266,6 +267,10 @@ FAULTS: dict[Check, Callable[[Patch], None]] = {
         DenoisingStudent, "with_uniform", lambda self, batch, t: t
     ),
     contract.tunes: lambda patch: patch.setattr(ARD, "tunes", {}),
+    contract.blind: lambda patch: changed_loss(
+        patch,
+        lambda self, loss: loss * Keyed("evaluate", 0).uniform("x_T", torch.arange(1))[0].float(),
+    ),
     contract.seeded: lambda patch: patch.setattr(
         Items, "__call__", lambda self, index: index % self.size
     ),

@@ -164,7 +164,7 @@ def test_runs_without_first_losses_are_counted(tmp_path: Path) -> None:
 
 def test_a_baseline_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "base.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="not text in UTF-8"):
+    with pytest.raises(UsageError, match=r"it is not JSON in UTF-8: .*; --update makes it anew"):
         read_baseline(tmp_path / "base.json")
 
 

@@ -52,7 +52,8 @@ def file_of(folder: Path, method: str = "ard", **options: Any) -> Path:
     """The file of a student as it starts."""
     resolved, built = student(method, **options)
     path = folder / "student.safetensors"
-    write_tensors(path, built.sampled_network.state_dict(), facts_of(resolved).metadata())
+    facts = facts_of(resolved).model_copy(update={"run_id": folder.name})
+    write_tensors(path, built.sampled_network.state_dict(), facts.metadata())
     return path
 
 

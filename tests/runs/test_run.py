@@ -422,6 +422,19 @@ def test_a_short_average_of_the_weights_is_flagged(tiny: Task, tmp_path: Path) -
 # failures
 
 
+def test_a_collapsed_student_is_flagged_in_its_record(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"method": "step-distillation", "options": {}, "budget": "steps=1", "noise_sets": 1}
+    sound = new_run(tmp_path / "sound", **changes).execute()
+    assert not any(flag.startswith("collapsed") for flag in sound.flags)
+    monkeypatch.setattr("harness.runs.run.samples_of", lambda *args: torch.full((40, 1, 8, 8), 0.5))
+    found = new_run(tmp_path / "collapsed", **changes).execute()
+    assert "collapsed: samples of one condition differ 0 times as much as the teacher's" in (
+        found.flags
+    )
+
+
 def test_a_failed_run_writes_its_reason(
     tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -380,6 +382,34 @@ def test_a_database_that_cannot_be_read(tiny: Task, tmp_path: Path) -> None:
     for ask in (open_study, known_study):
         with pytest.raises(
             UsageError, match=r"cannot read the studies in .*harness.db .*move the file away"
+        ):
+            ask(plan, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE trial_values SET value = value / 2",
+        "UPDATE trial_params SET param_value = param_value / 2 WHERE param_name = 'options.lr'",
+        "DELETE FROM trial_user_attributes WHERE key = 'run_ids'",
+        "UPDATE trials SET state = 'PRUNED'",
+    ],
+)
+def test_a_changed_database_is_told(
+    change: str, tiny: Task, tmp_path: Path, executed: list[Any]
+) -> None:
+    """SQLite finds nothing wrong with it."""
+    (plan,) = study_plans(content(trials=2), "here", tmp_path, CPU)
+    before = lines_of(plan, made(plan, tmp_path))
+    study = known_study(plan, tmp_path)
+    assert study is not None
+    assert lines_of(plan, study) == before
+    with closing(sqlite3.connect(tmp_path / "harness.db")) as database:
+        assert database.execute(change).rowcount > 0
+        database.commit()
+    for ask in (known_study, open_study):
+        with pytest.raises(
+            UsageError, match=r"harness\.db \(trial 0 of study .* was changed since"
         ):
             ask(plan, tmp_path)
 
