@@ -44,17 +44,27 @@ class GaussianMixture:
 
     def _log_components(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         """log of weight times density of x_t [B, D] by component, [B, classes * components]."""
-        means, variances = (
-            self.means.flatten(0, 1).to(x.device),
-            self.stds.flatten().to(x.device) ** 2,
-        )
-        classes, components = self.stds.shape
-        owner = torch.arange(classes, device=x.device).repeat_interleave(components)
-        member = ((labels[:, None] == owner) | (labels[:, None] == classes)).double()
-        spread = alpha[:, None] ** 2 * variances + sigma[:, None] ** 2
-        squared = (x.unsqueeze(1) - alpha[:, None, None] * means).square().sum(2)
+        means, variances = self._components(x.device)
+        alpha, sigma = alpha[:, None], sigma[:, None]
+        spread = alpha**2 * variances + sigma**2
+        squared = x.square().sum(1, keepdim=True) + alpha**2 * means.square().sum(1)
+        squared = squared - 2 * alpha * (x @ means.t())
         log_density = -squared / (2 * spread) - x.shape[1] / 2 * torch.log(2 * math.pi * spread)
-        return log_density + torch.log(member / member.sum(1, keepdim=True))
+        return log_density + self._log_weights(x.device)[labels]
+
+    def _components(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Means [classes * components, D] and variances [classes * components]."""
+        return self.means.flatten(0, 1).to(device), self.stds.flatten().to(device) ** 2
+
+    def _log_weights(self, device: torch.device) -> Tensor:
+        """log of each component's weight by label, [classes + 1, classes * components].
+
+        The last line, for the null label, weighs all components alike.
+        """
+        classes, components = self.stds.shape
+        own = torch.eye(classes, dtype=torch.float64, device=device)
+        member = torch.cat([own, torch.ones_like(own[:1])]).repeat_interleave(components, 1)
+        return torch.log(member / member.sum(1, keepdim=True))
 
     def log_density(self, x_0: Tensor, labels: Tensor) -> Tensor:
         """log p(x_0 | label), float64 [B], of points [B, D] and labels [B]."""
@@ -62,17 +72,14 @@ class GaussianMixture:
         return self._log_components(x_0.double(), one, 0 * one, labels).logsumexp(1)
 
     def posterior_mean(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        """E[x_0 | x_t, label], float64 [B, D]; alpha and sigma [B]."""
-        means, variances = (
-            self.means.flatten(0, 1).to(x_t.device),
-            self.stds.flatten().to(x_t.device) ** 2,
-        )
-        responsibility = self._log_components(x_t.double(), alpha, sigma, labels).softmax(1)
-        gain = alpha[:, None] * variances / (alpha[:, None] ** 2 * variances + sigma[:, None] ** 2)
-        each = means + gain.unsqueeze(2) * (
-            x_t.double().unsqueeze(1) - alpha[:, None, None] * means
-        )
-        return (responsibility.unsqueeze(2) * each).sum(1)
+        """E[x_0 | x_t, label], float64 [B, D]; alpha and sigma [B], or [1] if all have one."""
+        x_t, (means, variances) = x_t.double(), self._components(x_t.device)
+        responsibility = self._log_components(x_t, alpha, sigma, labels).softmax(1)
+        alpha = alpha[:, None]
+        gain = alpha * variances / (alpha**2 * variances + sigma[:, None] ** 2)
+        # A component's own posterior mean is m + gain (x_t - alpha m).
+        towards = responsibility * gain
+        return (responsibility - alpha * towards) @ means + towards.sum(1, keepdim=True) * x_t
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean [D] and covariance [D, D] of the mixture of all classes, float64."""
@@ -103,7 +110,7 @@ class GaussianMixture:
         grid = (
             ends[0] + torch.linspace(0, 1, steps + 1, dtype=torch.float64) * (ends[1] - ends[0])
         ) ** 7
-        x, ones = x_T.double() / alpha, torch.ones(len(x_T), dtype=torch.float64)
+        x, ones = x_T.double() / alpha, torch.ones(1, dtype=torch.float64)
 
         def eps(x_hat: Tensor, level: Tensor) -> Tensor:
             scale = (1 + level**2).sqrt()  # any alpha: only x_hat and sigma_ve matter

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -71,7 +70,6 @@ class Evaluator:
         self.space = space_of(task, device, report)
         # Computed before anything is trained, so that what is missing is found at once.
         self.reference = self.space.reference if self.space else None
-        self.ode_map = cache(task.ode_map)
         self.extra = ExtraNetworks(task, extra, device)
 
     @property
@@ -137,7 +135,7 @@ class Evaluator:
             features, _ = self.space.classify(found["teacher_samples"])
             found["teacher_moments"] = feature_moments(features)
         if self.task.mixture:
-            found["ode_map"] = self.ode_map(noise_set)[:n]
+            found["ode_map"] = self.task.ode_map(noise_set)[:n]
         if sampler is not None:
             made = sampler  # for mypy: inside the lambda it is not None
 
