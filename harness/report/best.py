@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from harness.records import Record
+from harness.report.labels import counted
 from harness.report.rows import Row, trains
 from harness.report.tables import QUALITY, plain_heading
 
@@ -27,40 +28,71 @@ def kind_of(row: Row) -> str | None:
     return TAUGHT if first.target == "guided teacher" else DATA
 
 
-def best_table(rows: Sequence[Row], name: str, reference: Record | None) -> pd.DataFrame:
-    """For each number of steps and kind of row the best one, the next, and what they cost.
+def ranked_by_kind(
+    rows: Sequence[Row], name: str, reference: Record | None
+) -> dict[tuple[int, str], list[Row]]:
+    """The rows of each number of steps and kind, the best first; none that diverged is the first.
 
     Args:
         rows: the rows that are compared with each other.
         name: the headline metric.
-        reference: the teacher's own output, which stands in the last line.
+        reference: the teacher's own output, which is left out.
     """
-    _, digits = QUALITY[name]
-    heading = plain_heading(name)
-    lines = []
+    found = {}
     for steps in STEPS:
         for kind in (FREE, TAUGHT, DATA):
             mine = [row for row in rows if row.num_steps == steps and kind_of(row) == kind]
             mine = [row for row in mine if row.finished and not _is(row, reference)]
             ranked = sorted(mine, key=lambda row: row.interval(name).mean)
             if ranked and math.isfinite(ranked[0].interval(name).mean):
-                lines.append(
-                    {
-                        "steps": str(steps),
-                        "learns": kind,
-                        "best": ranked[0].label,
-                        heading: ranked[0].text(name, digits),
-                        "latency / teacher": _latency(ranked[0]),
-                        "training TFLOPs": _bill(ranked[0]),
-                        "next": ranked[1].label if ranked[1:] else "",
-                        f"its {heading}": ranked[1].text(name, digits) if ranked[1:] else "",
-                    }
-                )
+                found[steps, kind] = ranked
+    return found
+
+
+def best_table(rows: Sequence[Row], name: str, reference: Record | None) -> pd.DataFrame:
+    """For each number of steps and kind of row the best one, the next, and what they cost.
+
+    Args:
+        rows, name: as in `ranked_by_kind`.
+        reference: the teacher's own output, which stands in the last line.
+    """
+    heading, lines = plain_heading(name), []
+    for (steps, kind), ranked in ranked_by_kind(rows, name, reference).items():
+        lines.append(
+            {
+                "steps": str(steps),
+                "learns": kind,
+                "best": ranked[0].label,
+                heading: _quality(ranked[0], name),
+                "latency / teacher": _latency(ranked[0]),
+                "training TFLOPs": _bill(ranked[0]),
+                "next": ranked[1].label if ranked[1:] else "",
+                f"its {heading}": _quality(ranked[1], name) if ranked[1:] else "",
+            }
+        )
     own = [row for row in rows if _is(row, reference)]
     if lines and own:
         last = {"steps": str(own[0].num_steps), "learns": FREE, "best": "the teacher itself"}
-        lines.append({**last, heading: own[0].text(name, digits)})
+        lines.append({**last, heading: _quality(own[0], name)})
     return pd.DataFrame(lines).fillna("")
+
+
+def leaders(rows: Sequence[Row], name: str, reference: Record | None) -> list[dict[str, str]]:
+    """The leaders of a task: a line for each kind of row, with its best by number of steps."""
+    ranked, lines = ranked_by_kind(rows, name, reference), []
+    for kind in (FREE, TAUGHT, DATA):
+        cells = {
+            counted(steps): f"{_quality(of[0], name)}, {of[0].label}"
+            for (steps, mine), of in ranked.items()
+            if mine == kind
+        }
+        if cells:
+            lines.append({"learns": kind, "metric": plain_heading(name), **cells})
+    return lines
+
+
+def _quality(row: Row, name: str) -> str:
+    return row.text(name, QUALITY[name][1])
 
 
 def _is(row: Row, reference: Record | None) -> bool:

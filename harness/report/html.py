@@ -90,22 +90,29 @@ def _failures(records: Sequence[Record]) -> list[Section]:
 
 
 def _task(report: TaskReport, results: Path) -> str:
-    """Tables, plots, grids and notes of one task."""
-    parts = []
+    """The best rows, plots, grids and notes of one task, then the details, folded."""
+    shown, folded = [], []
     for number, section in enumerate(report.sections):
         filter_id = f"filter-{report.task}-{number}" if len(section.table) >= FILTERED else ""
-        parts.append(
-            f"<h3>{escaped(section.heading)}</h3>"
-            f"{_text(section.text)}{_table(section.table, filter_id)}{_text(section.below)}"
-        )
-    if figures := _figures(report):
-        parts.append(f'<h3>Plots</h3><div class="figures">{"".join(figures)}</div>')
+        inner = f"{_text(section.text)}{_table(section.table, filter_id)}{_text(section.below)}"
+        if section.detail:
+            folded.append(_folded(section.heading, inner))
+        else:
+            shown.append(f"<h3>{escaped(section.heading)}</h3>{inner}")
+    if figures := _figures(report, detail=False):
+        shown.insert(1, f'<div class="figures">{"".join(figures)}</div>')
     if grids := _grids(report, results):
-        parts.append(f'<h3>Samples</h3><p>{GRIDS}</p><div class="figures">{"".join(grids)}</div>')
+        shown.append(f'<h3>Samples</h3><p>{GRIDS}</p><div class="figures">{"".join(grids)}</div>')
     if report.notes:
         items = "".join(f"<li>{escaped(note)}</li>" for note in report.notes)
-        parts.append(f'<h3>Notes</h3><ul class="notes">{items}</ul>')
-    return "".join(parts)
+        shown.append(f'<h3>Notes</h3><ul class="notes">{items}</ul>')
+    if figures := _figures(report, detail=True):
+        folded.append(_folded("Curves", f'<div class="figures">{"".join(figures)}</div>'))
+    return "".join([*shown, *folded])
+
+
+def _folded(heading: str, inner: str) -> str:
+    return f"<details><summary>{escaped(heading)}</summary>{inner}</details>"
 
 
 def _text(sentences: str) -> str:
@@ -134,11 +141,11 @@ def _table(table: pd.DataFrame, filter_id: str = "", prose: bool = False) -> str
     )
 
 
-def _figures(report: TaskReport) -> list[str]:
-    """Quality against cost, then the panels of each plot, as SVG."""
-    found = [_pareto(report, label) for label in COSTS]
+def _figures(report: TaskReport, detail: bool) -> list[str]:
+    """Quality against cost, then the panels of each plot, as SVG; or those of details."""
+    found = [] if detail else [_pareto(report, label) for label in COSTS]
     for plot in report.plots:
-        for panel in plot.panels:
+        for panel in plot.panels if plot.detail is detail else ():
             svg = curves_figure(
                 panel.lines, panel.x_label, plot.y_label, log=plot.log, bars=plot.bars
             )

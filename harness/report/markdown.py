@@ -22,11 +22,13 @@ def page(reports: Sequence[TaskReport]) -> str:
 def task_section(report: TaskReport, level: int) -> str:
     """The tables and notes of one task, with headings of a level."""
     parts = [section_text(section, level) for section in report.sections]
-    if report.notes:
-        parts.append(
-            f"{'#' * level} Notes\n\n" + "\n".join(f"- {prose(note)}" for note in report.notes)
-        )
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *notes_text(report, level)])
+
+
+def notes_text(report: TaskReport, level: int) -> list[str]:
+    """The notes of a task with their heading, if there are any."""
+    notes = "\n".join(f"- {prose(note)}" for note in report.notes)
+    return [f"{'#' * level} Notes\n\n{notes}"] if notes else []
 
 
 def section_text(section: Section, level: int) -> str:

@@ -45,6 +45,7 @@ class Plot:
         log: whether both axes are logarithmic.
         bars: whether intervals are bars; bands otherwise.
         small: whether each panel has one line, so that three panels fit side by side.
+        detail: whether it stands among the details, which a reader opens.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Plot:
     log: bool = False
     bars: bool = False
     small: bool = False
+    detail: bool = False
 
 
 def task_plots(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[Plot]:
@@ -81,6 +83,7 @@ def task_plots(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[Plo
             "minus that on the teacher's.",
             "error on own − on teacher's history",
             _panels(exposure_lines(rows), "step"),
+            detail=True,
         ),
         Plot(
             "budget",
@@ -88,6 +91,7 @@ def task_plots(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[Plo
             heading,
             _panels(budget_lines(rows), "images"),
             log=True,
+            detail=True,
         ),
     ]
     return [plot for plot in found if plot.panels]

@@ -1,4 +1,7 @@
-"""What is committed of a results folder: records, pages and pictures of each task."""
+"""What is committed of a results folder: records, pages and pictures of each task.
+
+A task's `README.md` says what is best; `details.md` beside it has every row.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 from harness.files import inside, write_aside, write_text
 from harness.records import Record, publish_records
 from harness.report.labels import counted
-from harness.report.markdown import link, prose, section_text, task_section
+from harness.report.markdown import link, notes_text, prose, section_text, table_text
 from harness.report.pictures import write_plots
 from harness.report.rows import Row
 from harness.report.task_report import (
@@ -18,6 +21,7 @@ from harness.report.task_report import (
     TaskReport,
     agreement_section,
     claims_section,
+    leaders_table,
     reports_of,
 )
 
@@ -25,10 +29,10 @@ from harness.report.task_report import (
 def publish(records: Sequence[Record], results: Path) -> list[Path]:
     """Adds records to `<results>/<task>/` and writes its page and pictures anew.
 
-    A page begins with the `findings.md` of its folder, if somebody has written one.
+    A page has the `findings.md` of its folder, if somebody has written one.
 
     Returns:
-        The pages written.
+        The pages written, without those of details.
     """
     parts = results.resolve().parts
     place = "/".join(parts[parts.index("results") :]) if "results" in parts else results.name
@@ -39,20 +43,40 @@ def publish(records: Sequence[Record], results: Path) -> list[Path]:
         write_plots(report.plots, folder)
         copy_grids(report.grids, results, folder)
         write_text(folder / "README.md", _task_page(report, folder, place))
+        write_text(folder / "details.md", _details_page(report, place))
     write_text(results / "README.md", _index(reports, records, results, place))
     return [*(results / report.task / "README.md" for report in reports), results / "README.md"]
 
 
 def _task_page(report: TaskReport, folder: Path, place: str) -> str:
+    shown = [section_text(section, 2) for section in report.sections if not section.detail]
+    grids = _grids(report, folder)
     parts = [
         f"# Results on {prose(report.task)}",
-        f"Made by `harness report {place} --publish` from `{report.task}/records.jsonl`.",
+        _made_by(report, place),
+        *shown[:1],
+        *_plots(report, detail=False),
         *_findings(folder),
-        task_section(report, 2),
-        *([f"## Plots\n\n{_plots(report)}"] if report.plots else []),
-        *([f"## Samples\n\n{GRIDS}\n\n{_grids(report, folder)}"] if _grids(report, folder) else []),
+        "[All rows, cost, diversity and curves](details.md)",
+        *shown[1:],
+        *([f"## Samples\n\n{GRIDS}\n\n{grids}"] if grids else []),
+        *notes_text(report, 2),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _details_page(report: TaskReport, place: str) -> str:
+    parts = [
+        f"# Details of results on {prose(report.task)}",
+        f"[What is best, samples and notes](README.md). {_made_by(report, place)}",
+        *(section_text(section, 2) for section in report.sections if section.detail),
+        *_plots(report, detail=True),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _made_by(report: TaskReport, place: str) -> str:
+    return f"Made by `harness report {place} --publish` from `{report.task}/records.jsonl`."
 
 
 def _findings(folder: Path) -> list[str]:
@@ -60,10 +84,12 @@ def _findings(folder: Path) -> list[str]:
     return [path.read_text(encoding="utf-8").strip()] if path.is_file() else []
 
 
-def _plots(report: TaskReport) -> str:
-    return "\n\n".join(
-        f"{prose(plot.caption)}\n\n![{plot.name}]({plot.name}.png)" for plot in report.plots
-    )
+def _plots(report: TaskReport, detail: bool) -> list[str]:
+    return [
+        f"{prose(plot.caption)}\n\n![{plot.name}]({plot.name}.png)"
+        for plot in report.plots
+        if plot.detail is detail
+    ]
 
 
 def _grids(report: TaskReport, folder: Path) -> str:
@@ -103,12 +129,13 @@ def _index(
         f"- [{prose(task)}]({link(task, 'README.md')}): {count} runs"
         for task, count in counts.items()
     )
-    sections = [*agreement_section(reports), *claims_section(records)]
+    sections, best = [*agreement_section(reports), *claims_section(records)], leaders_table(reports)
     parts = [
         "# Results",
         f"Made by `harness report {place} --publish`.",
-        *_findings(results),
+        *([table_text(best)] if len(best) else []),
         tasks,
+        *_findings(results),
         *(section_text(section, 2) for section in sections),
     ]
     return "\n\n".join(parts) + "\n"

@@ -12,7 +12,7 @@ import pandas as pd
 from harness.records import Record
 from harness.report.agreement import agreement_table
 from harness.report.apart import Apart, apart_table
-from harness.report.best import best_table
+from harness.report.best import best_table, leaders, ranked_by_kind
 from harness.report.claims import claims_table, read_claims
 from harness.report.compare import (
     against_best_table,
@@ -50,6 +50,8 @@ CLAIMS = Path(__file__).parents[2] / "baselines" / "claims.yaml"
 """The published claims; an installed package has no such file."""
 MOST_GRIDS = 6
 """Sample grids of a task that a page shows."""
+MOST_RANKED = 20
+"""Lines of the ranking that a page shows."""
 GRIDS = (
     "Samples of noise set 0. "
     "The upper row is the method's, the lower one the task's reference from the same noise."
@@ -58,12 +60,17 @@ GRIDS = (
 
 @dataclass(frozen=True)
 class Section:
-    """A table with its heading, the sentences that explain it, and one to stand below it."""
+    """A table with its heading, the sentences that explain it, and one to stand below it.
+
+    Attributes:
+        detail: whether it stands among the details, which a reader opens.
+    """
 
     heading: str
     text: str
     table: pd.DataFrame
     below: str = ""
+    detail: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,10 +158,17 @@ class TaskReport:
 
     @cached_property
     def grids(self) -> list[Row]:
-        """The rows whose samples are shown: the best of each method, the best methods first."""
-        best: dict[str, Row] = {}
+        """The rows whose samples are shown: the best of each number of steps and kind.
+
+        Then come the best of other methods, the best methods first.
+        """
+        ranked = ranked_by_kind(self.ranked, self.headline, self.reference)
+        best = {id(of[0]): of[0] for of in ranked.values() if of[0].training[0]}
+        methods = {row.records[0].method for row in best.values()}
         for row in sorted(self.finished, key=lambda row: row.interval(self.headline).mean):
-            best.setdefault(row.records[0].method, row)
+            if row.records[0].method not in methods:
+                methods.add(row.records[0].method)
+                best[id(row)] = row
         return list(best.values())[:MOST_GRIDS]
 
     @cached_property
@@ -185,13 +199,16 @@ class TaskReport:
         )
 
     def _of_equal_compute(self) -> Iterator[Section]:
+        ranking = equal_compute_table(self.equal, self.headline)
+        left = len(ranking) - MOST_RANKED
+        more = f"{left} more stand in the details, under All rows." if left > 0 else ""
         yield Section(
             "Methods at equal training FLOPs",
             "Total training FLOPs agree within 2 %, with those of the trajectories. "
             "The best of its columns ranks a method. "
             "Seconds are those of the machine in the notes; whether it was idle is not recorded.",
-            equal_compute_table(self.equal, self.headline),
-            self._unguided_named(),
+            ranking[:MOST_RANKED],
+            self._unguided_named() + more,
         )
         yield Section(
             "Distance to the best",
@@ -209,6 +226,7 @@ class TaskReport:
             "A run that is measured before its end has not lowered its learning rate yet, "
             "so long runs look worse here than short ones would.",
             equal_images_table(self.equal, self.headline),
+            detail=True,
         )
 
     def _of_all_rows(self) -> Iterator[Section]:
@@ -218,26 +236,30 @@ class TaskReport:
         ]
         spread = [heading for heading, _ in diversity().values() if heading in table]
         cost = [name for name in table.columns if name not in (*KEYS, *quality, *spread)]
-        yield Section("All rows", "", table[[*KEYS, *quality]], self._unguided_named())
+        named = self._unguided_named()
+        yield Section("All rows", "", table[[*KEYS, *quality]], named, detail=True)
         yield Section(
             "Floor",
             "Held-out real samples against the same reference. "
             "These numbers depend on N, so do not compare them with other tables.",
             floor_table(self.finished),
+            detail=True,
         )
         if spread:
-            yield Section("Fidelity and diversity", "", table[[*keys, *spread]])
+            yield Section("Fidelity and diversity", "", table[[*keys, *spread]], detail=True)
         if cost:
-            yield Section("Cost", "", table[[*keys, *cost]])
+            yield Section("Cost", "", table[[*keys, *cost]], detail=True)
         yield Section(
             "Exposure bias",
             "Root mean squared error of a pixel against the teacher's points.",
             exposure_table(self.finished),
+            detail=True,
         )
         yield Section(
             "Error of the ODE map",
             "Its parts, as root mean squares; they do not add up.",
             error_split_table(self.finished),
+            detail=True,
         )
         yield Section(
             "Differences",
@@ -248,6 +270,7 @@ class TaskReport:
             "but the correction counts all pairs. "
             "The last column is the ratio of mean excesses; its interval is by the delta method.",
             differences_table(self.pairs[0], self.headline, self.largest_p, self.reference),
+            detail=True,
         )
 
     def _family(self) -> str:
@@ -271,6 +294,16 @@ def reports_of(records: Sequence[Record]) -> list[TaskReport]:
     """A report for each task, by name."""
     tasks = sorted({record.task for record in records})
     return [TaskReport.of([record for record in records if record.task == task]) for task in tasks]
+
+
+def leaders_table(reports: Sequence[TaskReport]) -> pd.DataFrame:
+    """The best of each task by what a row learns from, and the tasks' teachers."""
+    lines = []
+    for report in reports:
+        if report.finished and not all(is_trial(row.records[0]) for row in report.finished):
+            for line in leaders(report.ranked, report.headline, report.reference):
+                lines.append({"task": report.task, **line})
+    return pd.DataFrame(lines).fillna("")
 
 
 def agreement_section(reports: Sequence[TaskReport]) -> list[Section]:

@@ -15,7 +15,9 @@ from harness.report.publish import publish
 from harness.report.rows import load_records
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "results").glob("**/README.md"))
+PAGES = sorted(
+    path for name in ("README.md", "details.md") for path in (ROOT / "results").rglob(name)
+)
 FOLDERS = [page.parent for page in PAGES if list(page.parent.glob("*/records.jsonl"))]
 
 
@@ -23,7 +25,9 @@ FOLDERS = [page.parent for page in PAGES if list(page.parent.glob("*/records.jso
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The committed records, published anew without plots."""
     copy = tmp_path_factory.mktemp("published") / "results"
-    shutil.copytree(ROOT / "results", copy, ignore=shutil.ignore_patterns("README.md", "runs"))
+    shutil.copytree(
+        ROOT / "results", copy, ignore=shutil.ignore_patterns("README.md", "details.md", "runs")
+    )
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(publishing, "write_plots", lambda plots, folder: None)
         for folder in FOLDERS:
@@ -49,7 +53,7 @@ def alike(one: str | None, other: str | None) -> bool:
         return False
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.parent.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_is_made_of_its_records(page: Path, published: Path) -> None:
     pairs = zip_longest(words(page), words(published / page.relative_to(ROOT / "results")))
     assert [pair for pair in pairs if not alike(*pair)] == []

@@ -123,10 +123,18 @@ def test_the_page_needs_nothing_else_and_shows_everything(page: Path) -> None:
 def test_markdown_and_html_have_the_same_sections(page: Path) -> None:
     report = TaskReport.of(sweep())
     assert len(report.sections) > 6
-    headings = [section.heading for section in report.sections] + ["Notes"]
-    of_html = re.findall(r"<h3>(.*?)</h3>", page.read_text())
-    assert [heading for heading in of_html if heading not in ("Plots", "Samples")] == headings
-    assert re.findall(r"^### (.*)$", task_section(report, 3), re.MULTILINE) == headings
+    shown, folded = (
+        [section.heading for section in report.sections if section.detail is detail]
+        for detail in (False, True)
+    )
+    text = page.read_text()
+    assert re.findall(r"<h3>(.*?)</h3>", text) == [*shown, "Samples", "Notes"]
+    assert re.findall(r"<summary>(.*?)</summary>", text) == [*folded, "Curves"]
+    assert shown[0] == "Best at 1, 2 and 4 steps"
+    assert text.index(shown[0]) < text.index('<figure class="pareto">') < text.index(shown[1])
+    assert sorted(re.findall(r"^### (.*)$", task_section(report, 3), re.MULTILINE)) == sorted(
+        [*shown, *folded, "Notes"]
+    )
 
 
 @browser

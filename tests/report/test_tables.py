@@ -584,7 +584,7 @@ def test_publishing_copies_records_and_grids_and_writes_a_page(tmp_path: Path) -
 
 
 def test_a_page_shows_the_grid_of_each_methods_best_row(tmp_path: Path) -> None:
-    """The best methods first; grids that another row has overtaken are deleted."""
+    """The best first, then the best of other methods; overtaken grids are deleted."""
     for one in (
         record(fid=5.0),
         record(fid=3.0, options={"history_layers": 2}, run_id="best"),
@@ -615,7 +615,7 @@ def test_publishing_published_records_alone_changes_nothing(tmp_path: Path) -> N
     assert first.read_text() == text
 
 
-def test_a_page_begins_with_what_was_found_and_shows_ablations(tmp_path: Path) -> None:
+def test_pages_begin_with_the_best_rows_then_what_was_found(tmp_path: Path) -> None:
     for layers in (1, 3, 6):
         one = record(run_id=f"ard-{layers}").model_copy(
             update={"options": {"history_layers": layers}}
@@ -626,11 +626,16 @@ def test_a_page_begins_with_what_was_found_and_shows_ablations(tmp_path: Path) -
     (tmp_path / "findings.md").write_text("Tables are being made anew.\n")
     first, index = publish(load_records(tmp_path), tmp_path)
     text = first.read_text()
-    assert index.read_text().index("Tables are being made anew.") < index.read_text().index(
-        "[tiny]"
-    )
-    assert text.index("Three layers are best.") < text.index("| method")
-    assert "![ablations](ablations.png)" in text
+    places = [
+        index.read_text().index(part)
+        for part in ("| tiny   | from the teacher", "[tiny]", "Tables are being made anew.")
+    ]
+    assert places == sorted(places)
+    parts = ("## Best at", "![ablations](ablations.png)", "Three layers are best.", "## Notes")
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert "[All rows, cost, diversity and curves](details.md)" in text
+    assert "## All rows" in first.with_name("details.md").read_text()
     picture = Image.open(tmp_path / "tiny" / "ablations.png")
     assert picture.size[0] > 400
     publish([one for one in load_records(tmp_path) if one.run_id != "ard-3"], tmp_path)
