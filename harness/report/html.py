@@ -27,8 +27,12 @@ from harness.report.task_report import (
     reports_of,
 )
 
-FILTERED = 8
+FILTERED = 10
 """Lines from which on a table has a box to filter them."""
+SHORT = 8
+"""Letters of a first column that needs no width of its own."""
+EQUAL = 1.1
+"""Costs whose ratio stays below this are equal: nothing is to be seen against them."""
 COSTS: dict[str, Callable[[Cost], float | None]] = {
     "MMACs a sample": lambda cost: cost.macs_per_sample / 1e6,
     "latency / reference": lambda cost: cost.latency.ratio if cost.latency else None,
@@ -134,7 +138,8 @@ def _table(table: pd.DataFrame, filter_id: str = "", prose: bool = False) -> str
             'placeholder="Filter: words that a row must hold" aria-label="Filter rows">'
             '<span class="count"></span>'
         )
-    kind = "live prose" if prose else "live"
+    short = table.iloc[:, 0].map(len).max() <= SHORT
+    kind = "live" + " prose" * prose + " short" * bool(short)
     return (
         f'{box}<div class="scroll"><table class="{kind}" data-filter="{escaped(filter_id)}">'
         f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
@@ -160,7 +165,7 @@ def _figures(report: TaskReport, detail: bool) -> list[str]:
 
 
 def _pareto(report: TaskReport, label: str) -> str:
-    """The headline metric of each row against a cost; empty for fewer than two points."""
+    """The headline metric of each row against a cost; empty where all cost the same."""
     points = []
     for row in report.finished:
         cost = row.finished[0].cost
@@ -172,7 +177,8 @@ def _pareto(report: TaskReport, label: str) -> str:
                     row.interval(report.headline).mean,
                 )
             )
-    if len(points) < 2:
+    costs = [x for _, x, _ in points]
+    if len(points) < 2 or max(costs) < EQUAL * min(costs):
         return ""
     heading = plain_heading(report.headline)
     return _figure(
