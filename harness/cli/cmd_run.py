@@ -187,6 +187,7 @@ def execute(
     from harness import ranks
     from harness.cli.console import Display, Plain
     from harness.cli.plans import LARGE
+    from harness.report.beside import beside
     from harness.report.console import print_results
     from harness.runs.plan import macs_a_pass, problem_of
     from harness.runs.preview import preview
@@ -207,9 +208,12 @@ def execute(
         click.echo(record.model_dump_json(indent=1))
         return
     print_results([reference, record] if reference.run_id != record.run_id else [record], Plain())
+    for sentence in beside(record):
+        click.echo(sentence)
     click.echo(
         f"record: {results / 'runs' / record.run_id / 'record.json'}; "
-        "samples: samples.png beside it"
+        "samples: samples.png beside it\n"
+        f"next: harness describe {record.method}; harness report {results}"
     )
 
 
