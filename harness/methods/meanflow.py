@@ -10,6 +10,10 @@ For most of a batch r = t, which is flow matching. v is eps - x_0 of data and no
 as in the paper) or the guided teacher's velocity (`source: teacher`). A jump is
 x_r = x_t - (t - r) u; one step from noise gives x_0 = eps - u.
 
+Ours: p is 0 with the teacher's velocity. The data's velocity is noisy, so all errors are alike and
+the paper's p = 1 only divides the loss. The teacher's is not: with p = 1 the rows with r = t, which
+fit from the start, would have nearly all the weight, and the student hardly leaves the teacher.
+
 Times are flow times. The network is the task's own with r as an input, or t - r as in the
 released code (`second_time`). An eps network's error is taken times alpha_t
 (`DenoisingStudent.conditioned`).
@@ -28,10 +32,10 @@ expectation: the error has mean 0 at the exact mean velocity.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
@@ -68,9 +72,18 @@ class MeanFlowConfig(DataConfig, TimesConfig, DerivativeConfig):
     level_std: float = Field(1.0, gt=0, le=10)
     """Standard deviation of the logit of times."""
     power: float = Field(1.0, ge=0, le=2)
-    """Power p of the adaptive weight; 0 is the plain squared error."""
+    """Power p of the adaptive weight; 0, which is the default with the teacher's velocity, is the
+    plain squared error."""
     weight_floor: float = Field(1e-2, gt=0, le=1e3)
     """Constant c of the adaptive weight (released code: 0.01)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_from_teacher(cls, given: Any) -> Any:
+        """The teacher's velocity has no noise, so rows that fit already would weigh most."""
+        if isinstance(given, dict) and given.get("source") == "teacher":
+            return {"power": 0.0, **given}
+        return given
 
 
 @METHODS.register("meanflow")

@@ -162,6 +162,12 @@ def test_meanflows_guided_velocity_has_its_scale(tiny: Task) -> None:
     torch.testing.assert_close(found[3], v[3])
 
 
+def test_meanflow_weighs_errors_alike_where_the_velocity_has_no_noise() -> None:
+    config = METHODS["meanflow"].Config
+    assert (config().power, config(source="teacher").power) == (1, 0)
+    assert config(source="teacher", power=0.5).power == 0.5
+
+
 def test_shortcuts_smallest_steps_alone_are_guided(tiny: Task) -> None:
     cls, cpu = METHODS["shortcut"], torch.device("cpu")
     method = cls(cls.Config(finest=8), tiny.teacher(cpu), tiny, 2, 10)
