@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -35,11 +36,17 @@ def equal_compute(rows: Sequence[Row]) -> list[Row]:
     `FEWEST` methods give an empty list.
     """
     flops = [_training_flops(row) for row in rows]
-    groups = [
-        [row for row, mine in zip(rows, flops, strict=True) if (1 - APART) * most <= mine <= most]
-        for most in sorted(set(flops) - {0.0}, reverse=True)
+    rising = sorted(found for found in flops if found)
+
+    def together(most: float) -> int:
+        return bisect_right(rising, most) - bisect_left(rising, (1 - APART) * most)
+
+    most = max(reversed(rising), key=together, default=0.0)
+    group = [
+        row
+        for row, mine in zip(rows, flops, strict=True)
+        if mine and (1 - APART) * most <= mine <= most
     ]
-    group = max(groups, key=len, default=[])
     return group if len({row.label for row in group}) >= FEWEST else []
 
 
@@ -107,6 +114,7 @@ def by_setting(rows: Sequence[Row]) -> dict[str, list[Row]]:
     trained for longer than another of equal number of steps begins a new group.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
+    again = Counter[Any]()
     for row in sorted(rows, key=lambda row: (row.training, row.num_steps, -_noise_sets(row))):
         steps, batch = row.training
         setting = (
@@ -115,13 +123,8 @@ def by_setting(rows: Sequence[Row]) -> dict[str, list[Row]]:
             _noise_sets(row) if steps else None,
             steps if trained_once(row.records[0]) else None,
         )
-        again = sum(
-            row.num_steps == other.num_steps
-            for key, mine in groups.items()
-            if key[:-1] == setting
-            for other in mine
-        )
-        groups.setdefault((*setting, again), []).append(row)
+        groups.setdefault((*setting, again[setting, row.num_steps]), []).append(row)
+        again[setting, row.num_steps] += 1
     shared = Counter(label for label, *_ in groups)
     named = {}
     for (label, *_), mine in groups.items():
@@ -248,9 +251,11 @@ def against_best_table(compared: Sequence[Compared], name: str, largest_p: float
         largest_p: the largest p that the page's correction rejects.
     """
     lines: list[dict[str, str]] = []
+    best: Row | None = None
     for pair in compared:
-        best = {**_known_by(pair.second), ABOVE: "the best"}
-        lines += [] if best in lines else [best]
+        if pair.second is not best:
+            best = pair.second
+            lines.append({**_known_by(best), ABOVE: "the best"})
         found = pair.difference
         if not found:
             lines.append({**_known_by(pair.first), ABOVE: "fewer than two seeds in common"})
