@@ -186,13 +186,20 @@ def at_images(points: Sequence[Milestone], name: str, images: float) -> float:
     )
 
 
+def _curve(record: Record, name: str) -> list[Milestone]:
+    """The milestones at which a metric is finite."""
+    return [
+        point for point in record.milestones if math.isfinite(point.quality.get(name, math.nan))
+    ]
+
+
 def equal_images_table(group: Sequence[Row], name: str) -> pd.DataFrame:
     """Rows of equal compute after as many images as the shortest has seen, on noise set 0."""
     if not group:
         return pd.DataFrame()
     heading, digits = QUALITY[name]
     curves = {
-        id(row): [record.milestones for record in row.finished if record.milestones]
+        id(row): [points for record in row.finished if (points := _curve(record, name))]
         for row in group
     }
     images = min((points[-1].images for found in curves.values() for points in found), default=0)
@@ -202,7 +209,7 @@ def equal_images_table(group: Sequence[Row], name: str) -> pd.DataFrame:
         found = curves[id(row)]
         if row.diverged:
             without.setdefault((row.label, "a seed diverged"), []).append(str(row.num_steps))
-        elif found and found[0][0].images <= images:
+        elif found and all(points[0].images <= images for points in found):
             here = t_interval([at_images(points, name, images) for points in found])
             line = {"method": row.label, "steps": str(row.num_steps), column: here.text(digits)}
             lines.append(

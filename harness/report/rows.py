@@ -18,7 +18,7 @@ from harness.provenance import code_digest
 from harness.records import Record, published_records, read_record
 from harness.report.apart import Apart, told_apart
 from harness.report.labels import label, off_default
-from harness.report.statistics import Interval, metric_interval
+from harness.report.statistics import Interval, metric_interval, number
 from harness.runs.identity import all_options, row_key
 
 HEADLINES = ("fid", "frechet_distance", "distance_to_teacher")
@@ -74,11 +74,11 @@ class Row:
         if not self.diverged:
             return self.interval(name).text(digits)
         gone = [
-            f"{record.metrics[name].mean:.3g}" if name in record.metrics else "failed"
+            number(record.metrics[name].mean, ".3g") if name in record.metrics else "failed"
             for record in self.diverged
         ]
         others = [
-            f"{record.metrics[name].mean:.{digits}f}"
+            number(record.metrics[name].mean, f".{digits}f")
             for record in self.finished
             if record.run_id not in {bad.run_id for bad in self.diverged}
         ]

@@ -26,6 +26,11 @@ from harness.records import Record
 Values = NDArray[np.float64]
 
 
+def number(value: float, form: str) -> str:
+    """A number as text, by a format such as ".2f"; words for NaN and for what is infinite."""
+    return format(value, form) if math.isfinite(value) else "not finite"
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean and the half width of its 95 % t interval; NaN for a single value."""
@@ -35,8 +40,10 @@ class Interval:
 
     def text(self, digits: int) -> str:
         """Such as "12.34 ± 0.56", or the mean alone."""
-        mean = f"{self.mean:.{digits}f}"
-        return mean if math.isnan(self.half_width) else f"{mean} ± {self.half_width:.{digits}f}"
+        mean = number(self.mean, f".{digits}f")
+        if math.isnan(self.half_width) or not math.isfinite(self.mean):
+            return mean
+        return f"{mean} ± {number(self.half_width, f'.{digits}f')}"
 
 
 def t_interval(values: Sequence[float]) -> Interval:

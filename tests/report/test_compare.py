@@ -389,6 +389,8 @@ def test_a_rank_correlation_is_spearmans_and_has_no_p() -> None:
         1 - 6 * 6 / 210
     )
     assert "p" not in agreement_of(one=field(), two=field())
+    (line,) = agreement_of(one=field(), two=field(dict.fromkeys(METHODS, 2.0))).to_dict("records")
+    assert line["rank correlation"] == "undefined: all are equal on one"
 
 
 @pytest.mark.parametrize("layers", [2, 5, 8])
