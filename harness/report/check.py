@@ -219,7 +219,8 @@ def _compare_row(expected: Sequence[Entry], found: Sequence[Entry], allowed: flo
     """
     first, one, other = expected[0], _mean(_logs(expected)), _mean(_logs(found))
     worse = (other - one) * (1 if first.quality.lower_is_better else -1)
-    worse = math.inf if math.isnan(worse) else worse
+    if not all(math.isfinite(entry.quality.value) for entry in found):
+        worse = math.inf
     state: State = "regressed" if worse > allowed else "improved" if worse < -allowed else "same"
     what = f"{first.quality.name}, {counted(len(expected), 'seed')}"
     return Finding(
