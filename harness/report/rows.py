@@ -116,7 +116,7 @@ def load_records(results: Path) -> list[Record]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Inside, Python looks for no cycles: records have none, and it is a quarter of reading many."""
+    """Inside, Python looks for no cycles: records have none, and it takes a quarter of reading."""
     enabled = gc.isenabled()
     gc.disable()
     try:
