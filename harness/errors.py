@@ -84,6 +84,8 @@ def printable(text: str) -> str:
     So a name from outside holds no line break, no escape sequence of a terminal, and nothing that
     turns the direction of writing.
     """
+    if text.isprintable():
+        return text
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text

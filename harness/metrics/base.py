@@ -21,7 +21,13 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.metrics.manifold import density_coverage, half_distances, precision_recall
+from harness.metrics.manifold import (
+    DENSITY_NEIGHBOURS,
+    MANIFOLD_NEIGHBOURS,
+    density_coverage,
+    half_distances,
+    precision_recall,
+)
 from harness.metrics.moments import Pair
 from harness.registry import Registry, registry_of
 
@@ -88,12 +94,16 @@ class Features:
     def precision_recall(self) -> tuple[float, float]:
         """Improved precision and recall, which share their distances."""
         distances = half_distances if self.half else torch.cdist
-        return precision_recall(*self.near, distances=distances) if self.near else NEITHER
+        if not self.near or min(map(len, self.near)) <= MANIFOLD_NEIGHBOURS:
+            return NEITHER
+        return precision_recall(*self.near, distances=distances)
 
     @cached_property
     def density_coverage(self) -> tuple[float, float]:
         """Density and coverage, which share their distances."""
-        return density_coverage(*self.near) if self.near else NEITHER
+        if not self.near or len(self.near[1]) <= DENSITY_NEIGHBOURS:
+            return NEITHER
+        return density_coverage(*self.near)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from torch import Tensor
 from harness.metrics import METRICS
 from harness.records import Metric
 
+OUTGROWN = 100
+"""Size, relative to the teacher's, above which samples count as outgrown."""
 COLLAPSED = 0.25
 """Spread, relative to the teacher's, below which samples count as collapsed."""
 LOOKED_AT = 2**26
@@ -31,6 +33,20 @@ def collapse(samples: Tensor, teacher: Tensor, numbers: Tensor) -> str:
         f"collapsed: samples of one condition differ {mine / theirs:.2g} times as much "
         "as the teacher's"
     )
+
+
+def outgrown(samples: Tensor, teacher: Tensor) -> str:
+    """A warning where samples are far larger than the teacher's, or "".
+
+    Rounding to 8 bits clips them, so metrics of images do not see how far a training ran away.
+
+    Args:
+        samples, teacher: [n, C, H, W].
+    """
+    mine, theirs = (float(x.double().square().mean().sqrt()) for x in (samples, teacher))
+    if not theirs or mine <= OUTGROWN * theirs:
+        return ""
+    return f"outgrown: samples are {mine / theirs:.2g} times as large as the teacher's"
 
 
 def spread(samples: Tensor, numbers: Tensor) -> float:

@@ -19,11 +19,11 @@ from harness.data.images import to_uint8
 from harness.data.pictures import Pictures
 from harness.diffusion.conditions import Condition
 from harness.diffusion.randomness import Keyed
-from harness.errors import RunFailed, UsageError
+from harness.errors import UsageError
 from harness.files import tensors_digest
 from harness.metrics import METRICS
 from harness.metrics.base import SampledMap, SampleMetric
-from harness.metrics.caveats import collapse, singular_covariance
+from harness.metrics.caveats import collapse, outgrown, singular_covariance
 from harness.metrics.elsewhere import known_of, unlike
 from harness.metrics.extra import ExtraNetworks
 from harness.metrics.extractors import Extractor
@@ -31,7 +31,7 @@ from harness.metrics.fidelity import feature_moments
 from harness.metrics.following import Reading
 from harness.metrics.identities import identity
 from harness.metrics.pixels import decoding_of
-from harness.metrics.sampling import Sampler
+from harness.metrics.sampling import Sampler, check_finite
 from harness.metrics.spaces import (
     FEW,
     JudgeSpace,
@@ -167,8 +167,7 @@ class Evaluator:
         """
         by_set: dict[int, dict[str, float]] = {}
         for noise_set, images in samples.items():
-            if not bool(images.isfinite().all()):
-                raise RunFailed(f"samples of noise set {noise_set} are not finite")
+            check_finite(images, noise_set)
             known = self.known_of_set(images, noise_set, sampler, keep=True)
             numbers = self.task.evaluation_numbers(noise_set)[: len(images)]
             by_set[noise_set] = self.measure(known | self.extra.of_samples(images, numbers))
@@ -219,7 +218,11 @@ class Evaluator:
         return self.measure(known | self.extra.of_samples(images, numbers))
 
     def quality(self, images: Tensor) -> dict[str, float]:
-        """The milestone metrics of the first samples of noise set 0, [n, C, H, W]."""
+        """The milestone metrics of the first samples of noise set 0, [n, C, H, W].
+
+        Raises RunFailed for samples that are not finite.
+        """
+        check_finite(images, 0)
         return self.measure(self.known_of_set(images, 0), lambda metric: metric.milestone)
 
     def floors(self, n: int) -> dict[str, Metric]:
@@ -287,17 +290,20 @@ class Evaluator:
         widths = self.extra.widths
         if isinstance(self.space, PublishedSpace):
             widths["fid"] = len(self.space.reference.moments[0])
+        elif self.space:
+            widths["fid"] = self.space.reference.shape[1]
         found = (singular_covariance(name, width, counts) for name, width in widths.items())
         return [sentence for sentence in found if sentence]
 
-    def collapse(self, samples: Tensor) -> list[str]:
-        """A sentence if the first noise set's samples [N, C, H, W] collapsed, beside the teacher's.
+    def beside_teacher(self, samples: Tensor) -> list[str]:
+        """Sentences if the first noise set's samples [N, C, H, W] collapsed or ran away.
 
-        See `caveats.collapse`.
+        See `caveats.collapse` and `caveats.outgrown`.
         """
         numbers = self.task.evaluation_numbers(0)[: len(samples)]
-        found = collapse(samples, self.reference_samples(0)[: len(samples)], numbers)
-        return [found] if found else []
+        teacher = self.reference_samples(0)[: len(samples)]
+        found = (collapse(samples, teacher, numbers), outgrown(samples, teacher))
+        return [sentence for sentence in found if sentence]
 
     def _metric(
         self, name: str, values: dict[int, float], n: int, other: dict[str, Any] | None = None

@@ -15,6 +15,8 @@ from harness.data.readers import Images
 Distances = Callable[[Tensor, Tensor], Tensor]
 """A function from [n, d] and [m, d] to distances [n, m], or to anything that rises with them."""
 
+MANIFOLD_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
+"""The k-th nearest other vector that bounds a neighbourhood; a set of k vectors has none."""
 AT_ONCE = 500
 """Rows of a distance matrix that are computed at once; larger parts take longer to allocate."""
 IMAGES_AT_ONCE = 2_000
@@ -52,7 +54,10 @@ def radii(features: Tensor, k: int, distances: Distances = torch.cdist) -> Tenso
 
 
 def precision_recall(
-    generated: Tensor, real: Tensor, k: int = 3, distances: Distances = torch.cdist
+    generated: Tensor,
+    real: Tensor,
+    k: int = MANIFOLD_NEIGHBOURS,
+    distances: Distances = torch.cdist,
 ) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 to 3).
 
@@ -76,7 +81,9 @@ def _inside(points: Tensor, centres: Tensor, radius: Tensor, distances: Distance
     )
 
 
-def density_coverage(generated: Tensor, real: Tensor, k: int = 5) -> tuple[float, float]:
+def density_coverage(
+    generated: Tensor, real: Tensor, k: int = DENSITY_NEIGHBOURS
+) -> tuple[float, float]:
     """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, eq. 4 and 5).
 
     Density counts the real neighbourhoods around a sample and can exceed 1. Coverage is the share

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from harness import ranks
 from harness.data.images import to_uint8
 from harness.diffusion.conditions import Condition
+from harness.errors import RunFailed
 from harness.files import room_for
 from harness.metrics.compute import count_macs
 from harness.networks.passes import count_passes
@@ -87,3 +88,9 @@ def sample_grid(
     framed = [nn.functional.pad(row, (gap, gap, gap, gap), value=255) for row in enlarged]
     picture = torch.cat([torch.cat(list(row), -1) for row in framed], -2)
     return picture.expand(3, -1, -1).permute(1, 2, 0).contiguous()
+
+
+def check_finite(images: Tensor, noise_set: int) -> None:
+    """Raises RunFailed for samples that are not finite; 8 bits would turn NaN into any colour."""
+    if not bool(images.isfinite().all()):
+        raise RunFailed(f"samples of noise set {noise_set} are not finite")

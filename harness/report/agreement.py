@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -59,14 +60,18 @@ def agreement_table(by_task: Mapping[str, Sequence[Row]]) -> pd.DataFrame:
                     "tasks": f"{one} and {other}",
                     "steps": str(steps),
                     "methods": str(len(keys)),
-                    "rank correlation": f"{rank_correlation(*values):.2f}",
+                    "rank correlation": "undefined: all are equal on one"
+                    if math.isnan(found := rank_correlation(*values))
+                    else f"{found:.2f}",
                 }
             )
     return pd.DataFrame(lines)
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Spearman's rank correlation of two lists of equal length."""
+    """Spearman's rank correlation of two lists of equal length; NaN where all of one are equal."""
     from scipy import stats  # here, because it takes a second to import
 
+    if 1 in (len(set(one)), len(set(other))):
+        return math.nan
     return float(stats.spearmanr(one, other).statistic)

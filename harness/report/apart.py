@@ -11,6 +11,7 @@ import pandas as pd
 from harness.metrics import METRICS
 from harness.records import Record
 from harness.report.labels import label
+from harness.report.statistics import number
 from harness.runs.external import from_outside, stated_bill
 
 SHORT = 30
@@ -107,7 +108,7 @@ def apart_table(found: Sequence[Apart]) -> pd.DataFrame:
             "N": f"{max((metric.n for metric in measured.values()), default=0):,}",
         }
         for name, metric in measured.items():
-            line[METRICS[name].heading] = f"{metric.mean:.{METRICS[name].digits}f}"
+            line[METRICS[name].heading] = number(metric.mean, f".{METRICS[name].digits}f")
         lines.append({**line, "differs in": each.reason})
     table = pd.DataFrame(lines).fillna("")
     last = "differs in"

@@ -10,6 +10,7 @@ import pandas as pd
 from harness.records import Record
 from harness.report.labels import counted
 from harness.report.rows import Row, trains
+from harness.report.statistics import number
 from harness.report.tables import QUALITY, plain_heading
 
 STEPS = (1, 2, 4)
@@ -103,7 +104,7 @@ def _is(row: Row, reference: Record | None) -> bool:
 
 def _latency(row: Row) -> str:
     costs = [record.cost.latency for record in row.finished if record.cost]
-    return f"{costs[0].ratio:.3f}" if costs and costs[0] else ""
+    return number(costs[0].ratio, ".3f") if costs and costs[0] else ""
 
 
 def _bill(row: Row) -> str:

@@ -26,6 +26,7 @@ from harness.records import Record
 from harness.report.baseline import Baseline, Entry, checkable, entry_of, full_label
 from harness.report.labels import counted
 from harness.report.rows import present_last
+from harness.report.statistics import number
 from harness.runs.identity import key_of_record
 
 LEVEL = 0.05
@@ -148,7 +149,7 @@ def _compare_losses(name: str, expected: Entry, found: Entry) -> list[Finding]:
     findings = []
     for what, one in sorted(expected.losses.items()):
         if (other := found.losses.get(what)) is None:
-            findings.append(_missing(name, f"first {what}", f"{one:.6g}"))
+            findings.append(_missing(name, f"first {what}", number(one, ".6g")))
             continue
         state: State = (
             "same"
@@ -160,8 +161,8 @@ def _compare_losses(name: str, expected: Entry, found: Entry) -> list[Finding]:
                 name,
                 f"first {what}",
                 state,
-                f"{one:.6g}",
-                f"{other:.6g}",
+                number(one, ".6g"),
+                number(other, ".6g"),
                 f"± {LOSS_TOLERANCE:.1%}",
             )
         )
@@ -180,8 +181,8 @@ def _compare_latency(name: str, expected: Entry, found: Entry) -> list[Finding]:
             name,
             "latency / reference",
             state,
-            f"{expected.latency:.3f}",
-            f"{found.latency:.3f}",
+            number(expected.latency, ".3f"),
+            number(found.latency, ".3f"),
             "advisory",
         )
     ]
@@ -218,14 +219,16 @@ def _compare_row(expected: Sequence[Entry], found: Sequence[Entry], allowed: flo
     """
     first, one, other = expected[0], _mean(_logs(expected)), _mean(_logs(found))
     worse = (other - one) * (1 if first.quality.lower_is_better else -1)
+    if not all(math.isfinite(entry.quality.value) for entry in found):
+        worse = math.inf
     state: State = "regressed" if worse > allowed else "improved" if worse < -allowed else "same"
     what = f"{first.quality.name}, {counted(len(expected), 'seed')}"
     return Finding(
         first.label,
         what,
         state,
-        f"{math.exp(one):.4g}",
-        f"{math.exp(other):.4g}",
+        number(math.exp(one), ".4g"),
+        number(math.exp(other), ".4g"),
         f"× {math.exp(allowed):.3f}",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -35,11 +36,17 @@ def equal_compute(rows: Sequence[Row]) -> list[Row]:
     `FEWEST` methods give an empty list.
     """
     flops = [_training_flops(row) for row in rows]
-    groups = [
-        [row for row, mine in zip(rows, flops, strict=True) if (1 - APART) * most <= mine <= most]
-        for most in sorted(set(flops) - {0.0}, reverse=True)
+    rising = sorted(found for found in flops if found)
+
+    def together(most: float) -> int:
+        return bisect_right(rising, most) - bisect_left(rising, (1 - APART) * most)
+
+    most = max(reversed(rising), key=together, default=0.0)
+    group = [
+        row
+        for row, mine in zip(rows, flops, strict=True)
+        if mine and (1 - APART) * most <= mine <= most
     ]
-    group = max(groups, key=len, default=[])
     return group if len({row.label for row in group}) >= FEWEST else []
 
 
@@ -107,6 +114,7 @@ def by_setting(rows: Sequence[Row]) -> dict[str, list[Row]]:
     trained for longer than another of equal number of steps begins a new group.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
+    again = Counter[Any]()
     for row in sorted(rows, key=lambda row: (row.training, row.num_steps, -_noise_sets(row))):
         steps, batch = row.training
         setting = (
@@ -115,13 +123,8 @@ def by_setting(rows: Sequence[Row]) -> dict[str, list[Row]]:
             _noise_sets(row) if steps else None,
             steps if trained_once(row.records[0]) else None,
         )
-        again = sum(
-            row.num_steps == other.num_steps
-            for key, mine in groups.items()
-            if key[:-1] == setting
-            for other in mine
-        )
-        groups.setdefault((*setting, again), []).append(row)
+        groups.setdefault((*setting, again[setting, row.num_steps]), []).append(row)
+        again[setting, row.num_steps] += 1
     shared = Counter(label for label, *_ in groups)
     named = {}
     for (label, *_), mine in groups.items():
@@ -183,13 +186,20 @@ def at_images(points: Sequence[Milestone], name: str, images: float) -> float:
     )
 
 
+def _curve(record: Record, name: str) -> list[Milestone]:
+    """The milestones at which a metric is finite."""
+    return [
+        point for point in record.milestones if math.isfinite(point.quality.get(name, math.nan))
+    ]
+
+
 def equal_images_table(group: Sequence[Row], name: str) -> pd.DataFrame:
     """Rows of equal compute after as many images as the shortest has seen, on noise set 0."""
     if not group:
         return pd.DataFrame()
     heading, digits = QUALITY[name]
     curves = {
-        id(row): [record.milestones for record in row.finished if record.milestones]
+        id(row): [points for record in row.finished if (points := _curve(record, name))]
         for row in group
     }
     images = min((points[-1].images for found in curves.values() for points in found), default=0)
@@ -199,7 +209,7 @@ def equal_images_table(group: Sequence[Row], name: str) -> pd.DataFrame:
         found = curves[id(row)]
         if row.diverged:
             without.setdefault((row.label, "a seed diverged"), []).append(str(row.num_steps))
-        elif found and found[0][0].images <= images:
+        elif found and all(points[0].images <= images for points in found):
             here = t_interval([at_images(points, name, images) for points in found])
             line = {"method": row.label, "steps": str(row.num_steps), column: here.text(digits)}
             lines.append(
@@ -248,9 +258,11 @@ def against_best_table(compared: Sequence[Compared], name: str, largest_p: float
         largest_p: the largest p that the page's correction rejects.
     """
     lines: list[dict[str, str]] = []
+    best: Row | None = None
     for pair in compared:
-        best = {**_known_by(pair.second), ABOVE: "the best"}
-        lines += [] if best in lines else [best]
+        if pair.second is not best:
+            best = pair.second
+            lines.append({**_known_by(best), ABOVE: "the best"})
         found = pair.difference
         if not found:
             lines.append({**_known_by(pair.first), ABOVE: "fewer than two seeds in common"})

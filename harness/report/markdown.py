@@ -39,9 +39,21 @@ def section_text(section: Section, level: int) -> str:
 
 
 def table_text(table: pd.DataFrame) -> str:
-    """A table, whose cells and headings are escaped."""
-    cells = table.map(cell).rename(columns=cell)
-    return str(cells.to_markdown(index=False, disable_numparse=True))
+    """A table, whose cells and headings are escaped; empty without columns."""
+    if table.columns.empty:
+        return ""
+    head = [cell(name).strip() for name in table.columns]
+    lines = [[cell(x).strip() for x in line] for line in table.itertuples(index=False, name=None)]
+    widths = [
+        max(len(name) + 2, *map(len, column)) for name, *column in zip(head, *lines, strict=True)
+    ]
+    rule = "|".join(f":{'-' * (width + 1)}" for width in widths)
+
+    def line(texts: list[str]) -> str:
+        padded = (text.ljust(width) for text, width in zip(texts, widths, strict=True))
+        return f"| {' | '.join(padded)} |"
+
+    return "\n".join([line(head), f"|{rule}|", *map(line, lines)])
 
 
 def prose(text: str) -> str:

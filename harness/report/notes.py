@@ -9,6 +9,7 @@ from harness.metrics.caveats import floor_of_other_size
 from harness.records import LatencyEntry, Record
 from harness.report.labels import counted, defaults_of, options_text
 from harness.report.rows import ABSURD, Row, is_trial
+from harness.report.statistics import number
 from harness.report.tables import plain_heading
 
 
@@ -46,7 +47,7 @@ def _of_numbers(first: Record, name: str) -> list[str]:
             "a stochastic sampler has none."
         )
     if "kid_floor" in first.metrics:
-        floor = f"{first.metrics['kid_floor'].mean:.0f}"
+        floor = number(first.metrics["kid_floor"].mean, ".0f")
         found.append(
             "KID uses features that are not normalised, so its size means nothing: "
             f"held-out real images have {floor}."

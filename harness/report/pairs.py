@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -70,12 +71,12 @@ def neighbours(rows: Sequence[Row], name: str) -> tuple[list[tuple[Row, Row]], i
     groups = alike_but_one(sides, [side.keys() - {"rows"} for side in sides])
     found, left_out = set(), 0
     for members in groups.values():
-        pairs = set(combinations(members, 2))
-        if len(members) > CROWD:
-            best = min(members, key=lambda number: rows[number].interval(name).mean)
-            left_out += sum(best not in pair for pair in pairs)
-            pairs = {pair for pair in pairs if best in pair}
-        found |= pairs
+        if len(members) <= CROWD:
+            found |= set(combinations(members, 2))
+            continue
+        best = min(members, key=lambda number: rows[number].interval(name).mean)
+        found |= {(min(best, other), max(best, other)) for other in members if other != best}
+        left_out += math.comb(len(members) - 1, 2)
     return [(rows[a], rows[b]) for a, b in sorted(found)], left_out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -111,15 +112,18 @@ def _passes_plot(rows: Sequence[Row], equal: Sequence[Row], name: str) -> Plot:
 
 
 def _panels(lines: dict[int, list[Line]], x_label: str) -> list[Panel]:
-    return [Panel(counted(steps), x_label, lines[steps]) for steps in sorted(lines)]
+    drawn = {steps: [line for line in lines[steps] if line.x] for steps in sorted(lines)}
+    return [Panel(counted(steps), x_label, drawn[steps]) for steps in drawn if drawn[steps]]
 
 
 def _line(label: str, x: Sequence[float], intervals: Sequence[Interval]) -> Line:
+    """A line through the values that are finite."""
+    points = [(float(at), i) for at, i in zip(x, intervals, strict=True) if math.isfinite(i.mean)]
     return Line(
         label,
-        [float(value) for value in x],
-        [i.mean for i in intervals],
-        [i.half_width for i in intervals],
+        [at for at, _ in points],
+        [i.mean for _, i in points],
+        [i.half_width if math.isfinite(i.half_width) else math.nan for _, i in points],
     )
 
 
@@ -172,7 +176,7 @@ def budget_lines(rows: Sequence[Row]) -> dict[int, list[Line]]:
             continue
         name = headline([row])
         intervals = [
-            t_interval([point.quality[name] for point in points])
+            t_interval([point.quality.get(name, math.nan) for point in points])
             for points in zip(*curves, strict=True)
         ]
         found.setdefault(row.num_steps, []).append(

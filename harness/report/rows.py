@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +18,7 @@ from harness.provenance import code_digest
 from harness.records import Record, published_records, read_record
 from harness.report.apart import Apart, told_apart
 from harness.report.labels import label, off_task
-from harness.report.statistics import Interval, metric_interval
+from harness.report.statistics import Interval, metric_interval, number
 from harness.runs.identity import all_options, row_key
 
 HEADLINES = ("fid", "frechet_distance", "distance_to_teacher")
@@ -72,11 +74,11 @@ class Row:
         if not self.diverged:
             return self.interval(name).text(digits)
         gone = [
-            f"{record.metrics[name].mean:.3g}" if name in record.metrics else "failed"
+            number(record.metrics[name].mean, ".3g") if name in record.metrics else "failed"
             for record in self.diverged
         ]
         others = [
-            f"{record.metrics[name].mean:.{digits}f}"
+            number(record.metrics[name].mean, f".{digits}f")
             for record in self.finished
             if record.run_id not in {bad.run_id for bad in self.diverged}
         ]
@@ -103,11 +105,25 @@ def load_records(results: Path) -> list[Record]:
 
     Records of `runs/` replace published ones of equal run id. Raises UsageError if there is none.
     """
-    runs = [read_record(inside(p, results)) for p in sorted(results.glob("runs/*/record.json"))]
-    found = {record.run_id: record for record in [*published_records(results), *runs]}
+    paths = sorted(results.glob("runs/*/record.json"))
+    with uncollected():
+        runs = [read_record(inside(path, results)) for path in paths]
+        found = {record.run_id: record for record in [*published_records(results), *runs]}
     if not found:
         raise UsageError(f"there is no record below {results}; `harness run` makes one")
     return latest_versions(list(found.values()))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, Python looks for no cycles: records have none, and it takes a quarter of reading."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def latest_versions(records: Sequence[Record]) -> list[Record]:
@@ -145,45 +161,44 @@ def without_trials(records: Sequence[Record]) -> Sequence[Record]:
 
 
 def rows_of(records: Sequence[Record]) -> list[Row]:
-    """Groups a task's records that differ in the seed alone, without trials.
+    """The rows of a task's records; see `rows_and_apart`."""
+    return rows_and_apart(records)[0]
 
-    Rows without training come first, then rows by training and steps. Of two records with one seed,
-    the later in `present_last` counts. Records that do not compare with the others are left out
-    (`apart_of`).
+
+def apart_of(records: Sequence[Record]) -> list[Apart]:
+    """The records of a task that stand in no row; see `rows_and_apart`."""
+    return rows_and_apart(records)[1]
+
+
+def rows_and_apart(records: Sequence[Record]) -> tuple[list[Row], list[Apart]]:
+    """A task's rows, and the records that stand in none since their numbers do not compare.
+
+    A row holds records that differ in the seed alone, without trials. Of two records with one seed,
+    the later in `present_last` counts. Rows without training come first, then rows by training and
+    steps.
     """
-    records, _ = told_apart(present_last(without_trials(records)))
+    together, apart = told_apart(present_last(without_trials(records)))
+    return sorted(_grouped(together), key=_place), apart
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    """A row's place in a table."""
+    steps = row.num_steps * (1 if row.training[0] else -1)
+    return row.training, steps, row.label, row.records[0].run_id
+
+
+def _grouped(records: Sequence[Record]) -> Iterator[Row]:
+    """Groups records that differ in the seed alone; of one seed the last counts."""
     reference = reference_record(record for record in records if record.status == "finished")
     teacher = _headline_value(reference) if reference else 0.0
     groups: dict[str, tuple[dict[str, Any], list[Record]]] = {}
     for record in records:
         options = all_options(record)
         groups.setdefault(row_key(record, options), (options, []))[1].append(record)
-    rows = []
     for options, group in groups.values():
         by_seed = {record.config["seed"]: record for record in group}
-        rows.append(
-            Row(
-                label(group[0], options),
-                tuple(by_seed[seed] for seed in sorted(by_seed)),
-                options,
-                off_task(group[0], options),
-                teacher,
-            )
-        )
-    return sorted(
-        rows,
-        key=lambda row: (
-            row.training,
-            row.num_steps * (1 if row.training[0] else -1),
-            row.label,
-            row.records[0].run_id,
-        ),
-    )
-
-
-def apart_of(records: Sequence[Record]) -> list[Apart]:
-    """The records of a task that `rows_of` leaves out, since their numbers do not compare."""
-    return told_apart(present_last(without_trials(records)))[1]
+        seeds = tuple(by_seed[seed] for seed in sorted(by_seed))
+        yield Row(label(group[0], options), seeds, options, off_task(group[0], options), teacher)
 
 
 def trains(record: Record) -> bool:

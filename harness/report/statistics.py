@@ -14,7 +14,7 @@ fewer degrees of freedom than its poorest term, so neither has this one in spite
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,11 @@ from harness.records import Record
 Values = NDArray[np.float64]
 
 
+def number(value: float, form: str) -> str:
+    """A number as text, by a format such as ".2f"; words for NaN and for what is infinite."""
+    return format(value, form) if math.isfinite(value) else "not finite"
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean and the half width of its 95 % t interval; NaN for a single value."""
@@ -35,8 +40,10 @@ class Interval:
 
     def text(self, digits: int) -> str:
         """Such as "12.34 ± 0.56", or the mean alone."""
-        mean = f"{self.mean:.{digits}f}"
-        return mean if math.isnan(self.half_width) else f"{mean} ± {self.half_width:.{digits}f}"
+        mean = number(self.mean, f".{digits}f")
+        if math.isnan(self.half_width) or not math.isfinite(self.mean):
+            return mean
+        return f"{mean} ± {number(self.half_width, f'.{digits}f')}"
 
 
 def t_interval(values: Sequence[float]) -> Interval:
@@ -56,23 +63,34 @@ def crossed_interval(values: Values) -> Interval:
 
 def standard_error(values: Values) -> tuple[float, float]:
     """The standard error of a matrix's mean and its degrees of freedom; NaN for a single value."""
-    seeds, sets = values.shape
+    (seeds, sets), size = values.shape, values.size
+    if size == 1:
+        return math.nan, 0
+    # A page has 10^5 matrices of a few numbers, for which plain Python is faster than NumPy.
+    rows: list[list[float]] = values.tolist()
+    mean = sum(map(sum, rows)) / size
     if 1 in (seeds, sets):
-        error = values.std(ddof=1) / math.sqrt(values.size) if values.size > 1 else math.nan
-        return float(error), values.size - 1
-    mean, by_seed, by_set = values.mean(), values.mean(1, keepdims=True), values.mean(0)
-    free = np.array([seeds - 1, sets - 1, (seeds - 1) * (sets - 1)])
-    sums = [
-        sets * ((by_seed - mean) ** 2).sum(),
-        seeds * ((by_set - mean) ** 2).sum(),
-        ((values - by_seed - by_set + mean) ** 2).sum(),
-    ]
-    of_seed, of_set, rest = squares = np.array(sums) / free
+        squares_of_all = _squares(x - mean for row in rows for x in row)
+        return math.sqrt(squares_of_all / (size - 1) / size), size - 1
+    by_seed = [sum(row) / sets - mean for row in rows]
+    by_set = [sum(column) / seeds - mean for column in zip(*rows, strict=True)]
+    rest_of = (
+        x - seed - of_set - mean
+        for row, seed in zip(rows, by_seed, strict=True)
+        for x, of_set in zip(row, by_set, strict=True)
+    )
+    free = (seeds - 1, sets - 1, (seeds - 1) * (sets - 1))
+    sums = (sets * _squares(by_seed), seeds * _squares(by_set), _squares(rest_of))
+    of_seed, of_set, rest = squares = [x / of for x, of in zip(sums, free, strict=True)]
     whole = of_seed + of_set - rest
     if whole <= rest:
-        return math.sqrt(rest / values.size), float(free[2])
-    freedom = max(whole**2 / (squares**2 / free).sum(), free.min())
-    return math.sqrt(whole / values.size), float(freedom)
+        return math.sqrt(rest / size), free[2]
+    freedom = whole**2 / sum(x**2 / of for x, of in zip(squares, free, strict=True))
+    return math.sqrt(whole / size), max(freedom, min(free))
+
+
+def _squares(values: Iterable[float]) -> float:
+    return sum(x * x for x in values)
 
 
 def matrix_of(records: Sequence[Record], name: str) -> Values:

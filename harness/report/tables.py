@@ -14,6 +14,7 @@ from harness.report.rows import Row, trains
 from harness.report.statistics import (
     Difference,
     degradation_ratio,
+    number,
     t_interval,
 )
 from harness.runs.external import stated_bill
@@ -110,7 +111,7 @@ def _cost(row: Row) -> dict[str, str]:
         line["MMACs / sample"] = f"{costs[0].macs_per_sample / 1e6:.1f}"
         line["parameters"] = f"{costs[0].parameters / 1e6:.3f} M"
     ratios = [cost.latency.ratio for cost in costs if cost.latency]
-    line["latency / teacher"] = f"{t_interval(ratios).mean:.3f}" if ratios else ""
+    line["latency / teacher"] = number(t_interval(ratios).mean, ".3f") if ratios else ""
     bills = [cost.training for cost in costs if cost.training]
     if bills:
         line["training TFLOPs + trajectories"] = (
@@ -136,7 +137,7 @@ def floor_table(rows: Sequence[Row]) -> pd.DataFrame:
     line = {"held-out real samples": f"N = {next(iter(floors.values())).n}"}
     for name, (heading, digits) in {**QUALITY, **diversity()}.items():
         if f"{name}_floor" in floors:
-            line[heading] = f"{floors[f'{name}_floor'].mean:.{digits}f}"
+            line[heading] = number(floors[f"{name}_floor"].mean, f".{digits}f")
     return pd.DataFrame([line])
 
 
@@ -164,7 +165,7 @@ def exposure_table(rows: Sequence[Row]) -> pd.DataFrame:
                     [e.on_own_history[-1] for e in exposures]
                 ).text(4),
                 "gap after each step": ", ".join(
-                    f"{sum(step) / len(step):.4f}" for step in zip(*gaps, strict=True)
+                    number(sum(step) / len(step), ".4f") for step in zip(*gaps, strict=True)
                 ),
             }
         )

@@ -27,11 +27,10 @@ from harness.report.pairs import CROWD, Compared, compared_neighbours
 from harness.report.plots import Plot, task_plots
 from harness.report.rows import (
     Row,
-    apart_of,
     headline,
     is_trial,
     reference_record,
-    rows_of,
+    rows_and_apart,
 )
 from harness.report.statistics import holm
 from harness.report.tables import (
@@ -84,7 +83,8 @@ class TaskReport:
     @classmethod
     def of(cls, records: Sequence[Record]) -> TaskReport:
         """The report of one task's records."""
-        return cls(records[0].task, tuple(rows_of(records)), tuple(apart_of(records)))
+        rows, apart = rows_and_apart(records)
+        return cls(records[0].task, tuple(rows), tuple(apart))
 
     @cached_property
     def finished(self) -> list[Row]:

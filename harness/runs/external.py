@@ -239,7 +239,7 @@ def evaluate_callable(
     metrics = evaluator.evaluate(samples)
     content = source_digest(function, path)
     hashes = {**task.hashes, "evaluated": content}
-    flags = evaluator.collapse(samples[0])
+    flags = evaluator.beside_teacher(samples[0])
     record = outside_record(task, outside, hashes, len(sets), metrics, device, flags)
     folder = results / "runs" / record.run_id
     forget_sets(folder)

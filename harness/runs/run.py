@@ -354,7 +354,7 @@ class Run:
             **ranks.told_by_first(rest),
             "flags": [
                 *flags_of(r, method, bill),
-                *evaluator.collapse(samples[0]),
+                *evaluator.beside_teacher(samples[0]),
                 *evaluator.caveats(len(samples[0])),
             ],
             "target": method.target,

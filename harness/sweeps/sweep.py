@@ -226,15 +226,13 @@ def _next_free(
     """
     if not waiting or driver.full:
         return None
-    runs = {
-        cell.resolved.run_id: Run(cell.resolved, results, device)
-        for cell in [*waiting, *driver.flying.values()]
-    }
-    taken = {name for cell in driver.flying.values() for name in runs[cell.resolved.run_id].locks}
+
+    def locks(cell: Cell) -> list[str]:
+        return Run(cell.resolved, results, device).locks
+
+    taken = {name for cell in driver.flying.values() for name in locks(cell)}
     for cell in waiting:
-        if not any(
-            name in taken or is_held(results, name) for name in runs[cell.resolved.run_id].locks
-        ):
+        if not any(name in taken or is_held(results, name) for name in locks(cell)):
             return cell
     return None if driver.flying else waiting[0]
 

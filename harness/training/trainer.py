@@ -333,12 +333,16 @@ class Trainer:
         return self.folder / "checkpoint" / "state.pt"
 
     def write_curves(self) -> None:
-        """Writes `curves.jsonl`: a line for each logged step and for each milestone's quality."""
+        """Writes `curves.jsonl`: a line for each logged step and for each milestone's quality.
+
+        A number that is not finite is left out, since JSON has none.
+        """
         if self.folder is None or not ranks.is_first():
             return
         qualities = [{"step": point["step"], **point["quality"]} for point in self.milestones]
         lines = sorted([*self.curve, *qualities], key=lambda point: point["step"])
-        text = "".join(json.dumps(line) + "\n" for line in lines)
+        finite = ({n: x for n, x in line.items() if math.isfinite(x)} for line in lines)
+        text = "".join(json.dumps(line) + "\n" for line in finite)
         write_aside(self.folder / "curves.jsonl", lambda aside: aside.write_text(text))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -274,8 +275,47 @@ def test_label_agreement_asks_for_the_sets_own_labels(
 def test_samples_that_are_not_finite_are_refused(value: float, tiny: Task) -> None:
     images = noise_images(tiny, 40)
     images[3, 0, 0, 0] = value
-    with pytest.raises(RunFailed, match="samples of noise set 0 are not finite"):
-        Evaluator(tiny, lambda k: images, CPU).evaluate({0: images})
+    evaluator = Evaluator(tiny, lambda k: images, CPU)
+    for judge in (lambda: evaluator.evaluate({0: images}), lambda: evaluator.quality(images)):
+        with pytest.raises(RunFailed, match="samples of noise set 0 are not finite"):
+            judge()
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
+def test_a_handful_of_samples_has_the_metrics_that_exist(count: int, tiny: Task) -> None:
+    """A set of k vectors has no k-th nearest other one, and no precision by it."""
+    task = changed(tiny, evaluation={"samples": count, "kid_subset_size": 2})
+    images = noise_images(task, count)
+    evaluator = Evaluator(task, lambda k: images, CPU)
+    found = evaluator.evaluate({0: images})
+    assert ("precision" in found) == ("recall" in found) == (count > 3)
+    assert all(math.isfinite(metric.mean) for metric in found.values())
+    assert evaluator.caveats(count)[0].startswith(f"fid has 64 features but {count} samples")
+
+
+def test_one_picture_in_all_has_finite_metrics(tiny: Task) -> None:
+    """Its covariance is 0; the record says that the samples collapsed."""
+    teacher, images = noise_images(tiny, 40), torch.full((40, 1, 8, 8), 0.5)
+    evaluator = Evaluator(tiny, lambda k: teacher, CPU)
+    found = evaluator.evaluate({0: images})
+    assert {"fid", "kid", "precision", "class_diversity"} <= found.keys()
+    assert all(math.isfinite(metric.mean) for metric in found.values())
+    assert found["class_diversity"].mean == 0
+    assert [flag.split(":")[0] for flag in evaluator.beside_teacher(images)] == ["collapsed"]
+
+
+def test_samples_that_ran_away_are_flagged(tiny: Task) -> None:
+    """Rounding to 8 bits clips them, so metrics of images see no difference."""
+    teacher = noise_images(tiny, 40)
+    evaluator = Evaluator(tiny, lambda k: teacher, CPU)
+    assert evaluator.beside_teacher(50 * teacher) == []
+    for factor in (1e3, 1e30):
+        (flag,) = evaluator.beside_teacher(factor * teacher)
+        assert flag == f"outgrown: samples are {factor:.2g} times as large as the teacher's"
+        assert all(
+            math.isfinite(metric.mean)
+            for metric in evaluator.evaluate({0: factor * teacher}).values()
+        )
 
 
 def identity_hash(task: Task, name: str = "fid", n: int = 40) -> str:

@@ -206,7 +206,8 @@ def test_they_stand_beside_the_tasks_own(tiny: Task, dinov2_file: Path) -> None:
     assert metrics["fd_dinov2"].identity["features"] == extractor.sha256
     assert metrics["fid"].identity["features"] == tiny.hashes["features"]
     assert metrics["fd_dinov2_floor"].n == 24
-    (caveat,) = evaluator.caveats(len(images))
+    caveat, own = evaluator.caveats(len(images))
+    assert own.startswith("fid has 64 features but 40 samples and 24 held-out images and")
     assert caveat.startswith("fd_dinov2 has 48 features but 40 samples and 24 held-out images and")
 
 

@@ -165,7 +165,7 @@ def test_a_collapsed_student_is_flagged(tiny: Task) -> None:
     assert torch.equal(numbers, torch.arange(40) % 10)
     for samples in (one_a_class, one_image, one_a_class + 0.05 * normal("noise", 40, 1, 8, 8)):
         assert collapse(samples, real, numbers).startswith("collapsed: samples of one condition")
-        assert Evaluator(tiny, lambda k: real, CPU).collapse(samples)
+        assert Evaluator(tiny, lambda k: real, CPU).beside_teacher(samples)
     for samples in (real, real.flip(0), real + 0.5 * normal("noise", 40, 1, 8, 8), 0.5 * real):
         assert collapse(samples, real, numbers) == ""
     alone = torch.arange(40)  # each sample has a prompt of its own

@@ -68,6 +68,14 @@ def test_equal_records_are_the_same() -> None:
     }
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_quality_or_loss_that_is_not_finite_is_a_regression(bad: float) -> None:
+    here = [record(0, bad), *HERE[1:]]
+    assert ("fid, 3 seeds", "regressed") in states(BASE, *here)
+    here = [HERE[0].model_copy(update={"first_losses": {"loss": bad}}), *HERE[1:]]
+    assert states(BASE, *here) == {("first loss", "regressed")}
+
+
 def changed(part: str, **changes: Any) -> Record:
     """The first record with a part of its cost changed."""
     cost = HERE[0].cost

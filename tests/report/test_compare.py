@@ -54,8 +54,12 @@ def by_passes(records: Sequence[Record]) -> list[Line]:
 
 def agreement_of(**records: Sequence[Record]) -> pd.DataFrame:
     """By name of a task, with _ for -."""
+    by_task = {task.replace("_", "-"): found for task, found in records.items()}
     return agreement_table(
-        {task.replace("_", "-"): report(found).equal for task, found in records.items()}
+        {
+            task: report([one.model_copy(update={"task": task}) for one in found]).equal
+            for task, found in by_task.items()
+        }
     )
 
 
@@ -389,6 +393,8 @@ def test_a_rank_correlation_is_spearmans_and_has_no_p() -> None:
         1 - 6 * 6 / 210
     )
     assert "p" not in agreement_of(one=field(), two=field())
+    (line,) = agreement_of(one=field(), two=field(dict.fromkeys(METHODS, 2.0))).to_dict("records")
+    assert line["rank correlation"] == "undefined: all are equal on one"
 
 
 @pytest.mark.parametrize("layers", [2, 5, 8])
@@ -420,22 +426,23 @@ def test_the_plainest_is_what_the_task_runs() -> None:
 def test_a_row_is_known_on_another_task_without_what_suits_a_network() -> None:
     def known(**options: Any) -> str:
         (row,) = rows_of([trained("ard", 1.0).model_copy(update={"options": options})])
-        return known_as(row, {})
+        return known_as(row)
 
     assert known(history_layers=6) == known(history_layers=4)
     assert known(history_layers=6, heads="per_step") != known(history_layers=6)
 
 
 def test_what_was_tuned_on_a_task_does_not_hide_a_method_from_another() -> None:
-    def known(tuned: dict[str, Any], **options: Any) -> str:
-        (row,) = rows_of([trained("lcm", 1.0).model_copy(update={"options": options})])
-        return known_as(row, {"lcm": tuned})
+    def known(task: str, **options: Any) -> str:
+        changes = {"task": task, "options": options}
+        (row,) = rows_of([trained("ctm", 1.0).model_copy(update=changes)])
+        return known_as(row)
 
-    elsewhere = known({})
-    assert known({"lr": 0.01}, lr=0.01) == elsewhere
-    assert known({"lr": 0.01}) != elsewhere  # not what its task runs it with
-    assert known({"lr": 0.01}, lr=0.02) != elsewhere
-    assert known({"lr": 0.01}, lr=0.01, init="random") != elsewhere
+    elsewhere, tuned = known("tiny"), load_task("digits").spec.defaults["ctm"]
+    assert known("digits", **tuned) == elsewhere
+    assert known("digits") != elsewhere  # not what its task runs it with
+    assert known("digits", **{**tuned, "lr": 0.02}) != elsewhere
+    assert known("digits", **tuned, init="random") != elsewhere
 
 
 def test_columns_with_other_numbers_of_seeds_say_so() -> None:

@@ -279,7 +279,7 @@ def test_a_seed_far_from_its_row_has_diverged() -> None:
     line = line_of(seeds("ard", [4.0, 786.9, 6.0]))
     assert line["FID ↓"] == "1 of 3 seeds diverged: 787 (others 4.50, 6.50)"
     assert line_of(seeds("ard", [4.0, float("nan")]))["FID ↓"].endswith(
-        "diverged: nan (others 4.50)"
+        "diverged: not finite (others 4.50)"
     )
 
 

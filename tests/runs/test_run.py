@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -414,9 +416,11 @@ def test_two_runs_of_one_config_give_the_same_numbers(tiny: Task, tmp_path: Path
 
 
 def test_a_short_average_of_the_weights_is_flagged(tiny: Task, tmp_path: Path) -> None:
-    assert not new_run(tmp_path).execute().flags
-    (flag,) = new_run(tmp_path, options={**ARD, "ema_half_life": 0.5}).execute().flags
+    (few,) = new_run(tmp_path).execute().flags
+    assert few.startswith("fid has 64 features but 40 samples and 40 held-out images: ")
+    flag, last = new_run(tmp_path, options={**ARD, "ema_half_life": 0.5}).execute().flags
     assert "25.0% of the initial weights" in flag
+    assert last == few
 
 
 # failures
@@ -433,6 +437,18 @@ def test_a_collapsed_student_is_flagged_in_its_record(
     assert "collapsed: samples of one condition differ 0 times as much as the teacher's" in (
         found.flags
     )
+
+
+def test_a_gan_that_diverges_is_flagged_or_fails(tiny: Task, tmp_path: Path) -> None:
+    """Either way its record says so, and holds no number that is not finite."""
+    changes = {"method": "ladd", "num_steps": 1, "budget": "steps=8", "noise_sets": 1}
+    one = new_run(tmp_path, **changes, options={"lr": 1.0})
+    with suppress(RunFailed):
+        one.execute()
+    found = read_record(one.folder / "record.json")
+    said = found.reason if found.status == "failed" else " ".join(found.flags)
+    assert "not finite" in said or "outgrown: samples are" in said
+    assert all(math.isfinite(metric.mean) for metric in found.metrics.values())
 
 
 def test_a_failed_run_writes_its_reason(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -90,15 +91,35 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
 # failures
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("factor", [math.nan, math.inf, 1e38])
-def test_a_loss_or_gradient_that_is_not_finite_fails_the_run(factor: float) -> None:
+def test_a_loss_or_gradient_that_is_not_finite_fails_the_run(factor: float, precision: str) -> None:
     method = Toy(spoil=lambda step: factor if step == 3 else 1.0)
-    training = trainer(method)
+    training = trainer(method, precision=precision)
     training.train(until=3)
     before = state(method)
     with pytest.raises(RunFailed, match=r"layer: loss .* at step 3: not finite"):
         training.train()
     assert same(before, state(method))
+
+
+def test_an_overflow_inside_a_bf16_layer_fails_the_run() -> None:
+    """bf16 reaches as far as float32, so only what overflows both is not finite."""
+    method = Toy()
+    training = trainer(method, precision="bf16")
+    with torch.no_grad():
+        method.players["layer"].module.weight.fill_(3e38)
+    with pytest.raises(RunFailed, match=r"layer: loss (nan|inf), .* at step 0: not finite"):
+        training.train()
+
+
+def test_curves_hold_finite_numbers_alone(tmp_path: Path) -> None:
+    training = trainer(Toy(), tmp_path)
+    training.train(until=1)
+    training.note_quality({"fid": 2.0, "kl": math.inf, "kid": math.nan})
+    training.write_curves()
+    lines = (tmp_path / "curves.jsonl").read_text().splitlines()
+    assert {"step": 1, "fid": 2.0} in map(json.loads, lines)
 
 
 @pytest.mark.parametrize(
