@@ -1,4 +1,4 @@
-"""Files: written aside and renamed, hashed, read with one-sentence errors."""
+"""Files: written whole or not at all, hashed, read with one-sentence errors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from harness.asides import write_aside
 from harness.errors import UsageError
 
 DIGEST = "digest"
@@ -57,29 +58,6 @@ def inside(path: Path, folder: Path) -> Path:
             "copy what is there, or name the folder itself"
         )
     return path
-
-
-def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a temporary name beside `path`, then renames it.
-
-    Readers see the old file or the whole new one.
-
-    Raises UsageError if the folder cannot be written.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(aside)
-        aside.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        if isinstance(error, OSError | SafetensorError):
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise UsageError(
-                f"cannot write {path}: {reason}; free some space or name another folder"
-            ) from error
-        raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from harness import files
+from harness.asides import write_aside
 from harness.documents import read_yaml
 from harness.errors import UsageError
 from harness.files import (
@@ -19,7 +20,6 @@ from harness.files import (
     read_tensors,
     room_for,
     tensors_digest,
-    write_aside,
     write_tensors,
     write_text,
 )
@@ -51,7 +51,7 @@ def test_the_target_is_old_or_new_never_between(tmp_path: Path) -> None:
 
     def write(aside: Path) -> None:
         aside.write_text("half")
-        seen.append((aside.parent, path.read_text()))
+        seen.append((aside.parent.parent, path.read_text()))
         aside.write_text("whole")
 
     write_aside(path, write)

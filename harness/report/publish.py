@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from harness.files import inside, write_aside, write_text
+from harness.asides import write_aside
+from harness.files import inside, write_text
 from harness.records import Record, publish_records
 from harness.report.labels import counted
 from harness.report.markdown import link, prose, section_text, task_section
@@ -20,16 +21,23 @@ from harness.report.task_report import (
     claims_section,
     reports_of,
 )
+from harness.runs.locks import held
 
 
 def publish(records: Sequence[Record], results: Path) -> list[Path]:
     """Adds records to `<results>/<task>/` and writes its page and pictures anew.
 
-    A page begins with the `findings.md` of its folder, if somebody has written one.
+    A page begins with the `findings.md` of its folder, if somebody has written one. Processes that
+    publish at once take turns, so that none drops what another one adds.
 
     Returns:
         The pages written.
     """
+    with held(results, "publish", wait=True):
+        return _published(records, results)
+
+
+def _published(records: Sequence[Record], results: Path) -> list[Path]:
     parts = results.resolve().parts
     place = "/".join(parts[parts.index("results") :]) if "results" in parts else results.name
     reports = reports_of(records)

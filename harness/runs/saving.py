@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from harness.asides import write_aside
 from harness.data.geneval import PromptFolders, write_folders
 from harness.data.pictures import Pictures, write_npz, write_pngs
 from harness.errors import UsageError
@@ -110,14 +111,15 @@ def _write(
     if place.name.endswith(ENDINGS["npz"]):
         write_npz(place, batches, n, labels)
         return
-    aside = place.with_name(f".{place.name}.tmp")
-    for old in (aside, place):
-        shutil.rmtree(old, ignore_errors=True)
-    if place.name.endswith(ENDINGS["geneval"]) and prompted:
-        write_folders(aside, batches, *prompted)
-    else:
-        write_pngs(aside, batches, labels)
-    aside.replace(place)
+
+    def write(aside: Path) -> None:
+        if place.name.endswith(ENDINGS["geneval"]) and prompted:
+            write_folders(aside, batches, *prompted)
+        else:
+            write_pngs(aside, batches, labels)
+        shutil.rmtree(place, ignore_errors=True)  # a folder is not renamed over another
+
+    write_aside(place, write)
 
 
 def _place(folder: Path, noise_set: int, form: Form) -> Path:

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from harness import ranks
+from harness.asides import write_aside
 from harness.errors import HarnessError, Interrupted, RunFailed, UsageError
-from harness.files import write_aside
 from harness.methods.base import Batch, Loss, Method, Player, Update
 from harness.networks.compiling import blocks_of, compile_networks, uncompiled
 from harness.networks.passes import count_passes
 from harness.progress import Progress
 from harness.training.batches import Batches, Source
-from harness.training.checkpoints import load_checkpoint, save_checkpoint
+from harness.training.checkpoints import NAME, load_checkpoint, save_checkpoint
 from harness.training.distributed import mean_over_ranks, share_of
 from harness.training.flops import loss_flops, loss_key, rehearse, require_grad_of
 from harness.training.interrupts import signals_noted
@@ -330,7 +330,7 @@ class Trainer:
     @property
     def _checkpoint(self) -> Path:
         assert self.folder is not None
-        return self.folder / "checkpoint" / "state.pt"
+        return self.folder / "checkpoint" / NAME
 
     def write_curves(self) -> None:
         """Writes `curves.jsonl`: a line for each logged step and for each milestone's quality."""

@@ -111,12 +111,27 @@ def test_more_trials_later_go_on_where_it_stopped(
         assert [trial.params for trial in study.trials] == expected[:trials]
 
 
-def test_a_trial_without_all_its_values_is_given_up(
-    tiny: Task, tmp_path: Path, executed: list[Any]
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_a_driver_that_dies_while_it_writes_values_loses_none(
+    at: int, tiny: Task, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (plan,) = study_plans(content(trials=2), "here", tmp_path, CPU)
-    open_study(plan, tmp_path).ask()
-    assert states(made(plan, tmp_path)) == ["FAIL", "COMPLETE", "COMPLETE"]
+    """The trials, trial 0 with the defaults among them, are those of an undisturbed search."""
+    plans = [study_plans(content(trials=2), "here", tmp_path / name, CPU)[0] for name in "ab"]
+    expected = made(plans[0], tmp_path / "a")
+    suggest, calls = optuna.trial.Trial._suggest, iter(range(100))
+
+    def dying(self: optuna.trial.Trial, *args: Any) -> Any:
+        if self.study.study_name == plans[1].name and self._is_fixed_param(*args):
+            assert next(calls) != at, "dies"
+        return suggest(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.trial.Trial, "_suggest", dying)
+        with pytest.raises(AssertionError, match="dies"):
+            made(plans[1], tmp_path / "b")
+    found = made(plans[1], tmp_path / "b")
+    assert [trial.params for trial in found.trials] == [trial.params for trial in expected.trials]
+    assert states(found) == ["COMPLETE", "COMPLETE"]
 
 
 def test_values_that_fit_alone_but_not_together_are_a_bad_value(
