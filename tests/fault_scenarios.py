@@ -1,41 +1,23 @@
-"""Commands that are killed anywhere, or meet an error, lose nothing: the same command goes on."""
+"""Commands on a tiny task that faults hit, each in a folder that returns to its beginning."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-import torch
 import yaml
 from click.testing import CliRunner
-from faults import (
-    Arm,
-    Process,
-    content,
-    forked_children,
-    killed_at,
-    nothing,
-    watch,
-)
+from injection import Arm, Process, content, nothing, watch
 from judged import write_autoencoder
 
 from harness.cli.main import main
-from harness.metrics.latency import Latency
 from harness.training.tiny_task import NETWORK, tiny_spec
-from harness.training.trainer import Trainer
 
-pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="a process that has met a GPU cannot be forked"
-)
-KILLED = (-9, -25)
-"""Exit codes of processes that died: by SIGKILL, or in the middle of a write by SIGXFSZ."""
-STUDENT = ("--method", "step-distillation", "--num-steps", "2", "--budget", "steps=4")
 COUNT = 12
+"""Images that are encoded."""
 
 
 @dataclass
@@ -43,13 +25,14 @@ class Scenario:
     """A command, and what it needs.
 
     Attributes:
-        words: the command line; FOLDER is the folder of everything.
-        made: what is made before, by name of a method of `Place`.
+        words: the command line; FOLDER is the folder of everything, and RUN a finished run.
+        made: what is made before, by methods of `Place`.
+        forks: whether it starts children.
     """
 
     words: str
     made: tuple[str, ...] = ()
-    children: bool = False
+    forks: bool = False
 
 
 SCENARIOS = {
@@ -80,10 +63,10 @@ SCENARIOS = {
     "report": Scenario("report FOLDER/results --publish", ("runs",)),
     "export": Scenario("student export RUN --results FOLDER/results", ("run",)),
     "sweep": Scenario(
-        "sweep FOLDER/sweep.yaml --device cpu --results FOLDER/results", ("sweep",), children=True
+        "sweep FOLDER/sweep.yaml --device cpu --results FOLDER/results", ("sweep",), forks=True
     ),
     "search": Scenario(
-        "sweep FOLDER/search.yaml --device cpu --results FOLDER/results", ("search",), children=True
+        "sweep FOLDER/search.yaml --device cpu --results FOLDER/results", ("search",), forks=True
     ),
 }
 
@@ -198,58 +181,16 @@ class Place:
         self.reset()
         return int(counts.read_text())
 
-    def check(self) -> None:
-        """The same command finishes, and leaves what an undisturbed one leaves."""
-        assert self.start() == 0, self.log.read_text()
+    def check(self, what: str = "") -> None:
+        """The same command finishes, and leaves what an undisturbed one leaves.
+
+        Args:
+            what: what happened before, as the error says it.
+        """
+        assert self.start() == 0, f"{what}: {self.log.read_text()}"
         found = content(self.work)
-        assert found == self.expected, sorted(
-            f"{path}: {found.get(path)}, not {self.expected.get(path)}"
-            for path in found.keys() | self.expected.keys()
+        assert found == self.expected, f"{what}: " + "; ".join(
+            f"{path} is {found.get(path)}, not {self.expected.get(path)}"
+            for path in sorted(found.keys() | self.expected.keys())
             if found.get(path) != self.expected.get(path)
         )
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Place]:
-    """Makes the place of a scenario. Nothing is timed, and each training step is saved."""
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "work" / "cache"))
-    monkeypatch.setattr("harness.runs.plan.macs_a_pass", None)  # and no estimate is made
-    monkeypatch.setattr("harness.runs.preview.preview", None)
-    monkeypatch.setattr(
-        "harness.runs.evaluation.interleaved_latency", lambda *args, **more: Latency(1.0, 1.0, 1.0)
-    )
-    init = Trainer.__init__
-
-    def saving(
-        self: Trainer, method: Any, sources: Any, settings: TrainSettings, *args: Any, **more: Any
-    ) -> None:
-        init(self, method, sources, settings, *args, **more)
-        object.__setattr__(self.settings, "checkpoint_seconds", -1.0)
-
-    monkeypatch.setattr(Trainer, "__init__", saving)
-
-    def make(name: str) -> Place:
-        made = Place(tmp_path, name)
-        if made.scenario.children:
-            forked_children(monkeypatch, tmp_path / "children")
-        made.make()
-        return made
-
-    return make
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if not SCENARIOS[name].children])
-def test_killed_before_every_change_of_files(name: str, place: Callable[[str], Place]) -> None:
-    made = place(name)
-    count = made.changes()
-    failures = []
-    for number in range(1, count + 1):
-        made.reset()
-        assert made.start(killed_at(made.work, number)) in KILLED, made.log.read_text()
-        try:
-            made.check()
-        except AssertionError as error:
-            failures.append(f"{number}: {error}"[:600])
-    print(f"{name}: {count} kills, {len(failures)} failures")
-    assert not failures, "\n".join(failures)

@@ -7,19 +7,24 @@ for this, and a process can be killed between any two operations.
 from __future__ import annotations
 
 import errno
-import hashlib
+import itertools
 import json
 import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from harness.__main__ import main
+from harness.files import digest, file_hash, header_of, tensors_digest
 from harness.training.trainer import Trainer
 
 Arm = Callable[[], None]
@@ -33,15 +38,22 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 TIMES = {"seconds", "reference_seconds", "ratio", "peak_memory_bytes", "sha256"}
 """Fields of a record that differ from run to run; the last one is its seal."""
 
+UNCOUNTED = ("lock", "run.log", "verified.json", "harness.db")
+
 
 def nothing() -> None:
     """No fault."""
 
 
-def watch(folder: Path, before: Before) -> None:
+def watch(
+    folder: Path, before: Before, touched: Callable[[list[str]], object] = lambda paths: None
+) -> None:
     """Calls `before` in this process, but not in its children, before each change below a folder.
 
     Writing native code is not seen; its files are renamed by Python.
+
+    Args:
+        touched: gets the paths of each operation, also of those that change nothing.
     """
     owner, count, inside = os.getpid(), 0, os.fspath(folder)
 
@@ -51,6 +63,7 @@ def watch(folder: Path, before: Before) -> None:
             return
         if event == "open" and not (isinstance(args[2], int) and args[2] & WRITES):
             return
+        touched([os.fspath(arg) for arg in args if isinstance(arg, str | os.PathLike)])
         path, at = args[0], args[-1] if event in ("os.mkdir", "os.remove", "os.rmdir") else -1
         if at == -1 and not str(path).startswith(inside):
             return
@@ -116,6 +129,58 @@ def full_disk(folder: Path, number: int) -> Arm:
 
 def read_only(folder: Path, number: int, code: int) -> Arm:
     return refused_from(folder, number, code, (*CHANGES, "open"))
+
+
+def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of the day jumps at each look: to 1970, years ahead, and back."""
+    days = itertools.cycle((0.0, 3e9, 1e9, 2.5e9, 1e8))
+    times = (day + look for look, day in enumerate(days))
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.fromtimestamp(next(times), tz)
+
+    monkeypatch.setattr("time.time", lambda: next(times))
+    monkeypatch.setattr("time.time_ns", lambda: int(1e9 * next(times)))
+    monkeypatch.setattr("harness.runs.log.datetime", Jumping)
+
+
+def slow_folder(monkeypatch: pytest.MonkeyPatch, folder: Path, seconds: float) -> Arm:
+    """A network folder: each change takes a while, and a new file of another process is not seen.
+
+    A process sees what it touched itself at once, and the rest once it is `seconds` old.
+    """
+    inside, touched = os.fspath(folder), set[str]()
+    stat, scan, listed = os.stat, os.scandir, os.listdir
+
+    def seen(path: str) -> bool:
+        if not path.startswith(inside) or path in touched:
+            return True
+        with suppress(OSError):
+            return time.time() - stat(path).st_ctime > seconds
+        return True
+
+    def late(path: Any, *args: Any, **more: Any) -> os.stat_result:
+        if isinstance(path, str | os.PathLike) and not seen(os.fspath(path)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+        return stat(path, *args, **more)
+
+    @contextmanager
+    def scanned(path: Any = ".") -> Iterator[Iterator[os.DirEntry[str]]]:
+        with scan(path) as entries:
+            yield iter([one for one in entries if isinstance(path, int) or seen(one.path)])
+
+    def names(path: Any = ".") -> list[str]:
+        return [name for name in listed(path) if isinstance(path, int) or seen(f"{path}/{name}")]
+
+    def arm() -> None:
+        watch(folder, lambda count, event: time.sleep(0.002), touched.update)
+        monkeypatch.setattr(os, "stat", late)
+        monkeypatch.setattr(os, "scandir", scanned)
+        monkeypatch.setattr(os, "listdir", names)
+
+    return arm
 
 
 class Process:
@@ -230,21 +295,23 @@ def once(mark: Path, arm: Arm) -> Arm:
 
 
 def content(folder: Path) -> dict[str, str]:
-    """What lies below a folder, by relative path: digests of files, "" for folders.
+    """What lies below a folder, by relative path, as digests.
 
     Times in records do not count, nor do locks, logs and notes of the times of files.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.name in ("lock", "run.log", "verified.json", "harness.db") or ".locks" in str(path):
-            found[str(path.relative_to(folder))] = "some"
+        if path.name in UNCOUNTED or ".locks" in path.parts:
+            said = "there"
         elif path.is_dir():
-            found[str(path.relative_to(folder))] = "folder"
+            said = "a folder"
+        elif path.name == "record.json":
+            said = digest(timeless(json.loads(path.read_text())))
+        elif path.suffix == ".safetensors":  # whose metadata have no certain order
+            said = digest([tensors_digest(load_file(path)), header_of(path)[0]])
         else:
-            text = path.read_bytes()
-            if path.name == "record.json":
-                text = json.dumps(timeless(json.loads(text))).encode()
-            found[str(path.relative_to(folder))] = hashlib.sha256(text).hexdigest()
+            said = file_hash(path)
+        found[str(path.relative_to(folder))] = said
     return found
 
 
