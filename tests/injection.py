@@ -24,6 +24,7 @@ import pytest
 from safetensors.torch import load_file
 
 from harness.__main__ import main
+from harness.data.readers import threads
 from harness.files import digest, file_hash, header_of, tensors_digest
 from harness.training.trainer import Trainer
 
@@ -221,6 +222,7 @@ class Process:
         for old, new in ((read, 0), (log, 1), (log, 2)):
             os.dup2(old, new)
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, "rw"[n > 0]) for n in range(3))
+        threads.cache_clear()  # they stayed behind
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.update(more)

@@ -32,7 +32,7 @@ from harness.runs.locks import held
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.run import Run
 from harness.sweeps.child import MILESTONES_FILE, PRUNED, Pruning, job_of, milestones
-from harness.sweeps.database import ANSWERED, finished_trials, open_study, tell
+from harness.sweeps.database import ANSWERED, finished_trials, open_study, tell, writable
 from harness.sweeps.driver import Driver
 from harness.sweeps.study import StudyPlan, objective
 from harness.sweeps.sweep import record_of
@@ -88,7 +88,7 @@ class Searcher:
             Busy: if another process works on this study.
             UsageError: if other code began it, or a run was refused.
         """
-        with held(self.results, f"study-{self.plan.name}"), self.driver:
+        with held(self.results, f"study-{self.plan.name}"), writable(self.results), self.driver:
             self.study = open_study(self.plan, self.results)
             self.code = capture_environment(self.device).code
             self._refuse_other_code()
