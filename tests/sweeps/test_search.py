@@ -24,6 +24,7 @@ from harness.metrics.evaluator import Evaluator
 from harness.records import read_record, write_record
 from harness.runs.locks import held
 from harness.runs.run import Run
+from harness.sweeps.child import MILESTONES_FILE, Pruning, milestones
 from harness.sweeps.database import known_study, lines_of, open_study
 from harness.sweeps.driver import TRIES, Driver
 from harness.sweeps.search import PRUNED_AFTER, UNSEEN, Searcher, bad_value
@@ -109,6 +110,15 @@ def test_more_trials_later_go_on_where_it_stopped(
         (plan,) = study_plans(content(trials=trials), "here", tmp_path / "parts", CPU)
         study = made(plan, tmp_path / "parts")
         assert [trial.params for trial in study.trials] == expected[:trials]
+
+
+def test_a_milestone_after_a_line_that_was_cut_off_counts(tmp_path: Path) -> None:
+    file = tmp_path / MILESTONES_FILE
+    judge = Pruning(objective="fid", sign=1, medians={}).judge(file)
+    judge(0.125, {"fid": 3.0})
+    file.write_bytes(file.read_bytes()[:-20])
+    judge(0.25, {"fid": 2.0})
+    assert milestones(file) == {250: 2.0}
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 3])
