@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from harness.asides import write_aside
 from harness.data.geneval import PromptFolders, write_folders
 from harness.data.pictures import Pictures, write_npz, write_pngs
 from harness.errors import UsageError
@@ -111,15 +110,20 @@ def _write(
     if place.name.endswith(ENDINGS["npz"]):
         write_npz(place, batches, n, labels)
         return
-
-    def write(aside: Path) -> None:
+    aside = place.with_name(f".{place.name}.tmp")
+    for old in (aside, place):
+        shutil.rmtree(old, ignore_errors=True)
+    try:
         if place.name.endswith(ENDINGS["geneval"]) and prompted:
             write_folders(aside, batches, *prompted)
         else:
             write_pngs(aside, batches, labels)
-        shutil.rmtree(place, ignore_errors=True)  # a folder is not renamed over another
-
-    write_aside(place, write)
+        aside.replace(place)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UsageError(
+            f"cannot write {place}: {error.strerror}; free some space or name another folder"
+        ) from error
 
 
 def _place(folder: Path, noise_set: int, form: Form) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +24,42 @@ class Drawn:
         path.write_text(format)
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Place]:
-    """Makes the place of a scenario. Nothing is timed, and each training step is saved."""
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Place]]:
+    """Finds the place of a scenario at its beginning.
+
+    Nothing is timed, estimated, drawn or claimed, and each training step is saved.
+    """
     if torch.cuda.is_available():
         pytest.skip("a process that has met a GPU cannot be forked")
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "work" / "cache"))
-    # Claims take a minute, and are no matter of files.
-    monkeypatch.setattr("harness.report.publish.claims_section", lambda records: [])
-    monkeypatch.setattr("harness.runs.plan.macs_a_pass", None)  # and no estimate is made
-    monkeypatch.setattr("harness.runs.preview.preview", None)
-    monkeypatch.setattr(
+    places = dict[str, Place]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch_for_speed(patch)
+
+        def find(name: str) -> Place:
+            made = places.setdefault(name, Place(tmp_path_factory.mktemp("place"), name))
+            patch.setenv("HARNESS_CACHE", str(made.work / "cache"))
+            forked_children(patch, made.folder / "children")
+            made.reset() if made.expected else made.make()
+            return made
+
+        yield find
+
+
+def patch_for_speed(patch: pytest.MonkeyPatch) -> None:
+    """What has no part in keeping files takes no time."""
+    patch.setattr("harness.runs.plan.macs_a_pass", None)  # so that no estimate is made
+    patch.setattr("harness.runs.preview.preview", None)
+    patch.setattr(
         "harness.runs.evaluation.interleaved_latency", lambda *args, **more: Latency(1.0, 1.0, 1.0)
     )
-    for panels in ("_wide_panels", "_small_panels"):  # drawing takes seconds
-        monkeypatch.setattr(f"harness.report.pictures.{panels}", lambda plot: Drawn())
+    patch.setattr("harness.report.publish.claims_section", lambda records: [])
+    for panels in ("_wide_panels", "_small_panels"):
+        patch.setattr(f"harness.report.pictures.{panels}", lambda plot: Drawn())
     init = Trainer.__init__
 
     def saving(self: Trainer, *args: Any, **more: Any) -> None:
         init(self, *args, **more)
         self.settings = dataclasses.replace(self.settings, checkpoint_seconds=-1.0)
 
-    monkeypatch.setattr(Trainer, "__init__", saving)
-
-    def make(name: str) -> Place:
-        made = Place(tmp_path, name)
-        if made.scenario.forks:
-            forked_children(monkeypatch, tmp_path / "children")
-        made.make()
-        return made
-
-    return make
+    patch.setattr(Trainer, "__init__", saving)

@@ -24,6 +24,7 @@ from injection import (
 )
 
 ALONE = [name for name, scenario in SCENARIOS.items() if not scenario.forks]
+STRIDES = {"run": 6, "teacher": 4, "evaluation": 4}
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
 """Exit codes of processes that died, by SIGXFSZ in the middle of a write."""
 Making = Callable[[str], Place]
@@ -48,9 +49,9 @@ def test_a_run_that_is_killed_again_and_again(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALONE)
 def test_killed_before_every_change_of_files(name: str, place: Making) -> None:
-    """Of a run, which makes two hundred, before every fourth one."""
+    """Of commands that take longest, before some of them."""
     made = place(name)
-    kills = range(1, made.changes() + 1, 4 if name == "run" else 1)
+    kills = range(1, made.changes() + 1, STRIDES.get(name, 1))
     for number in kills:
         made.reset()
         assert made.start(killed_at(made.work, number)) in KILLED, made.log.read_text()
@@ -63,7 +64,7 @@ def test_killed_before_every_change_of_files(name: str, place: Making) -> None:
 def test_killed_at_random(name: str, place: Making, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a step, in the middle of a write, or between changes, again and again."""
     made, dice, kills = place(name), random.Random(name), 0
-    for chain in range(6):
+    for chain in range(3):
         made.reset()
         for _ in range(6):
             arm = dice.choice(
@@ -87,13 +88,13 @@ def test_a_child_that_is_killed_is_started_again(
 ) -> None:
     made, marks = place(name), tmp_path / "marks"
     marks.mkdir()
-    for number in range(1, 100, 8):
+    for number in range(1, 100, 16):
         made.reset()
         arm = once(marks / f"{number}", killed_at(made.work, number))
         with monkeypatch.context() as patch:
             forked_children(patch, tmp_path / "children", arm)
             made.check(f"child killed before change {number}")
-    print(f"\n{name}: {len(range(1, 100, 8))} kills of a child")
+    print(f"\n{name}: {len(range(1, 100, 16))} kills of a child")
 
 
 def parent_killed_at(folder: Path, number: int) -> Arm:
@@ -113,7 +114,7 @@ def test_a_driver_that_is_killed_while_its_child_works(
 ) -> None:
     """The child then stops by itself, and the next driver waits for it."""
     made, kills = place(name), 0
-    for number in range(1, 90, 8):
+    for number in range(1, 90, 12):
         made.reset()
         with monkeypatch.context() as patch:
             arm = parent_killed_at(made.work, number)
@@ -121,7 +122,7 @@ def test_a_driver_that_is_killed_while_its_child_works(
             kills += made.start() in KILLED
         made.check(f"driver killed at change {number} of its child")
     print(f"\n{name}: {kills} kills of the driver")
-    assert kills > 5
+    assert kills > 4
 
 
 @pytest.mark.slow
@@ -136,7 +137,7 @@ def test_a_search_that_is_killed_before_a_statement(place: Making, tmp_path: Pat
         )
 
     assert made.start(before_statement(lambda count: total.write_text(str(count)))) == 0
-    kills = range(1, int(total.read_text()) + 1, 6)
+    kills = range(1, int(total.read_text()) + 1, 12)
     for number in kills:
         made.reset()
         arm = before_statement(lambda count, number=number: die() if count == number else None)

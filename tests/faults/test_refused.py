@@ -38,11 +38,11 @@ def test_a_run_on_a_full_disk(place: Making) -> None:
 @pytest.mark.parametrize("name", PLACES)
 def test_a_full_disk(name: str, place: Making) -> None:
     made, count = place(name), 0
-    for size in [2**power for power in range(6, 18)]:
+    for size in [4**power for power in range(3, 9)]:
         made.reset()
         count += refused(made, file_limit(size))
         made.check(f"files of at most {size} bytes")
-    for number in range(1, 100, 8):
+    for number in range(1, 100, 16):
         made.reset()
         count += refused(made, full_disk(made.work, number))
         made.check(f"full before change {number}")
@@ -54,7 +54,7 @@ def test_a_full_disk(name: str, place: Making) -> None:
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES], ids=["read-only", "forbidden"])
 def test_a_folder_that_cannot_be_written(code: int, name: str, place: Making) -> None:
     made, count = place(name), 0
-    for number in range(1, 100, 10):
+    for number in range(1, 100, 20):
         made.reset()
         count += refused(made, read_only(made.work, number, code))
         made.check(f"not to be written from change {number} on")
