@@ -61,7 +61,9 @@ SCENARIOS = {
         ("samples",),
     ),
     "report": Scenario("report FOLDER/results --publish", ("runs",)),
-    "export": Scenario("student export RUN --results FOLDER/results", ("run",)),
+    "export": Scenario(
+        "student export RUN --task FOLDER/tasks/tiny.yaml --results FOLDER/results", ("run",)
+    ),
     "sweep": Scenario(
         "sweep FOLDER/sweep.yaml --device cpu --results FOLDER/results", ("sweep",), forks=True
     ),
@@ -116,7 +118,7 @@ class Place:
     def call(words: list[str]) -> None:
         """A command in this process, which loads what its forked successors need."""
         done = CliRunner().invoke(main, words)
-        assert done.exit_code == 0, done.output
+        assert done.exit_code == 0, f"{done.output} {done.exception!r}"
 
     def run(self) -> None:
         self.call(self.words("run"))

@@ -7,6 +7,7 @@ for this, and a process can be killed between any two operations.
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -40,7 +41,8 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 TIMES = {"seconds", "reference_seconds", "ratio", "peak_memory_bytes", "sha256"}
 """Fields of a record that differ from run to run; the last one is its seal."""
 
-UNCOUNTED = ("lock", "run.log", "verified.json", "harness.db")
+UNCOUNTED = ("lock", "run.log", "verified.json", "harness.db", "state.pt")
+"""Files that hold times."""
 
 
 def nothing() -> None:
@@ -204,6 +206,8 @@ class Process:
         environment: Mapping[str, str] | None = None,
     ):
         read, self.pipe = os.pipe()
+        self.told, self.tells = os.pipe()  # a limit of files does not hold for a pipe
+        fcntl.fcntl(self.told, fcntl.F_SETPIPE_SZ, 2**20)
         Process.pipes = (*Process.pipes, self.pipe)
         self.log, self.code = log, None
         self.pid = os.fork()
@@ -213,14 +217,14 @@ class Process:
             finally:
                 os._exit(99)
         os.close(read)
+        os.close(self.tells)
 
     def _run(self, words: list[str], read: int, arm: Arm, more: Mapping[str, str]) -> int:
         """The command in the forked process; its exit code."""
         for pipe in Process.pipes:  # of the other children too: they end with their parent
             os.close(pipe)
         Process.pipes = ()
-        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for old, new in ((read, 0), (log, 1), (log, 2)):
+        for old, new in ((read, 0), (self.tells, 1), (self.tells, 2)):
             os.dup2(old, new)
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, "rw"[n > 0]) for n in range(3))
         threads.cache_clear()  # they stayed behind
@@ -253,7 +257,16 @@ class Process:
         if self.code is None:
             pid, status = os.waitpid(self.pid, how)
             self.code = os.waitstatus_to_exitcode(status) if pid else None
+            if pid:
+                self._write_log()
         return self.code
+
+    def _write_log(self) -> None:
+        os.set_blocking(self.told, False)  # a child of the process may still hold its end
+        with suppress(BlockingIOError), self.log.open("ab") as log:
+            while part := os.read(self.told, 2**16):
+                log.write(part)
+        os.close(self.told)
 
     @property
     def returncode(self) -> int | None:

@@ -132,13 +132,13 @@ class Trainer:
                         self.note_quality(measure())
                     started += time.perf_counter() - now  # measuring is not training
                     self._reset_peak_memory()
+                if self.averages and self.step == self.settings.total_steps:
+                    self.averages.write()  # before the last checkpoint: a resumed run is past it
                 late = ranks.is_first() and now - saved > self.settings.checkpoint_seconds
                 stopped, due = ranks.anywhere(bool(caught), late)
                 if stopped or due or self.step == until:
                     self._save(caught)
                     saved = now
-                if self.averages and self.step == self.settings.total_steps:
-                    self.averages.write()
                 if stopped:
                     ranks.wait()  # for the first one's checkpoint: torchrun kills what is left
                     raise Interrupted(f"{self._stopped(caught)}; the same command resumes it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
         def find(name: str) -> Place:
             made = places.setdefault(name, Place(tmp_path_factory.mktemp("place"), name))
             patch.setenv("HARNESS_CACHE", str(made.work / "cache"))
-            forked_children(patch, made.folder / "children")
+            forked_children(patch, Path(os.devnull))
             made.reset() if made.expected else made.make()
             return made
 
