@@ -162,7 +162,9 @@ def slow_folder(monkeypatch: pytest.MonkeyPatch, folder: Path, seconds: float) -
         if not path.startswith(inside) or path in touched:
             return True
         with suppress(OSError):
-            return time.time() - stat(path).st_ctime > seconds
+            if time.time() - stat(path).st_ctime < seconds:
+                return False
+            touched.add(path)  # what was seen once is seen
         return True
 
     def late(path: Any, *args: Any, **more: Any) -> os.stat_result:

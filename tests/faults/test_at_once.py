@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from fault_scenarios import SCENARIOS, Place
 from injection import Arm, Process, forked_children, nothing, slow_folder
 
+LATE = 0.5
+"""Seconds until a process sees what another one wrote."""
 Making = Callable[[str], Place]
 
 
@@ -50,12 +53,11 @@ def test_many_processes_at_once(name: str, count: int, place: Making) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["run", "sweep", "report", "encoding"])
-def test_a_slow_network_folder(
-    name: str, place: Making, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_slow_network_folder(name: str, place: Making, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another process has just written is not seen for a while."""
     made = place(name)
-    arm = slow_folder(monkeypatch, made.work, 0.5)
+    arm = slow_folder(monkeypatch, made.work, LATE)
+    time.sleep(LATE)  # so that the beginning is seen
     if made.scenario.forks:
         forked_children(monkeypatch, Path(os.devnull), arm)
     at_once(made, 4, arm)
