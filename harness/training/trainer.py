@@ -270,7 +270,7 @@ class Trainer:
         return sum(self.known_flops[name] for name in names) * self.settings.batch_size
 
     def _save(self, caught: Sequence[int]) -> None:
-        """Writes a checkpoint and the curves.
+        """Writes the curves and a checkpoint.
 
         Raises Interrupted if this fails after a signal was caught.
         """
@@ -286,8 +286,8 @@ class Trainer:
             **({"averages": self.averages.state_dict()} if self.averages else {}),
         }
         try:
+            self.write_curves()  # first: a run that is resumed at its end writes none
             save_checkpoint(self._checkpoint, self.method, state)
-            self.write_curves()
         except HarnessError as error:
             if not caught:
                 raise
