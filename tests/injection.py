@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, tzinfo
 from pathlib import Path
+from stat import S_ISREG
 from types import SimpleNamespace
 from typing import Any
 
@@ -162,7 +163,8 @@ def slow_folder(monkeypatch: pytest.MonkeyPatch, folder: Path, seconds: float) -
         if not path.startswith(inside) or path in touched:
             return True
         with suppress(OSError):
-            if time.time() - stat(path).st_ctime < seconds:
+            found = stat(path)
+            if S_ISREG(found.st_mode) and time.time() - found.st_ctime < seconds:
                 return False
             touched.add(path)  # what was seen once is seen
         return True
