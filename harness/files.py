@@ -1,4 +1,4 @@
-"""Files: written aside and renamed, hashed, read with one-sentence errors."""
+"""Files: written whole or not at all, hashed, read with one-sentence errors."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import platformdirs
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from harness.asides import write_aside
 from harness.errors import UsageError
 
 DIGEST = "digest"
 """The key of a digest in the metadata of a safetensors file."""
 LARGE = 2**28
 """Bytes from which a set of samples lies in a file instead of memory."""
+DTYPES = {dtype: name for name, dtype in safetensors.torch._TYPES.items()}
+"""Names of types in a safetensors file."""
 LONGEST_NAME = 120
 """Bytes of a name that becomes a part of a path, which has 255 at most."""
 
@@ -59,29 +63,6 @@ def inside(path: Path, folder: Path) -> Path:
     return path
 
 
-def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a temporary name beside `path`, then renames it.
-
-    Readers see the old file or the whole new one.
-
-    Raises UsageError if the folder cannot be written.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(aside)
-        aside.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        if isinstance(error, OSError | SafetensorError):
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise UsageError(
-                f"cannot write {path}: {reason}; free some space or name another folder"
-            ) from error
-        raise
-
-
 def write_text(path: Path, text: str) -> None:
     """Writes a text file aside and renames it."""
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
@@ -90,14 +71,30 @@ def write_text(path: Path, text: str) -> None:
 def write_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file aside and renames it."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """Writes a safetensors file aside and renames it. Equal contents have equal bytes.
+
+    The library's own writer makes a further file, which a killed process would leave.
+    """
+    sizes = {name: tensor.element_size() for name, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-sizes[name], name))  # so that all are aligned
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name in order:
+        start, end = end, end + sizes[name] * tensors[name].numel()
+        header[name] = {
+            "dtype": DTYPES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
 
     def write(aside: Path) -> None:
-        aside.touch()
-        mode = aside.stat().st_mode
-        save_file(contiguous, aside, metadata)
-        aside.chmod(mode)  # safetensors makes files for their owner alone
+        with aside.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                whole = tensors[name].detach().cpu().contiguous()
+                file.write(whole.reshape(-1).view(torch.uint8).numpy().data)
 
     write_aside(path, write)
 
@@ -127,8 +124,7 @@ def write_sealed(
     """Writes a safetensors file with the digest of its tensors and metadata.
 
     Args:
-        of: what the file holds, which `map_tensors` compares. It stands behind the digest, since
-            two entries of metadata would have no certain order.
+        of: what the file holds, which `map_tensors` compares. It stands behind the digest.
     """
     metadata = metadata or {}
     stated = _sealed_digest(tensors, metadata) + (f" of {of}" if of else "")

@@ -293,9 +293,10 @@ def publish_records(folder: Path, records: Iterable[Record]) -> None:
 
 def _read_lines(folder: Path) -> dict[str, tuple[str, Record]]:
     """The lines of a task's folder with their records, by run id."""
-    path, shared = folder / "records.jsonl", _read_shared(folder)
-    found: dict[str, tuple[str, Record]] = {}
-    for number, line in enumerate(_lines(path), 1):
+    path, found = folder / "records.jsonl", dict[str, tuple[str, Record]]()
+    lines = [*_lines(path)]  # first: whoever publishes meanwhile writes shared.json before them
+    shared = _read_shared(folder)
+    for number, line in enumerate(lines, 1):
         try:
             record = _record(unsealed(_unpacked(parse_json(line), shared)))
         except (ValueError, LookupError, TypeError, AttributeError) as error:

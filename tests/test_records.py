@@ -13,6 +13,7 @@ import pytest
 from pydantic import BaseModel
 from written import ENVIRONMENT, LATENCY
 
+from harness import records
 from harness.errors import UsageError
 from harness.records import (
     SCHEMA_VERSION,
@@ -179,6 +180,30 @@ def test_publishing_adds_lines_and_keeps_the_others(tmp_path: Path) -> None:
     assert (kept, last) == (b, d)
     publish_records(tmp_path, [named("b", floor=3.0)])
     assert published_records(tmp_path) == [named("b", floor=3.0), named("c"), named("d")]
+
+
+def test_who_reads_while_another_publishes_sees_old_or_new_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`shared.json` is written first and read last, so it knows what each line names."""
+    publish_records(tmp_path, [named("a", floor=1.0)])
+    read_shared = records._read_shared
+
+    def publishing(folder: Path) -> Any:
+        monkeypatch.setattr(records, "_read_shared", read_shared)
+        publish_records(folder, [named("b", floor=2.0)])
+        return read_shared(folder)
+
+    def publishing_after(folder: Path) -> Any:
+        found = read_shared(folder)
+        monkeypatch.setattr(records, "_read_shared", read_shared)
+        publish_records(folder, [named("c", floor=3.0)])
+        return found
+
+    for between in (publishing, publishing_after):
+        monkeypatch.setattr(records, "_read_shared", between)
+        assert named("a", floor=1.0) in published_records(tmp_path)
+    assert len(published_records(tmp_path)) == 3
 
 
 def test_two_branches_that_publish_are_merged_by_their_lines(tmp_path: Path) -> None:

@@ -19,12 +19,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from harness.asides import write_aside
 from harness.data.cache import intact
 from harness.data.contents import content_of
 from harness.data.readers import PictureReader
 from harness.data.shards import check_disk, remember, unchanged
 from harness.errors import UsageError
-from harness.files import cache_folder, digest, tensors_digest, write_aside
+from harness.files import cache_folder, digest, tensors_digest
 from harness.seals import BROKEN_ZIP, CHANGED, METHODS, check_zip
 
 BROKEN = (*BROKEN_ZIP, KeyError, TypeError, MemoryError)

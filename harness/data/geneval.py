@@ -123,7 +123,8 @@ def write_folders(
     for number, picture in zip(numbers.tolist(), pictures, strict=True):
         place, count = folder / f"{number:05}", written.get(number, 0)
         if count == 0:
-            write_text(place / METADATA, json.dumps(metadata[number]) + "\n")
+            place.mkdir(parents=True)
+            (place / METADATA).write_text(json.dumps(metadata[number]) + "\n", encoding="utf-8")
         write_png(place / SAMPLES / f"{count:04}.png", picture)
         written[number] = count + 1
 

@@ -10,7 +10,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from harness.asides import write_aside
 from harness.data.arrays import BROKEN, opened, read_array
 from harness.data.readers import open_picture
 from harness.errors import UsageError
-from harness.files import digest, file_hash, write_aside
+from harness.files import digest, file_hash
 
 CHANNELS = {"L": 1, "RGB": 3}
 """Channels of a PNG by PIL's mode; other modes are refused."""
@@ -159,15 +160,16 @@ def write_npz(path: Path, batches: Iterable[Tensor], count: int, labels: Tensor 
     """
 
     def write(aside: Path) -> None:
+        # Members have no time: a zip file knows none before 1980, and equal sets get equal files.
         with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
-            with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
+            with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as stream:
                 for number, batch in enumerate(batches):
                     array = batch.permute(0, 2, 3, 1).contiguous().cpu().numpy()
                     if number == 0:
                         _write_header(stream, (count, *array.shape[1:]), "|u1")
                     stream.write(array.tobytes())
             if labels is not None:
-                with archive.open("arr_1.npy", "w") as stream:
+                with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as stream:
                     np.lib.format.write_array(stream, labels.cpu().numpy())
 
     write_aside(path, write)
@@ -192,7 +194,8 @@ def write_png(path: Path, picture: Tensor) -> None:
     """Writes a picture, uint8 [1 or 3, H, W] on the CPU."""
     array = picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
     image = Image.fromarray(array.contiguous().numpy())
-    write_aside(path, partial(image.save, format="png"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, format="png")
 
 
 def _write_header(stream: IO[bytes], shape: tuple[int, ...], kind: str) -> None:

@@ -165,7 +165,6 @@ def _join(
         if how.dtype == "float16":
             rounded = [name for name in ROUNDED if name in names]
             said["error"] = error_of(paths, rounded)
-        # One entry: the order of several differs from process to process, and so would the SHA-256.
         write_tensors(path, tensors, {"prompts": json.dumps(said)})
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.files import write_aside
+from harness.asides import write_aside
 from harness.report.figures import set_log_limits, words
 from harness.report.plots import Line, Panel, Plot
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from harness.files import inside, write_aside, write_text
+from harness.asides import write_aside
+from harness.files import inside, write_text
 from harness.records import Record, publish_records
 from harness.report.labels import counted
 from harness.report.markdown import link, notes_text, prose, section_text, table_text
@@ -24,16 +25,23 @@ from harness.report.task_report import (
     leaders_table,
     reports_of,
 )
+from harness.runs.locks import held
 
 
 def publish(records: Sequence[Record], results: Path) -> list[Path]:
     """Adds records to `<results>/<task>/` and writes its page and pictures anew.
 
-    A page has the `findings.md` of its folder, if somebody has written one.
+    A page has the `findings.md` of its folder, if somebody has written one. Processes that publish
+    at once take turns, so that none drops what another one adds.
 
     Returns:
         The pages written, without those of details.
     """
+    with held(results, "publish", wait=True):
+        return _published(records, results)
+
+
+def _published(records: Sequence[Record], results: Path) -> list[Path]:
     parts = results.resolve().parts
     place = "/".join(parts[parts.index("results") :]) if "results" in parts else results.name
     reports = reports_of(records)

@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from harness import ranks
+from harness.asides import write_aside
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Guided
-from harness.files import write_aside, write_sealed
+from harness.files import write_sealed
 from harness.machine import peak_flops
 from harness.methods import Method
 from harness.metrics.compute import parameters

@@ -28,6 +28,7 @@ from harness.records import Metric, Record, write_record
 from harness.runs.build import Reference
 from harness.runs.config import RunConfig
 from harness.runs.identity import outside_run_id
+from harness.runs.locks import held
 from harness.runs.log import Report, silent
 from harness.runs.resolve import Parent, Resolved, resolve
 from harness.runs.run import Run
@@ -199,12 +200,13 @@ def evaluate_samples(
     metrics = evaluator.of_pictures(pictures, known)
     hashes = {**task.hashes, "evaluated": pictures.sha256}
     record = outside_record(task, outside, hashes, 1, metrics, device)
-    if isinstance(pictures, PromptFolders) and "reading" in known:
-        lines = result_lines(pictures, known["reading"])
-        write_results(results / "runs" / record.run_id / RESULTS, lines)
-    if save:
-        save_pictures(results / "runs" / record.run_id, pictures, save)
-    return written_record(record, results)
+    with held(results, record.run_id, wait=True):
+        if isinstance(pictures, PromptFolders) and "reading" in known:
+            lines = result_lines(pictures, known["reading"])
+            write_results(results / "runs" / record.run_id / RESULTS, lines)
+        if save:
+            save_pictures(results / "runs" / record.run_id, pictures, save)
+        return written_record(record, results)
 
 
 def nothing_known(noise_set: int) -> Tensor:
@@ -242,10 +244,11 @@ def evaluate_callable(
     flags = evaluator.beside_teacher(samples[0])
     record = outside_record(task, outside, hashes, len(sets), metrics, device, flags)
     folder = results / "runs" / record.run_id
-    forget_sets(folder)
-    if save:
-        save_sets(folder, task, sets, samples.__getitem__, save, device)
-    return written_record(record, results)
+    with held(results, record.run_id, wait=True):
+        forget_sets(folder)
+        if save:
+            save_sets(folder, task, sets, samples.__getitem__, save, device)
+        return written_record(record, results)
 
 
 def _checked(function: Callable[[Tensor, Tensor], Tensor], path: str) -> Sampler:

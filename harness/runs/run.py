@@ -42,6 +42,7 @@ from harness.runs.log import Report, logged, logging_report, silent
 from harness.runs.resolve import Resolved, reference_of
 from harness.runs.saving import Form, forget_sets, save_sets
 from harness.runs.student_file import facts_of
+from harness.training.checkpoints import is_left_over
 from harness.training.power_average import PowerAverages
 from harness.training.settings import PLAIN, Execution
 from harness.training.sharding import check_shard, gathered_no_more, whole
@@ -118,11 +119,14 @@ class Run:
             def enter() -> None:
                 stack.enter_context(held(self.results, *self.locks, wait=wait))
 
-            if (record := known()) is None:
+            record = known()
+            if alone := record is None or bool(self.save) or self._left_over(record):
                 ranks.told_by_first(enter)
                 record = known()  # another process may have finished it while this one waited
             if record is not None:
                 self._save()
+                if alone and self._left_over(record):
+                    ranks.told_by_first(self._forget_checkpoint)
                 return record
             if not ranks.is_first():
                 return replace(self, report=silent)._execute()
@@ -141,6 +145,8 @@ class Run:
         except Exception as error:
             if isinstance(error, HarnessError) and not isinstance(error, RunFailed):
                 raise  # a wrong request or an interruption is no failure of the run
+            if isinstance(error, OSError):  # nor is a full disk
+                raise self._refused(error) from error
             reason = (
                 str(error)
                 if isinstance(error, (RunFailed, ValueError))
@@ -152,11 +158,26 @@ class Run:
             raise RunFailed(f"run {self.resolved.run_id} failed: {reason}") from error
         return ranks.told_by_first(lambda: self._finish(record))
 
+    def _refused(self, error: OSError) -> UsageError:
+        """The error for a file that cannot be read or written."""
+        return UsageError(
+            f"run {self.resolved.run_id} stopped: {error.filename or self.folder}: "
+            f"{error.strerror or error}; once that is mended, the same command goes on"
+        )
+
     def _finish(self, record: Record) -> Record:
         """Writes the record of a finished run, which needs its checkpoint no more."""
         self._write(record)
-        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+        self._forget_checkpoint()
         return record
+
+    def _left_over(self, record: Record) -> bool:
+        """Whether the checkpoint of a finished run is still there: it was killed at its end."""
+        key = checkpoint_key(self.resolved, record.environment.code)
+        return ranks.told_by_first(lambda: is_left_over(self.folder / "checkpoint", key))
+
+    def _forget_checkpoint(self) -> None:
+        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
     def _write(self, record: Record) -> None:
         if ranks.is_first():

@@ -113,11 +113,17 @@ def _write(
     aside = place.with_name(f".{place.name}.tmp")
     for old in (aside, place):
         shutil.rmtree(old, ignore_errors=True)
-    if place.name.endswith(ENDINGS["geneval"]) and prompted:
-        write_folders(aside, batches, *prompted)
-    else:
-        write_pngs(aside, batches, labels)
-    aside.replace(place)
+    try:
+        if place.name.endswith(ENDINGS["geneval"]) and prompted:
+            write_folders(aside, batches, *prompted)
+        else:
+            write_pngs(aside, batches, labels)
+        aside.replace(place)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UsageError(
+            f"cannot write {place}: {error.strerror}; free some space or name another folder"
+        ) from error
 
 
 def _place(folder: Path, noise_set: int, form: Form) -> Path:

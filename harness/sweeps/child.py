@@ -53,8 +53,8 @@ class Pruning(BaseModel):
                 return
             place = round(1000 * part)
             point = [place, quality[self.objective]]
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps([*point, digest(point)]) + "\n")
+            with file.open("a", encoding="utf-8") as lines:  # the last line may be cut off
+                lines.write("\n" + json.dumps([*point, digest(point)]) + "\n")
             values = milestones(file).values()
             if place in self.medians and not any(
                 self.sign * (value - self.medians[place]) <= 0 for value in values

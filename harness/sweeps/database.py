@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import UsageError
@@ -21,6 +22,15 @@ from harness.sweeps.study import StudyPlan
 
 FILE = "harness.db"
 
+UNWRITABLE = (
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_TRUNCATE,
+)
+"""Codes of SQLite where a file or its folder cannot be written."""
 ANSWERED = (TrialState.COMPLETE, TrialState.PRUNED)
 """States of trials that need no further run."""
 
@@ -73,11 +83,35 @@ def _readable(results: Path) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:  # of many kinds of SQLite's, SQLAlchemy's and Optuna's
+        _refuse_full_disk(error, results)
         reason = str(error).partition("\n")[0] if isinstance(error, ValueError) else ""
         raise UsageError(
             f"cannot read the studies in {results / FILE} ({reason or type(error).__name__}): "
             "move the file away, and the same search begins anew with the finished runs"
         ) from error
+
+
+@contextmanager
+def writable(results: Path) -> Iterator[None]:
+    """Inside, a database that cannot be written, such as on a full disk, becomes a sentence."""
+    try:
+        yield
+    except StorageInternalError as error:
+        _refuse_full_disk(error, results)
+        raise
+
+
+def _refuse_full_disk(error: BaseException | None, results: Path) -> None:
+    """Raises UsageError if SQLite could not write."""
+    while error is not None:
+        if isinstance(error, sqlite3.Error):
+            code = getattr(error, "sqlite_errorcode", 0)
+            if code in UNWRITABLE or code & 0xFF in UNWRITABLE:
+                raise UsageError(
+                    f"cannot write {results / FILE}: {error}; free some space, or let the folder "
+                    "be written, and the same search goes on"
+                ) from error
+        error = error.__cause__ or error.__context__
 
 
 def _seal(trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> str:

@@ -92,7 +92,7 @@ def outcome_of(plan: StudyPlan, study: optuna.Study, confirmed: Sequence[Confirm
     winner = winner_of(plan, study, confirmed)
     return Outcome(
         study=plan.name,
-        task=config.task,
+        task=load_task(config.task).spec.name,  # which may be given as a file
         method=config.method,
         num_steps=config.num_steps,
         budget=config.budget,

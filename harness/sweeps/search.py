@@ -32,7 +32,7 @@ from harness.runs.locks import held
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.run import Run
 from harness.sweeps.child import MILESTONES_FILE, PRUNED, Pruning, job_of, milestones
-from harness.sweeps.database import ANSWERED, finished_trials, open_study, tell
+from harness.sweeps.database import ANSWERED, finished_trials, open_study, tell, writable
 from harness.sweeps.driver import Driver
 from harness.sweeps.study import StudyPlan, objective
 from harness.sweeps.sweep import record_of
@@ -88,7 +88,7 @@ class Searcher:
             Busy: if another process works on this study.
             UsageError: if other code began it, or a run was refused.
         """
-        with held(self.results, f"study-{self.plan.name}"), self.driver:
+        with held(self.results, f"study-{self.plan.name}"), writable(self.results), self.driver:
             self.study = open_study(self.plan, self.results)
             self.code = capture_environment(self.device).code
             self._refuse_other_code()
@@ -114,25 +114,35 @@ class Searcher:
             )
 
     def _take_up(self) -> None:
-        """Restarts the trials that a dead driver left; gives up those without all their values."""
+        """Restarts the trials that a dead driver left."""
         for trial in self._trials(TrialState.RUNNING):
-            if set(trial.params) != set(self.plan.spec.space):
-                tell(self.study, trial.number, TrialState.FAIL)
-                continue
             while self.driver.full:
                 self._land(*self.driver.next())
-            self._begin(trial)
+            self._begin(self._completed(trial))
 
     def _ask(self) -> FrozenTrial:
-        """The next trial with all its values."""
+        """The next trial, which has its values before it begins: a dead driver leaves no half."""
         trials = self._trials()
-        if not trials:
-            self.study.enqueue_trial(self.plan.defaults())
-        number = sum(trial.state != TrialState.WAITING for trial in trials)
-        self.study.sampler = self.plan.spec.sampler_of(number)
+        if all(trial.state != TrialState.WAITING for trial in trials):
+            values = self._drawn(trials)
+            self.study.enqueue_trial(values, user_attrs={"code": self.code})
+        return self._completed(self._trials()[self.study.ask().number])
+
+    def _drawn(self, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
+        """The values of the trial after these, which a copy of the study in memory draws."""
         with warnings.catch_warnings(action="ignore"):  # Optuna calls constant_liar experimental
-            trial = self.study.ask(self.plan.spec.distributions())
-        trial.set_user_attr("code", self.code)
+            sampler = self.plan.spec.sampler_of(len(trials))
+        copy = optuna.create_study(directions=self.study.directions, sampler=sampler)
+        copy.add_trials(trials)
+        if not trials:
+            copy.enqueue_trial(self.plan.defaults())
+        return copy.ask(self.plan.spec.distributions()).params
+
+    def _completed(self, trial: FrozenTrial) -> FrozenTrial:
+        """A trial with all its values written."""
+        handle = self._handle(trial)
+        for name, distribution in self.plan.spec.distributions().items():
+            handle._suggest(name, distribution)
         return self._trials()[trial.number]
 
     def _runs_of(self, params: dict[str, Any]) -> list[tuple[RunConfig, Resolved]]:
@@ -234,7 +244,7 @@ class Searcher:
         ]
         tell(self.study, trial.number, TrialState.COMPLETE, values)
 
-    def _handle(self, trial: Trial) -> optuna.trial.Trial:
+    def _handle(self, trial: Trial | FrozenTrial) -> optuna.trial.Trial:
         return optuna.trial.Trial(self.study, self._trials()[trial.number]._trial_id)
 
     def _report(self, trial: Trial, points: dict[int, float]) -> None:

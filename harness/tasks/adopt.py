@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from harness.asides import write_aside
 from harness.errors import UsageError
-from harness.files import check_name, write_aside
+from harness.files import check_name
 from harness.networks.checkpoints import Teacher, write_teacher
 from harness.tasks.edit import edited, set_entries
 from harness.tasks.load import read_task, spec_of

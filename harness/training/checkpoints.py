@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from harness import ranks
+from harness.asides import write_aside
 from harness.errors import UsageError
-from harness.files import write_aside
 from harness.methods.base import Method
 from harness.seals import check_zip
 from harness.training.sharding import placed, whole
@@ -26,6 +26,7 @@ BROKEN = (
     pickle.UnpicklingError,
 )
 """Errors that reading or loading a damaged checkpoint may raise."""
+NAME = "state.pt"
 OWN = ("step", "bill", "flops", "curve", "milestones")
 """Names of the trainer's own state, beside the networks."""
 SOMETIMES = ("averages",)
@@ -47,7 +48,29 @@ def save_checkpoint(path: Path, method: Method, state: dict[str, Any]) -> None:
     }
     content = whole({**state, "players": players, "method": method.state_dict()}, everywhere=False)
     if ranks.is_first():
-        write_aside(path, lambda aside: torch.save(content, aside))
+        write_aside(path, lambda aside: _save(content, aside))
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    """Saves a checkpoint. torch makes a RuntimeError of the OSError of a full disk."""
+    with path.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+
+
+def is_left_over(folder: Path, identity: str) -> bool:
+    """Whether a folder has a checkpoint of this identity, or is there without a checkpoint."""
+    path = folder / NAME
+    if not path.exists():
+        return folder.exists()
+    try:
+        return bool(torch.load(path, mmap=True, weights_only=True)["identity"] == identity)
+    except (OSError, *BROKEN):
+        return False
 
 
 def load(module: nn.Module, state: dict[str, Any]) -> None:

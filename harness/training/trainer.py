@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from harness import ranks
+from harness.asides import write_aside
 from harness.errors import HarnessError, Interrupted, RunFailed, UsageError
-from harness.files import write_aside
 from harness.methods.base import Batch, Loss, Method, Player, Update
 from harness.networks.compiling import blocks_of, compile_networks, uncompiled
 from harness.networks.passes import count_passes
 from harness.progress import Progress
 from harness.training.batches import Batches, Source
-from harness.training.checkpoints import load_checkpoint, save_checkpoint
+from harness.training.checkpoints import NAME, load_checkpoint, save_checkpoint
 from harness.training.distributed import mean_over_ranks, share_of
 from harness.training.flops import loss_flops, loss_key, rehearse, require_grad_of
 from harness.training.interrupts import signals_noted
@@ -132,13 +132,13 @@ class Trainer:
                         self.note_quality(measure())
                     started += time.perf_counter() - now  # measuring is not training
                     self._reset_peak_memory()
+                if self.averages and self.step == self.settings.total_steps:
+                    self.averages.write()  # before the last checkpoint: a resumed run is past it
                 late = ranks.is_first() and now - saved > self.settings.checkpoint_seconds
                 stopped, due = ranks.anywhere(bool(caught), late)
                 if stopped or due or self.step == until:
                     self._save(caught)
                     saved = now
-                if self.averages and self.step == self.settings.total_steps:
-                    self.averages.write()
                 if stopped:
                     ranks.wait()  # for the first one's checkpoint: torchrun kills what is left
                     raise Interrupted(f"{self._stopped(caught)}; the same command resumes it")
@@ -270,7 +270,7 @@ class Trainer:
         return sum(self.known_flops[name] for name in names) * self.settings.batch_size
 
     def _save(self, caught: Sequence[int]) -> None:
-        """Writes a checkpoint and the curves.
+        """Writes the curves and a checkpoint.
 
         Raises Interrupted if this fails after a signal was caught.
         """
@@ -286,8 +286,8 @@ class Trainer:
             **({"averages": self.averages.state_dict()} if self.averages else {}),
         }
         try:
+            self.write_curves()  # first: a run that is resumed at its end writes none
             save_checkpoint(self._checkpoint, self.method, state)
-            self.write_curves()
         except HarnessError as error:
             if not caught:
                 raise
@@ -330,7 +330,7 @@ class Trainer:
     @property
     def _checkpoint(self) -> Path:
         assert self.folder is not None
-        return self.folder / "checkpoint" / "state.pt"
+        return self.folder / "checkpoint" / NAME
 
     def write_curves(self) -> None:
         """Writes `curves.jsonl`: a line for each logged step and for each milestone's quality.

@@ -51,6 +51,17 @@ def test_numpy_reads_the_file_as_adm_does(tmp_path: Path) -> None:
         assert content["arr_1"].tolist() == LABELS.tolist()
 
 
+@pytest.mark.parametrize("now", [0.0, 3e9])
+def test_the_clock_does_not_count(
+    now: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A zip file knows no time before 1980, and equal sets have equal bytes."""
+    write_npz(tmp_path / "a.npz", pictures().split(3), 11, LABELS)
+    monkeypatch.setattr("time.time", lambda: now)
+    write_npz(tmp_path / "b.npz", pictures().split(3), 11, LABELS)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
 def test_compressed_files_are_read_too(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", arr_0=pictures().permute(0, 2, 3, 1).numpy())
     found = NpzPictures(tmp_path / "a.npz")

@@ -24,6 +24,7 @@ from harness.metrics.evaluator import Evaluator
 from harness.records import read_record, write_record
 from harness.runs.locks import held
 from harness.runs.run import Run
+from harness.sweeps.child import MILESTONES_FILE, Pruning, milestones
 from harness.sweeps.database import known_study, lines_of, open_study
 from harness.sweeps.driver import TRIES, Driver
 from harness.sweeps.search import PRUNED_AFTER, UNSEEN, Searcher, bad_value
@@ -111,12 +112,36 @@ def test_more_trials_later_go_on_where_it_stopped(
         assert [trial.params for trial in study.trials] == expected[:trials]
 
 
-def test_a_trial_without_all_its_values_is_given_up(
-    tiny: Task, tmp_path: Path, executed: list[Any]
+def test_a_milestone_after_a_line_that_was_cut_off_counts(tmp_path: Path) -> None:
+    file = tmp_path / MILESTONES_FILE
+    judge = Pruning(objective="fid", sign=1, medians={}).judge(file)
+    judge(0.125, {"fid": 3.0})
+    file.write_bytes(file.read_bytes()[:-20])
+    judge(0.25, {"fid": 2.0})
+    assert milestones(file) == {250: 2.0}
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_a_driver_that_dies_while_it_writes_values_loses_none(
+    at: int, tiny: Task, tmp_path: Path, executed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (plan,) = study_plans(content(trials=2), "here", tmp_path, CPU)
-    open_study(plan, tmp_path).ask()
-    assert states(made(plan, tmp_path)) == ["FAIL", "COMPLETE", "COMPLETE"]
+    """The trials, trial 0 with the defaults among them, are those of an undisturbed search."""
+    plans = [study_plans(content(trials=2), "here", tmp_path / name, CPU)[0] for name in "ab"]
+    expected = made(plans[0], tmp_path / "a")
+    suggest, calls = optuna.trial.Trial._suggest, iter(range(100))
+
+    def dying(self: optuna.trial.Trial, *args: Any) -> Any:
+        if self.study.study_name == plans[1].name and self._is_fixed_param(*args):
+            assert next(calls) != at, "dies"
+        return suggest(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.trial.Trial, "_suggest", dying)
+        with pytest.raises(AssertionError, match="dies"):
+            made(plans[1], tmp_path / "b")
+    found = made(plans[1], tmp_path / "b")
+    assert [trial.params for trial in found.trials] == [trial.params for trial in expected.trials]
+    assert states(found) == ["COMPLETE", "COMPLETE"]
 
 
 def test_values_that_fit_alone_but_not_together_are_a_bad_value(

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_runs import CPU, config, new_run
 
 from harness import provenance
-from harness.errors import Busy, Interrupted, RunFailed
+from harness.errors import Busy, Interrupted, RunFailed, UsageError
 from harness.files import read_tensors, tensors_digest
 from harness.records import read_record
 from harness.runs import identity, run
@@ -67,6 +68,43 @@ def test_any_failure_is_a_record(
         record = read_record(one.folder / "record.json")
         assert (record.status, record.reason) == ("failed", f"KeyError: '{key}'")
     assert "Traceback" in (one.folder / "run.log").read_text()
+
+
+def test_a_full_disk_is_no_failure_of_a_run(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves no record, which a search would take for a bad value."""
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device", "a file")
+
+    one = new_run(tmp_path)
+    monkeypatch.setattr(run, "Evaluator", full)
+    with pytest.raises(UsageError, match="stopped: a file: No space left on device; once that"):
+        one.execute()
+    assert not (one.folder / "record.json").exists()
+
+
+def test_a_run_that_was_killed_at_its_end_loses_its_checkpoint(
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the next start deletes it; the checkpoint of other code is another run's."""
+    one, folder = new_run(tmp_path), new_run(tmp_path).folder / "checkpoint"
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_forget_checkpoint", lambda self: None)  # killed before
+        record = one.execute()
+    assert (folder / "state.pt").exists()
+    shutil.copytree(folder, tmp_path / "copy")
+    assert new_run(tmp_path).execute() == record
+    assert not folder.exists()
+    folder.mkdir()
+    assert new_run(tmp_path).execute() == record
+    assert not folder.exists()
+    shutil.copytree(tmp_path / "copy", folder)
+    state = torch.load(folder / "state.pt", weights_only=True)
+    torch.save({**state, "identity": "another"}, folder / "state.pt")
+    assert new_run(tmp_path).execute() == record
+    assert (folder / "state.pt").exists()
 
 
 def test_a_run_that_many_share_is_waited_for(
