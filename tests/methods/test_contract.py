@@ -48,9 +48,9 @@ SHORT = {
     contract.isolation,
 }
 """Checks that variants of a method pass in every run; `tox -e slow` has them all."""
-FLOW_MAPS = {"ayf"}
+FLOW_MAPS = {"ayf", "imf", "tvm"}
 """Methods of which a run has `OWN` alone; it has all of `meanflow`, with which they share most."""
-OWN = SHORT | {contract.names, contract.tunes, contract.precision, contract.gradient_by_level}
+OWN = SHORT | {contract.names, contract.tunes, contract.precision}
 """Checks of what a flow map does not share with others."""
 
 
@@ -134,7 +134,7 @@ def test_on_a_flow_teacher_it_starts_right_and_trains(
         check(case)
 
 
-FORWARD_MODE = ("scm", "meanflow")  # which `elsewhere` does not know
+FORWARD_MODE = ("imf", "meanflow", "scm", "tvm")  # which `elsewhere` does not know
 ELSEWHERE = {"ard", "consistency-distillation", "dmd2", "imm", "ladd", "pdd"}
 """Methods of every run; `tox -e slow` has all."""
 

@@ -61,7 +61,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield task, open_store(task.recipe, task.teacher(CPU), CPU)
 
 
-SLOW = {"ayf", "ctm", "dmd2", "lcm", "meanflow", "scm"}
+SLOW = {"ayf", "ctm", "dmd2", "imf", "lcm", "meanflow", "scm", "tvm"}
 """Methods whose steps are long; their fixed points and contracts are tested in every run."""
 
 
