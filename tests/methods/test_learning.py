@@ -22,6 +22,7 @@ STEPS = 100
 OPTIONS: dict[str, dict[str, Any]] = {
     "ard": {"history_layers": 2},
     # curricula and averages in steps, for a run of a hundred
+    "ayf": {"lr": 1e-3, "ramp_steps": 30},
     "consistency-distillation": {"target_half_life": 1.35},
     "consistency-training": {"target_half_life": 1.35, "curriculum_steps": 100},
     "ctm": {"target_half_life": 1.35},
