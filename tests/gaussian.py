@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition, Conditions
 from harness.diffusion.denoiser import Prediction
-from harness.diffusion.schedules import Schedule, schedule_of
+from harness.diffusion.randomness import Keyed, keyed_initialisation
+from harness.diffusion.schedules import Schedule, few_step_levels, schedule_of
+from harness.methods import METHODS, Batch
 from harness.methods.parts.student import flow_time, time_of_flow
+from harness.solvers import Trajectory
 
 MEAN, STD, SHAPE, COUNT = 0.3, 0.5, (1, 2, 2), 512
+BATCHES = 48
 Exact = Callable[[Tensor, Tensor, Condition, Schedule], Prediction]
 
 
@@ -130,3 +134,60 @@ class GaussianTask:
 
     def __init__(self, schedule: str):
         self.schedule = schedule_of(schedule)
+
+
+def built(
+    name: str,
+    formula: Exact | None = None,
+    schedule: str = "vp",
+    num_steps: int = 4,
+    **options: Any,
+) -> Any:
+    """A method whose student, slow copy and average are the formula."""
+    task = GaussianTask(schedule)
+    cls = METHODS[name]
+    with keyed_initialisation(0, name):
+        method: Any = cls(
+            cls.Config(**options), Model(posterior, task.schedule), task, num_steps, 100
+        )  # type: ignore[arg-type]
+    if formula is not None:
+        method.model = method.target_model = Model(formula, task.schedule)
+    return method
+
+
+def batches(
+    count: int = BATCHES, size: int = COUNT, paths: bool = False, schedule: str = "vp"
+) -> Iterator[Batch]:
+    """Batches of exact samples, or of exact pairs of noise and sample."""
+    for number in range(count):
+        index, keys = (
+            torch.arange(number * size, (number + 1) * size),
+            Keyed("fixed point", 0, number),
+        )
+        cond = Condition(torch.zeros(size, dtype=torch.long))
+        x_0 = (MEAN + STD * keys.normal("x_0", index, SHAPE)).double()
+        if not paths:
+            yield Batch(index, (x_0, cond), None, keys)
+            continue
+        x_T = keys.normal("x_T", index, SHAPE).double()
+        one = torch.ones(size, dtype=torch.float64)
+        x_0 = carried(x_T, one, 0 * one, schedule_of(schedule))
+        yield Batch(
+            index,
+            None,
+            Trajectory(torch.stack([x_T, x_0], 1), x_0.unsqueeze(1), few_step_levels(1), cond),
+            keys,
+        )
+
+
+def largest_z(
+    method: Any, loss: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]], **more: Any
+) -> float:
+    """How many standard errors the mean gradient of the distortion is from 0, at most."""
+    found = []
+    for batch in batches(**more):
+        method.model.distortion.grad = None
+        loss(batch)[0].backward()
+        found.append(method.model.distortion.grad.clone())
+    gradients = torch.stack(found)
+    return float((gradients.mean(0).abs() / (gradients.std(0) / len(gradients) ** 0.5)).max())

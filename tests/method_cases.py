@@ -37,6 +37,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
     "meanflow, teacher": ("meanflow", {"source": "teacher", "distinct": 0.5}),
     "meanflow, its own guidance": ("meanflow", {"kappa": 0.5, "second_time": "interval"}),
     "meanflow, by a difference": ("meanflow", {"derivative": "difference"}),
+    "imf, without a head": ("imf", {"velocity": "boundary"}),
+    "tvm, by a difference": ("tvm", {"derivative": "difference"}),
     "ict, few levels": ("ict", {"levels_from": 10, "levels_to": 40}),
     "ard with a GAN stage": (
         "ard",

@@ -14,9 +14,8 @@ Ours: p is 0 with the teacher's velocity. The data's velocity is noisy, so all e
 the paper's p = 1 only divides the loss. The teacher's is not: with p = 1 the rows with r = t, which
 fit from the start, would have nearly all the weight, and the student hardly leaves the teacher.
 
-Times are flow times. The network is the task's own with r as an input, or t - r as in the
-released code (`second_time`). An eps network's error is taken times alpha_t
-(`DenoisingStudent.conditioned`).
+Times are flow times (`parts/flow_map.py`). The network is told r, or t - r as in the released code
+(`second_time`). An eps network's error is taken times alpha_t (`DenoisingStudent.conditioned`).
 
 The paper's logit-normal times are above t = 0.95 in 8 of 10,000 samples, but one step starts at
 t = 1. So a share `uniform` of a batch has uniform t and r, and a share `one_step` t = 1 and r = 0.
@@ -41,41 +40,19 @@ from torch import Tensor
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Guided, expand_to
 from harness.methods.base import METHODS, Batch, Problem
-from harness.methods.parts.derivatives import STEP, DerivativeConfig, with_derivative
+from harness.methods.parts.derivatives import DerivativeConfig
+from harness.methods.parts.flow_map import FlowMap, PairConfig
 from harness.methods.parts.options import Span
-from harness.methods.parts.samplers import Jumps
-from harness.methods.parts.student import (
-    DataConfig,
-    DenoisingStudent,
-    TimesConfig,
-    flow_time,
-    time_of_flow,
-    velocity,
-)
+from harness.methods.parts.student import time_of_flow
 
 
-class MeanFlowConfig(DataConfig, TimesConfig, DerivativeConfig):
+class MeanFlowConfig(PairConfig, DerivativeConfig):
     source: Literal["data", "teacher"] = "data"
     """The velocity v: of data and noise, or of the guided teacher."""
-    distinct: float = Field(0.25, ge=0, le=1)
-    """Share of a batch with r different from t."""
-    one_step: float = Field(0.05, ge=0, le=1)
-    """Share of a batch with t = 1 and r = 0, where one-step sampling starts and ends."""
-    second_time: Literal["r", "interval"] = "r"
-    """What the network is told beside t: r, or t - r."""
     omega: float | None = Field(None, ge=0, le=100)
     """Weight of the data's velocity under guidance; none is (1 - kappa) times the task's scale."""
     kappa: float = Field(0.0, ge=0, lt=1)
     """Weight of the student's own conditional velocity under guidance."""
-    level_mean: float = Field(-0.4, ge=-10, le=10)
-    """Mean of the logit of times."""
-    level_std: float = Field(1.0, gt=0, le=10)
-    """Standard deviation of the logit of times."""
-    power: float = Field(1.0, ge=0, le=2)
-    """Power p of the adaptive weight; 0, which is the default with the teacher's velocity, is the
-    plain squared error."""
-    weight_floor: float = Field(1e-2, gt=0, le=1e3)
-    """Constant c of the adaptive weight (released code: 0.01)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -87,7 +64,7 @@ class MeanFlowConfig(DataConfig, TimesConfig, DerivativeConfig):
 
 
 @METHODS.register("meanflow")
-class MeanFlow(DenoisingStudent):
+class MeanFlow(FlowMap):
     """MeanFlow: a network for the mean velocity between two times, trained by its own identity."""
 
     Config = MeanFlowConfig
@@ -97,9 +74,7 @@ class MeanFlow(DenoisingStudent):
         "power": (0.5, 0.75, 1.0),
         "one_step": (0.02, 0.05, 0.2),
     }
-    any_step = True
     target = "data"
-    scalars = ("target",)
     reference: ClassVar = "Geng et al. 2025, arXiv 2505.13447, eq. 6 to 11 and alg. 1"
 
     def __init__(
@@ -115,33 +90,6 @@ class MeanFlow(DenoisingStudent):
         self.omega, self.guided = omega, omega + config.kappa != 1
         by_data = "guided data" if self.guided else "data"
         self.target = "guided teacher" if config.source == "teacher" else by_data
-        self.solver = Jumps(self.told)
-
-    def told(self, t: Tensor, s: Tensor) -> dict[str, Tensor]:
-        """The network's second time, for a jump from t to s."""
-        if self.config.second_time == "interval":
-            return {"target": 1000 * (flow_time(self.schedule, t) - flow_time(self.schedule, s))}
-        return {"target": self.schedule.network_time(s)}
-
-    def u(self, y: Tensor, rho: Tensor, tau: Tensor, cond: Condition) -> Tensor:
-        """The student's mean velocity over flow times [rho, tau], at points y [B, C, H, W]."""
-        t, r = (time_of_flow(self.schedule, time) for time in (tau, rho))
-        return self.velocity_at(self.model, y, tau, cond.with_scalars(**self.told(t, r)))
-
-    def times(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Flow times rho <= tau, float64 [B] each."""
-        pair = torch.stack([batch.normal(name, ()).double() for name in ("tau", "rho")])
-        pair = torch.sigmoid(self.config.level_mean + self.config.level_std * pair)
-        even = torch.stack([batch.uniform(f"uniform {name}") for name in ("t", "r")])
-        uniform = batch.uniform("uniform") < self.config.uniform
-        pair = torch.where(uniform, flow_time(self.schedule, even), pair)
-        pair = pair.clamp(1e-3, self.largest_tau)
-        tau, rho = pair.amax(0), pair.amin(0)
-        rho = torch.where(batch.uniform("distinct") < self.config.distinct, rho, tau)
-        whole = batch.uniform("one step") < self.config.one_step
-        # At the very end the derivative in tau would be that of a constant.
-        last = (1 - 1e-6) * self.largest_tau
-        return torch.where(whole, 0.0, rho), torch.where(whole, last, tau).clamp(max=last)
 
     @torch.no_grad()
     def guided_velocity(
@@ -162,29 +110,20 @@ class MeanFlow(DenoisingStudent):
         """
         assert batch.data is not None
         x_0, cond = batch.data[0], self.with_dropout(batch, batch.data[1])
-        rho, tau = self.times(batch)
+        rho, tau = self.spread(batch, self.config.pair(batch), self.config.distinct)
         eps = batch.normal("eps", x_0.shape[1:])
         y = expand_to(1 - tau, x_0) * x_0 + expand_to(tau, x_0) * eps
         t, v = time_of_flow(self.schedule, tau), eps - x_0
         if self.config.source == "teacher":
-            # Like the student in the JVP: in bf16 its rounding would hide how the two differ.
-            with torch.no_grad(), torch.autocast(x_0.device.type, enabled=False):
-                v = velocity(self.teacher(self.noised(x_0, eps, t), t, cond))
+            v = self.teachers(x_0, eps, t, cond)
         elif self.guided:
             v = self.guided_velocity(v, y, tau, cond, self.dropped(batch))
         return rho, tau, y, v, cond
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         rho, tau, y, v, cond = self.points(batch)
-        u, change = with_derivative(
-            self.config.derivative,
-            lambda y, rho, tau: self.u(y, rho, tau, cond),
-            (y, rho, tau),
-            (v, torch.zeros_like(rho), torch.ones_like(tau)),
-            (y, rho, tau.clamp(max=self.largest_tau - STEP)),
-        )
+        u, change = self.along(lambda y, rho, tau: self.u(y, rho, tau, cond), y, rho, tau, v)
         off = u - (v - expand_to(tau - rho, y) * change)
         t = time_of_flow(self.schedule, tau)
-        error = self.conditioned(off, t).square().flatten(1).sum(1)
-        weight = (error.detach() + self.config.weight_floor) ** -self.config.power
-        return (weight * error).mean(), {"mse": off.detach().square().mean()}
+        error = self.config.weighted(self.conditioned(off, t))
+        return error.mean(), {"mse": off.detach().square().mean()}

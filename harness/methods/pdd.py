@@ -34,17 +34,13 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Denoiser, Guided, expand_to, predict
+from harness.diffusion.denoiser import Denoiser, Guided, expand_to
 from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem
+from harness.methods.parts.heads import block_velocities
 from harness.methods.parts.options import Span
 from harness.methods.parts.samplers import Jumps
-from harness.methods.parts.student import (
-    DenoisingStudent,
-    StudentConfig,
-    time_of_flow,
-    velocity,
-)
+from harness.methods.parts.student import DenoisingStudent, StudentConfig, time_of_flow
 from harness.networks.backbones import Backbone
 from harness.networks.parallel import with_parallel_heads
 
@@ -132,18 +128,8 @@ class PDD(DenoisingStudent):
     def velocities(
         self, x_t: Tensor, t: Tensor, cond: Condition, first: Tensor, last: Tensor
     ) -> Tensor:
-        """The student's mean velocities over R blocks for each sample, [R, B, C, H, W].
-
-        Args:
-            x_t: points [B, C, H, W] at timesteps t [B].
-            first, last: the blocks, int64 [R, B] each.
-        """
-        model, count = self.model, len(first)
-        cond = cond.with_scalars(first=first.flatten(), last=last.flatten())
-        output = model.network(x_t, model.schedule.network_time(t), cond)[:, : x_t.shape[1]]
-        points = x_t.repeat(count, 1, 1, 1)
-        found = predict(output, points, t.repeat(count), self.schedule, model.prediction_type)
-        return velocity(found).unflatten(0, (count, -1))
+        """The student's mean velocities over R blocks for each sample (`block_velocities`)."""
+        return block_velocities(self.model, x_t, t, cond, first, last)
 
     @torch.no_grad()
     def teachers(self, y: Tensor, k: Tensor, cond: Condition) -> Tensor:

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Denoiser, Guided, expand_to
 from harness.methods.base import METHODS, Batch, Problem, Update
-from harness.methods.parts.derivatives import DerivativeConfig, with_derivative
+from harness.methods.parts.derivatives import TangentConfig, with_derivative
 from harness.methods.parts.options import Span
 from harness.methods.parts.players import Player
 from harness.methods.parts.student import (
@@ -56,7 +56,7 @@ from harness.methods.parts.student import (
 from harness.networks.layers import TimestepEmbedder
 
 
-class SCMConfig(DataConfig, TimesConfig, DerivativeConfig):
+class SCMConfig(DataConfig, TimesConfig, TangentConfig):
     lr: float = Field(2e-4, gt=0, le=1)
     """Peak learning rate of AdamW."""
     source: Literal["teacher", "data"] = "teacher"
@@ -67,12 +67,6 @@ class SCMConfig(DataConfig, TimesConfig, DerivativeConfig):
     """Standard deviation of log sigma."""
     prior_weight: Literal["none", "sigma"] = "none"
     """Whether the loss is divided by sigma once more."""
-    normalisation: float = Field(0.1, ge=0, le=1e6)
-    """Constant c in g / (|g| + c)."""
-    norm: Literal["l2", "rms"] = "l2"
-    """The norm |g|: L2 over a sample, or this over sqrt(D)."""
-    ramp_steps: int = Field(300, ge=0, le=10**8)
-    """Steps in which r rises (paper: 10,000)."""
     weight_lr: float = Field(1e-3, gt=0, le=1)
     """Learning rate of w(t)."""
 
@@ -134,8 +128,7 @@ class SCM(DenoisingStudent):
         return cos * found.eps - sin * found.x_0 / self.sd
 
     def updates(self, step: int) -> Iterable[Update]:
-        ramp = self.config.ramp_steps
-        r = min(step / ramp, 1.0) if ramp else 1.0
+        r = self.config.ramp(step)
         return [Update("student", partial(self.loss_at, r=r)), Update("weight", self.weight_loss)]
 
     def tangent(
@@ -175,10 +168,7 @@ class SCM(DenoisingStudent):
                 else cos * z - sin * x_0
             )
         now, g = self.tangent(x, angle, slope, cond, r)
-        norm = g.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) / (
-            g[0].numel() ** 0.5 if self.config.norm == "rms" else 1.0
-        )
-        g = g / (norm + self.config.normalisation)
+        g = self.config.normalised(g)
         error = (now - now.detach() - g).square().flatten(1).mean(1)
         if self.config.prior_weight == "sigma":
             error = error / sigma.float()

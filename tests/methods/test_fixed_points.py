@@ -7,7 +7,7 @@ many batches lies within 4 standard errors of 0. At a wrong map of the same kind
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,12 +18,14 @@ from gaussian import (
     SHAPE,
     STD,
     Exact,
-    GaussianTask,
     Model,
+    batches,
+    built,
     carried,
     end,
     fading,
     jump,
+    largest_z,
     posterior,
     step,
     towards,
@@ -34,71 +36,11 @@ from torch import Tensor
 
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Prediction
-from harness.diffusion.randomness import Keyed, keyed_initialisation
+from harness.diffusion.randomness import Keyed
 from harness.diffusion.schedules import Schedule, few_step_levels, schedule_of
-from harness.methods import METHODS, Batch
+from harness.methods import Batch
 from harness.methods.parts.student import sigma_ve
-from harness.solvers import DDIM, Trajectory, sample, trace
-
-BATCHES = 48
-
-
-def built(
-    name: str,
-    formula: Exact | None = None,
-    schedule: str = "vp",
-    num_steps: int = 4,
-    **options: Any,
-) -> Any:
-    """A method whose student, slow copy and average are the formula."""
-    task = GaussianTask(schedule)
-    cls = METHODS[name]
-    with keyed_initialisation(0, name):
-        method: Any = cls(
-            cls.Config(**options), Model(posterior, task.schedule), task, num_steps, 100
-        )  # type: ignore[arg-type]
-    if formula is not None:
-        method.model = method.target_model = Model(formula, task.schedule)
-    return method
-
-
-def batches(
-    count: int = BATCHES, size: int = COUNT, paths: bool = False, schedule: str = "vp"
-) -> Iterator[Batch]:
-    """Batches of exact samples, or of exact pairs of noise and sample."""
-    for number in range(count):
-        index, keys = (
-            torch.arange(number * size, (number + 1) * size),
-            Keyed("fixed point", 0, number),
-        )
-        cond = Condition(torch.zeros(size, dtype=torch.long))
-        x_0 = (MEAN + STD * keys.normal("x_0", index, SHAPE)).double()
-        if not paths:
-            yield Batch(index, (x_0, cond), None, keys)
-            continue
-        x_T = keys.normal("x_T", index, SHAPE).double()
-        one = torch.ones(size, dtype=torch.float64)
-        x_0 = carried(x_T, one, 0 * one, schedule_of(schedule))
-        yield Batch(
-            index,
-            None,
-            Trajectory(torch.stack([x_T, x_0], 1), x_0.unsqueeze(1), few_step_levels(1), cond),
-            keys,
-        )
-
-
-def largest_z(
-    method: Any, loss: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]], **more: Any
-) -> float:
-    """How many standard errors the mean gradient of the distortion is from 0, at most."""
-    found = []
-    for batch in batches(**more):
-        method.model.distortion.grad = None
-        loss(batch)[0].backward()
-        found.append(method.model.distortion.grad.clone())
-    gradients = torch.stack(found)
-    return float((gradients.mean(0).abs() / (gradients.std(0) / len(gradients) ** 0.5)).max())
-
+from harness.solvers import DDIM, sample, trace
 
 # in expectation
 
@@ -243,8 +185,9 @@ def test_meanflow_from_the_teacher_is_exact_at_its_jumps() -> None:
     [
         ("meanflow", {"source": "teacher", "distinct": 1.0, "one_step": 0.2}, posterior),
         ("scm", {"ramp_steps": 0}, fading),
+        ("ayf", {"one_step": 0.2}, posterior),
     ],
-    ids=["meanflow", "scm"],
+    ids=["meanflow", "scm", "ayf"],
 )
 def test_a_difference_is_a_derivative_within_1_percent(
     name: str, options: dict[str, Any], wrong: Exact, schedule: str
@@ -256,7 +199,7 @@ def test_a_difference_is_a_derivative_within_1_percent(
         total = torch.zeros(2, dtype=torch.float64)
         for batch in batches(2, schedule=schedule):
             method.model.distortion.grad = None
-            loss = method.loss_at(batch, r=1.0) if name == "scm" else method.loss(batch)
+            loss = method.loss(batch) if name == "meanflow" else method.loss_at(batch, r=1.0)
             loss[0].backward()
             total += method.model.distortion.grad
         found.append(total)

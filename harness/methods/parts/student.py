@@ -231,10 +231,10 @@ class DenoisingStudent(Method):
         """Which samples have the null condition, [B]."""
         return batch.uniform("dropout") < self.config.label_dropout
 
-    def with_uniform(self, batch: Batch, t: Tensor) -> Tensor:
+    def with_uniform(self, batch: Batch, t: Tensor, name: str = "uniform") -> Tensor:
         """Timesteps t [B], of which the share `uniform` is replaced by uniform ones."""
-        replaced = batch.uniform("uniform") < self.config.uniform
-        return torch.where(replaced, 1e-3 + (1 - 1e-3) * batch.uniform("uniform t"), t)
+        replaced = batch.uniform(name) < self.config.uniform
+        return torch.where(replaced, 1e-3 + (1 - 1e-3) * batch.uniform(f"{name} t"), t)
 
     def start_from(self, state: dict[str, Tensor]) -> None:
         super().start_from(state)

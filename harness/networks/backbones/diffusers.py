@@ -223,7 +223,8 @@ class DiffusersBackbone(Backbone):
         self.added, self.reading.cond = None, NOTHING
         if family.packed > 1:
             output = unpacked(output, family.packed, x.shape[-2:])
-        if (len(output), *output.shape[2:]) != (len(x), *x.shape[2:]):
+        # Parallel heads give several outputs for each input.
+        if output.shape[2:] != x.shape[2:] or len(output) % len(x):
             raise ValueError(
                 f"the input is {tuple(x.shape)}, but the network answers {tuple(output.shape)}: "
                 "it takes the image size of its config alone"
