@@ -30,6 +30,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
     ),
     "ard with adapters": ("ard", {"history_layers": 2, "lora_rank": 2}),
     "imm": ("imm", {"group": 2, "gap": 6}),
+    "pi-flow": ("pi-flow", {"substeps": 8}),
+    "pi-flow, dx": ("pi-flow", {"policy": "dx", "substeps": 8}),
     "ladd": ("ladd", {"gan_virtual_batch": 2}),
     "dmd2": ("dmd2", {"student_every": 2}),
     "dmd2 by another divergence": ("dmd2", {"student_every": 1, "divergence": "js"}),
