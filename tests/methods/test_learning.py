@@ -27,6 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ctm": {"target_half_life": 1.35},
     "ect": {"stage_steps": 12},
     "ict": {"stage_steps": 12},
+    "tcm": {"stage_steps": 6},
     "lcm": {"target_half_life": 1.35},
     "dmd2": {
         "student_every": 1,
@@ -63,7 +64,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield task, open_store(task.recipe, task.teacher(CPU), CPU)
 
 
-SLOW = {"ctm", "dmd2", "lcm", "meanflow", "pi-flow", "scm", "twinflow"}
+SLOW = {"ctm", "dmd2", "lcm", "meanflow", "pi-flow", "scm", "tcm", "twinflow"}
 """Methods whose steps are long; their fixed points and contracts are tested in every run."""
 
 
