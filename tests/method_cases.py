@@ -34,6 +34,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
     "pi-flow, dx": ("pi-flow", {"policy": "dx", "substeps": 8}),
     "ladd": ("ladd", {"gan_virtual_batch": 2}),
     "dmd2": ("dmd2", {"student_every": 2}),
+    "dmd2, decoupled": ("dmd2", {"student_every": 1, "renoising": "decoupled"}),
     "dmd2 by another divergence": ("dmd2", {"student_every": 1, "divergence": "js"}),
     "scm, data": ("scm", {"source": "data"}),
     "meanflow, teacher": ("meanflow", {"source": "teacher", "distinct": 0.5}),
