@@ -150,8 +150,27 @@ class Guided(nn.Module):
         self._null_on = dict[torch.device, Condition]()
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
-        if not isinstance(self.scale, Tensor) and self.scale == 1.0:
+        if self.plain:
             return self.denoiser(x_t, t, cond)
+        guided, _ = self.outputs(x_t, t, cond)
+        return predict(guided, x_t, t, self.schedule, self.denoiser.prediction_type)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the scale is 1, so that guidance changes nothing."""
+        return not isinstance(self.scale, Tensor) and self.scale == 1.0
+
+    def change(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """What guidance adds to the conditional x_0, `(w - 1) (x_0 - x_0,null)`, [B, C, H, W]."""
+        kind = self.denoiser.prediction_type
+        guided, alone = (
+            predict(output, x_t, t, self.schedule, kind).x_0
+            for output in self.outputs(x_t, t, cond)
+        )
+        return guided - alone
+
+    def outputs(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
+        """The guided output of the denoiser, and the conditional one, [B, C, H, W] each."""
         both = cond.once(self.null, lambda: self.both(cond, x_t))
         both = both.with_scalars(**{name: x.repeat(2) for name, x in cond.scalars.items()})
         t_both = t if t.dim() == 0 else t.repeat(2)
@@ -165,7 +184,7 @@ class Guided(nn.Module):
             guided = torch.cat([guided[:, : self.channels], with_cond[:, self.channels :]], 1)
         if (side := self.norm_patch) is not None:
             guided = guided * (patch_norms(with_cond, side) / patch_norms(guided, side))
-        return predict(guided, x_t, t, self.schedule, kind)
+        return guided, with_cond
 
     def both(self, cond: Condition, x_t: Tensor) -> Condition:
         """The conditions of the samples x_t [B, ...], then as many null conditions: 2 B."""

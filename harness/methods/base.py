@@ -95,9 +95,9 @@ class Batch:
         """Standard normal numbers [B, *shape], keyed by (seed, step, name, sample number)."""
         return self.randomness.normal(name, self.index, shape)
 
-    def uniform(self, name: str) -> Tensor:
-        """Uniform numbers in (0, 1), float64 [B], keyed in the same way."""
-        return self.randomness.uniform(name, self.index)
+    def uniform(self, name: str, shape: Sequence[int] = ()) -> Tensor:
+        """Uniform numbers in (0, 1), float64 [B, *shape], keyed in the same way."""
+        return self.randomness.uniform(name, self.index, shape)
 
 
 Loss = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]

@@ -272,14 +272,17 @@ class ECT(ConsistencyTraining):
         log_sigma = (
             self.config.level_mean + self.config.level_std * batch.normal("level", ()).double()
         )
-        sigma_t = self.scaled(1.0) * log_sigma.exp()
-        sigma_t = sigma_t.clamp(self.scaled(1e-4), largest)
-        t = torch.where(sigma_t < largest, self.schedule.time_of(sigma_t), 1.0)
+        sigma = (self.scaled(1.0) * log_sigma.exp()).clamp(self.scaled(1e-4), largest)
+        t = torch.where(sigma < largest, self.schedule.time_of(sigma), 1.0)
         t = self.with_uniform(batch, t)
-        sigma_t = sigma_ve(self.schedule, t).clamp(max=largest)
+        return t, self.before(t, step)
+
+    def before(self, t: Tensor, step: int) -> Tensor:
+        """The timesteps r below t [B], at a step of the run."""
+        sigma_t = sigma_ve(self.schedule, t).clamp(max=largest_sigma(self.schedule))
         stage = min(step // self.config.stage_steps, self.config.stages - 1)
         kept = 1 - self.config.q ** -(stage + 1) * (
             1 + 8 * torch.sigmoid(-sigma_t / self.scaled(1.0))
         )
         sigma_s = sigma_t * kept.clamp(min=0)
-        return t, torch.where(sigma_s > 0, self.schedule.time_of(sigma_s), 0.0)
+        return torch.where(sigma_s > 0, self.schedule.time_of(sigma_s), 0.0)

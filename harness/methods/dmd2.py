@@ -1,7 +1,8 @@
 """DMD2, improved distribution matching distillation (Yin et al. 2024, arXiv 2405.14867).
 
 The losses are those of `parts/matching.py`: distribution matching and a GAN. The fake score trains
-in every step, the student in every fifth (two time scales).
+in every step, the student in every fifth (two time scales). Under `renoising: decoupled` guidance
+has a noise level of its own (Decoupled DMD, `parts/decoupled.py`).
 
 An eps network's errors move x_0 by sigma / alpha. So the loss's gradient with respect to x_0 is
 taken times alpha_t of the trained step: all steps weigh as those of a v network
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,15 +28,18 @@ from torch import Tensor
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Denoiser, Guided
 from harness.methods.base import METHODS, Batch, Problem, Update
+from harness.methods.parts.decoupled import Decoupled
 from harness.methods.parts.matching import Matching, MatchingConfig
 from harness.methods.parts.options import Span
 from harness.methods.parts.student import DenoisingStudent, StudentConfig
 
 
 class DMD2Config(StudentConfig, MatchingConfig):
-    added = frozenset({"divergence"})
+    added = frozenset({"divergence", "renoising"})
     lr: float = Field(3e-4, gt=0, le=1)
     """Peak learning rate of the student (paper: 2e-6 in hundreds of thousands of steps)."""
+    renoising: Literal["shared", "decoupled"] = "shared"
+    """Noise of the guidance in the gradient: that of the scores, or its own (Decoupled DMD)."""
 
 
 @METHODS.register("dmd2")
@@ -67,7 +71,8 @@ class DMD2(DenoisingStudent):
         total_steps: int,
     ):
         super().__init__(config, teacher, task, num_steps, total_steps)
-        self.matching = Matching(config, self.teacher, task, self.starts_as_teacher)
+        matching = Decoupled if config.renoising == "decoupled" else Matching
+        self.matching = matching(config, self.teacher, task, self.starts_as_teacher)
         self.players["fake_score"] = self.matching.player
 
     @classmethod
@@ -106,9 +111,8 @@ class DMD2(DenoisingStudent):
         """The student's loss at step `place`."""
         assert batch.data is not None
         cond = batch.data[1]
-        return self.matching.student_loss(
-            self.generate(self.model, cond, batch, place, "student"), cond, batch
-        )
+        x, start = self.generate(self.model, cond, batch, place, "student"), self.levels[place]
+        return self.matching.student_loss(x, cond, batch, float(start))
 
     def fake_loss(self, batch: Batch, place: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The fake score's loss on the student's samples at step `place`."""

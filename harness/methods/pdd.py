@@ -60,8 +60,12 @@ class PDDConfig(StudentConfig):
 
 def flow_grid(intervals: int, shift: float, largest: float) -> Tensor:
     """Flow times tau_0 = `largest` > ... > tau_N = 0, float64 [N + 1]."""
-    u = torch.linspace(1, 0, intervals + 1, dtype=torch.float64)
-    return largest * shift * u / (1 + (shift - 1) * u)
+    return largest * shifted(torch.linspace(1, 0, intervals + 1, dtype=torch.float64), shift)
+
+
+def shifted(u: Tensor, shift: float) -> Tensor:
+    """Times in [0, 1] that are shifted to noise."""
+    return shift * u / (1 + (shift - 1) * u)
 
 
 @METHODS.register("pdd")

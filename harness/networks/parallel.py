@@ -1,7 +1,8 @@
-"""Networks with a head for each of several solver intervals (PDD, arXiv 2607.26004).
+"""Networks whose last linear layer has several copies: heads, which one pass evaluates.
 
-The last linear layer has one copy for each interval. The mean of the heads' outputs over a block of
-intervals is one linear layer with the mean of their weights, so a block costs as much as one head.
+Parallel heads stand for the intervals of a solver (PDD, arXiv 2607.26004). The mean of their
+outputs over a block of intervals is one linear layer with the mean of their weights, so a block
+costs as much as one head. Other heads are all evaluated, and describe a policy (pi-Flow).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
@@ -43,7 +45,37 @@ class ParallelHeads(Swapped, nn.Linear):
         return tokens @ weight.transpose(1, 2).to(h.dtype) + bias.unsqueeze(1).to(h.dtype)
 
 
-class Parallel(Swapped, Backbone):
+class Headed(Swapped, Backbone):
+    """A backbone with several heads.
+
+    Attributes:
+        copied: how many heads start as the teacher's last layer; those after them start at zero.
+        spread: standard deviation of what is added to the biases of these copies.
+    """
+
+    copied: int
+    spread: float
+
+    def load_teacher(self, state: dict[str, Tensor]) -> None:
+        """Loads a plain network's weights; the heads become copies of its last layer."""
+        last = self.last_layer(self.head)
+        (name,) = (name for name, module in self.named_modules() if module is last)
+        heads = len(last.weight) // len(state[f"{name}.weight"])
+        copies = {
+            key: repeated(state[key], self.copied, heads)
+            for key in (f"{name}.weight", f"{name}.bias")
+        }
+        copies[f"{name}.bias"] = self.spread_out(copies[f"{name}.bias"], heads)
+        super().load_teacher({**state, **copies})
+
+    def spread_out(self, bias: Tensor, heads: int) -> Tensor:
+        """The bias of all heads, with noise on that of the copies."""
+        size = len(bias) // heads * self.copied
+        noise = self.spread * torch.randn(size, dtype=bias.dtype) if self.spread else None
+        return bias if noise is None else torch.cat([bias[:size] + noise, bias[size:]])
+
+
+class Parallel(Headed):
     """A backbone with parallel heads.
 
     The scalars `first` and `last` of the conditions name a block of intervals for each sample, and
@@ -59,15 +91,35 @@ class Parallel(Swapped, Backbone):
         finally:
             heads.blocks = None
 
-    def load_teacher(self, state: dict[str, Tensor]) -> None:
-        """Loads a plain network's weights; every head becomes a copy of its last layer."""
-        last = cast(ParallelHeads, self.last_layer(self.head))
-        (name,) = (name for name, module in self.named_modules() if module is last)
-        copies = {
-            key: state[key].repeat(len(last.lengths), *[1] * (state[key].dim() - 1))
-            for key in (f"{name}.weight", f"{name}.bias")
-        }
-        super().load_teacher({**state, **copies})
+
+class AllHeads(Swapped, nn.Linear):
+    """A linear layer whose weights are those of all heads, [heads * out, d].
+
+    Attributes:
+        heads: number of heads.
+    """
+
+    heads: int
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h [B, T, d] to the output of each head, [heads B, T, out], the first head's first."""
+        outputs = F.linear(h, self.weight, self.bias).unflatten(-1, (self.heads, -1))
+        return outputs.movedim(2, 0).flatten(0, 1)
+
+
+def repeated(value: Tensor, copied: int, heads: int) -> Tensor:
+    """A weight or bias `copied` times, then zeros, so that there are `heads`."""
+    ones = [1] * (value.dim() - 1)
+    copies = value.detach().repeat(copied, *ones)
+    return torch.cat([copies, torch.zeros_like(value).repeat(heads - copied, *ones)])
+
+
+def widen(network: Backbone, copied: int, heads: int) -> nn.Linear:
+    """Gives the last layer the weights of `heads` heads, in place."""
+    last = network.last_layer(network.head)
+    for name, value in list(last.named_parameters()):
+        setattr(last, name, nn.Parameter(repeated(value, copied, heads)))
+    return last
 
 
 def with_parallel_heads(network: Backbone, lengths: Tensor) -> Parallel:
@@ -77,11 +129,25 @@ def with_parallel_heads(network: Backbone, lengths: Tensor) -> Parallel:
         network: the network, which is changed in place.
         lengths: the length of each interval, [heads].
     """
-    last = network.last_layer(network.head)
-    for name, value in list(last.named_parameters()):
-        copies = value.detach().repeat(len(lengths), *[1] * (value.dim() - 1))
-        setattr(last, name, nn.Parameter(copies))
+    last = widen(network, len(lengths), len(lengths))
     last.register_buffer("lengths", lengths.float(), persistent=False)  # moves with the network
     swap(last, ParallelHeads, blocks=None)
-    swap(network, Parallel)
+    swap(network, Parallel, copied=len(lengths), spread=0.0)
     return cast(Parallel, network)
+
+
+def with_all_heads(network: Backbone, copied: int, more: int, spread: float) -> Headed:
+    """A network whose pass gives the output of each head, [heads B, C', H, W], in this order.
+
+    Args:
+        network: the network, which is changed in place.
+        copied: number of heads that start as copies of the last layer.
+        more: number of heads after them, which start at zero.
+        spread: standard deviation of noise on the copies' biases, without which they stay equal.
+    """
+    last = widen(network, copied, copied + more)
+    swap(last, AllHeads, heads=copied + more)
+    swap(network, Headed, copied=copied, spread=spread)
+    headed = cast(Headed, network)
+    last.bias.data = headed.spread_out(last.bias.data, copied + more)
+    return headed

@@ -28,6 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ctm": {"target_half_life": 1.35},
     "ect": {"stage_steps": 12},
     "ict": {"stage_steps": 12},
+    "tcm": {"stage_steps": 6},
     "lcm": {"target_half_life": 1.35},
     "dmd2": {
         "student_every": 1,
@@ -38,6 +39,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },  # distribution matching alone
     "meanflow": {"source": "teacher"},
     "progressive": {"rounds": 1},
+    # Recursive consistency alone: what rectifies samples wants some that resemble the data.
+    "twinflow": {"target_half_life": 1.35, "h": 0.3, "rectify": 0.0, "lr": 3e-3},
     "shortcut": {"bootstrap": 0.75, "finest": 4},  # few sizes of steps, each often
 }
 APART = {
@@ -63,7 +66,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield task, open_store(task.recipe, task.teacher(CPU), CPU)
 
 
-SLOW = {"ayf", "ctm", "dmd2", "lcm", "meanflow", "scm", "tvm"}
+SLOW = {"ayf", "ctm", "dmd2", "lcm", "meanflow", "pi-flow", "scm", "tcm", "tvm", "twinflow"}
 """Methods whose steps are long; their fixed points and contracts are tested in every run."""
 
 

@@ -19,6 +19,8 @@ from harness.training.rank_checks import compare, in_ranks, outcome, write_outco
 
 TRAINED = {name for name, (method, _) in CASES.items() if METHODS[method].sources}
 GAN = "ard with a GAN stage"
+FOURS = {"twinflow"}
+"""Cases whose samples come in fours, of which a batch of 8 has too few for four ranks."""
 SHORT = {"ard", "dmd2", "imm", "ladd", "pdd", "scm", GAN}
 """Cases of every run: those with several players, groups, derivatives and sums of their own."""
 
@@ -46,7 +48,7 @@ def compared(
     [
         pytest.param(2, sorted(SHORT), id="2 ranks"),
         pytest.param(2, sorted(TRAINED - SHORT), marks=pytest.mark.slow, id="all others"),
-        pytest.param(4, sorted(TRAINED), marks=pytest.mark.slow, id="4 ranks"),
+        pytest.param(4, sorted(TRAINED - FOURS), marks=pytest.mark.slow, id="4 ranks"),
     ],
 )
 def test_all_methods_train_alike(count: int, names: list[str], tiny: Task, tmp_path: Path) -> None:

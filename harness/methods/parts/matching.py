@@ -49,6 +49,8 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "jeffreys": lambda r: 1 + r,
 }
 """The weight h of a divergence, from the ratio of real to generated density."""
+Noised = tuple[Tensor, Tensor]
+Below = Callable[[], Noised]
 RATIOS, TIME_BINS = (0.1, 20.0), 10
 """Bounds of the ratio, and the parts of the timesteps in which its mean is taken."""
 
@@ -144,28 +146,36 @@ class Matching:
             network, task.schedule, task.prediction_type if starts_as_teacher else "v"
         )
 
-    def noised(self, x: Tensor, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
+    def noised(self, x: Tensor, batch: Batch, name: str, highest: float = 1.0) -> Noised:
         """Images x [B, C, H, W] noised to random timesteps, and these timesteps [B]."""
-        low, high = self.config.min_time, self.config.max_time
+        low, high = self.config.min_time, min(self.config.max_time, highest)
         t = low + batch.uniform(f"{name} t") * (high - low)
         alpha, sigma = (expand_to(c, x) for c in self.task.schedule.alpha_sigma(t))
         return alpha * x + sigma * batch.normal(f"{name} eps", x.shape[1:]), t
 
     def student_loss(
-        self, x: Tensor, cond: Condition, batch: Batch
+        self, x: Tensor, cond: Condition, batch: Batch, start: float = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The student's loss on its samples x [B, C, H, W]; gradients flow through x."""
+        """The student's loss on samples x of a step from `start`; gradients flow through x."""
         x_t, t = self.noised(x, batch, "student")
         with torch.no_grad():
-            real, fake = self.teacher(x_t, t, cond).x_0, self.model(x_t, t, cond).x_0
+            below = partial(self.noised, x, batch, "guidance", start)
+            off, real = self.difference(x_t, t, cond, below)
             scale = (x - real).abs().flatten(1).mean(1).clamp(min=1e-4).reshape(-1, 1, 1, 1)
-            gradient = (fake - real) / scale * self.weights(x_t, t, cond)
+            gradient = off / scale * self.weights(x_t, t, cond)
         matching = 0.5 * (x - (x - gradient).detach()).square().mean()
         metrics = {"gradient": gradient.square().mean()}
         if not self.config.student_gan:
             return matching, metrics
         gan = F.softplus(-self.fake.logit(x_t, self.task.schedule.network_time(t), cond)).mean()
         return matching + self.config.student_gan * gan, metrics | {"gan": gan.detach()}
+
+    def difference(
+        self, x_t: Tensor, t: Tensor, cond: Condition, below: Below
+    ) -> tuple[Tensor, Tensor]:
+        """`x_fake - x_real` at x_t, and x_real; `below` noises to below the step's start."""
+        real = self.teacher(x_t, t, cond).x_0
+        return self.model(x_t, t, cond).x_0 - real, real
 
     def weights(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """h / mean h of the divergence at points x_t [B, C, H, W], [B, 1, 1, 1]."""
