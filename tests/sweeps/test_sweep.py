@@ -164,6 +164,7 @@ def test_published_records_of_other_code_count_when_asked(tiny: Task, tmp_path: 
     assert [cell.published for cell in plan(configs, tmp_path / "third", CPU)] == [False]
 
 
+@pytest.mark.slow
 def test_published_records_of_this_code_always_count(tiny: Task, tmp_path: Path) -> None:
     configs = expand(content(), "here")
     (record,) = run_sweep(plan(configs, tmp_path / "first", CPU), tmp_path / "first", CPU, driver())
