@@ -50,7 +50,8 @@ def _own(path: Path) -> Iterator[Path]:
                 yield path
             except BaseException:
                 with suppress(OSError):
-                    path.unlink()
+                    if _is_at(file, path):  # after the rename the name may be another writer's
+                        path.unlink()
                 raise
             return
 

@@ -98,7 +98,6 @@ class AlphaFlow(MeanFlow):
         target = target.clamp(-self.config.clip, self.config.clip)
         off = self.conditioned(u - target, time_of_flow(self.schedule, tau))
         error = off.square().flatten(1).mean(1)
-        weight = torch.where(rho < tau, alpha, 1.0).to(error) / (
-            error.detach() + self.config.weight_floor
-        )
+        floored = error.detach() + self.config.weight_floor
+        weight = torch.where(rho < tau, alpha, 1.0).to(error) * floored**-self.config.power
         return (weight * error).mean(), {"mse": off.detach().square().mean()}

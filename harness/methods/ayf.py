@@ -11,7 +11,7 @@ difference unless `derivative` says otherwise. r rises to `ramp_to` in `ramp_ste
 r pulls towards straight paths (eq. 5), so the paper stops at 0.99.
 
 A jump's length tau - rho is logit-normal, and rho is uniform below 1 - length. The paper's text was
-not at hand for this law, nor for its warm-up of 10,000 steps. Two ports by others agree in the law.
+not at hand for this law, which is a choice, nor for its warm-up of 10,000 steps.
 
 Ours: the teacher has the task's guidance. The paper's is guided by a worse network (autoguidance)
 at a random scale, which the student is told. The GAN stage and AYF-LMD, which fails on images, are

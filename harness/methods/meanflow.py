@@ -71,7 +71,7 @@ class MeanFlow(FlowMap):
     tunes: ClassVar = {
         "lr": Span(1e-5, 1e-2, log=True),
         "distinct": (0.25, 0.5, 0.75),
-        "power": (0.5, 0.75, 1.0),
+        "power": (0.0, 0.5, 0.75, 1.0),
         "one_step": (0.02, 0.05, 0.2),
     }
     target = "data"

@@ -17,10 +17,9 @@ levels. More steps lie at equal timesteps between, so the student takes all of t
 
 Decided here, where paper and code leave it open: both stages are in one run, which is billed for
 both. Stage 2 begins at a part of the run (`truncate_from`), with its own optimizer, average and
-learning rate schedule. With `init_from` a run of `ect` and `truncate_from` 0, the run is stage 2
-alone. Ours: the density is (1 + x^2 / 0.01)^(-1/2) with x = log(sigma / sigma') / 0.2, where the
-exponent of Student's t is -0.505, so that its quantiles have a formula. A share `uniform` of a
-batch has uniform timesteps above sigma'. Whether a sample is at the boundary is drawn, so the two
+learning rate schedule. Ours: the density is (1 + x^2 / 0.01)^(-1/2) with
+x = log(sigma / sigma') / 0.2, where the exponent of Student's t is -0.505, so that its quantiles
+have a formula. A share `uniform` of a batch has uniform timesteps above sigma'. Whether a sample is at the boundary is drawn, so the two
 means are weights. No dropout. sigma' is the paper's for sigma_data 0.5, scaled to the task's.
 
 f learns the distribution of the data without guidance. Untrained, from the teacher's weights: the
@@ -52,8 +51,9 @@ DEGREES, SCALE = 0.01, 0.2
 
 
 class TCMConfig(ECTConfig):
-    truncate_from: float = Field(0.5, ge=0, lt=1)
-    """Fraction of the run after which stage 2 begins."""
+    truncate_from: float = Field(0.5, ge=0.2, lt=1)
+    """Fraction of the run after which stage 2 begins; before 0.2 the average still holds much of
+    the student's first weights."""
     boundary: float = Field(1.0, gt=0, le=50)
     """Noise level sigma' above which stage 2 trains, for sigma_data 0.5."""
     boundary_share: float = Field(0.25, gt=0, lt=1)

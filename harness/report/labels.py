@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from harness.errors import UsageError
 from harness.methods import METHODS
 from harness.records import Record
 from harness.runs.identity import PLAIN_SETTINGS, all_options, settings_of
@@ -62,13 +63,25 @@ def off_task(record: Record, options: Mapping[str, Any]) -> dict[str, Any]:
 
     These are all options for an unknown method.
     """
-    plain = {}
-    if record.method in METHODS.names():
-        tuned = defaults_of(record.task).get(record.method, {})
-        plain = _defaults(METHODS[record.method].Config, json.dumps(tuned))
-    return {
-        name: value for name, value in options.items() if name not in plain or value != plain[name]
-    }
+    if record.method not in METHODS.names():
+        return dict(options)
+    config, tuned = METHODS[record.method].Config, defaults_of(record.task).get(record.method, {})
+
+    def differing(given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that differ where these are given."""
+        plain = _defaults(config, json.dumps({**tuned, **given}))
+        return {n: value for n, value in options.items() if n not in plain or value != plain[n]}
+
+    shown = differing({})
+    stated = {name: value for name, value in shown.items() if name in config.model_fields}
+    try:  # one option may set another's default
+        for name in stated:
+            if name not in differing({n: v for n, v in stated.items() if n != name}):
+                del shown[name]
+        shown |= differing({name: value for name, value in stated.items() if name in shown})
+    except (ValueError, UsageError):  # of an older version, which took other values
+        return differing({})
+    return {name: value for name, value in options.items() if name in shown}
 
 
 @cache

@@ -85,7 +85,7 @@ def standard_error(values: Values) -> tuple[float, float]:
     whole = of_seed + of_set - rest
     if whole <= rest:
         return math.sqrt(rest / size), free[2]
-    freedom = whole**2 / sum(x**2 / of for x, of in zip(squares, free, strict=True))
+    freedom = whole * whole / sum(x * x / of for x, of in zip(squares, free, strict=True))
     return math.sqrt(whole / size), max(freedom, min(free))
 
 

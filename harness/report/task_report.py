@@ -208,7 +208,7 @@ class TaskReport:
             "The best of its columns ranks a method. "
             "Seconds are those of the machine in the notes; whether it was idle is not recorded.",
             ranking[:MOST_RANKED],
-            self._unguided_named() + more,
+            " ".join(filter(None, (self._unguided_named(), more))),
         )
         yield Section(
             "Distance to the best",

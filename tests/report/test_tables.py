@@ -156,6 +156,16 @@ def test_a_label_leaves_out_what_its_task_sets_and_a_note_says_it() -> None:
     assert f"they are: ctm {stated}." in page(reports_of(records))
 
 
+def test_a_label_names_no_option_that_another_one_sets() -> None:
+    def label(**given: Any) -> str:
+        options = METHODS["meanflow"].Config(**given).model_dump(mode="json")
+        return rows_of([record("meanflow", options=options)])[0].label
+
+    assert label(source="teacher") == "meanflow, source teacher"
+    assert label(source="teacher", power=1) == "meanflow, power 1.0, source teacher"
+    assert label(power=0.5) == "meanflow, power 0.5"
+
+
 # refusals
 
 
