@@ -19,8 +19,9 @@ Decided here, where paper and code leave it open: both stages are in one run, wh
 both. Stage 2 begins at a part of the run (`truncate_from`), with its own optimizer, average and
 learning rate schedule. Ours: the density is (1 + x^2 / 0.01)^(-1/2) with
 x = log(sigma / sigma') / 0.2, where the exponent of Student's t is -0.505, so that its quantiles
-have a formula. A share `uniform` of a batch has uniform timesteps above sigma'. Whether a sample is at the boundary is drawn, so the two
-means are weights. No dropout. sigma' is the paper's for sigma_data 0.5, scaled to the task's.
+have a formula. A share `uniform` of a batch has uniform timesteps above sigma'. Whether a sample is
+at the boundary is drawn, so the two means are weights. No dropout. sigma' is the paper's for
+sigma_data 0.5, scaled to the task's.
 
 f learns the distribution of the data without guidance. Untrained, from the teacher's weights: the
 first step is the unguided teacher's x_0-prediction. Exact: with x_r on the ODE through x_t, L is 0
