@@ -12,9 +12,20 @@ from harness.runs.config import RunConfig, parse_config
 from harness.runs.log import silent
 from harness.runs.resolve import resolve
 from harness.runs.run import Run
+from harness.tasks import Task
 
 CPU = torch.device("cpu")
 ARD = {"history_layers": 2}
+
+
+def changed(task: Task, **changes: Any) -> Task:
+    """The task with parts of its spec replaced; a dictionary replaces parts of a part."""
+    spec = task.spec
+    for name, value in changes.items():
+        part = getattr(spec, name)
+        value = part.model_copy(update=value) if isinstance(value, dict) else value
+        spec = spec.model_copy(update={name: value})
+    return Task(spec, task.folder)
 
 
 def config(**changes: Any) -> RunConfig:

@@ -165,11 +165,6 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
     return rows_and_apart(records)[0]
 
 
-def apart_of(records: Sequence[Record]) -> list[Apart]:
-    """The records of a task that stand in no row; see `rows_and_apart`."""
-    return rows_and_apart(records)[1]
-
-
 def rows_and_apart(records: Sequence[Record]) -> tuple[list[Row], list[Apart]]:
     """A task's rows, and the records that stand in none since their numbers do not compare.
 

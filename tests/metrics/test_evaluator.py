@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import changed
 from torch import Tensor, nn
 
 from harness.data.images import ImageSet
@@ -33,16 +34,6 @@ from harness.solvers import Noise, sample
 from harness.tasks import Task
 
 CPU = torch.device("cpu")
-
-
-def changed(task: Task, **changes: Any) -> Task:
-    """The task with parts of its spec replaced; a dictionary replaces parts of a part."""
-    spec = task.spec
-    for name, value in changes.items():
-        part = getattr(spec, name)
-        value = part.model_copy(update=value) if isinstance(value, dict) else value
-        spec = spec.model_copy(update={name: value})
-    return Task(spec)
 
 
 def noise_images(task: Task, count: int) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from tiny_runs import changed
 from written import record
 
 from harness.data.images import ImageSet
@@ -22,16 +22,6 @@ from harness.tasks import Task
 from harness.training.tiny_task import tiny_text_spec
 
 CPU = torch.device("cpu")
-
-
-def changed(task: Task, **changes: Any) -> Task:
-    """The task with parts of its spec replaced; a dictionary replaces parts of a part."""
-    spec = task.spec
-    for name, value in changes.items():
-        part = getattr(spec, name)
-        value = part.model_copy(update=value) if isinstance(value, dict) else value
-        spec = spec.model_copy(update={name: value})
-    return Task(spec, task.folder)
 
 
 def judged(task: Task, seed: int, n: int = 0, device: torch.device = CPU) -> Record:

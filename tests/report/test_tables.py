@@ -24,7 +24,7 @@ from harness.report.markdown import page
 from harness.report.notes import notes
 from harness.report.pairs import compared_neighbours
 from harness.report.publish import publish
-from harness.report.rows import apart_of, latest_versions, load_records, rows_of
+from harness.report.rows import latest_versions, load_records, rows_and_apart, rows_of
 from harness.report.tables import differences_table, exposure_table, floor_table, results_table
 from harness.report.task_report import TaskReport, reports_of
 from harness.tasks import load_task
@@ -174,7 +174,7 @@ def test_another_identity_stands_in_a_section_of_its_own() -> None:
     records = [record(), record(seed=1), other]
     (row,) = rows_of(records)
     assert [found.run_id for found in row.records] == [record().run_id, record(seed=1).run_id]
-    (found,) = apart_of(records)
+    (found,) = rows_and_apart(records)[1]
     assert found.record == other
     assert found.reason == "another features; version 2 instead of 1"
     text = page(reports_of(records))
@@ -187,7 +187,7 @@ def test_another_identity_stands_in_a_section_of_its_own() -> None:
 def test_every_metric_counts_for_comparability() -> None:
     other = record(seed=1)
     other.metrics["kid"] = metric("kid", {0: 1.0}, subset_size=10)
-    (found,) = apart_of([record(), other, record(seed=2)])
+    (found,) = rows_and_apart([record(), other, record(seed=2)])[1]
     assert (found.record, found.reason) == (other, "subset_size 10 instead of None")
 
 
@@ -200,7 +200,7 @@ def test_runs_of_ours_outweigh_work_from_elsewhere() -> None:
     ]
     ours = record(identity={"n": 40})
     assert [row.label for row in rows_of([*theirs, ours])] == [rows_of([ours])[0].label]
-    table = apart_table(apart_of([*theirs, ours]))
+    table = apart_table(rows_and_apart([*theirs, ours])[1])
     assert list(table["differs in"]) == ["n 30 instead of 40"] * 3
     assert list(table["training"]) == ["as stated: 2 GPU days"] * 3
     assert list(table["N"]) == ["40"] * 3
@@ -216,7 +216,7 @@ def test_a_bill_as_stated_stands_in_the_row() -> None:
 def test_of_equally_many_the_present_code_counts() -> None:
     here = record(identity={"version": 2})
     here.environment = here.environment.model_copy(update={"code": code_digest()})
-    (found,) = apart_of([here, record(seed=1)])
+    (found,) = rows_and_apart([here, record(seed=1)])[1]
     assert found.reason == "version 1 instead of 2"
 
 

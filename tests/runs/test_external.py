@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.cli.main import main
 from harness.data.images import to_uint8
-from harness.report.rows import apart_of, load_records, rows_of
+from harness.report.rows import load_records, rows_and_apart, rows_of
 from harness.runs.build import Reference
 from harness.runs.config import parse_config
 from harness.runs.resolve import reference_of, resolve
@@ -112,7 +112,7 @@ def test_it_stands_in_the_table_beside_ours_if_n_is_equal(
     assert "these are 30 samples, but rows of tiny have 40" in done.stderr
     records = load_records(tmp_path / "inside")
     assert {row.label for row in rows_of(records)} == {"teacher", "theirs"}
-    (apart,) = apart_of(records)
+    (apart,) = rows_and_apart(records)[1]
     assert (apart.record.method, apart.reason) == ("fewer", "n 30 instead of 40")
     done = call("report", tmp_path / "inside")
     assert done.exit_code == 0

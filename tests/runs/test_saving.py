@@ -18,7 +18,7 @@ from harness.cli.main import main
 from harness.data.images import ImageSet, Split, to_uint8
 from harness.data.pictures import write_npz, write_pngs
 from harness.metrics import spaces
-from harness.report.rows import apart_of, load_records
+from harness.report.rows import load_records, rows_and_apart
 from harness.tasks import Task, load_task
 from harness.tasks import task as task_module
 
@@ -122,7 +122,7 @@ def test_samples_of_another_size_stand_apart(latent: Task, tmp_path: Path) -> No
             tmp_path / f"of{side}.npz",
         )
     record_of(tmp_path / "r", "run", "--task", "latent", "--method", "teacher", "--num-steps", 2)
-    (apart,) = apart_of(load_records(tmp_path / "r"))
+    (apart,) = rows_and_apart(load_records(tmp_path / "r"))[1]
     assert (apart.record.method, apart.reason) == ("of16", "size [3, 16, 16] instead of None")
     done = call("report", tmp_path / "r")
     assert done.exit_code == 0
