@@ -30,6 +30,10 @@ LARGE = 2**28
 """Bytes from which a set of samples lies in a file instead of memory."""
 DTYPES = {dtype: name for name, dtype in safetensors.torch._TYPES.items()}
 """Names of types in a safetensors file."""
+BITS = {torch.bfloat16: torch.int16} | {
+    dtype: torch.uint8 for dtype, name in DTYPES.items() if name.startswith("F8")
+}
+"""Types that NumPy lacks, and integers of their size."""
 LONGEST_NAME = 120
 """Bytes of a name that becomes a part of a path, which has 255 at most."""
 
@@ -74,7 +78,12 @@ def write_tensors(
     """Writes a safetensors file aside and renames it. Equal contents have equal bytes.
 
     The library's own writer makes a further file, which a killed process would leave.
+
+    Raises UsageError for a type that the format lacks.
     """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise UsageError(f"{path}: safetensors holds no {tensor.dtype}, which {name} has")
     sizes = {name: tensor.element_size() for name, tensor in tensors.items()}
     order = sorted(tensors, key=lambda name: (-sizes[name], name))  # so that all are aligned
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
@@ -260,9 +269,9 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
     whole = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        bf16 = tensor.dtype == torch.bfloat16  # which NumPy lacks
-        array = (tensor.view(torch.int16) if bf16 else tensor).numpy()
-        kind = "bfloat16" if bf16 else array.dtype.str
+        bits = BITS.get(tensor.dtype)
+        array = (tensor.view(bits) if bits else tensor).numpy()
+        kind = str(tensor.dtype).removeprefix("torch.") if bits else array.dtype.str
         whole.update(f"{name}\0{kind}\0{array.shape}\0".encode())
         whole.update(array.reshape(-1).view(np.uint8).data)
     return whole.hexdigest()

@@ -18,9 +18,11 @@ from harness.files import (
     digest,
     file_hash,
     header_of,
+    map_tensors,
     read_tensors,
     room_for,
     tensors_digest,
+    write_sealed,
     write_tensors,
     write_text,
 )
@@ -183,6 +185,21 @@ def test_a_digest_of_tensors_sees_names_types_shapes_and_values() -> None:
         {"a": a, "b": b},
     ]
     assert tensors_digest({"a": a}) not in [tensors_digest(other) for other in others]
+
+
+@pytest.mark.parametrize("dtype", files.DTYPES, ids=str)
+def test_a_sealed_file_keeps_every_type_of_the_format(dtype: torch.dtype, tmp_path: Path) -> None:
+    bits = torch.tensor([0, 1] * 4, dtype=torch.uint8).view(dtype)
+    write_sealed(tmp_path / "file", {"x": bits}, of="bits")
+    found = map_tensors(tmp_path / "file", of="bits")["x"]
+    assert found.dtype == dtype
+    assert found.view(torch.uint8).tolist() == [0, 1] * 4
+
+
+def test_a_type_that_the_format_lacks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no torch.complex128, which phase has"):
+        write_tensors(tmp_path / "file", {"phase": torch.zeros(1, dtype=torch.complex128)})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_cache_folder_is_where_the_environment_says(
