@@ -13,6 +13,7 @@ from pathlib import Path
 from harness.asides import write_aside
 from harness.files import inside, write_text
 from harness.records import Record, publish_records
+from harness.report.findings import findings
 from harness.report.labels import counted
 from harness.report.markdown import link, notes_text, prose, section_text, table_text
 from harness.report.pictures import write_plots
@@ -31,8 +32,9 @@ from harness.runs.locks import held
 def publish(records: Sequence[Record], results: Path) -> list[Path]:
     """Adds records to `<results>/<task>/` and writes its page and pictures anew.
 
-    A page has the `findings.md` of its folder, if somebody has written one. Processes that publish
-    at once take turns, so that none drops what another one adds.
+    A page has the `findings.md` of its folder, if somebody has written one, with the numbers that
+    it asks for (`harness/report/findings.py`). Processes that publish at once take turns, so that
+    none drops what another one adds.
 
     Returns:
         The pages written, without those of details.
@@ -64,7 +66,7 @@ def _task_page(report: TaskReport, folder: Path, place: str) -> str:
         _made_by(report, place),
         *shown[:1],
         *_plots(report, detail=False),
-        *_findings(folder),
+        *findings(folder, [report]),
         "[All rows, cost, diversity and curves](details.md)",
         *shown[1:],
         *([f"## Samples\n\n{GRIDS}\n\n{grids}"] if grids else []),
@@ -85,11 +87,6 @@ def _details_page(report: TaskReport, place: str) -> str:
 
 def _made_by(report: TaskReport, place: str) -> str:
     return f"Made by `harness report {place} --publish` from `{report.task}/records.jsonl`."
-
-
-def _findings(folder: Path) -> list[str]:
-    path = inside(folder / "findings.md", folder)
-    return [path.read_text(encoding="utf-8").strip()] if path.is_file() else []
 
 
 def _plots(report: TaskReport, detail: bool) -> list[str]:
@@ -143,7 +140,7 @@ def _index(
         f"Made by `harness report {place} --publish`.",
         *([table_text(best)] if len(best) else []),
         tasks,
-        *_findings(results),
+        *findings(results, reports),
         *(section_text(section, 2) for section in sections),
     ]
     return "\n\n".join(parts) + "\n"
