@@ -34,16 +34,33 @@ def label(record: Record, options: Mapping[str, Any] | None = None) -> str:
     )
     shown = off_task(record, options)
     if record.method in METHODS.names():
-        fields = METHODS[record.method].Config.model_fields
+        config = METHODS[record.method].Config
+        fields = config.model_fields
         shown = {
             name: value
             for name, value in options.items()
             if name in fields and in_label(fields[name])
         } | shown
+        shown = _named(shown, options, config.named)
     shown |= {
         name: settings[name] for name, plain in PLAIN_SETTINGS.items() if settings[name] != plain
     }
     return ", ".join([record.method, *([options_text(shown)] if shown else [])])
+
+
+def _named(
+    shown: Mapping[str, Any],
+    options: Mapping[str, Any],
+    named: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> dict[str, Any]:
+    """The shown options with a name in the place of those that it stands for."""
+    found = dict(shown)
+    for option, names in named.items():
+        for name, meant in names.items():
+            if meant.items() <= options.items() and found.keys() & meant:
+                found = {key: value for key, value in found.items() if key not in meant}
+                found[option] = name
+    return found
 
 
 def options_text(options: Mapping[str, Any]) -> str:

@@ -166,6 +166,21 @@ def test_a_label_names_no_option_that_another_one_sets() -> None:
     assert label(power=0.5) == "meanflow, power 0.5"
 
 
+def test_a_label_has_the_name_of_what_several_options_are() -> None:
+    def label(**given: Any) -> str:
+        options = METHODS["ard"].Config(**given).model_dump(mode="json")
+        return rows_of([record(options=options)])[0].label
+
+    assert (
+        label(protocol="released", lr=0.07) == "ard, history_layers 6, lr 0.07, protocol released"
+    )
+    assert label(heads="per_step", parametrization="direct") == label(protocol="states")
+    assert label(protocol="states") == "ard, history_layers 6, protocol states"
+    assert label(trajectory="predictions", parametrization="direct") == (
+        "ard, history_layers 6, trajectory predictions, parametrization direct"
+    )
+
+
 # refusals
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -55,6 +55,8 @@ class MethodConfig(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+    named: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
+    """By option and name, the options that the name stands for; tables show the name."""
 
     @property
     def sample_group(self) -> int:

@@ -6,7 +6,7 @@ Step distillation and ARD (arXiv 2504.11295) share this file.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -43,6 +43,7 @@ class DistillationConfig(GANOptions, StageOptions, LoRAOptions):
     The defaults are the best recipe found: noisy states, one head, the teacher's parametrisation.
     """
 
+    named: ClassVar = {"protocol": PROTOCOLS}
     protocol: Literal["tuned", "states", "released"] = "tuned"
     """A name for trajectory, heads and parametrization: those given, noisy states predicted
     directly by a head for each step, or the protocol of ARD's released code."""
