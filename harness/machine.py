@@ -19,17 +19,23 @@ IDLE = slice(3, 5)
 """Columns of a line of /proc/stat: idle, and waiting for a disk."""
 COUNTED = 8
 """Columns that add up to all time; the later ones are parts of the first."""
+BUSY = 0.25
+"""Cores in use by others from which a machine is busy."""
 
 
 def configure_threads() -> None:
-    """Lets threads sleep while they wait for each other, unless the environment sets a policy.
+    """Says how threads wait for each other, unless the environment does.
 
-    By default libgomp lets them spin: beside one busy process a training step on two cores takes
-    up to ten times as long (the table is in benchmarks/README.md). libgomp reads the variable when
-    torch is imported, so call this before.
+    By default libgomp lets them spin for long: beside one busy process a training step on two cores
+    takes up to ten times as long. On an idle machine they spin for a moment, on a busy one they
+    sleep at once (the table is in benchmarks/README.md). libgomp reads the variables when torch is
+    imported, so call this before.
     """
     if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
-        os.environ["OMP_WAIT_POLICY"] = "passive"
+        if busy_now(0.1) < BUSY:
+            os.environ["GOMP_SPINCOUNT"] = "5000"
+        else:
+            os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def memory() -> int:
@@ -53,14 +59,19 @@ def peak_flops(card: str) -> float | None:
 
 def busy_note(interval: float = 0.2) -> str:
     """A warning if other programs use at least a quarter of a core while this process sleeps."""
-    if not STAT.exists():
-        return ""
-    before = STAT.read_text()
-    time.sleep(interval)
-    busy = busy_cores(before, STAT.read_text(), cores())
-    if busy < 0.25:
+    busy = busy_now(interval)
+    if busy < BUSY:
         return ""
     return f"; other programs use {busy:.1f} of {len(cores())} cores now, so it may take longer"
+
+
+def busy_now(interval: float) -> float:
+    """How many cores other programs use while this process sleeps for some seconds."""
+    if not STAT.exists():
+        return 0.0
+    before = STAT.read_text()
+    time.sleep(interval)
+    return busy_cores(before, STAT.read_text(), cores())
 
 
 def busy_cores(before: str, after: str, allowed: set[int]) -> float:
