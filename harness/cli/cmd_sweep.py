@@ -37,7 +37,7 @@ class Place:
     workers: int
     parameters: Mapping[str, Any]
     reuse: bool
-    tracking: Tracking
+    tracking: Tracking = Tracking()
 
     def driver(self) -> Driver[Any]:
         """The driver of the engine that was chosen. Raises UsageError where it cannot be used."""

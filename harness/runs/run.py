@@ -23,7 +23,7 @@ from harness.metrics.sampling import sample_set
 from harness.networks.compiling import check_compiler, uncompiled
 from harness.networks.recomputing import checkpoint_activations
 from harness.progress import NOBODY, Follower, Subject
-from harness.provenance import capture_environment, code_digest
+from harness.provenance import capture_environment
 from harness.records import Environment, Record, TrainingBill, write_record
 from harness.runs.build import Reference, build, sampler_of, samples_again, samples_of
 from harness.runs.evaluation import (
@@ -142,7 +142,8 @@ class Run:
             log = stack.enter_context(
                 logged(self.folder / "run.log", f"run {self.resolved.run_id}")
             )
-            stack.enter_context(followed(self.follower, self._subject(code_digest())))
+            code = capture_environment(self.device).code
+            stack.enter_context(followed(self.follower, self._subject(code)))
             return replace(self, report=logging_report(self.report, log))._execute()
 
     def _subject(self, code: str) -> Subject:
