@@ -20,7 +20,7 @@ from harness.progress import Both
 from harness.runs.preview import estimate
 from harness.runs.resolve import Resolved
 from harness.runs.run import Run
-from harness.sweeps.child import Order, Tracking, stop_with_driver
+from harness.sweeps.child import UNTRACKED, Order, Tracking, stop_with_driver
 from harness.sweeps.driver import Driver
 from harness.sweeps.engines import Engine, Local, Ray, Slurm, shares_of
 from harness.sweeps.sweep import Cell, expand, plan, run_sweep
@@ -37,7 +37,7 @@ class Place:
     workers: int
     parameters: Mapping[str, Any]
     reuse: bool
-    tracking: Tracking = Tracking()
+    tracking: Tracking = UNTRACKED
 
     def driver(self) -> Driver[Any]:
         """The driver of the engine that was chosen. Raises UsageError where it cannot be used."""

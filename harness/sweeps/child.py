@@ -97,6 +97,9 @@ class Tracking(BaseModel):
     group: str = ""
 
 
+UNTRACKED = Tracking()
+
+
 class Order(BaseModel):
     """One run for a child process.
 
@@ -120,7 +123,7 @@ class Order(BaseModel):
     reuse: bool = False
     name: str = ""
     pruning: Pruning | None = None
-    tracking: Tracking = Tracking()
+    tracking: Tracking = UNTRACKED
 
     def execute(self, device: torch.device, report: Report, follower: Follower = NOBODY) -> Record:
         """Makes the run; waits for another process that makes it.
@@ -147,7 +150,7 @@ def job_of(
     reuse: bool = False,
     name: str = "",
     pruning: Pruning | None = None,
-    tracking: Tracking | None = None,
+    tracking: Tracking = UNTRACKED,
 ) -> Job:
     """The child process that makes a run."""
     settled: dict[str, object] = {"noise_sets": resolved.noise_sets}
@@ -161,7 +164,7 @@ def job_of(
         reuse=reuse,
         name=name,
         pruning=pruning,
-        tracking=tracking or Tracking(),
+        tracking=tracking,
     )
     plugins = [word for path in PLUGIN_SOURCES for word in ("--plugin", str(path))]
     return Job(("_job", order.model_dump_json(), *plugins))

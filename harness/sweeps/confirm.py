@@ -21,7 +21,7 @@ from harness.errors import UsageError
 from harness.records import Record
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.run import Run
-from harness.sweeps.child import Tracking
+from harness.sweeps.child import UNTRACKED, Tracking
 from harness.sweeps.database import finished_trials
 from harness.sweeps.driver import Driver
 from harness.sweeps.study import StudyPlan, objective
@@ -58,7 +58,7 @@ def confirm(
     driver: Driver[Cell],
     reuse: bool = False,
     say: Callable[[str], None] = print,
-    tracking: Tracking | None = None,
+    tracking: Tracking = UNTRACKED,
 ) -> list[list[Confirmed]]:
     """Makes the confirming runs of all studies at once, and returns what each study found.
 

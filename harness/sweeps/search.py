@@ -31,7 +31,15 @@ from harness.runs.finished import run_folder
 from harness.runs.locks import held
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.run import Run
-from harness.sweeps.child import MILESTONES_FILE, PRUNED, Pruning, Tracking, job_of, milestones
+from harness.sweeps.child import (
+    MILESTONES_FILE,
+    PRUNED,
+    UNTRACKED,
+    Pruning,
+    Tracking,
+    job_of,
+    milestones,
+)
 from harness.sweeps.database import ANSWERED, finished_trials, open_study, tell, writable
 from harness.sweeps.driver import Driver
 from harness.sweeps.study import StudyPlan, objective
@@ -79,7 +87,7 @@ class Searcher:
     driver: Driver[Trial]
     reuse: bool = False
     say: Callable[[str], None] = print
-    tracking: Tracking | None = None
+    tracking: Tracking = UNTRACKED
     study: optuna.Study = field(init=False)
     code: str = field(init=False)
 

@@ -27,7 +27,7 @@ from harness.runs.identity import key_of_record
 from harness.runs.locks import held, is_held
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.run import Run
-from harness.sweeps.child import Tracking, job_of
+from harness.sweeps.child import UNTRACKED, Tracking, job_of
 from harness.sweeps.driver import Driver
 from harness.tasks import load_task
 
@@ -173,7 +173,7 @@ def run_sweep(
     driver: Driver[Cell],
     reuse: bool = False,
     say: Callable[[str], None] = print,
-    tracking: Tracking | None = None,
+    tracking: Tracking = UNTRACKED,
 ) -> list[Record]:
     """Makes the runs that are missing, and returns the records of all cells, in their order.
 

@@ -61,24 +61,25 @@ def test_a_tracker_is_told_each_point_once_and_no_number_depends_on_it(
 ) -> None:
     """A run that is interrupted after step 12, where the tracker has been told of step 10."""
     before, after = Recorder(), Recorder()
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+    with monkeypatch.context() as patch:
         stop_after(12, patch)
-        followed_run(tmp_path / "followed", before).execute()
+        with pytest.raises(Interrupted):
+            followed_run(tmp_path / "followed", before).execute()
     run = followed_run(tmp_path / "followed", after)
-    record = run.execute()
-    name = f"{record.run_id}-{record.environment.code[:8]}"
+    made = run.execute()
+    name = f"{made.run_id}-{made.environment.code[:8]}"
     assert before.events[0] == after.events[0] == ("begin", name, "")
     assert (before.events[-1], after.events[-1]) == (("end", False, None), ("end", True, None))
     assert capsys.readouterr().out == ""  # what trackers print goes to stderr
     told = Recorder()
     told.events = before.events[1:-1] + after.events[1:-1]
-    check_told(told, run, record)
+    check_told(told, run, made)
     assert told.contents("samples") == [(20 * 44, 44)] * 3 + [(20 * 44, 2 * 44)]
 
     plain = new_run(tmp_path / "plain", budget="steps=16")
-    assert plain.execute().run_id == record.run_id
-    assert plain.execute().metrics == record.metrics
-    assert plain.execute().first_losses == record.first_losses
+    assert plain.execute().run_id == made.run_id
+    assert plain.execute().metrics == made.metrics
+    assert plain.execute().first_losses == made.first_losses
 
     again = Recorder()  # is told nothing, since the tracker knows it all
     followed_run(tmp_path / "followed", again).execute()
@@ -95,7 +96,7 @@ def test_a_tracker_is_told_each_point_once_and_no_number_depends_on_it(
     check_sweep(tmp_path / "plain", harness, monkeypatch)
 
 
-def check_told(told: Recorder, run: Run, record: Record) -> None:
+def check_told(told: Recorder, run: Run, made: Record) -> None:
     """A tracker knows the curve, the milestones and the row of the run of 16 steps."""
     assert told.steps("train") == [10, 16]
     config: Any = run.resolved.config
@@ -103,15 +104,15 @@ def check_told(told: Recorder, run: Run, record: Record) -> None:
     assert [point["learning_rate"] for point in told.contents("train")] == pytest.approx(rates)
     assert all(point["gradient_norm"] > 0 for point in told.contents("train"))
     beside = {"gradient_norm", "learning_rate"}
-    assert record.first_losses.keys() == told.contents("train")[0].keys() - beside
+    assert made.first_losses.keys() == told.contents("train")[0].keys() - beside
     assert told.steps("quality") == [2, 4, 8, 16]
-    assert told.contents("quality") == [point.quality for point in record.milestones]
+    assert told.contents("quality") == [point.quality for point in made.milestones]
     assert told.steps("samples")[-1] == 16
     assert told.steps("final") == [16]
-    (row,), bill = told.contents("final"), record.cost.training
-    assert row["fid"] == record.metrics["fid"].mean
+    (row,), bill = told.contents("final"), made.cost.training
+    assert row["fid"] == made.metrics["fid"].mean
     assert row["training_flops"] == bill.flops + bill.trajectory_flops
-    assert row["latency_seconds"] == record.cost.latency.seconds
+    assert row["latency_seconds"] == made.cost.latency.seconds
 
 
 def check_sweep(results: Path, harness: Harness, patch: pytest.MonkeyPatch) -> None:
@@ -132,10 +133,7 @@ def check_sweep(results: Path, harness: Harness, patch: pytest.MonkeyPatch) -> N
     patch.setattr("harness.cli.cmd_sweep.check_tracker", lambda name: None)
     patch.setattr(tracked, "_class_of", lambda name: lambda: told)
     patch.setattr("harness.cli.cmd_sweep.Local", lambda shares: Noting())
-    patch.setattr(
-        "harness.sweeps.sweep.record_of",
-        lambda run, died: new_run(results, budget="steps=16").execute(),
-    )
+    patch.setattr("harness.sweeps.sweep.record_of", lambda run, died: record("ard"))
     file = results / "two seeds.yaml"
     base = config(budget="steps=16").model_dump(exclude={"seed"}, exclude_unset=True)
     file.write_text(yaml.safe_dump({"base": base, "seeds": [0, 1]}))
@@ -262,7 +260,7 @@ def test_a_run_on_the_command_line_tracks_itself_but_not_its_reference(
 
     monkeypatch.setattr(tracked, "check_tracker", lambda name: None)
     monkeypatch.setattr(Run, "execute", execute)
-    words = [*ARD, "--track", "tensorboard", "--json", "--results", tmp_path]
+    words = [*ARD, "--history-layers", 2, "--track", "tensorboard", "--json", "--results", tmp_path]
     assert harness(*words).code == 0
     reference, wanted = followers
     assert reference is NOBODY
