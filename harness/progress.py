@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with the number of items that are done and the number of all."""
-Kind = Literal["train", "gradient_by_level", "quality", "final"]
-"""Of a training step, of the levels of noise there, of a milestone, or of the finished record."""
+Kind = Literal["train", "quality", "final"]
+"""Numbers of a training step, of a milestone, or of the finished record."""
 
 
 @dataclass(frozen=True)

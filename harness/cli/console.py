@@ -48,7 +48,7 @@ class Display(Follower):
         self.console, self.plain_every, self.name = console, plain_every, name
         self.progress = Bars(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(20),
             MofNCompleteColumn(),
             TaskProgressColumn(),
             TimeRemainingColumn(),

@@ -93,10 +93,14 @@ def tensorboard(results: Path) -> tuple[list[Point], list[int]]:
 
 
 def wandb(results: Path) -> tuple[list[Point], list[int]]:
-    """What the two offline folders of one run hold, which `wandb sync --append` joins."""
+    """What the two offline folders of one run hold, which `wandb sync` joins."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    points, pictures, files = list[Point](), list[int](), sorted(results.glob("wandb/*/*.wandb"))
+    points, pictures, files = (
+        list[Point](),
+        list[int](),
+        sorted(results.glob("wandb/offline-*/*.wandb")),
+    )
     assert len(files) == 2
     for file in files:
         for content in records(file.read_bytes()):
