@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.table import Column
 from rich.text import Text
 
 from harness.errors import printable
@@ -52,7 +53,7 @@ class Display(Follower):
             MofNCompleteColumn(),
             TaskProgressColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[found]}"),
+            TextColumn("{task.fields[found]}", table_column=Column()),  # it alone may wrap
             console=console,
             disable=not console.is_terminal,
         )
