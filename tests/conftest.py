@@ -1,4 +1,7 @@
-"""A tiny task: 8 x 8 images, a small teacher and features with random weights, few of all."""
+"""A tiny task: 8 x 8 images, a small teacher and features with random weights, few of all.
+
+And the command line as a function.
+"""
 
 # ruff: noqa: E402
 
@@ -13,7 +16,9 @@ configure_threads()  # before torch is imported
 import pytest
 import torch
 import yaml
+from commands import Done, Harness
 
+from harness.cli.main import main
 from harness.tasks import Task, load_task
 from harness.tasks import task_files as tasks_base
 from harness.training.tiny_task import tiny_spec, tiny_text_spec
@@ -48,3 +53,17 @@ def tiny_text(tiny_folder: Path) -> Task:
     weights.mkdir()
     (tiny_folder / "tiny-text.yaml").write_text(yaml.safe_dump(tiny_text_spec(weights)))
     return load_task("tiny-text")
+
+
+@pytest.fixture
+def harness(capsys: pytest.CaptureFixture[str]) -> Harness:
+    """Runs `harness ...` in this process; any exception but SystemExit fails the test."""
+
+    def call(*args: object) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        return Done(ended.value.code, captured.out, captured.err)
+
+    return call

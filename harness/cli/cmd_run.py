@@ -17,6 +17,7 @@ from harness.cli.options import (
     complete_methods,
     field_options,
     save_samples_option,
+    track_option,
 )
 from harness.errors import UsageError
 from harness.machine import busy_note
@@ -54,6 +55,7 @@ RUN_FIELDS = [name for name in RunConfig.model_fields if name not in ("method", 
     metavar="KEY=VALUE",
 )
 @save_samples_option
+@track_option
 @click.option("--reuse", is_flag=True, help="Take a finished record that other code made.")
 @click.option(
     "--shard",
@@ -85,6 +87,7 @@ def run_command(
     config: str | None,
     assignments: tuple[str, ...],
     save_samples: str | None,
+    track: str | None,
     reuse: bool,
     shard: bool,
     checkpoint_activations: bool,
@@ -104,11 +107,13 @@ def run_command(
     from harness.runs.config import parse_config
     from harness.runs.resolve import resolve
     from harness.runs.saving import check_form
+    from harness.tracking.tracked import check_tracker
     from harness.training.settings import Execution
 
     values = run_values(ctx.meta["file"], config, method, assignments, given)
     asked, where = parse_config(values), chosen_device(device)
     with ranks.joined(where):
+        ranks.told_by_first(lambda: check_tracker(track))
         resolved = resolve(asked, results=results, device=where)
         execution = Execution(shard, checkpoint_activations, snapshots)
         if dry_run:
@@ -117,7 +122,7 @@ def run_command(
             )
             return
         form = check_form(save_samples, resolved.task)
-        execute(resolved, results, where, reuse, as_json, form, execution)
+        execute(resolved, results, where, reuse, as_json, form, execution, track)
 
 
 def show_dry_run(
@@ -182,16 +187,19 @@ def execute(
     as_json: bool,
     save: Form | None = None,
     execution: Execution | None = None,
+    track: str | None = None,
 ) -> None:
     """Runs and prints the row; before a new run it prints an estimate of the time."""
     from harness import ranks
     from harness.cli.console import Display, Plain
     from harness.cli.plans import LARGE
+    from harness.progress import Both
     from harness.report.beside import beside
     from harness.report.console import print_results
     from harness.runs.plan import macs_a_pass, problem_of
     from harness.runs.preview import preview
     from harness.runs.run import Run, run
+    from harness.tracking.tracked import tracked
     from harness.training.settings import Execution
 
     execution = execution or Execution()
@@ -203,7 +211,10 @@ def execute(
         run(resolved, results, device, reuse=reuse, save=save, execution=execution)
         return
     with Display(Plain(stderr=True)) as display:
-        record, reference = run(resolved, results, device, display, reuse, save, execution)
+        follower = Both(display, tracked(track, "", display.say))
+        record, reference = run(
+            resolved, results, device, display, reuse, save, execution, follower
+        )
     if as_json:
         click.echo(record.model_dump_json(indent=1))
         return
@@ -239,14 +250,15 @@ def estimate_text(found: Preview) -> str:
     """How long a run takes, and its parts; a busy machine is mentioned."""
     import torch
 
+    from harness.cli.console import duration
+
     total, parts = (
         sum(found.seconds.values()),
         ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items()),
     )
-    duration = f"{total:.0f} s" if total < 300 else f"{total / 60:.0f} minutes"
     start = "from its start " if found.state == "interrupted" else ""
     compiled = ", as if not compiled" if found.config.get("compile") else ""
     return (
-        f"about {duration} {start}on {torch.get_num_threads()} threads{compiled}: "
+        f"about {duration(total)} {start}on {torch.get_num_threads()} threads{compiled}: "
         f"{parts}{busy_note()}"
     )

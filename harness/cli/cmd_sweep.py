@@ -12,16 +12,19 @@ import click
 import torch
 
 from harness.cli.console import Display, Plain
-from harness.cli.options import chosen_device, common, say
+from harness.cli.options import chosen_device, common, say, track_option
 from harness.documents import parse_yaml, read_yaml
 from harness.errors import RunFailed, UsageError
 from harness.machine import busy_note
+from harness.progress import Both
 from harness.runs.preview import estimate
 from harness.runs.resolve import Resolved
-from harness.sweeps.child import Order, stop_with_driver
+from harness.runs.run import Run
+from harness.sweeps.child import UNTRACKED, Order, Tracking, stop_with_driver
 from harness.sweeps.driver import Driver
 from harness.sweeps.engines import Engine, Local, Ray, Slurm, shares_of
 from harness.sweeps.sweep import Cell, expand, plan, run_sweep
+from harness.tracking.tracked import check_tracker, tracked
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Place:
     workers: int
     parameters: Mapping[str, Any]
     reuse: bool
+    tracking: Tracking = UNTRACKED
 
     def driver(self) -> Driver[Any]:
         """The driver of the engine that was chosen. Raises UsageError where it cannot be used."""
@@ -64,6 +68,7 @@ class Place:
 @click.option(
     "--reuse", is_flag=True, help="Take finished records that other code made, published ones too."
 )
+@track_option
 @click.option(
     "--engine",
     default="local",
@@ -91,6 +96,7 @@ def sweep_command(
     dry_run: bool,
     timing: bool,
     reuse: bool,
+    track: str | None,
     engine: str,
     workers: int,
     assignments: tuple[str, ...],
@@ -106,9 +112,10 @@ def sweep_command(
         raise UsageError("--estimate belongs to --dry-run: give both")
     if assignments and engine == "local":
         raise UsageError("--engine-set belongs to --engine slurm or ray: give one of them")
-    content = read_yaml(Path(file))
+    check_tracker(track)
+    content, tracking = read_yaml(Path(file)), Tracking(name=track, group=Path(file).stem)
     place = Place(
-        results, chosen_device(device), engine, workers, parameters_of(assignments), reuse
+        results, chosen_device(device), engine, workers, parameters_of(assignments), reuse, tracking
     )
     if "search" in content:
         if timing:
@@ -194,7 +201,13 @@ def estimate_text(missing: list[Resolved], place: Place) -> str:
 def run_cells(cells: list[Cell], place: Place, as_json: bool) -> None:
     """Makes the missing runs of a grid. Raises RunFailed if some fail."""
     driver = place.driver()
-    records = run_sweep(cells, place.results, place.device, driver, place.reuse, say)
+    follower = tracked(place.tracking.name, place.tracking.group, say)
+    for cell in cells:
+        if cell.record is not None:  # so that the sweep's group is whole
+            Run(cell.resolved, place.results, place.device, follower=follower).tell(cell.record)
+    records = run_sweep(
+        cells, place.results, place.device, driver, place.reuse, say, place.tracking
+    )
     if as_json:
         click.echo(
             json.dumps([json.loads(record.model_dump_json()) for record in records], indent=1)
@@ -219,4 +232,6 @@ def job_command(order: str, as_json: bool) -> None:
     asked = Order.model_validate_json(order)
     console = Plain(stderr=True, force_terminal=False if asked.name else None)
     with Display(console, name=asked.name) as display:
-        asked.execute(chosen_device(asked.device), display)
+        tracking = asked.tracking
+        follower = Both(display, tracked(tracking.name, tracking.group, display.say))
+        asked.execute(chosen_device(asked.device), display, follower)

@@ -53,6 +53,12 @@ save_samples_option = click.option(
     "prompt in GenEval's layout.",
 )
 
+track_option = click.option(
+    "--track",
+    type=click.Choice(["tensorboard", "wandb", "trackio"]),
+    help="Also tell a tracker what a run finds; each needs an extra of its name.",
+)
+
 
 def chosen(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a person gave."""

@@ -34,7 +34,8 @@ def run_searches(
         return
     driver = place.driver()
     studies = [
-        Searcher(one, place.results, place.device, driver, place.reuse, say).make() for one in plans
+        Searcher(one, place.results, place.device, driver, place.reuse, say, place.tracking).make()
+        for one in plans
     ]
     lines = show_trials(plans, studies, as_json)
     done, asked = sum(line["answered"] for line in lines), sum(one.spec.trials for one in plans)
@@ -43,7 +44,9 @@ def run_searches(
     if not any(line["best"] for line in lines):
         raise RunFailed("no trial finished: their records say why")
     pairs = list(zip(plans, studies, strict=True))
-    confirmed = confirm(pairs, place.results, place.device, driver, place.reuse, say)
+    confirmed = confirm(
+        pairs, place.results, place.device, driver, place.reuse, say, place.tracking
+    )
     outcomes = [
         outcome_of(one, study, runs) for (one, study), runs in zip(pairs, confirmed, strict=True)
     ]

@@ -28,7 +28,7 @@ from harness.solvers import SOLVERS, Noise, sample, trace
 from harness.tasks import Task
 from harness.training.estimate import store_bill
 from harness.training.settings import Bill
-from harness.training.trainer import Trainer
+from harness.training.trainer import STEERING, Trainer
 
 EMA_WEIGHT_FLAG = 0.01
 """Share of the initial weights in the evaluated average above which a record is flagged."""
@@ -177,7 +177,11 @@ def training_curve(trainer: Trainer | None, count: int | None) -> dict[str, Any]
     first = trainer.curve[0] if trainer else {}
     milestones = trainer.milestones if trainer else []
     return {
-        "first_losses": {name: value for name, value in first.items() if name != "step"},
+        "first_losses": {
+            name: value
+            for name, value in first.items()
+            if name.rpartition("/")[2] not in ("step", *STEERING)
+        },
         "milestones": [Milestone(**point, n=count) for point in milestones],
     }
 
@@ -208,11 +212,16 @@ def write_grid(
     folder: Path, task: Task, device: torch.device, samples: Tensor, reference: Tensor
 ) -> None:
     """Writes `samples.png`: the student's samples above the teacher's, from the same noise."""
+    picture = grid_of(task, device, samples, reference)
+    write_aside(folder / "samples.png", lambda aside: picture.save(aside, "png"))
+
+
+def grid_of(task: Task, device: torch.device, *rows: Tensor) -> Image.Image:
+    """A picture of the first samples of each row [n, C, H, W]."""
     height = (task.picture_shape or task.shape)[1]
     columns, scale = (20, 5) if height < 64 else (8, 1)
     draw = drawable(task, device)
-    picture = Image.fromarray(sample_grid([samples, reference], columns, scale, draw=draw).numpy())
-    write_aside(folder / "samples.png", lambda aside: picture.save(aside, "png"))
+    return Image.fromarray(sample_grid(rows, columns, scale, draw=draw).numpy())
 
 
 def write_student(folder: Path, method: Method, metadata: dict[str, str]) -> None:

@@ -22,12 +22,14 @@ from harness.metrics.extra import EXTRACTORS
 from harness.metrics.sampling import sample_set
 from harness.networks.compiling import check_compiler, uncompiled
 from harness.networks.recomputing import checkpoint_activations
+from harness.progress import NOBODY, Follower, Subject
 from harness.provenance import capture_environment
 from harness.records import Environment, Record, TrainingBill, write_record
 from harness.runs.build import Reference, build, sampler_of, samples_again, samples_of
 from harness.runs.evaluation import (
     cost_of,
     flags_of,
+    grid_of,
     measure_exposure,
     measure_latency,
     training_bill,
@@ -42,6 +44,7 @@ from harness.runs.log import Report, logged, logging_report, silent
 from harness.runs.resolve import Resolved, reference_of
 from harness.runs.saving import Form, forget_sets, save_sets
 from harness.runs.student_file import facts_of
+from harness.runs.told import followed, row_of, subject_of
 from harness.training.checkpoints import is_left_over
 from harness.training.power_average import PowerAverages
 from harness.training.settings import PLAIN, Execution
@@ -54,6 +57,8 @@ Judge = Callable[[float, dict[str, float]], None]
 
 It may raise RunFailed to stop the run.
 """
+Quality = Callable[[int], dict[str, float]]
+"""Measures the student after a training step: metrics by name."""
 
 
 @dataclass
@@ -63,6 +68,7 @@ class Run:
     Attributes:
         save: the form in which its samples are written for other evaluators; None writes none.
         execution: how the run is executed.
+        follower: is told what the run finds. A finished run tells it again from its folder.
     """
 
     resolved: Resolved
@@ -72,6 +78,7 @@ class Run:
     judge: Judge | None = None
     save: Form | None = None
     execution: Execution = PLAIN
+    follower: Follower = NOBODY
     environment: Environment = field(init=False)
 
     @property
@@ -125,16 +132,32 @@ class Run:
                 record = known()  # another process may have finished it while this one waited
             if record is not None:
                 self._save()
+                self.tell(record)
                 if alone and self._left_over(record):
                     ranks.told_by_first(self._forget_checkpoint)
                 return record
             if not ranks.is_first():
-                return replace(self, report=silent)._execute()
+                return replace(self, report=silent, follower=NOBODY)._execute()
             self.folder.mkdir(parents=True, exist_ok=True)
             log = stack.enter_context(
                 logged(self.folder / "run.log", f"run {self.resolved.run_id}")
             )
+            code = capture_environment(self.device).code
+            stack.enter_context(followed(self.follower, self._subject(code)))
             return replace(self, report=logging_report(self.report, log))._execute()
+
+    def _subject(self, code: str) -> Subject:
+        return subject_of(self.resolved, self.folder, self.results, code)
+
+    def tell(self, record: Record) -> None:
+        """Tells the follower of this run, which was finished before, from its folder."""
+        if ranks.is_first() and self.folder.is_dir():
+            with followed(self.follower, self._subject(record.environment.code)):
+                self._tell_row(record)
+
+    def _tell_row(self, record: Record) -> None:
+        bill = record.cost.training if record.cost else None
+        self.follower.done(bill.steps if bill else 0, row_of(record))
 
     def _execute(self) -> Record:
         if self.resolved.settings.compile:
@@ -169,6 +192,7 @@ class Run:
         """Writes the record of a finished run, which needs its checkpoint no more."""
         self._write(record)
         self._forget_checkpoint()
+        self._tell_row(record)
         return record
 
     def _left_over(self, record: Record) -> bool:
@@ -222,9 +246,14 @@ class Run:
             self.report(f"student of {sibling.run_id}, trained before")(1, 1)
             method.start_from(student_weights(self.folder.parent / sibling.run_id))
 
-        def quality() -> dict[str, float]:
+        def quality(step: int) -> dict[str, float]:
             count = task.spec.evaluation.milestone_samples
-            return evaluator.quality(sample_set(sampler, task, 0, self.device, count=count))
+            samples = sample_set(sampler, task, 0, self.device, count=count)
+            found = evaluator.quality(samples)
+            ranks.told_by_first(
+                lambda: self.follower.picture(step, lambda: grid_of(task, self.device, samples))
+            )
+            return found
 
         trainer = None
         if trains:
@@ -262,9 +291,7 @@ class Run:
         measured = self._measure(method, teacher, trainer, bill, samples, evaluator, reference)
         return self._record(status="finished", **{**measured, **shared})
 
-    def _train_sharded(
-        self, method: Method, sources: dict[str, Any], quality: Callable[[], dict[str, float]]
-    ) -> None:
+    def _train_sharded(self, method: Method, sources: dict[str, Any], quality: Quality) -> None:
         """Trains a sharded copy of a method to its last checkpoint, which a plain trainer reads.
 
         Args:
@@ -276,12 +303,12 @@ class Run:
         trainer = self._trainer(copy, teacher, sources, self.device, sharded=True)
         average = copy.student_player.ema
 
-        def gathered() -> dict[str, float]:
+        def gathered(step: int) -> dict[str, float]:
             assert average is not None
             gathered_no_more(trainer.sharded)
             method.start_from(whole(average.module.state_dict()))
             method.student.to(self.device)
-            found = quality()
+            found = quality(step)
             method.student.to(CPU)
             return found
 
@@ -321,14 +348,23 @@ class Run:
             student, every = method.student_player.module, r.settings.total_steps // wanted
             averages = PowerAverages(student, self.folder / "averages", every)
         return Trainer(
-            method, sources, r.settings, self.folder, device, network, key, sharded, averages
+            method,
+            sources,
+            r.settings,
+            self.folder,
+            device,
+            network,
+            key,
+            sharded,
+            averages,
+            self.follower,
         )
 
-    def _train(self, trainer: Trainer, quality: Callable[[], dict[str, float]]) -> None:
+    def _train(self, trainer: Trainer, quality: Quality) -> None:
         """Trains to the end and measures quality at the milestones, where the judge may stop it."""
 
         def measure() -> dict[str, float]:
-            found = quality()
+            found = quality(trainer.step)
             if self.judge is not None:
                 self.judge(trainer.step / self.resolved.settings.total_steps, found)
             return found
@@ -408,6 +444,7 @@ def run(
     reuse: bool = False,
     save: Form | None = None,
     execution: Execution = PLAIN,
+    follower: Follower = NOBODY,
 ) -> tuple[Record, Record]:
     """The record of a resolved config and that of its task's reference, both computed where needed.
 
@@ -416,6 +453,7 @@ def run(
         reuse: whether finished records of other code count.
         save: the form in which the run's samples are written, if they are.
         execution: how the run is executed.
+        follower: is told what the run finds.
 
     Raises:
         UsageError, RunFailed, Busy, Interrupted. UsageError comes before anything is computed if
@@ -430,7 +468,9 @@ def run(
         raise UsageError("--snapshots needs whole networks: leave it or --shard out")
     if execution.shard:
         check_shard(resolved.cls, resolved.config)
-    wanted = Run(resolved, results, device, report, save=save, execution=execution)
+    wanted = Run(
+        resolved, results, device, report, save=save, execution=execution, follower=follower
+    )
     learns = resolved.settings.total_steps and "trajectory" in resolved.cls.sources
 
     def check_disk() -> None:

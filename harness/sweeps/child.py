@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from harness.documents import parse_json
 from harness.errors import RunFailed, UsageError
 from harness.files import digest
+from harness.progress import NOBODY, Follower
 from harness.provenance import PLUGIN_SOURCES, code_digest
 from harness.records import Record
 from harness.runs.config import RunConfig
@@ -82,6 +83,23 @@ def milestones(file: Path) -> dict[int, float]:
     return found
 
 
+class Tracking(BaseModel):
+    """What follows the runs of a sweep.
+
+    Attributes:
+        name: the tracker's; None tracks nothing.
+        group: the sweep's name there.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str | None = None
+    group: str = ""
+
+
+UNTRACKED = Tracking()
+
+
 class Order(BaseModel):
     """One run for a child process.
 
@@ -93,6 +111,7 @@ class Order(BaseModel):
         reuse: take a finished record that other code made.
         name: what a child that shares a terminal puts before its lines.
         pruning: when to give the run up.
+        tracking: what follows the run.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -104,8 +123,9 @@ class Order(BaseModel):
     reuse: bool = False
     name: str = ""
     pruning: Pruning | None = None
+    tracking: Tracking = UNTRACKED
 
-    def execute(self, device: torch.device, report: Report) -> Record:
+    def execute(self, device: torch.device, report: Report, follower: Follower = NOBODY) -> Record:
         """Makes the run; waits for another process that makes it.
 
         Raises as `Run.execute`, and UsageError if the code is not the driver's.
@@ -115,9 +135,8 @@ class Order(BaseModel):
                 "the code was changed since the sweep began, or differs between machines: "
                 "start the sweep again"
             )
-        run = Run(
-            resolve(self.config, results=self.results, device=device), self.results, device, report
-        )
+        resolved = resolve(self.config, results=self.results, device=device)
+        run = Run(resolved, self.results, device, report, follower=follower)
         if self.pruning is not None:
             run.judge = self.pruning.judge(run.folder / MILESTONES_FILE)
         return run.execute(self.reuse, wait=True)
@@ -131,6 +150,7 @@ def job_of(
     reuse: bool = False,
     name: str = "",
     pruning: Pruning | None = None,
+    tracking: Tracking = UNTRACKED,
 ) -> Job:
     """The child process that makes a run."""
     settled: dict[str, object] = {"noise_sets": resolved.noise_sets}
@@ -144,6 +164,7 @@ def job_of(
         reuse=reuse,
         name=name,
         pruning=pruning,
+        tracking=tracking,
     )
     plugins = [word for path in PLUGIN_SOURCES for word in ("--plugin", str(path))]
     return Job(("_job", order.model_dump_json(), *plugins))

@@ -21,6 +21,7 @@ from harness.errors import UsageError
 from harness.records import Record
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.run import Run
+from harness.sweeps.child import UNTRACKED, Tracking
 from harness.sweeps.database import finished_trials
 from harness.sweeps.driver import Driver
 from harness.sweeps.study import StudyPlan, objective
@@ -57,6 +58,7 @@ def confirm(
     driver: Driver[Cell],
     reuse: bool = False,
     say: Callable[[str], None] = print,
+    tracking: Tracking = UNTRACKED,
 ) -> list[list[Confirmed]]:
     """Makes the confirming runs of all studies at once, and returns what each study found.
 
@@ -74,7 +76,7 @@ def confirm(
                 cells.setdefault(run.run_id, Cell(config, run, record))
             settings.append((trial, runs))
         wanted.append(settings)
-    made = run_sweep(list(cells.values()), results, device, driver, reuse, say)
+    made = run_sweep(list(cells.values()), results, device, driver, reuse, say, tracking)
     records = dict(zip(cells, made, strict=True))
     return [
         [_confirmed(plan, trial, runs, records) for trial, runs in settings]

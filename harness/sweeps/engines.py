@@ -39,7 +39,12 @@ class Job:
     words: tuple[str, ...]
     cwd: str = field(default_factory=os.getcwd)
     environment: Mapping[str, str] = field(
-        default_factory=lambda: {k: v for k, v in os.environ.items() if k.startswith("HARNESS_")}
+        default_factory=lambda: {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(("HARNESS_", "WANDB_", "TRACKIO_"))
+            and not name.endswith(("KEY", "TOKEN"))  # engines write jobs to disk
+        }
     )
 
 

@@ -31,7 +31,15 @@ from harness.runs.finished import run_folder
 from harness.runs.locks import held
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.run import Run
-from harness.sweeps.child import MILESTONES_FILE, PRUNED, Pruning, job_of, milestones
+from harness.sweeps.child import (
+    MILESTONES_FILE,
+    PRUNED,
+    UNTRACKED,
+    Pruning,
+    Tracking,
+    job_of,
+    milestones,
+)
 from harness.sweeps.database import ANSWERED, finished_trials, open_study, tell, writable
 from harness.sweeps.driver import Driver
 from harness.sweeps.study import StudyPlan, objective
@@ -70,6 +78,7 @@ class Searcher:
         driver: carries the runs out.
         reuse: take finished records, and go on with a study, of other code.
         say: prints a line.
+        tracking: what follows the runs of the trials.
     """
 
     plan: StudyPlan
@@ -78,6 +87,7 @@ class Searcher:
     driver: Driver[Trial]
     reuse: bool = False
     say: Callable[[str], None] = print
+    tracking: Tracking = UNTRACKED
     study: optuna.Study = field(init=False)
     code: str = field(init=False)
 
@@ -180,11 +190,17 @@ class Searcher:
                     f"{trial.label}, {resolved.run_id} seed {config.seed}: {shown(trial.params)}"
                 )
                 name = trial.label if self.driver.workers > 1 else ""
-                pruning = self._pruning()
-                self.driver.start(
-                    trial,
-                    job_of(config, resolved, self.results, self.device, self.reuse, name, pruning),
+                job = job_of(
+                    config,
+                    resolved,
+                    self.results,
+                    self.device,
+                    self.reuse,
+                    name,
+                    self._pruning(),
+                    self.tracking,
                 )
+                self.driver.start(trial, job)
                 return
             trial.records.append(record)
             trial.waiting.pop(0)

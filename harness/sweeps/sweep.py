@@ -27,7 +27,7 @@ from harness.runs.identity import key_of_record
 from harness.runs.locks import held, is_held
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.run import Run
-from harness.sweeps.child import job_of
+from harness.sweeps.child import UNTRACKED, Tracking, job_of
 from harness.sweeps.driver import Driver
 from harness.tasks import load_task
 
@@ -173,6 +173,7 @@ def run_sweep(
     driver: Driver[Cell],
     reuse: bool = False,
     say: Callable[[str], None] = print,
+    tracking: Tracking = UNTRACKED,
 ) -> list[Record]:
     """Makes the runs that are missing, and returns the records of all cells, in their order.
 
@@ -182,6 +183,7 @@ def run_sweep(
     Args:
         reuse: take finished records that other code made.
         say: prints a line.
+        tracking: what follows the runs that are made.
 
     Raises UsageError for what only shows inside a run, such as weights that do not fit.
     """
@@ -195,7 +197,10 @@ def run_sweep(
                 name = names[cell.resolved.run_id]
                 say(f"{name} seed {cell.resolved.settings.seed}: starts")
                 name = name if driver.workers > 1 else ""
-                driver.start(cell, job_of(cell.config, cell.resolved, results, device, reuse, name))
+                job = job_of(
+                    cell.config, cell.resolved, results, device, reuse, name, tracking=tracking
+                )
+                driver.start(cell, job)
                 continue
             known = len(driver.lost)
             cell, died = driver.next()

@@ -23,7 +23,7 @@ from harness.errors import HarnessError, Interrupted, RunFailed, UsageError
 from harness.methods.base import Batch, Loss, Method, Player, Update
 from harness.networks.compiling import blocks_of, compile_networks, uncompiled
 from harness.networks.passes import count_passes
-from harness.progress import Progress
+from harness.progress import NOBODY, Follower, Progress
 from harness.training.batches import Batches, Source
 from harness.training.checkpoints import NAME, load_checkpoint, save_checkpoint
 from harness.training.distributed import mean_over_ranks, share_of
@@ -35,6 +35,8 @@ from harness.training.sharding import clip_gradients, gathered_no_more, shard
 
 MILESTONES = (1 / 8, 1 / 4, 1 / 2)
 """Parts of the budget at which quality is measured; the evaluation itself measures the whole."""
+STEERING = ("gradient_norm", "learning_rate")
+"""What a point of the curve holds of each player beside its losses and metrics."""
 Measure = Callable[[], dict[str, float]]
 """Measures the current student: metrics by name."""
 
@@ -50,6 +52,7 @@ class Trainer:
         identity: a name of the run and its code; a checkpoint of another identity is ignored.
         sharded: whether ranks divide the networks among them.
         averages: averages of the student beside its own, if they are wanted.
+        follower: is told the points of the curve and the milestones.
 
     Raises UsageError if micro-batches do not divide the batch.
     """
@@ -65,6 +68,7 @@ class Trainer:
         identity: str = "",
         sharded: bool = False,
         averages: PowerAverages | None = None,
+        follower: Follower = NOBODY,
     ):
         share = share_of(settings.batch_size, settings.sample_group)
         if share % (micro := settings.micro_batch_size or share):
@@ -77,7 +81,7 @@ class Trainer:
         self.step, self.bill = 0, Bill()
         self.teacher, self.identity = teacher or nn.Identity(), identity
         self.sharded = shard(method, self.teacher, device) if sharded else []
-        self.averages = averages
+        self.averages, self.follower = averages, follower
         self.curve: list[dict[str, float]] = []
         self.milestones: list[dict[str, Any]] = []
         for player in method.players.values():
@@ -115,6 +119,7 @@ class Trainer:
 
     def _train(self, until: int | None, progress: Progress | None, measure: Measure | None) -> None:
         self._resume()
+        self._tell_past()
         until = self.settings.total_steps if until is None else until
         saved = started = time.perf_counter()
         seconds_before = self.bill.seconds
@@ -122,16 +127,16 @@ class Trainer:
         with signals_noted() as caught:
             while self.step < until:
                 started += self._prepare()
-                means = self.one_step()
+                found = self.one_step()
                 self.step += 1
                 now = time.perf_counter()
                 self.bill.seconds = seconds_before + now - started
-                self._log(means, progress)
+                self._log(found, progress)
                 if measure and self.step in self._milestone_steps():
                     with uncompiled(self.settings.compile):
                         self.note_quality(measure())
-                    started += time.perf_counter() - now  # measuring is not training
                     self._reset_peak_memory()
+                started += time.perf_counter() - now  # telling and measuring are not training
                 if self.averages and self.step == self.settings.total_steps:
                     self.averages.write()  # before the last checkpoint: a resumed run is past it
                 late = ranks.is_first() and now - saved > self.settings.checkpoint_seconds
@@ -152,13 +157,22 @@ class Trainer:
         total = self.settings.total_steps
         return {math.ceil(part * total) for part in MILESTONES} - {total}
 
-    def _log(self, means: dict[str, float], progress: Progress | None) -> None:
+    def _log(self, found: dict[str, float], progress: Progress | None) -> None:
         """Adds a point to the curve every few steps, and at the end."""
         total = self.settings.total_steps
         if self.step % self.settings.log_every == 0 or self.step == total:
-            self.curve.append({"step": self.step, **means})
+            self.curve.append({"step": self.step, **found})
+            self.follower.numbers("train", self.step, found)
             if progress:
                 progress(self.step, total)
+
+    def _tell_past(self) -> None:
+        """Tells what a checkpoint holds, for a follower that was not there."""
+        for point in self.curve:
+            values = {name: value for name, value in point.items() if name != "step"}
+            self.follower.numbers("train", int(point["step"]), values)
+        for milestone in self.milestones:
+            self.follower.numbers("quality", milestone["step"], milestone["quality"])
 
     def _reset_peak_memory(self) -> None:
         if self.device.type == "cuda":
@@ -174,6 +188,7 @@ class Trainer:
                 "quality": quality,
             }
         )
+        self.follower.numbers("quality", self.step, quality)
 
     def _prepare(self) -> float:
         """Counts and compiles the losses that the next step uses for the first time.
@@ -195,8 +210,14 @@ class Trainer:
         return time.perf_counter() - before
 
     def one_step(self) -> dict[str, float]:
-        """Trains one step and bills it; returns the means of losses and metrics over the batch."""
+        """Trains one step and bills it.
+
+        Returns:
+            The means of losses and metrics over the batch, and for each player the gradient's norm
+            before clipping and the learning rate.
+        """
         means: dict[str, float] = {}
+        steered: dict[str, float] = {}
         batches, updates = self.batches.of_step(self.step), list(self.method.updates(self.step))
         self.bill.flops += self.flops_of(updates)
         for update in updates:
@@ -209,7 +230,8 @@ class Trainer:
             self.bill.teacher_evaluations += made
             prefix = "" if len(self.method.players) == 1 else f"{update.player}/"
             found = {prefix + name: float(total) for name, total in totals.items()}
-            self._apply(update.player, player, found[prefix + "loss"])
+            applied = self._apply(update.player, player, found[prefix + "loss"])
+            steered |= {prefix + name: value for name, value in applied.items()}
             means |= found
             self.bill.updates[update.player] = self.bill.updates.get(update.player, 0) + 1
         self.bill.images += self.settings.batch_size
@@ -219,7 +241,7 @@ class Trainer:
             restart(self.method.players[name])
             if self.averages and name == "student":
                 self.averages.restart()
-        return means
+        return means | steered
 
     def _backward(self, loss_of: Loss, batches: list[Batch]) -> dict[str, Tensor]:
         """Adds the gradients of the mean loss over the micro-batches.
@@ -238,8 +260,11 @@ class Trainer:
                 ) + value.float() / len(batches)
         return totals
 
-    def _apply(self, name: str, player: Player, loss: float) -> None:
+    def _apply(self, name: str, player: Player, loss: float) -> dict[str, float]:
         """Clips the gradients of a player, makes its optimizer step and updates its average.
+
+        Returns:
+            The `STEERING` of the step.
 
         Raises RunFailed if the loss or the gradient norm is not finite.
         """
@@ -259,6 +284,7 @@ class Trainer:
             player.ema.update(player.module)
         if self.averages and name == "student":
             self.averages.update(player.module)
+        return dict(zip(STEERING, (norm, player.optimizer.param_groups[0]["lr"]), strict=True))
 
     def flops_of(self, updates: Sequence[Update]) -> float:
         """FLOPs of a step with these updates: their losses and backward passes on a whole batch."""

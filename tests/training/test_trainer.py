@@ -25,7 +25,7 @@ from harness.methods.parts.players import EMA, constant, cosine
 from harness.progress import Progress
 from harness.training.batches import Batches, Items
 from harness.training.settings import TrainSettings
-from harness.training.trainer import Trainer
+from harness.training.trainer import STEERING, Trainer
 
 CPU = torch.device("cpu")
 STEPS = 12
@@ -552,18 +552,20 @@ def test_metrics_carry_the_players_name() -> None:
     method = Pair()
     training = trainer(method, micro_batch_size=2)
     training.train(until=1)
-    assert set(training.curve[0]) == {
+    beside = {f"{name}/{value}" for name in method.players for value in STEERING}
+    assert set(training.curve[0]) - beside == {
         "step",
         "critic/loss",
         "critic/size",
         "student/loss",
         "student/size",
     }
+    assert beside < set(training.curve[0])
     assert training.curve[0]["critic/size"] == 2
     assert method.log[-1] == (
         "end",
         0,
-        {name: value for name, value in training.curve[0].items() if name != "step"},
+        {name: value for name, value in training.curve[0].items() if name not in {"step", *beside}},
     )
     assert training.bill.updates == {"critic": 1, "student": 1}
 
