@@ -18,6 +18,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ard": {"history_layers": 2},
     "imm": {"group": 2},
     "ladd": {"gan_virtual_batch": 2},
+    "rcm": {"ramp_steps": 0},
 }
 APART = {
     "denoising",  # trains the teachers that ship

@@ -110,16 +110,8 @@ class DMD2(DenoisingStudent):
         self, model: Denoiser, cond: Condition, batch: Batch, place: int, name: str
     ) -> Tensor:
         """The student's x_0 at step `place` of its sampling; gradients flow through that step."""
-        device = batch.index.device
-        levels = self.levels.to(device)
-        x_t = batch.normal(f"{name} x_T", self.task.shape)
-        with torch.no_grad():
-            for i in range(place):
-                x_0 = model(x_t, levels[i], cond).x_0
-                x_t = self.noised(
-                    x_0, batch.normal(f"{name} step {i + 1}", self.task.shape), levels[i + 1]
-                )
-        return self.with_gradient(model(x_t, levels[place], cond).x_0, levels[place])
+        levels = self.levels[: place + 1].to(batch.index.device)
+        return self.simulated(model, levels, cond, batch, name)
 
     def loss_at(self, batch: Batch, place: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's loss at step `place`."""
