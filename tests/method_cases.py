@@ -68,5 +68,5 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
 def case_of(name: str, task: Task, folder: Path) -> Case:
     """The case of that name on a task, in 2 sampling steps where the method takes them."""
     method, options = CASES[name]
-    num_steps = 1 if method == "knowledge-distillation" else 2
+    num_steps = min(METHODS[method].default_num_steps, 2)
     return Case(method, task, folder, options, num_steps=num_steps)
