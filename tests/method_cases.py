@@ -36,6 +36,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
     "dmd2": ("dmd2", {"student_every": 2}),
     "dmd2, decoupled": ("dmd2", {"student_every": 1, "renoising": "decoupled"}),
     "dmd2 by another divergence": ("dmd2", {"student_every": 1, "divergence": "js"}),
+    "drifting": ("drifting", {"group": 4}),
     "rcm": ("rcm", {"ramp_steps": 5, "student_every": 2}),
     "scm, data": ("scm", {"source": "data"}),
     "meanflow, teacher": ("meanflow", {"source": "teacher", "distinct": 0.5}),

@@ -49,6 +49,7 @@ APART = {
     "denoising",
     "teacher",
     "knowledge-distillation",
+    "drifting",  # needs a classifier
     "ladd",  # needs a teacher with blocks
     "imf",  # 0.78 of the distance is left after a hundred steps, and 0.48 after three hundred
 }
