@@ -60,8 +60,8 @@ class PaperProblem:
         return self.condition("cpu") if self.text_length else Conditions(self.num_classes).null
 
     def classifier(self, device: torch.device) -> Classifier:
-        """A classifier of these shapes, with random weights."""
-        return Classifier(self.shape, self.num_classes).requires_grad_(False).to(device)
+        """A classifier of these shapes, without weights like all networks here."""
+        return Classifier(self.shape, self.num_classes)
 
     def condition(self, device: str) -> Condition:
         """A condition of the shapes that the network takes, a batch of one."""
