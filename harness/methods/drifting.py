@@ -11,7 +11,7 @@ over their mean, and R in {0.02, 0.05, 0.2},
 softmax_j is over all that x_i sees, softmax_i over the samples of its label. V is 0 on average
 where samples and data have one distribution, and changes its sign if they change places. V's
 division by its own size pins the loss. The metric `shared` says where training is: it is the share
-of V's square that n samples of a label have in common, 1 far from the data and about 2 / n at last.
+of V's square that n samples of a label have in common, most far from the data, about 2 / n at last.
 (The size of V before the division hardly differs between the two for 16 or 64 samples.)
 
 Guidance: real images of all labels are negatives too, of weight `(w - 1) (n - 1) / m` each, for n

@@ -88,7 +88,7 @@ def test_samples_share_their_drift_far_from_the_images() -> None:
         float(drifted(normal("x"), normal("y", shift), one_label(), 1.0)[2]) for shift in (0.0, 3.0)
     )
     assert near < 3 / SIZE  # one part of SIZE if the images had no noise
-    assert far > 0.9
+    assert far > 0.6
 
 
 def test_the_loss_moves_samples_by_the_drift(tiny: Task) -> None:
