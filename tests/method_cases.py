@@ -36,6 +36,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
     "dmd2": ("dmd2", {"student_every": 2}),
     "dmd2, decoupled": ("dmd2", {"student_every": 1, "renoising": "decoupled"}),
     "dmd2 by another divergence": ("dmd2", {"student_every": 1, "divergence": "js"}),
+    "drifting": ("drifting", {"group": 4}),
+    "rcm": ("rcm", {"ramp_steps": 5, "student_every": 2}),
     "scm, data": ("scm", {"source": "data"}),
     "meanflow, teacher": ("meanflow", {"source": "teacher", "distinct": 0.5}),
     "meanflow, its own guidance": ("meanflow", {"kappa": 0.5, "second_time": "interval"}),
@@ -67,5 +69,5 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
 def case_of(name: str, task: Task, folder: Path) -> Case:
     """The case of that name on a task, in 2 sampling steps where the method takes them."""
     method, options = CASES[name]
-    num_steps = 1 if method == "knowledge-distillation" else 2
+    num_steps = min(METHODS[method].default_num_steps, 2)
     return Case(method, task, folder, options, num_steps=num_steps)

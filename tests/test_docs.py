@@ -16,8 +16,10 @@ from harness.training.case import STEPS, Case
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
 OPTIONS: dict[str, dict[str, Any]] = {
     "ard": {"history_layers": 2},
+    "drifting": {"group": 4},
     "imm": {"group": 2},
     "ladd": {"gan_virtual_batch": 2},
+    "rcm": {"ramp_steps": 0},
 }
 APART = {
     "denoising",  # trains the teachers that ship

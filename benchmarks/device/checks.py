@@ -34,7 +34,11 @@ GRAPH_LIMIT = 1e-5
 
 A resumed run's weights are compared relative to the distance that training moved them.
 """
-OPTIONS: dict[str, dict[str, Any]] = {"ard": {"history_layers": 2}, "imm": {"group": 2, "gap": 3}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ard": {"history_layers": 2},
+    "drifting": {"group": 4},
+    "imm": {"group": 2, "gap": 3},
+}
 """Options that suit the small task's 3 layers and 4 steps."""
 TOY = ("ard", "consistency-distillation", "teacher")
 
@@ -46,7 +50,7 @@ def rows(setting: Setting) -> Rows:
 
     def case(name: str, device: torch.device) -> Case:
         options = OPTIONS.get(name, {})
-        num_steps = 1 if name == "knowledge-distillation" else 2
+        num_steps = min(METHODS[name].default_num_steps, 2)
         return Case(name, task, folder / str(next(numbers)), options, num_steps, device)
 
     yield "keyed noise", lambda: keyed_noise(setting)

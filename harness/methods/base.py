@@ -72,6 +72,13 @@ class Problem(Protocol):
     def network_teacher(self) -> bool:
         """Whether the teacher is a network with blocks, rather than a closed formula."""
 
+    @property
+    def own_classifier(self) -> bool:
+        """Whether the task has a classifier of its own, whose features judge samples."""
+
+    def classifier(self, device: torch.device) -> Any:
+        """That classifier, frozen: `features` maps images [B, C, H, W] to [B, D]."""
+
 
 @dataclass
 class Batch:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Denoiser, Guided
+from harness.errors import UsageError
 from harness.methods.base import METHODS, Batch, Problem, Update
 from harness.methods.parts.decoupled import Decoupled
 from harness.methods.parts.matching import Matching, MatchingConfig
@@ -39,7 +40,8 @@ class DMD2Config(StudentConfig, MatchingConfig):
     lr: float = Field(3e-4, gt=0, le=1)
     """Peak learning rate of the student (paper: 2e-6 in hundreds of thousands of steps)."""
     renoising: Literal["shared", "decoupled"] = "shared"
-    """Noise of the guidance in the gradient: that of the scores, or its own (Decoupled DMD)."""
+    """Noise of the guidance in the gradient: that of the scores, or its own (Decoupled DMD), which
+    needs guidance and the divergence reverse-kl."""
 
 
 @METHODS.register("dmd2")
@@ -78,6 +80,18 @@ class DMD2(DenoisingStudent):
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         config.check_matching()
+        if config.renoising != "decoupled":
+            return
+        if task.guidance_scale == 1:
+            raise UsageError(
+                "renoising is decoupled, which at the task's guidance scale 1 equals shared: "
+                "leave it out, or take a task with guidance"
+            )
+        if config.divergence != "reverse-kl":
+            raise UsageError(
+                f"renoising is decoupled and divergence is {config.divergence}, whose weights "
+                "would scale the guidance too: give one of them"
+            )
 
     def updates(self, step: int) -> Iterable[Update]:
         every, steps = self.config.student_every, len(self.levels) - 1
@@ -96,16 +110,8 @@ class DMD2(DenoisingStudent):
         self, model: Denoiser, cond: Condition, batch: Batch, place: int, name: str
     ) -> Tensor:
         """The student's x_0 at step `place` of its sampling; gradients flow through that step."""
-        device = batch.index.device
-        levels = self.levels.to(device)
-        x_t = batch.normal(f"{name} x_T", self.task.shape)
-        with torch.no_grad():
-            for i in range(place):
-                x_0 = model(x_t, levels[i], cond).x_0
-                x_t = self.noised(
-                    x_0, batch.normal(f"{name} step {i + 1}", self.task.shape), levels[i + 1]
-                )
-        return self.with_gradient(model(x_t, levels[place], cond).x_0, levels[place])
+        levels = self.levels[: place + 1].to(batch.index.device)
+        return self.simulated(model, levels, cond, batch, name)
 
     def loss_at(self, batch: Batch, place: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's loss at step `place`."""

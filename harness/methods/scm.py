@@ -18,11 +18,8 @@ An eps network's F has c_out = 1 / cos(t); its loss is taken times alpha_t, afte
 undo it (`DenoisingStudent.conditioned`). A share `uniform` of a batch has uniform timesteps: the
 log-normal law is above t = 0.9 in 4 of 10,000 samples on DiT's schedule.
 
- dx/dt is the guided teacher's (`source: teacher`, sCD) or
-`cos(t) z - sin(t) x_0` (`source: data`, sCT).
-
-F is the task's network: `F = cos(t) eps - sin(t) x_0 / sd` with its eps and x_0 at the same
-signal-to-noise ratio. So f is its x_0-prediction.
+dx/dt is the guided teacher's (`source: teacher`, sCD) or `cos(t) z - sin(t) x_0` (`source: data`,
+sCT). F is made of the task's network (`parts/circle.py`).
 
 Untrained, from the teacher's weights: the first step is the unguided teacher's x_0-prediction.
 Exact (sCD): g is 0 if f is the end of the teacher's ODE. In expectation (sCT): there g has mean 0
@@ -34,25 +31,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
-from harness.diffusion.denoiser import Denoiser, Guided, expand_to
+from harness.diffusion.denoiser import Guided, expand_to
 from harness.methods.base import METHODS, Batch, Problem, Update
-from harness.methods.parts.derivatives import TangentConfig, with_derivative
+from harness.methods.parts.circle import CircleStudent
+from harness.methods.parts.derivatives import TangentConfig
 from harness.methods.parts.options import Span
 from harness.methods.parts.players import Player
-from harness.methods.parts.student import (
-    DataConfig,
-    DenoisingStudent,
-    TimesConfig,
-    largest_sigma,
-    sigma_ve,
-)
+from harness.methods.parts.student import DataConfig, TimesConfig
 from harness.networks.layers import TimestepEmbedder
 
 
@@ -86,7 +78,7 @@ class LearnedWeight(nn.Module):
 
 
 @METHODS.register("scm")
-class SCM(DenoisingStudent):
+class SCM(CircleStudent):
     """sCM, a continuous-time consistency model: f has derivative 0 along an ODE path."""
 
     Config = SCMConfig
@@ -96,7 +88,6 @@ class SCM(DenoisingStudent):
         "normalisation": (0.1, 1.0),
         "uniform": (0.1, 0.3, 0.6),
     }
-    any_step = True
     reference: ClassVar = "Lu & Song 2024, arXiv 2410.11081, eq. 5 to 8 and alg. 1"
 
     def __init__(
@@ -109,23 +100,9 @@ class SCM(DenoisingStudent):
     ):
         super().__init__(config, teacher, task, num_steps, total_steps)
         self.target = "guided teacher" if config.source == "teacher" else "data"
-        self.sd = task.data_std
-        self.largest = largest_sigma(self.schedule)
         weight = LearnedWeight()
         optimizer = torch.optim.AdamW(weight.parameters(), config.weight_lr, weight_decay=0.0)
         self.players["weight"] = Player(weight, optimizer, config.clip)
-
-    @classmethod
-    def reads_data(cls, config: Any, total_steps: int) -> bool:
-        return True
-
-    def F(self, model: Denoiser | Guided, x: Tensor, angle: Tensor, cond: Condition) -> Tensor:
-        """F at points x [B, C, H, W] of the circle and angles [B], float32."""
-        cos, sin = (expand_to(c, x) for c in (angle.cos(), angle.sin()))
-        t = self.schedule.time_of(self.sd * angle.tan())
-        alpha, _ = self.schedule.alpha_sigma(t)
-        found = model(x * expand_to(alpha / angle.cos(), x), t, cond)
-        return cos * found.eps - sin * found.x_0 / self.sd
 
     def updates(self, step: int) -> Iterable[Update]:
         r = self.config.ramp(step)
@@ -136,13 +113,7 @@ class SCM(DenoisingStudent):
     ) -> tuple[Tensor, Tensor]:
         """F and g before normalisation, for the path's slope dx/dt; gradients flow through F."""
         cos, sin = (expand_to(c, x) for c in (angle.cos(), angle.sin()))
-        both = (angle.cos() * angle.sin()).double()
-        now, change = with_derivative(
-            self.config.derivative,
-            lambda x, angle: self.F(self.model, x, angle, cond),
-            (x, angle),
-            (cos * sin * slope, both),
-        )
+        now, change = self.along(x, angle, slope, cond)
         g = -(cos**2) * (self.sd * now.detach() - slope) - r * (cos * sin * x + self.sd * change)
         return now, g
 
@@ -153,26 +124,18 @@ class SCM(DenoisingStudent):
         if self.config.source == "data":
             cond = self.with_dropout(batch, cond)
         mean = self.config.level_mean + math.log(self.sd / 0.5)
-        sigma = (mean + self.config.level_std * batch.normal("level", ()).double()).exp()
-        t = self.with_uniform(batch, self.schedule.time_of(sigma))
-        sigma = sigma_ve(self.schedule, t).clamp(1e-3 * self.sd, self.largest)
-        angle = torch.atan(sigma / self.sd)
+        t, angle = self.drawn(batch, mean, self.config.level_std)
         cos, sin = (expand_to(c, x_0) for c in (angle.cos(), angle.sin()))
         z = self.sd * batch.normal("eps", x_0.shape[1:])
         x = cos * x_0 + sin * z
-        # Like the student in the JVP: in bf16 its rounding would hide how the two differ.
-        with torch.no_grad(), torch.autocast(x_0.device.type, enabled=False):
-            slope = (
-                self.sd * self.F(self.teacher, x, angle, cond)
-                if self.config.source == "teacher"
-                else cos * z - sin * x_0
-            )
+        from_data = self.config.source == "data"
+        slope = cos * z - sin * x_0 if from_data else self.teachers(x, angle, cond)
         now, g = self.tangent(x, angle, slope, cond, r)
         g = self.config.normalised(g)
         error = (now - now.detach() - g).square().flatten(1).mean(1)
         if self.config.prior_weight == "sigma":
-            error = error / sigma.float()
-        time = self.schedule.network_time(self.schedule.time_of(sigma))
+            error = error / (self.sd * angle.tan()).float()
+        time = self.schedule.network_time(self.schedule.time_of(self.sd * angle.tan()))
         batch.carry["weighted"] = time, error.detach()
         with torch.no_grad():
             weight = self.players["weight"].module(time)

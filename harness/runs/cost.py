@@ -24,6 +24,7 @@ from harness.networks.adapters import adapters_of, merged
 from harness.networks.backbones import Backbone, build
 from harness.networks.backbones.dit import sized
 from harness.networks.backbones.text import text_widths
+from harness.networks.classifier import Classifier
 from harness.networks.history import Cache
 from harness.networks.passes import count_passes
 from harness.solvers import sample
@@ -50,12 +51,17 @@ class PaperProblem:
     data_std: float = 0.5
     guidance_scale: float = 1.0
     network_teacher: bool = True
+    own_classifier: bool = True
     grid: str = "few-step"
     text_length: int = 0
 
     @property
     def null(self) -> Condition:
         return self.condition("cpu") if self.text_length else Conditions(self.num_classes).null
+
+    def classifier(self, device: torch.device) -> Classifier:
+        """A classifier of these shapes, without weights like all networks here."""
+        return Classifier(self.shape, self.num_classes)
 
     def condition(self, device: str) -> Condition:
         """A condition of the shapes that the network takes, a batch of one."""

@@ -223,6 +223,7 @@ def problem_of(task: Task, length: int | None = None) -> PaperProblem:
         data_std=1.0,
         guidance_scale=task.guidance_scale,
         network_teacher=task.network_teacher,
+        own_classifier=task.own_classifier,
         grid=task.spec.trajectories.grid,
         text_length=text_length(task) if length is None else length,
     )

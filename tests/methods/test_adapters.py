@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
     "ard with distribution matching": ("ard", {**ARD, "dmd_from": 0.0, "dmd_every": 2}),
     "ladd": ("ladd", {"gan_virtual_batch": 2}),
     "dmd2": ("dmd2", {"student_every": 2}),
+    "drifting": ("drifting", {"group": 4}),
     "imm": ("imm", {"group": 2, "gap": 6}),
 }
 WITHOUT = {"denoising", "teacher"}
@@ -46,7 +47,7 @@ STUDENTS = [name for name in CASES if name not in WITHOUT]
 
 def case_of(name: str, task: Task, folder: Path, **more: Any) -> Case:
     method, options = CASES[name]
-    steps = 1 if method == "knowledge-distillation" else 2
+    steps = min(METHODS[method].default_num_steps, 2)
     return Case(method, task, folder, {**options, **more}, num_steps=steps)
 
 

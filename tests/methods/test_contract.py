@@ -48,17 +48,17 @@ SHORT = {
     contract.isolation,
 }
 """Checks that variants of a method pass in every run; `tox -e slow` has them all."""
-FLOW_MAPS = {"ayf", "imf", "tvm"}
-"""Methods of which a run has `OWN` alone; it has all of `meanflow`, with which they share most."""
+RELATED = {"ayf", "freeflow", "imf", "rcm", "tvm"}
+"""Methods of which a run has `OWN` alone; it has all of others with which they share most."""
 OWN = SHORT | {contract.names, contract.tunes, contract.precision}
-"""Checks of what a flow map does not share with others."""
+"""Checks of what a related method does not share with others."""
 
 
 def is_long(name: str, check: Check) -> bool:
     """Whether only `tox -e slow` makes a check of a case."""
     if check in LONG or name not in METHODS.names():
         return check not in SHORT
-    return name in FLOW_MAPS and check not in OWN
+    return name in RELATED and check not in OWN
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_on_a_flow_teacher_it_starts_right_and_trains(
         check(case)
 
 
-FORWARD_MODE = ("imf", "meanflow", "scm", "tvm")  # which `elsewhere` does not know
+FORWARD_MODE = ("imf", "meanflow", "rcm", "scm", "tvm")  # which `elsewhere` does not know
 ELSEWHERE = {"ard", "consistency-distillation", "dmd2", "imm", "ladd", "pdd"}
 """Methods of every run; `tox -e slow` has all."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from gaussian import MEAN, SHAPE, STD, GaussianTask, Model, end, posterior, with_v
 from torch import Tensor
@@ -12,7 +13,9 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Guided, Prediction
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.diffusion.schedules import Schedule
+from harness.errors import UsageError
 from harness.methods import METHODS, Batch
+from harness.tasks import Task
 
 SIZE, PLACE = 64, 1
 
@@ -67,9 +70,28 @@ def test_with_shared_noise_it_is_dmd2s_gradient() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_without_guidance_it_stops_where_the_fake_score_is_the_teacher() -> None:
+def test_its_first_part_stops_where_the_fake_score_is_the_teacher() -> None:
     assert float(gradient_of(gaussian("decoupled", 1.0))[0].abs().max()) < 1e-12
     assert float(gradient_of(gaussian("decoupled", 1.0, end))[0].abs().max()) > 1e-2
+
+
+def refused(task: Task, **options: str) -> str:
+    """The sentence with which DMD2 refuses these options on a task."""
+    cls = METHODS["dmd2"]
+    with pytest.raises(UsageError) as found:
+        cls.check(cls.Config(renoising="decoupled", **options), task, 4)  # type: ignore[call-arg]
+    return str(found.value)
+
+
+def test_it_is_refused_where_it_would_be_dmd2_under_another_name(tiny: Task) -> None:
+    assert "guidance scale 1 equals shared" in refused(GaussianTask("vp"))  # type: ignore[arg-type]
+    cls = METHODS["dmd2"]
+    cls.check(cls.Config(), GaussianTask("vp"), 4)  # type: ignore[arg-type]
+    cls.check(cls.Config(renoising="decoupled"), tiny, 4)  # type: ignore[call-arg]
+
+
+def test_it_is_refused_with_a_divergence_which_would_weigh_guidance(tiny: Task) -> None:
+    assert "divergence is js" in refused(tiny, divergence="js")
 
 
 def test_guidance_moves_samples_away_from_the_null_condition() -> None:

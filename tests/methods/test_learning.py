@@ -37,8 +37,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "student_gan": 0.0,
         "fake_gan": 0.0,
     },  # distribution matching alone
+    "freeflow": {"lr": 3e-3},
     "meanflow": {"source": "teacher"},
     "progressive": {"rounds": 1},
+    "rcm": {"ramp_steps": 30, "student_every": 1, "lr": 1e-3, "fake_lr": 3e-3},
     # Recursive consistency alone: what rectifies samples wants some that resemble the data.
     "twinflow": {"target_half_life": 1.35, "h": 0.3, "rectify": 0.0, "lr": 3e-3},
     "shortcut": {"bootstrap": 0.75, "finest": 4},  # few sizes of steps, each often
@@ -47,6 +49,7 @@ APART = {
     "denoising",
     "teacher",
     "knowledge-distillation",
+    "drifting",  # needs a classifier
     "ladd",  # needs a teacher with blocks
     "imf",  # 0.78 of the distance is left after a hundred steps, and 0.48 after three hundred
 }
@@ -66,7 +69,10 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield task, open_store(task.recipe, task.teacher(CPU), CPU)
 
 
-SLOW = {"ayf", "ctm", "dmd2", "lcm", "meanflow", "pi-flow", "scm", "tcm", "tvm", "twinflow"}
+SLOW = {"ayf", "ctm", "dmd2", "freeflow", "lcm", "meanflow", "pi-flow", "rcm", "scm", "tcm"} | {
+    "tvm",
+    "twinflow",
+}
 """Methods whose steps are long; their fixed points and contracts are tested in every run."""
 
 

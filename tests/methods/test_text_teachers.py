@@ -28,12 +28,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "progressive": {"rounds": 1},
     "ladd": {"gan_virtual_batch": 2},
     "dmd2": {"student_every": 2},
+    "rcm": {"ramp_steps": 0, "student_every": 2},
 }
 """Options that suit a shallow teacher and few steps."""
 SCHEDULES = {PIXART: ("vp", "eps"), FLUX: ("flow-3", "v")}
 CHANNELS = {PIXART: {"in_channels": 1, "out_channels": 2}, FLUX: {"in_channels": 4}}
-REFUSED = {"imm": "needs class labels, but task tiny is conditioned on text"}
-ONE_STEP = ("knowledge-distillation",)
+REFUSED = dict.fromkeys(("drifting", "imm"), "needs class labels, but task tiny is conditioned on")
+ONE_STEP = ("drifting", "freeflow", "knowledge-distillation")
 SHORT = ("ard", "imm", "ladd", "meanflow")
 """Methods of the default run: history, a refusal, GAN heads and forward derivatives."""
 

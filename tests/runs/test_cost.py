@@ -76,7 +76,7 @@ COUNTED = ("ard", "dmd2", "meanflow", "teacher")
     ],
 )
 def test_any_method_is_counted_without_weights(method: str) -> None:
-    steps = 1 if method == "knowledge-distillation" else 4
+    steps = METHODS[method].default_num_steps
     problem, cls = paper_problem("DiT-S/8", 64, True, 1000, steps), METHODS[method]
     options = {"history_layers": 6} if method == "ard" else {}
     found = sampling_cost_on_meta(method, cls.Config(**options), problem, steps)

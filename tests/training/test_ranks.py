@@ -19,7 +19,7 @@ from harness.training.rank_checks import compare, in_ranks, outcome, write_outco
 
 TRAINED = {name for name, (method, _) in CASES.items() if METHODS[method].sources}
 GAN = "ard with a GAN stage"
-FOURS = {"twinflow"}
+FOURS = {"drifting", "freeflow", "twinflow"}
 """Cases whose samples come in fours, of which a batch of 8 has too few for four ranks."""
 SHORT = {"ard", "dmd2", "imm", "ladd", "pdd", "scm", GAN}
 """Cases of every run: those with several players, groups, derivatives and sums of their own."""

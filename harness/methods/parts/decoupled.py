@@ -10,7 +10,8 @@ t is anywhere, as without decoupling. t' is below the level at which the student
 lies above is settled there. (The paper's time is 0 at noise, so its tau' is above.)
 
 Decided here, since there is no released code: both parts are divided by the mean of |x - x_real,c|
-at x_t, as DMD2 does. Without guidance the second part is 0 and costs nothing.
+at x_t, as DMD2 does. `dmd2.py` refuses it without guidance, where the second part would be 0, and
+with a divergence, whose weights would scale that part too.
 """
 
 from __future__ import annotations
@@ -29,4 +30,4 @@ class Decoupled(Matching):
     ) -> tuple[Tensor, Tensor]:
         real = self.teacher.at(1.0)(x_t, t, cond).x_0
         off = self.model(x_t, t, cond).x_0 - real
-        return off if self.teacher.plain else off - self.teacher.change(*below(), cond), real
+        return off - self.teacher.change(*below(), cond), real

@@ -7,7 +7,8 @@ coordinates DDIM's step is Euler's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -217,6 +218,29 @@ class DenoisingStudent(Method):
     def with_gradient(self, x: Tensor, t: Tensor) -> Tensor:
         """The same x_0 or jump's end [B, ...], whose gradient is that of a v network."""
         return x.detach() + self.conditioned(x - x.detach(), t)
+
+    def simulated(
+        self,
+        model: Denoiser,
+        levels: Sequence[Tensor] | Tensor,
+        cond: Condition,
+        batch: Batch,
+        name: str,
+    ) -> Tensor:
+        """A model's x_0 [B, C, H, W] at the last of its steps of consistency sampling.
+
+        Gradients flow through that step alone, as those of a v network.
+
+        Args:
+            levels: the falling timesteps of all steps, pure noise first, 0-d or [B] each.
+            name: of the keyed noise.
+        """
+        x_t = batch.normal(f"{name} x_T", self.task.shape)
+        with torch.no_grad():
+            for i, (t, after) in enumerate(pairwise(levels), 1):
+                noise = batch.normal(f"{name} step {i}", self.task.shape)
+                x_t = self.noised(model(x_t, t, cond).x_0, noise, after)
+        return self.with_gradient(model(x_t, levels[-1], cond).x_0, levels[-1])
 
     def output_error(self, found: Prediction, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """The error of a prediction of the student in the quantity that its network predicts."""
