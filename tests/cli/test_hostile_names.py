@@ -403,13 +403,10 @@ def test_a_results_folder_may_be_a_link_itself(
 
 
 def test_a_printed_command_quotes_its_values(tiny: Task, results: Path) -> None:
-    from tiny_runs import config
-
     from harness.records import read_record
-    from harness.runs.resolve import resolve
 
     (path,) = results.glob("runs/ard-*/record.json")
     one = read_record(path)
     one = one.model_copy(update={"options": {**one.options, "heads": "$(touch mark); ls"}})
-    command = command_of(one, resolve(config()))
+    command = command_of(one, tiny)
     assert "$(touch mark); ls" in shlex.split(command)
