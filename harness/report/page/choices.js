@@ -147,12 +147,12 @@ function offerSteps() {
 }
 
 function start() {
-  document.documentElement.classList.add("live");
   document.querySelectorAll("table.live").forEach(prepareTable);
   document.querySelectorAll("table.all").forEach(columnsOf);
   watchPlots();
   watchRows();
-  for (const rows of document.querySelectorAll("details.rows")) rows.hidden = true;  // the dialog shows them
+  const rows = document.querySelectorAll("details.rows");  // the dialog shows them
+  for (const each of rows) each.hidden = true;
   if (!tasks.length) return;
   choices.task.replaceChildren(...tasks.map(task => new Option(task.dataset.task)));
   choices.task.addEventListener("change", offerSteps);

@@ -112,7 +112,9 @@ function markDifferences(first, second) {
   const [mine, theirs] = [first, second].map(article => new Map(
     [...article.querySelectorAll(".options tr")].map(row => [row.cells[0].textContent, row])));
   for (const [rows, others] of [[mine, theirs], [theirs, mine]]) {
-    for (const [key, row] of rows) row.classList.toggle("differs", text(row) !== text(others.get(key)));
+    for (const [key, row] of rows) {
+      row.classList.toggle("differs", text(row) !== text(others.get(key)));
+    }
   }
 }
 
@@ -151,7 +153,8 @@ function differences(one, two) {
 
 function meaningOf({seeds, sets, half}) {
   const several = (number, noun) => `${number} ${noun}${number > 1 ? "s" : ""}`;
-  const paired = `Paired within ${several(seeds, "training seed")} and ${several(sets, "noise set")}.`;
+  const shared = `${several(seeds, "training seed")} and ${several(sets, "noise set")}`;
+  const paired = `Paired within ${shared}.`;
   return made("p", "", Number.isNaN(half)
     ? `${paired} One trained seed in common gives no interval.`
     : `${paired} ± is a 95 % interval; coloured where it leaves out 0. ` +
