@@ -6,6 +6,7 @@ import html
 import json
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,7 +20,7 @@ from harness.report.rows import Row, trains
 from harness.report.tables import QUALITY, diversity
 from harness.runs.export import command_of
 from harness.runs.external import from_outside
-from harness.tasks import load_task, task_names
+from harness.tasks import Task, load_task, task_names
 
 
 class Room:
@@ -84,12 +85,18 @@ def command_text(record: Record) -> str:
     if record.method not in METHODS.names():
         return f"# No command: this installation has no method {escaped(record.method)}."
     try:
-        task = load_task(record.task) if record.task in task_names() else None
+        task = _shipped(record.task)
         if task and task.spec.version != record.task_version:
             return f"# No command: the task here has version {task.spec.version}."
         return escaped(command_of(record, task, None if task else "TASK.yaml"))
     except (UsageError, ValidationError):
         return "# No command: its options are those of another version of the method."
+
+
+@cache
+def _shipped(task: str) -> Task | None:
+    """A task by name; None if it does not ship."""
+    return load_task(task) if task in task_names() else None
 
 
 def _values(row: Row) -> str:

@@ -155,7 +155,10 @@ function start() {
   for (const each of rows) each.hidden = true;
   if (!tasks.length) return;
   choices.task.replaceChildren(...tasks.map(task => new Option(task.dataset.task)));
-  choices.task.addEventListener("change", offerSteps);
+  choices.task.addEventListener("change", () => {
+    unpick();  // rows of two tasks do not compare
+    offerSteps();
+  });
   choices.steps.addEventListener("change", choose);
   choices.words.addEventListener("input", choose);
   document.getElementById("choices").addEventListener("submit", event => event.preventDefault());

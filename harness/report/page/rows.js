@@ -179,7 +179,12 @@ function showPicked() {
   const next = picked.length < 2 ? ": choose a second row to compare it with." : "";
   tray.replaceChildren(names + next);
   if (picked.length === 2) tray.append(button("Compare", () => compare(...picked)));
-  tray.append(button("Clear", () => { picked.length = 0; showPicked(); }));
+  tray.append(button("Clear", unpick));
+}
+
+function unpick() {
+  picked.length = 0;
+  showPicked();
 }
 
 function watchRows() {
