@@ -114,7 +114,9 @@ def curves_figure(panel: Panel, plot: Plot, rows: Mapping[str, Named]) -> str:
     points = [
         [
             Point(*at)
-            for at in zip(line.x, line.y, line.half_width, map(rows.get, line.rows), strict=True)
+            for at in zip(
+                line.x, line.y, line.half_width, map(rows.__getitem__, line.rows), strict=True
+            )
         ]
         for line in lines
     ]

@@ -175,7 +175,8 @@ class _Task:
     def _opened(self) -> list[str]:
         if not self.report.rows:
             return []
-        facts = self.report.results.to_dict("records")
+        lines = self.report.results.to_dict("records")
+        facts = [{str(name): str(value) for name, value in line.items()} for line in lines]
         rows = "".join(
             opened(row, self.rows[key].anchor, line, self._picture_link(row), self.room)
             for (key, row), line in zip(self._keyed(), facts, strict=True)
