@@ -113,10 +113,8 @@ def curves_figure(panel: Panel, plot: Plot, rows: Mapping[str, Named]) -> str:
     lines = sorted(panel.lines, key=lambda line: line.y[-1])
     points = [
         [
-            Point(*at)
-            for at in zip(
-                line.x, line.y, line.half_width, map(rows.__getitem__, line.rows), strict=True
-            )
+            Point(x, y, half, rows[run_id])
+            for x, y, half, run_id in zip(line.x, line.y, line.half_width, line.rows, strict=True)
         ]
         for line in lines
     ]
