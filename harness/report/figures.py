@@ -1,112 +1,164 @@
-"""Small SVG figures for HTML pages: as wide as a telephone, with text that stays text."""
+"""Plots of HTML pages as SVG: every point is a link that names its row.
+
+They are drawn here, in text that a style sheet colours. Plotly or Vega would add up to 4.7 MB to
+each page, draw nothing without JavaScript, and give a keyboard no point to go to.
+"""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
-from harness.errors import printable
-from harness.report.plots import Line
+from harness.report.markup import escaped
+from harness.report.plots import Panel, Plot
 
-if TYPE_CHECKING:  # matplotlib takes a second to import
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
+MOST_COLOURED = 8
+"""Lines with a colour and a name below the plot; touching names the others, which are grey."""
+WIDTH, HEIGHT = 400, 270
+LEFT, RIGHT, TOP, BOTTOM = 46, 388, 26, 226
+"""Edges of the axes."""
+LETTER = 6.6
+"""Width of a digit."""
+MOST_TICKS = 7
+SHAPES = (
+    "m-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0",
+    "m-3-3h6v6h-6z",
+    "m0-4.5l4.5 4.5l-4.5 4.5l-4.5-4.5z",
+    "m0-4l4 7h-8z",
+)
+"""Marks from their centre, so that colour alone tells no two lines apart."""
 
-MOST_NAMED = 10
-"""Curves with a colour and a name; the others are grey."""
-MOST_GREY = 200
-"""Grey curves that are drawn, at about equal distances, of more."""
-MOST_SHAPES = 1000
-"""Points that are drawn as shapes; more become one picture, which is faster and smaller."""
+
+class Named(NamedTuple):
+    """A row as the page knows it: the id of its part of the page, and its name."""
+
+    anchor: str
+    name: str
 
 
-def curves_figure(
-    curves: Sequence[Line], x_label: str, y_label: str, log: bool = False, bars: bool = False
-) -> str:
-    """Curves with their 95 % intervals; the ten that end lowest are named below."""
-    ordered = sorted(curves, key=lambda curve: curve.y[-1])
-    named = ordered[:MOST_NAMED]
-    figure, axes = _figure(2.9 + (0.16 * len(named) + 0.1 if len(curves) > 1 else 0))
-    others = ordered[MOST_NAMED:]
-    for curve in others[:: max(1, len(others) // MOST_GREY)]:
-        axes.plot(curve.x, curve.y, color="#c9ced8", linewidth=0.8, zorder=1)
-    for number, curve in enumerate(named):
-        _draw_curve(axes, curve, f"C{number}", bars)
-    if log:
-        values = [y for curve in curves for y in curve.y if y > 0]
-        _set_log_x(axes, [x for curve in curves for x in curve.x])
-        if values:
-            set_log_limits(axes, values)
-    elif len({x for curve in curves for x in curve.x}) <= 12:
-        axes.set_xticks(sorted({x for curve in curves for x in curve.x}))
-    if len(curves) > 1:
-        more = f", and {len(curves) - MOST_NAMED} more in grey" if len(curves) > MOST_NAMED else ""
-        figure.legend(
-            loc="outside lower left",
-            fontsize=7,
-            frameon=False,
-            title=f"best first{more}",
-            title_fontsize=7,
+class Point(NamedTuple):
+    """A value y at x; `half_width` is NaN without an interval."""
+
+    x: float
+    y: float
+    half_width: float
+    row: Named
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Numbers to places between `start` and `end`."""
+
+    low: float
+    high: float
+    log: bool
+    start: float
+    end: float
+
+    @classmethod
+    def around(cls, values: Iterable[float], log: bool, start: float, end: float) -> Axis:
+        """An axis with room around values; logarithmic only if all of them are positive."""
+        values = list(values)
+        low, high, log = min(values), max(values), log and min(values) > 0
+        if log:
+            spread = max((high / low) ** 0.06, 1.1)
+            return cls(low / spread, high * spread, log, start, end)
+        room = 0.06 * (high - low) or abs(high) / 2 or 1.0
+        return cls(low - room, high + room, log, start, end)
+
+    def at(self, value: float) -> float:
+        """The place of a value, at an edge for one outside."""
+        low, high = (math.log(x) if self.log else x for x in (self.low, self.high))
+        if self.log:
+            value = math.log(value) if value > 0 else low
+        part = min(max((value - low) / (high - low), 0.0), 1.0)
+        return self.start + part * (self.end - self.start)
+
+    @cached_property
+    def ticks(self) -> list[float]:
+        """At most `MOST_TICKS` round numbers on the axis."""
+        exponents = range(math.floor(math.log10(self.low)), 20) if self.log else ()
+        for subs in ((1, 2, 5), (1, 3), (1,)):
+            found = [s * 10.0**e for e in exponents for s in subs]
+            found = [value for value in found if self.low <= value <= self.high]
+            if 2 <= len(found) <= MOST_TICKS:
+                return found
+        if self.log and len(found) > MOST_TICKS:
+            return found[:: math.ceil(len(found) / MOST_TICKS)]
+        rough = 10.0 ** math.floor(math.log10((self.high - self.low) / MOST_TICKS))
+        step = next(
+            m * rough for m in (1, 2, 5, 10) if self.high - self.low < MOST_TICKS * m * rough
         )
-    return _svg(figure, axes, x_label, y_label)
+        first = math.ceil(self.low / step)
+        return [number * step for number in range(first, math.floor(self.high / step) + 1)]
 
 
-def _draw_curve(axes: Axes, curve: Line, color: str, bars: bool) -> None:
-    """Draws a named curve with its intervals, as bars or as a band."""
-    half = [0.0 if math.isnan(width) else width for width in curve.half_width]
-    style: dict[str, Any] = {"color": color, "marker": "o", "markersize": 3, "linewidth": 1.2}
-    if bars:
-        axes.errorbar(curve.x, curve.y, half, label=words(curve.label), capsize=2, **style)
-        return
-    axes.plot(curve.x, curve.y, label=_short(curve.label), **style)
-    low, high = (
-        [y + sign * width for y, width in zip(curve.y, half, strict=True)] for sign in (-1, 1)
-    )
-    axes.fill_between(curve.x, low, high, color=color, alpha=0.12, linewidth=0)
+def number_text(value: float) -> str:
+    """A tick's number: few letters, no exponent below a million million."""
+    value = 0.0 if abs(value) < 1e-12 else value
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g} M"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def pareto_figure(points: Sequence[tuple[str, float, float]], x_label: str, y_label: str) -> str:
-    """Points (name, x, y) on logarithmic axes; the front of lowest x and y is named below."""
-    front = pareto_front([(x, y) for _, x, y in points])
-    figure, axes = _figure(3.0 + 0.16 * min(len(front), MOST_NAMED))
-    axes.scatter(
-        [x for _, x, _ in points],
-        [y for *_, y in points],
-        s=10,
-        color="#9aa3b2",
-        zorder=1,
-        rasterized=len(points) > MOST_SHAPES,
-    )
-    axes.plot(
-        [points[i][1] for i in front],
-        [points[i][2] for i in front],
-        color="#0b5fad",
-        linewidth=1,
-        alpha=0.5,
-        zorder=2,
-    )
-    for number, i in enumerate(front[:MOST_NAMED], 1):
-        name, x, y = points[i]
-        axes.scatter(
-            [x], [y], s=26, color="#0b5fad", zorder=3, label=f"{number}  {_short(name)}: {y:.3g}"
+def curves_figure(panel: Panel, plot: Plot, rows: Mapping[str, Named]) -> str:
+    """A panel of curves with its legend: those that end lowest have colours.
+
+    Args:
+        rows: what the page knows of the rows, by run id of their first seeds.
+    """
+    lines = sorted(panel.lines, key=lambda line: line.y[-1])
+    points = [
+        [
+            Point(x, y, half, rows[run_id])
+            for x, y, half, run_id in zip(line.x, line.y, line.half_width, line.rows, strict=True)
+        ]
+        for line in lines
+    ]
+    x_axis = Axis.around((x for line in lines for x in line.x), plot.log, LEFT, RIGHT)
+    y_axis = Axis.around((y for line in lines for y in line.y), plot.log, BOTTOM, TOP)
+    x_values = sorted({x for line in lines for x in line.x})
+    axes = _axes(x_axis, y_axis, x_values if len(x_values) <= 12 else x_axis.ticks)
+    labels = panel.x_label, plot.y_label
+    drawn = [
+        _line(number, points[number], x_axis, y_axis, labels)
+        for number in reversed(range(len(lines)))
+    ]
+    legend = [
+        f'<li data-line="{number}">{_key(number)}{escaped(line.label)}</li>'
+        for number, line in enumerate(lines[:MOST_COLOURED])
+        if len(lines) > 1
+    ]
+    if len(lines) > MOST_COLOURED:
+        legend.append(
+            f"<li>{len(lines) - MOST_COLOURED} more, which end higher, are grey; "
+            "touch one for its name</li>"
         )
-        axes.annotate(str(number), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
-    _set_log_x(axes, [x for _, x, _ in points])
-    if all(y > 0 for *_, y in points):
-        set_log_limits(axes, [y for *_, y in points])
-    figure.legend(
-        loc="outside lower left",
-        fontsize=7,
-        frameon=False,
-        handlelength=0,
-        handletextpad=0,
-        markerscale=0,
-    )
-    return _svg(figure, axes, x_label, y_label)
+    title = f"{plot.y_label} by {panel.x_label}" + (f", {panel.title}" if panel.title else "")
+    return _svg(title, labels, axes + "".join(drawn)) + _list("ul", legend)
+
+
+def pareto_figure(points: Sequence[Point], x_label: str, y_label: str) -> str:
+    """Points on logarithmic axes; the front of lowest x and y is joined and named below."""
+    front = pareto_front([(point.x, point.y) for point in points])
+    x_axis = Axis.around((point.x for point in points), True, LEFT, RIGHT)
+    y_axis = Axis.around((point.y for point in points), True, BOTTOM, TOP)
+    labels, of_front = (x_label, y_label), [points[i] for i in front]
+    others = [point for i, point in enumerate(points) if i not in {*front}]
+    drawn = [
+        f'<g class="line rest alone">{_marks(others, x_axis, y_axis, labels, SHAPES[0])}</g>',
+        _line(0, of_front, x_axis, y_axis, labels),
+    ]
+    legend = [
+        f'<li><a href="#{point.row.anchor}">{escaped(point.row.name)}</a>: {point.y:.3g}</li>'
+        for point in of_front
+    ]
+    axes = _axes(x_axis, y_axis, x_axis.ticks)
+    title = f"{y_label} against {x_label}, one point a row"
+    return _svg(title, labels, axes + "".join(drawn)) + _list("ol", legend)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -119,54 +171,85 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def _short(text: str, most: int = 62) -> str:
-    return words(text if len(text) <= most else text[: most - 1] + "…")
+def _line(
+    number: int, points: Sequence[Point], x_axis: Axis, y_axis: Axis, labels: tuple[str, str]
+) -> str:
+    """A curve with its intervals and its points."""
+    places = [(x_axis.at(point.x), y_axis.at(point.y)) for point in points]
+    bars = "".join(
+        f"M{x:.1f} {y_axis.at(point.y - point.half_width):.1f}"
+        f"V{y_axis.at(point.y + point.half_width):.1f}"
+        for (x, _), point in zip(places, points, strict=True)
+        if not math.isnan(point.half_width)
+    )
+    trace = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+    bars = f'<path class="bars" d="{bars}"/>' if bars else ""
+    marks = _marks(points, x_axis, y_axis, labels, SHAPES[number % len(SHAPES)])
+    return (
+        f'<g class="line {_colour(number)}" data-line="{number}">'
+        f'<path class="trace" d="{trace}"/>{bars}{marks}</g>'
+    )
 
 
-def words(text: str) -> str:
-    """A text that matplotlib draws as it is: it takes what stands between two $ for a formula."""
-    return printable(text).replace("$", r"\$")
+def _marks(
+    points: Iterable[Point], x_axis: Axis, y_axis: Axis, labels: tuple[str, str], shape: str
+) -> str:
+    """Points as links to their rows, each with its name as a title."""
+    found = []
+    for point in points:
+        x, y = x_axis.at(point.x), y_axis.at(point.y)
+        width = "" if math.isnan(point.half_width) else f" ± {point.half_width:.3g}"
+        where = f"{labels[0]} {number_text(point.x)}"
+        text = escaped(f"{point.row.name}: {labels[1]} {point.y:.4g}{width}, {where}")
+        found.append(
+            f'<a href="#{point.row.anchor}" data-row="{point.row.anchor}" data-x="{x:.1f}" '
+            f'data-y="{y:.1f}"><title>{text}</title><path d="M{x:.1f} {y:.1f}{shape}"/></a>'
+        )
+    return "".join(found)
 
 
-def set_log_limits(axes: Axes, values: Sequence[float]) -> None:
-    """Makes the y axis logarithmic, with limits around positive values.
-
-    Intervals do not count: that of two seeds may reach below 0.
-    """
-    axes.set_yscale("log")
-    axes.set_ylim(min(values) / 1.5, max(values) * 1.5)
-    _plain_ticks(axes.yaxis, min(values) / 1.5, max(values) * 1.5)
-
-
-def _set_log_x(axes: Axes, values: Sequence[float]) -> None:
-    axes.set_xscale("log")
-    _plain_ticks(axes.xaxis, min(values), max(values))
-
-
-def _plain_ticks(axis: Axis, low: float, high: float) -> None:
-    """Ticks of a logarithmic axis as plain numbers, which can be read on less than a decade too."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
-    axis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.set_minor_locator(NullLocator())
+def _axes(x_axis: Axis, y_axis: Axis, x_ticks: Iterable[float]) -> str:
+    """Grid lines and numbers; a number that would touch the one before it is left out."""
+    found, free = [], -math.inf
+    for value in x_ticks:
+        x, text = x_axis.at(value), number_text(value)
+        half = LETTER * len(text) / 2
+        found.append(f'<path class="grid" d="M{x:.1f} {TOP}V{BOTTOM}"/>')
+        if x - half > free:
+            free = x + half + LETTER
+            found.append(f'<text x="{x:.1f}" y="{BOTTOM + 16}" text-anchor="middle">{text}</text>')
+    for value in y_axis.ticks:
+        y = y_axis.at(value)
+        found.append(
+            f'<path class="grid" d="M{LEFT} {y:.1f}H{RIGHT}"/>'
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number_text(value)}</text>'
+        )
+    return "".join(found)
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
+def _svg(title: str, labels: tuple[str, str], inner: str) -> str:
+    x_label, y_label = map(escaped, labels)
+    return (
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" '
+        f'aria-label="{escaped(title)}">{inner}'
+        f'<text x="{LEFT}" y="14" class="label">{y_label}</text>'
+        f'<text x="{RIGHT}" y="{BOTTOM + 36}" class="label" text-anchor="end">{x_label}</text>'
+        "</svg>"
+    )
 
-    figure = Figure(figsize=(4.4, height), layout="constrained")
-    return figure, figure.subplots()
+
+def _colour(number: int) -> str:
+    return f"c{number}" if number < MOST_COLOURED else "rest"
 
 
-def _svg(figure: Figure, axes: Axes, x_label: str, y_label: str) -> str:
-    import matplotlib as mpl
+def _key(number: int) -> str:
+    """A line and its mark, as the legend shows them."""
+    shape = SHAPES[number % len(SHAPES)]
+    return (
+        f'<svg class="key" viewBox="-11 -7 22 14" aria-hidden="true"><g class="line c{number}">'
+        f'<path class="trace" d="M-11 0H11"/><path d="M0 0{shape}"/></g></svg>'
+    )
 
-    axes.set_xlabel(x_label, fontsize=8)
-    axes.set_ylabel(y_label, fontsize=8)
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.3)
-    text = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "harness"}):
-        figure.savefig(text, format="svg", dpi=200, metadata={"Date": None})
-    return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)
+
+def _list(kind: str, items: Sequence[str]) -> str:
+    return f'<{kind} class="legend">{"".join(items)}</{kind}>' if items else ""

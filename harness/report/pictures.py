@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.asides import write_aside
-from harness.report.figures import set_log_limits, words
+from harness.errors import printable
 from harness.report.plots import Line, Panel, Plot
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
@@ -137,3 +137,23 @@ def _small_panels(plot: Plot) -> Figure:
     for axes in grid[len(plot.panels) :]:
         axes.axis("off")
     return figure
+
+
+def set_log_limits(axes: Axes, values: Sequence[float]) -> None:
+    """Makes the y axis logarithmic, with plain numbers as ticks and limits around positive values.
+
+    Intervals do not count: that of two seeds may reach below 0.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    low, high = min(values) / 1.5, max(values) * 1.5
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def words(text: str) -> str:
+    """A text that matplotlib draws as it is: it takes what stands between two $ for a formula."""
+    return printable(text).replace("$", r"\$")

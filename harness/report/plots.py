@@ -27,6 +27,8 @@ class Line:
     x: list[float]
     y: list[float]
     half_width: list[float]
+    rows: list[str]
+    """The run id of the first seed of the row behind each value."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,16 @@ def task_plots(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[Plo
     """
     heading = plain_heading(name)
     rows, equal = ([row for row in of if not row.diverged] for of in (rows, equal))
+    sets = ablations(rows, equal, name)
+    more = len(sets) > MOST_ABLATIONS
     found = [
         _passes_plot(rows, equal, name),
         Plot(
             "ablations",
-            f"{heading} where one number alone changes. Bars are 95 % intervals.",
+            f"{heading} where one number alone changes. Bars are 95 % intervals."
+            + (f" The first {MOST_ABLATIONS} of {len(sets)} sets are shown." if more else ""),
             heading,
-            ablations(rows, equal, name),
+            sets[:MOST_ABLATIONS],
             bars=True,
             small=True,
         ),
@@ -116,14 +121,22 @@ def _panels(lines: dict[int, list[Line]], x_label: str) -> list[Panel]:
     return [Panel(counted(steps), x_label, drawn[steps]) for steps in drawn if drawn[steps]]
 
 
-def _line(label: str, x: Sequence[float], intervals: Sequence[Interval]) -> Line:
-    """A line through the values that are finite."""
-    points = [(float(at), i) for at, i in zip(x, intervals, strict=True) if math.isfinite(i.mean)]
+def _line(
+    label: str, x: Sequence[float], intervals: Sequence[Interval], rows: Sequence[Row]
+) -> Line:
+    """A line through the values that are finite; it has one row for each, or one for all."""
+    rows = rows if len(rows) == len(x) else [rows[0]] * len(x)
+    points = [
+        (float(at), i, row.records[0].run_id)
+        for at, i, row in zip(x, intervals, rows, strict=True)
+        if math.isfinite(i.mean)
+    ]
     return Line(
         label,
-        [at for at, _ in points],
-        [i.mean for _, i in points],
-        [i.half_width if math.isfinite(i.half_width) else math.nan for _, i in points],
+        [at for at, _, _ in points],
+        [i.mean for _, i, _ in points],
+        [i.half_width if math.isfinite(i.half_width) else math.nan for _, i, _ in points],
+        [run_id for *_, run_id in points],
     )
 
 
@@ -142,7 +155,7 @@ def passes_lines(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[L
         [row for row in [*equal, *beside] if row.finished[0].cost]
     ).items():
         passes = [row.finished[0].cost.nfe for row in mine if row.finished[0].cost]
-        lines.append(_line(label, passes, [row.interval(name) for row in mine]))
+        lines.append(_line(label, passes, [row.interval(name) for row in mine], mine))
     return [line for line in lines if len(line.x) > 1]
 
 
@@ -162,7 +175,7 @@ def exposure_lines(rows: Sequence[Row]) -> dict[int, list[Line]]:
         ]
         intervals = [t_interval(step) for step in zip(*gaps, strict=True)]
         found.setdefault(row.num_steps, []).append(
-            _line(_with_training(row), range(1, len(intervals) + 1), intervals)
+            _line(_with_training(row), range(1, len(intervals) + 1), intervals, [row])
         )
     return found
 
@@ -180,7 +193,7 @@ def budget_lines(rows: Sequence[Row]) -> dict[int, list[Line]]:
             for points in zip(*curves, strict=True)
         ]
         found.setdefault(row.num_steps, []).append(
-            _line(_with_training(row), [point.images for point in curves[0]], intervals)
+            _line(_with_training(row), [point.images for point in curves[0]], intervals, [row])
         )
     return found
 
@@ -214,7 +227,7 @@ def ablations(rows: Sequence[Row], equal: Sequence[Row], name: str) -> list[Pane
         )
         if len({value for value, _ in members}) >= 3:
             found.append(_ablation(axis, members, name))
-    return found[:MOST_ABLATIONS]
+    return found
 
 
 def _ablation(axis: str, members: Sequence[tuple[float, Row]], name: str) -> Panel:
@@ -237,6 +250,7 @@ def _ablation(axis: str, members: Sequence[tuple[float, Row]], name: str) -> Pan
                 axis,
                 [value for value, _ in members],
                 [row.interval(name) for _, row in members],
+                [row for _, row in members],
             )
         ],
     )

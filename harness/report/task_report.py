@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -63,6 +63,7 @@ class Section:
 
     Attributes:
         detail: whether it stands among the details, which a reader opens.
+        of_results: whether its columns are some of `TaskReport.results`.
     """
 
     heading: str
@@ -70,6 +71,7 @@ class Section:
     table: pd.DataFrame
     below: str = ""
     detail: bool = False
+    of_results: bool = False
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,8 @@ class TaskReport:
         spread = [heading for heading, _ in diversity().values() if heading in table]
         cost = [name for name in table.columns if name not in (*KEYS, *quality, *spread)]
         named = self._unguided_named()
-        yield Section("All rows", "", table[[*KEYS, *quality]], named, detail=True)
+        parts = partial(Section, text="", detail=True, of_results=True)
+        yield parts("All rows", table=table[[*KEYS, *quality]], below=named)
         yield Section(
             "Floor",
             "Held-out real samples against the same reference. "
@@ -246,9 +249,9 @@ class TaskReport:
             detail=True,
         )
         if spread:
-            yield Section("Fidelity and diversity", "", table[[*keys, *spread]], detail=True)
+            yield parts("Fidelity and diversity", table=table[[*keys, *spread]])
         if cost:
-            yield Section("Cost", "", table[[*keys, *cost]], detail=True)
+            yield parts("Cost", table=table[[*keys, *cost]])
         yield Section(
             "Exposure bias",
             "Root mean squared error of a pixel against the teacher's points.",

@@ -20,7 +20,7 @@ from harness.runs.config import RunConfig, parse_config
 from harness.runs.identity import refuse_other_run
 from harness.runs.resolve import CPU, Parent, Resolved, options_on, resolve
 from harness.runs.student_file import StudentFacts, facts_of
-from harness.tasks import load_task, task_names
+from harness.tasks import Task, load_task, task_names
 
 FORMATS = ("safetensors", "diffusers", "lora")
 LOADING = {
@@ -152,29 +152,34 @@ def student_of(resolved: Resolved, record: Record, weights: Path) -> Method:
     return build(replace(resolved, parent=parent), resolved.task.teacher(CPU), CPU)
 
 
-def command_of(record: Record, resolved: Resolved, task: str | None = None) -> str:
-    """The command that makes a record's run again."""
-    config, spec = record.config, resolved.task.spec
+def command_of(record: Record, task: Task | None, file: str | None = None) -> str:
+    """The command that makes a record's run again.
+
+    Args:
+        task: the record's task; without it the command states every option.
+        file: file of the task, if it does not ship.
+    """
+    config = record.config
     plain = RunConfig(method=record.method)
     fields: dict[str, Any] = {
-        "task": task or record.task,
+        "task": file or record.task,
         "method": record.method,
         "num_steps": config["num_steps"],
         "seed": config["seed"],
-        "budget": f"steps={config['total_steps']}",
+        "budget": f"steps={config['total_steps']}" if config["total_steps"] else None,
         "noise_sets": config["noise_sets"],
         "purpose": config.get("purpose", plain.purpose),
-        "batch_size": config["batch_size"],
+        "batch_size": config["batch_size"] or None,
         "micro_batch_size": config["micro_batch_size"],
         "precision": config["precision"],
         "compile": config["compile"],
         "init_from": (config["init_from"] or {}).get("run_id"),
     }
-    usual = {**plain.model_dump(), "batch_size": spec.batch_size, "task": "", "method": ""}
-    usual |= {"num_steps": None, "seed": None}
-    asked = {name: value for name, value in fields.items() if value != usual[name]}
-    own = options_on(resolved.task, RunConfig(method=record.method, task=record.task))
-    defaults = own.model_dump(mode="json")
+    usual = {**plain.model_dump(), "task": "", "method": "", "num_steps": None, "seed": None}
+    usual["batch_size"] = task.spec.batch_size if task else None
+    asked = {name: value for name, value in fields.items() if value not in (None, usual[name])}
+    own = RunConfig(method=record.method, task=record.task)
+    defaults = options_on(task, own).model_dump(mode="json") if task else {}
     asked |= {name: v for name, v in record.options.items() if v != defaults.get(name)}
     words = [f"--{name.replace('_', '-')} {_word(value)}" for name, value in asked.items()]
     return " ".join(["harness run", *words])
@@ -212,7 +217,7 @@ def model_card(
         f"## Use\n\n{LOADING[kind]}",
         "## Metrics\n\n" + "\n".join(table),
         *([f"Caveats: {'; '.join(record.flags)}."] if record.flags else []),
-        f"## Made by\n\n```\n{command_of(record, resolved, task)}\n```",
+        f"## Made by\n\n```\n{command_of(record, resolved.task, task)}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -64,7 +64,8 @@ def seen(records: list[Record], folder: Path) -> dict[str, str]:
     print_results(found, Console(file=terminal, width=400))
     write_plots(report.plots, folder)
     forms = {form: rendered(form, found, folder) for form in ("markdown", "latex", "csv", "html")}
-    body = re.sub(r"<script.*?</script>|<style.*?</style>", "", forms["html"], flags=re.DOTALL)
+    raw = r'<script.*?</script>|<style.*?</style>|<pre class="record".*?</pre>'
+    body = re.sub(raw, "", forms["html"], flags=re.DOTALL)
     return {**forms, "html": body, "terminal": terminal.getvalue()}
 
 

@@ -23,6 +23,7 @@ from harness.networks.checkpoint_files import STUDENT
 from harness.records import Record, write_record
 from harness.runs.build import build
 from harness.runs.diffusers_folder import write_folder
+from harness.runs.export import command_of
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.student_file import facts_of, read_facts, student_config
 from harness.solvers import sample
@@ -89,6 +90,18 @@ def test_the_card_has_the_command_that_makes_the_run(
     assert json.loads(dry.out)["run_id"] == record.run_id
     for part in ("tags:\n- diffusion", "| fid |", record.hashes["teacher"], "seed 3"):
         assert part in card
+
+
+def test_a_command_without_a_task_states_every_option() -> None:
+    """What trains nothing has no batch and no budget."""
+    start = "harness run --task FILE.yaml --method"
+    assert command_of(written_record("teacher", steps=0), None, "FILE.yaml") == (
+        f"{start} teacher --num-steps 4 --seed 0 --noise-sets 2 --solver ddim"
+    )
+    assert command_of(written_record(), None, "FILE.yaml") == (
+        f"{start} ard --num-steps 4 --seed 0 --budget steps=100 --noise-sets 2 --batch-size 64 "
+        "--history-layers 6"
+    )
 
 
 @pytest.mark.parametrize(
