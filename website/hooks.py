@@ -118,3 +118,8 @@ def on_post_page(output: str, **_: Any) -> str:
     """Puts our few lines in the place of the script that the theme loads from a network."""
     own = Path(__file__).with_name("worker.js").read_text(encoding="utf-8")
     return SHIM.sub(lambda _: f"<script>{own}</script>", output, count=1)
+
+
+def on_post_template(output_content: str, **_: Any) -> str:
+    """Does the same to the page of what is not found."""
+    return on_post_page(output_content)
