@@ -137,6 +137,8 @@ def test_on_a_flow_teacher_it_starts_right_and_trains(
 FORWARD_MODE = ("imf", "meanflow", "rcm", "scm", "tvm")  # which `elsewhere` does not know
 ELSEWHERE = {"ard", "consistency-distillation", "dmd2", "imm", "ladd", "pdd"}
 """Methods of every run; `tox -e slow` has all."""
+DIFFERENCES = {"freeflow"}
+"""Methods whose difference of two near outputs makes rounding larger."""
 
 
 @pytest.mark.parametrize(
@@ -177,8 +179,9 @@ def test_elsewhere_it_does_the_same(
         return found.cpu()
 
     expected = samples(torch.device("cpu"))
+    limit = 3e-3 if name in DIFFERENCES else 1e-4
     with elsewhere() as device:
-        torch.testing.assert_close(samples(device), expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(samples(device), expected, rtol=1e-3, atol=limit)
 
 
 # Each check finds the fault that it is for.
