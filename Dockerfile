@@ -13,9 +13,9 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 # The newest torch of the index is meant.
-ARG TORCH_INDEX=https://pypi.org/simple
+ARG TORCH_INDEX=
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch>=2.11" "torchvision>=0.26"
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.11" "torchvision>=0.26"
 
 WORKDIR /opt/harness
 COPY . .

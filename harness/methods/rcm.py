@@ -4,10 +4,10 @@ sCM's consistency from the teacher keeps the modes of the data and loses detail.
 matching does the opposite. rCM trains by both. On the circle `x_t = cos(t) x_0 + sin(t) z`
 (`parts/circle.py`), with x of standard deviation 1 and the guided teacher's F_T,
 
-    g = -cos(t) sqrt(1 - r^2 sin^2(t)) (F^- - F_T) - r (cos(t) sin(t) x_t + cos(t) sin(t) dF^-/dt)
-    L = |F - F^- - g / (|g| + c)|^2 + 2 m L_DMD
+    g = -cos(t) sqrt(1 - r^2 sin^2(t)) (F - F_T) - r (cos(t) sin(t) x_t + cos(t) sin(t) dF/dt)
+    L = |F - sg(F + g / (|g| + c))|^2 + 2 m L_DMD
 
-F^- is F without gradients, and dF/dt the derivative along the teacher's path. r rises in
+g has no gradient, and dF/dt is the derivative along the teacher's path. r rises in
 `ramp_steps` steps. With r = 1 this is sCM's tangent. With r < 1 the student is drawn to F_T: it has
 cos(t) where sCM has cos^2(t).
 
