@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from harness.errors import UsageError
-from harness.methods.base import METHODS, Batch, Method, MethodConfig, Update
+from harness.methods import METHODS, Batch, Method, MethodConfig, Update
 from harness.metrics import metric
 from harness.records import Record
 from harness.report.rows import load_records, rows_of
@@ -36,9 +36,9 @@ class Client(Method):
 
 
 @metric("client", direction="none", heading="client")
-def brightness(images: Tensor) -> Tensor:
+def brightness(images: Tensor) -> float:
     """Mean pixel."""
-    return images.mean()
+    return float(images.mean())
 
 
 def solver(name: str) -> type[Solver]:
