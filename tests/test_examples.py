@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from examples import own_data, own_network, own_sampler, read_results
+from harness import provenance
 from harness.cli.main import main
 from harness.methods import METHODS
 from harness.networks.backbones import build
@@ -29,8 +30,10 @@ def harness(*words: object) -> str:
 
 
 @pytest.fixture
-def unloaded() -> Iterator[None]:
-    """Removes the method that an example registers."""
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Removes the method that an example registers, and forgets its source."""
+    monkeypatch.setattr(provenance, "PLUGIN_SOURCES", {})
+    monkeypatch.setattr("harness.plugins.PLUGIN_SOURCES", provenance.PLUGIN_SOURCES)
     yield
     METHODS._entries.pop("jump", None)
 
@@ -40,6 +43,7 @@ def test_the_list_names_each_file() -> None:
     assert sorted(named) == sorted(path.name for path in EXAMPLES.glob("[a-z]*.py"))
 
 
+@pytest.mark.slow
 def test_own_method(tiny: Task, tmp_path: Path, unloaded: None) -> None:
     words = ["--task", "tiny", "--num-steps", 1, "--budget", "steps=2", "--results", tmp_path]
     said = harness("run", "--plugin", EXAMPLES / "own_method.py", "--method", "jump", *words)

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from harness.data.readers import open_picture
 from harness.documents import parse_json
 from harness.errors import UsageError, sentence
 from harness.progress import NOBODY, Follower, Kind, Subject
@@ -84,7 +85,7 @@ class Tracked(Follower):
     def done(self, step: int, row: Mapping[str, float]) -> None:
         self._tell(self._tell_folder)
         if (grid := self.run.folder / "samples.png").exists():
-            self.picture(step, lambda: Image.open(grid))
+            self.picture(step, lambda: open_picture(grid))
         self.numbers("final", step, row)
 
     def _tell_folder(self) -> None:

@@ -48,7 +48,7 @@ SHORT = {
     contract.isolation,
 }
 """Checks that variants of a method pass in every run; `tox -e slow` has them all."""
-RELATED = {"ayf", "freeflow", "imf", "rcm", "tvm"}
+RELATED = {"ayf", "drifting", "freeflow", "imf", "rcm", "tvm"}
 """Methods of which a run has `OWN` alone; it has all of others with which they share most."""
 OWN = SHORT | {contract.names, contract.tunes, contract.precision}
 """Checks of what a related method does not share with others."""

@@ -69,17 +69,14 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield task, open_store(task.recipe, task.teacher(CPU), CPU)
 
 
-SLOW = {"ayf", "ctm", "dmd2", "freeflow", "lcm", "meanflow", "pi-flow", "rcm", "scm", "tcm"} | {
-    "tvm",
-    "twinflow",
-}
-"""Methods whose steps are long; their fixed points and contracts are tested in every run."""
+EVERY_RUN = {"ard", "consistency-distillation", "ect", "imm", "ladd", "step-distillation"}
+"""Methods of every run; `tox -e slow` has all. Fixed points and contracts are in every run."""
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        pytest.param(name, marks=[] if name in EVERY_RUN else [pytest.mark.slow])
         for name in sorted(set(METHODS.names()) - APART)
     ],
 )

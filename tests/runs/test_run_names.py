@@ -159,7 +159,7 @@ def test_images_that_nothing_reads_need_not_be_there(
 def test_a_sampler_that_says_so_reads_no_images(
     name: str, tiny: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"options": ARD if name == "ard" else {}, "num_steps": 1, "batch_size": 48}
+    changes = {"options": ARD if name == "ard" else {}, "num_steps": 1, "batch_size": 192}
     made = resolve(config(method=name, budget="steps=0", **changes), tiny)
     if made.cls.reads_data(made.config, 0):
         _ = tiny.split

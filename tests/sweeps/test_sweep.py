@@ -329,7 +329,7 @@ def with_budget(content: dict[str, Any], budget: str) -> dict[str, Any]:
 def test_our_own_files_are_valid(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All runs with one step, and one with each budget: counting all FLOPs takes minutes."""
+    """All runs with one step; `tox -e slow` counts the FLOPs of one with each budget."""
     # The real images do not ship.
     monkeypatch.setitem(IMAGE_SETS, "fashion-mnist", lambda seed: Split(few_images(), few_images()))
     content = yaml.safe_load(file.read_text())
@@ -339,6 +339,13 @@ def test_our_own_files_are_valid(
         cells = plan(expand(with_budget(content, "steps=1"), file.name), tmp_path, CPU)
         assert len(cells) > 3
         assert not any(cell.record for cell in cells)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", sorted(ABLATIONS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_our_own_budgets_are_valid(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(IMAGE_SETS, "fashion-mnist", lambda seed: Split(few_images(), few_images()))
+    content = yaml.safe_load(file.read_text())
     for config in {
         config.budget: config for config in expand(without_search(content), file.name)
     }.values():

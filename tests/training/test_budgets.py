@@ -45,7 +45,7 @@ def resolved(budget: str, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "options", [pytest.param({"history_layers": 2}, marks=pytest.mark.slow), GAN]
+    "options", [{"history_layers": 2}, pytest.param(GAN, marks=pytest.mark.slow)]
 )
 def test_flops_are_those_of_the_bill(options: dict[str, Any], tiny: Task, tmp_path: Path) -> None:
     """The bill of the run stays within the budget; one step more would exceed it."""
