@@ -12,6 +12,7 @@ import click
 
 from harness.errors import UsageError
 from harness.registry import registry_of
+from harness.tracking import TRACKERS
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,7 @@ save_samples_option = click.option(
 
 track_option = click.option(
     "--track",
-    type=click.Choice(["tensorboard", "wandb", "trackio"]),
+    type=click.Choice(list(TRACKERS)),
     help="Also tell a tracker what a run finds; each needs an extra of its name.",
 )
 

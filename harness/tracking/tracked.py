@@ -19,9 +19,8 @@ from harness.data.readers import open_picture
 from harness.documents import parse_json
 from harness.errors import UsageError, sentence
 from harness.progress import NOBODY, Follower, Kind, Subject
+from harness.tracking import TRACKERS
 
-TRACKERS = {"tensorboard": "TensorBoard", "wandb": "Wandb", "trackio": "Trackio"}
-"""The class of each tracker, in the file of its name; the package that it needs has that name."""
 OF_TRAINING = "gradient_norm"
 """Ends a name in each line of a file of curves that is of a training step, and in no other."""
 

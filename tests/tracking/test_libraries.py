@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from harness.tracking.tracked import TRACKERS
+from harness.tracking import TRACKERS
 
 pytestmark = pytest.mark.tracking
 
