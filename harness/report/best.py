@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -17,6 +18,8 @@ STEPS = (1, 2, 4)
 """Numbers of steps that a page speaks of first."""
 FREE, TAUGHT, DATA = "no training", "from the teacher", "from data alone"
 """What a row learns from, in the order of the table."""
+OWN = "the teacher itself"
+"""What the table calls the teacher's own output, to which distances are measured."""
 
 
 def kind_of(row: Row) -> str | None:
@@ -50,31 +53,63 @@ def ranked_by_kind(
     return found
 
 
-def best_table(rows: Sequence[Row], name: str, reference: Record | None) -> pd.DataFrame:
-    """For each number of steps and kind of row the best one, the next, and what they cost.
+@dataclass(frozen=True)
+class Best:
+    """A line of the best table: the best row of its number of steps and kind.
+
+    Attributes:
+        kind: what the row learns from.
+        name: what the table calls it.
+        next: the second best, if there is one.
+    """
+
+    kind: str
+    row: Row
+    name: str
+    next: Row | None = None
+
+    @property
+    def title(self) -> str:
+        """Such as "ect, 1 step"."""
+        return f"{self.name}, {counted(self.row.num_steps)}"
+
+
+def best_rows(rows: Sequence[Row], name: str, reference: Record | None) -> list[Best]:
+    """The best row of each number of steps and kind; then the teacher's own output.
 
     Args:
-        rows, name: as in `ranked_by_kind`.
-        reference: the teacher's own output, which stands in the last line.
+        rows, name, reference: as in `ranked_by_kind`.
+    """
+    found = [
+        Best(kind, ranked[0], ranked[0].label, ranked[1] if ranked[1:] else None)
+        for (_, kind), ranked in ranked_by_kind(rows, name, reference).items()
+    ]
+    own = [row for row in rows if _is(row, reference)]
+    return [*found, *(Best(FREE, row, OWN) for row in own[:1] if found)]
+
+
+def best_table(best: Sequence[Best], name: str) -> pd.DataFrame:
+    """The best rows, what is next to each, and what they cost.
+
+    Args:
+        name: the headline metric.
     """
     heading, lines = plain_heading(name), []
-    for (steps, kind), ranked in ranked_by_kind(rows, name, reference).items():
-        lines.append(
-            {
-                "steps": str(steps),
-                "learns": kind,
-                "best": ranked[0].label,
-                heading: _quality(ranked[0], name),
-                "latency / teacher": _latency(ranked[0]),
-                "training TFLOPs": _bill(ranked[0]),
-                "next": ranked[1].label if ranked[1:] else "",
-                f"its {heading}": _quality(ranked[1], name) if ranked[1:] else "",
+    for each in best:
+        line = {
+            "steps": str(each.row.num_steps),
+            "learns": each.kind,
+            "best": each.name,
+            heading: _quality(each.row, name),
+        }
+        if each.name != OWN:
+            line |= {
+                "latency / teacher": _latency(each.row),
+                "training TFLOPs": _bill(each.row),
+                "next": each.next.label if each.next else "",
+                f"its {heading}": _quality(each.next, name) if each.next else "",
             }
-        )
-    own = [row for row in rows if _is(row, reference)]
-    if lines and own:
-        last = {"steps": str(own[0].num_steps), "learns": FREE, "best": "the teacher itself"}
-        lines.append({**last, heading: _quality(own[0], name)})
+        lines.append(line)
     return pd.DataFrame(lines).fillna("")
 
 

@@ -6,7 +6,6 @@ compare what is there, so a reader without JavaScript misses nothing.
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import re
@@ -19,7 +18,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.files import inside
 from harness.records import Cost, Record
 from harness.report.figures import Named, Point, curves_figure, pareto_figure
 from harness.report.labels import counted
@@ -27,6 +25,7 @@ from harness.report.markup import escaped, figure, folded, prose, table_of
 from harness.report.opened import Room, measured, opened
 from harness.report.publish import grid_caption
 from harness.report.rows import Row
+from harness.report.strips import SAMPLES, grid_file, lacking, strips_of
 from harness.report.tables import QUALITY, plain_heading
 from harness.report.task_report import (
     CLAIMS,
@@ -150,7 +149,7 @@ class _Task:
                 shown.append(f"<h3>{escaped(section.heading)}</h3>{inner}")
         plots = "".join([*filter(None, map(self._pareto, COSTS)), *self._panels(detail=False)])
         first = [f'<div class="figures">{plots}</div>'] if plots else []
-        shown[1:1] = [*first, *self._all_rows()]
+        shown[1:1] = [*self._strips(), *first, *self._all_rows()]
         shown += self._samples()
         if report.notes:
             items = "".join(f"<li>{escaped(note)}</li>" for note in report.notes)
@@ -217,6 +216,26 @@ class _Task:
             caption += f" {counted(left, 'row')} failed, diverged or lack this cost."
         return figure("pareto", pareto_figure(points, label, heading), caption)
 
+    def _strips(self) -> list[str]:
+        """The best rows' strips of samples; which have none, and how many the page leaves out."""
+        strips, figures = strips_of(self.report, self.results), list[str]()
+        cut = [strip for strip in strips if strip.picture]
+        for strip in cut:
+            if data := self.room.embedded(strip.png):
+                anchor = self.rows[strip.best.row.records[0].run_id].anchor
+                title = escaped(f"{strip.best.title}, {strip.best.kind}")
+                figures.append(
+                    f'<figure class="strip" data-row="{anchor}">'
+                    f'<img alt="{escaped(strip.caption)}" src="{data}">'
+                    f'<figcaption><a href="#{anchor}">{title}</a></figcaption></figure>'
+                )
+        left = len(cut) - len(figures)
+        large = f"The page would be too large with {counted(left, 'more strip')}." if left else ""
+        said = prose(" ".join(filter(None, (lacking(strips), large))))
+        if not figures:
+            return [said]
+        return [f'{prose(SAMPLES)}<div class="figures">{"".join(figures)}</div>{said}']
+
     @cached_property
     def _pictures(self) -> dict[str, str]:
         """Pictures of samples by run id, best rows first; a sentence where one has no room."""
@@ -224,11 +243,10 @@ class _Task:
         keyed = dict(self._keyed())
         found = {}
         for key in dict.fromkeys([*best, *keyed]):
-            if picture := self._picture(keyed[key]):
+            if picture := grid_file(keyed[key], self.report.task, self.results):
                 caption, anchor = escaped(self.rows[key].name), self.rows[key].anchor
-                if self.room.takes(picture.stat().st_size * 4 // 3):  # as base64 writes it
-                    data = base64.b64encode(picture.read_bytes()).decode()
-                    image = f'<img alt="Samples of {caption}" src="data:image/png;base64,{data}">'
+                if data := self.room.embedded(picture.read_bytes()):
+                    image = f'<img alt="Samples of {caption}" src="{data}">'
                 else:
                     place = escaped(str(picture))
                     image = f"<p>The page would be too large with this picture: {place}</p>"
@@ -237,17 +255,6 @@ class _Task:
                     f'<figcaption><a href="#{anchor}">{caption}</a></figcaption></figure>'
                 )
         return found
-
-    def _picture(self, row: Row) -> Path | None:
-        if not row.finished:
-            return None
-        run_id = row.finished[0].run_id
-        places = (
-            self.results / "runs" / run_id / "samples.png",
-            self.results / self.report.task / "samples" / f"{run_id}.png",
-        )
-        picture = next((place for place in places if place.is_file()), None)
-        return inside(picture, self.results) if picture else None
 
     def _samples(self) -> list[str]:
         """The best rows' pictures of samples; then those of all others, folded."""

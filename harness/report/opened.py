@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import math
@@ -34,6 +35,11 @@ class Room:
         fits = letters <= self.left
         self.left -= letters * fits
         return fits
+
+    def embedded(self, picture: bytes) -> str:
+        """A PNG as an address that holds it; empty where it does not fit."""
+        data = base64.b64encode(picture).decode()
+        return f"data:image/png;base64,{data}" if self.takes(len(data)) else ""
 
 
 def measured() -> dict[str, tuple[str, int]]:

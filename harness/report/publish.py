@@ -18,6 +18,7 @@ from harness.report.labels import counted
 from harness.report.markdown import link, notes_text, prose, section_text, table_text
 from harness.report.pictures import write_plots
 from harness.report.rows import Row
+from harness.report.strips import SAMPLES, Strip, alternative, lacking, strips_of, write_strips
 from harness.report.task_report import (
     GRIDS,
     TaskReport,
@@ -27,6 +28,9 @@ from harness.report.task_report import (
     reports_of,
 )
 from harness.runs.locks import held
+
+STRIPS = "best.png"
+"""The picture of the best rows' samples, in a task's folder."""
 
 
 def publish(records: Sequence[Record], results: Path) -> list[Path]:
@@ -51,20 +55,23 @@ def _published(records: Sequence[Record], results: Path) -> list[Path]:
         folder = inside(results / report.task, results)
         publish_records(folder, [record for record in records if record.task == report.task])
         write_plots(report.plots, folder)
-        copy_grids(report.grids, results, folder)
-        write_text(folder / "README.md", _task_page(report, folder, place))
+        copy_grids([*report.grids, *(best.row for best in report.best)], results, folder)
+        strips = strips_of(report, results)
+        write_strips(strips, folder / STRIPS)
+        write_text(folder / "README.md", _task_page(report, strips, folder, place))
         write_text(folder / "details.md", _details_page(report, place))
     write_text(results / "README.md", _index(reports, records, results, place))
     return [*(results / report.task / "README.md" for report in reports), results / "README.md"]
 
 
-def _task_page(report: TaskReport, folder: Path, place: str) -> str:
+def _task_page(report: TaskReport, strips: Sequence[Strip], folder: Path, place: str) -> str:
     shown = [section_text(section, 2) for section in report.sections if not section.detail]
     grids = _grids(report, folder)
     parts = [
         f"# Results on {prose(report.task)}",
         _made_by(report, place),
         *shown[:1],
+        *_strips(strips),
         *_plots(report, detail=False),
         *findings(folder, [report]),
         "[All rows, cost, diversity and curves](details.md)",
@@ -73,6 +80,13 @@ def _task_page(report: TaskReport, folder: Path, place: str) -> str:
         *notes_text(report, 2),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _strips(strips: Sequence[Strip]) -> list[str]:
+    """The picture of the best rows' samples, and which rows have none."""
+    shown = any(strip.picture for strip in strips)
+    image = [f"{SAMPLES}\n\n![{prose(alternative(strips))}]({STRIPS})"] if shown else []
+    return [*image, *filter(None, [prose(lacking(strips))])]
 
 
 def _details_page(report: TaskReport, place: str) -> str:

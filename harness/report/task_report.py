@@ -12,7 +12,7 @@ import pandas as pd
 from harness.records import Record
 from harness.report.agreement import agreement_table
 from harness.report.apart import Apart, apart_table
-from harness.report.best import best_table, leaders, ranked_by_kind
+from harness.report.best import Best, best_rows, best_table, leaders, ranked_by_kind
 from harness.report.claims import claims_table, read_claims
 from harness.report.compare import (
     against_best_table,
@@ -159,6 +159,13 @@ class TaskReport:
         return task_plots(self.finished, self.equal, self.headline) if self.finished else []
 
     @cached_property
+    def best(self) -> list[Best]:
+        """The rows that a page speaks of first; none of trials, which rank nothing."""
+        if all(is_trial(row.records[0]) for row in self.finished):
+            return []
+        return best_rows(self.ranked, self.headline, self.reference)
+
+    @cached_property
     def grids(self) -> list[Row]:
         """The rows whose samples are shown: the best of each number of steps and kind.
 
@@ -176,8 +183,7 @@ class TaskReport:
     @cached_property
     def sections(self) -> list[Section]:
         """The tables in the order of a page, without empty ones."""
-        ranks = any(not is_trial(row.records[0]) for row in self.finished)  # trials rank nothing
-        first = self._best() if ranks else ()
+        first = self._best() if self.best else ()
         compared = (*first, *self._of_equal_compute(), *self._of_all_rows()) if self.rows else ()
         apart = Section(
             "Not comparable with these tables",
@@ -197,7 +203,7 @@ class TaskReport:
                 if seeds == {1}
                 else "How sure the order is, the distance to the best says below."
             ),
-            best_table(self.ranked, self.headline, self.reference),
+            best_table(self.best, self.headline),
         )
 
     def _of_equal_compute(self) -> Iterator[Section]:
@@ -303,7 +309,7 @@ def leaders_table(reports: Sequence[TaskReport]) -> pd.DataFrame:
     """The best of each task by what a row learns from, and the tasks' teachers."""
     lines = []
     for report in reports:
-        if report.finished and not all(is_trial(row.records[0]) for row in report.finished):
+        if report.best:
             for line in leaders(report.ranked, report.headline, report.reference):
                 lines.append({"task": report.task, **line})
     return pd.DataFrame(lines).fillna("")

@@ -8,11 +8,14 @@ import shutil
 from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from harness.report import publish as publishing
 from harness.report.publish import publish
 from harness.report.rows import load_records
+from harness.report.strips import NAMES
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -67,6 +70,28 @@ def test_a_page_is_made_of_its_records(page: Path, published: Path) -> None:
 def test_publishing_again_keeps_the_bytes_of_records(path: Path, published: Path) -> None:
     for file in (path, path.with_name("shared.json")):
         assert (published / file.relative_to(ROOT / "results")).read_bytes() == file.read_bytes()
+
+
+STRIPS = sorted((ROOT / "results").glob("**/best.png"))
+
+
+@pytest.mark.parametrize("path", STRIPS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_strips_are_cut_from_committed_grids_of_one_noise(path: Path, published: Path) -> None:
+    """The letters at their left may depend on a library's version; grids share the reference."""
+    made = published / path.relative_to(ROOT / "results")
+    found, expected = (np.array(Image.open(file), int)[:, NAMES:] for file in (path, made))
+    assert np.array_equal(found, expected)
+    lower = [np.array(Image.open(grid), int) for grid in path.parent.glob("samples/*.png")]
+    lower = [grid[len(grid) // 2 :] for grid in lower]
+    assert len(lower) > 6
+    assert all(np.abs(grid - lower[0]).max() <= 2 for grid in lower)
+
+
+def test_every_best_row_of_digits_has_a_strip() -> None:
+    page = (ROOT / "results" / "digits" / "README.md").read_text()
+    assert "](best.png)" in page
+    assert "No samples that can be shown" not in page
+    assert len(page.splitlines()) < 300
 
 
 def cells(line: str) -> list[str]:

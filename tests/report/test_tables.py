@@ -18,7 +18,7 @@ from harness.methods import METHODS
 from harness.provenance import code_digest
 from harness.records import Exposure, Record, publish_records, write_record
 from harness.report.apart import apart_table
-from harness.report.best import best_table
+from harness.report.best import best_rows, best_table
 from harness.report.console import print_results
 from harness.report.markdown import page
 from harness.report.notes import notes
@@ -69,7 +69,7 @@ def test_the_best_of_each_kind_by_number_of_steps() -> None:
         record("imm", fid=2.5, target="data"),
     ]
     report = TaskReport.of(records)
-    table = best_table(report.rows, "fid", own)
+    table = best_table(best_rows(report.rows, "fid", own), "fid")
     assert list(table["steps"]) == ["1", "4", "4", "4", "24"]
     assert [name.split(",")[0] for name in table["best"]] == [
         "step-distillation", "teacher", "ard", "imm", "the teacher itself",
