@@ -173,7 +173,7 @@ DIGESTS = {
     "scenes": (1, "c2f18942ab8b4f84"),
     "digits": (2, "ccda8ec6dee6cb01"),
     "digits-eps": (2, "ff8a4424c82387f8"),
-    "digits-guided": (2, "f5e20b4dc8dc760f"),
+    "digits-guided": (3, "d0a2fa2680bebe34"),
     "fashion-mnist": (4, "a865deaaff4e83a8"),
     "mixture": (2, "86c7ede937e7818c"),
     "cifar10": (1, "59119868671ac688"),
