@@ -212,7 +212,7 @@ class DINOv2(Extractor):
         network = timm.create_model(
             f"vit_{size}_patch14_dinov2", img_size=224, num_classes=0, global_pool="token"
         )
-        network.load_state_dict(checkpoint_filter_fn(state, network))  # type: ignore[arg-type]
+        network.load_state_dict(checkpoint_filter_fn(state, network))
         return network
 
     def features(self, images: Tensor) -> Tensor:

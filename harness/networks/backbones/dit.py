@@ -207,7 +207,7 @@ class DiT(Backbone):
                 nn.init.zeros_(module.bias)
         projection = self.x_embedder.proj
         nn.init.xavier_uniform_(projection.weight.flatten(1))
-        nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(projection.bias)
         if self.y_embedder is not None:
             nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         for layer in self.t_embedder.mlp:
