@@ -9,20 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from harness.diffusion.schedules import Schedule
 from harness.methods.base import Batch, Method, Update
 from harness.networks.backbones import Backbone
-from harness.training.flops import require_grad_of
+from harness.networks.compiling import uncompiled
+from harness.training.batches import Batches
+from harness.training.flops import require_grad_of, unchanged
 from harness.training.settings import TrainSettings, autocast
 
 FEWEST = 4
 """Samples or states that a part of the timesteps needs."""
 EDGE = 1e-4
 """Share of a part below its edge that counts as the edge: network times are rounded."""
+PARTS, UPDATES, SAMPLES = 8, 8, 16
+"""Of what a tracker is told: parts of the timesteps, updates of the student, samples for each."""
 
 
 @dataclass
@@ -155,3 +161,45 @@ def by_level(t: Tensor, norms: Tensor, parts: int) -> dict[int, float]:
     place = (t * parts + EDGE).long().clamp(0, parts - 1)
     found = {part: norms[place == part] for part in range(parts)}
     return {part: float(mine.mean()) for part, mine in found.items() if len(mine) >= FEWEST}
+
+
+def gradient_norms(
+    method: Method, batches: Batches, schedule: Schedule, step: int
+) -> dict[str, float]:
+    """The gradient norm of the student's loss by noise level, at the present weights.
+
+    It is the norm in the network's output of a sample's own loss, in the mean over the samples and
+    states of a part of the timesteps. The losses are those of the student's next updates, in which
+    a method may go through a cycle, or of its last ones at the end of the run. Samples, noise and
+    timesteps are the same at every step, since they are those of the run's first samples. The
+    method stays as it is.
+
+    Args:
+        step: how many steps the run has made.
+
+    Returns:
+        Norms by the timesteps' thousandths, such as "gradient_norm_000_125".
+    """
+    settings, total = batches.settings, batches.settings.total_steps
+    own = Batches(method, batches.sources, settings, batches.device)  # training's read on
+    group = settings.sample_group
+    size = -(-SAMPLES // group) * group
+    times, norms = [], []
+    order = chain(range(step, total), reversed(range(step)))
+    updates = (until_last(method.updates(number), "student") for number in order)
+    with uncompiled(settings.compile), unchanged(method):
+        for place, some in enumerate(islice(filter(None, updates), UPDATES)):
+            index = torch.arange(place * size, (place + 1) * size)
+            for part in index.split(settings.micro_batch_size or own.share):
+                found = looked_at(method, some, own.of_samples(0, part), settings)
+                for player, loss, calls in found:
+                    if player == "student":
+                        times.append(calls.times)
+                        norms.append(calls.norms(loss) * len(part))
+    if not times:
+        return {}
+    t = schedule.time_from_network(torch.cat(times))
+    return {
+        f"gradient_norm_{1000 * part // PARTS:03}_{1000 * (part + 1) // PARTS:03}": norm
+        for part, norm in by_level(t, torch.cat(norms), PARTS).items()
+    }
