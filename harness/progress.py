@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with the number of items that are done and the number of all."""
-Kind = Literal["train", "quality", "final"]
-"""Numbers of a training step, of a milestone, or of the finished record."""
+Kind = Literal["train", "quality", "levels", "final"]
+"""Numbers of a training step, of a milestone, of its noise levels, or of the finished record."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,9 @@ class Follower:
     def picture(self, step: int, draw: Callable[[], Image]) -> None:
         """Samples after a training step; `draw` makes the picture, for those who want it."""
 
+    def levels(self, step: int, measure: Callable[[], Mapping[str, float]]) -> None:
+        """Noise levels after a training step; `measure` finds numbers, for those who want them."""
+
     def done(self, step: int, row: Mapping[str, float]) -> None:
         """The run is finished, now or before: its folder holds curve and samples; its row."""
 
@@ -87,6 +90,10 @@ class Both(Follower):
     def picture(self, step: int, draw: Callable[[], Image]) -> None:
         self.one.picture(step, draw)
         self.other.picture(step, draw)
+
+    def levels(self, step: int, measure: Callable[[], Mapping[str, float]]) -> None:
+        self.one.levels(step, measure)
+        self.other.levels(step, measure)
 
     def done(self, step: int, row: Mapping[str, float]) -> None:
         self.one.done(step, row)

@@ -46,6 +46,7 @@ from harness.runs.saving import Form, forget_sets, save_sets
 from harness.runs.student_file import facts_of
 from harness.runs.told import followed, row_of, subject_of
 from harness.training.checkpoints import is_left_over
+from harness.training.levels import gradient_norms
 from harness.training.power_average import PowerAverages
 from harness.training.settings import PLAIN, Execution
 from harness.training.sharding import check_shard, gathered_no_more, whole
@@ -361,7 +362,10 @@ class Run:
         )
 
     def _train(self, trainer: Trainer, quality: Quality) -> None:
-        """Trains to the end and measures quality at the milestones, where the judge may stop it."""
+        """Trains to the end and measures quality at the milestones, where the judge may stop it.
+
+        The first rank alone looks at noise levels, which sharded networks do not allow.
+        """
 
         def measure() -> dict[str, float]:
             found = quality(trainer.step)
@@ -369,7 +373,15 @@ class Run:
                 self.judge(trainer.step / self.resolved.settings.total_steps, found)
             return found
 
-        trainer.train(progress=self.report("training"), measure=measure)
+        def norms() -> dict[str, float]:
+            schedule = self.resolved.task.schedule
+            return gradient_norms(trainer.method, trainer.batches, schedule, trainer.step)
+
+        def look() -> None:
+            if not trainer.sharded:
+                ranks.told_by_first(lambda: self.follower.levels(trainer.step, norms))
+
+        trainer.train(progress=self.report("training"), measure=measure, look=look)
 
     def _measure(
         self,

@@ -74,12 +74,16 @@ class Tracked(Follower):
             self.tracker.begin(replace(run, group=self.notes.group))
 
     def numbers(self, kind: Kind, step: int, values: Mapping[str, float]) -> None:
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        if finite:
+        if finite := finite_of(values):
             self._once(kind, step, lambda: self.tracker.numbers(kind, step, finite))
 
     def picture(self, step: int, draw: Callable[[], Image.Image]) -> None:
         self._once("samples", step, lambda: self.tracker.picture(step, draw))
+
+    def levels(self, step: int, measure: Callable[[], Mapping[str, float]]) -> None:
+        self._once(
+            "levels", step, lambda: self.tracker.numbers("levels", step, finite_of(measure()))
+        )
 
     def done(self, step: int, row: Mapping[str, float]) -> None:
         self._tell(self._tell_folder)
@@ -115,6 +119,11 @@ class Tracked(Follower):
             self.open, self.failed = False, True
             reason = sentence(f"{type(error).__name__}: {error}")
             self.say(f"--track {self.name} stops, the run goes on: {reason}")
+
+
+def finite_of(values: Mapping[str, float]) -> dict[str, float]:
+    """The numbers that are finite."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 class Notes:

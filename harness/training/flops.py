@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -65,12 +66,21 @@ def rehearse(
 
     The updates are called in order, since one may use the carry of another.
     """
+    with unchanged(method):
+        for update in updates:
+            require_grad_of(parameters, update.player)
+            call(update)
+            method.players[update.player].optimizer.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def unchanged(method: Method) -> Iterator[None]:
+    """Restores the method's own state, which losses may change, at the end of the block."""
     state = copy.deepcopy(method.state_dict())
-    for update in updates:
-        require_grad_of(parameters, update.player)
-        call(update)
-        method.players[update.player].optimizer.zero_grad(set_to_none=True)
-    method.load_state_dict(state)
+    try:
+        yield
+    finally:
+        method.load_state_dict(state)
 
 
 def require_grad_of(parameters: Parameters, name: str) -> None:

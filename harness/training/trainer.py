@@ -39,6 +39,8 @@ STEERING = ("gradient_norm", "learning_rate")
 """What a point of the curve holds of each player beside its losses and metrics."""
 Measure = Callable[[], dict[str, float]]
 """Measures the current student: metrics by name."""
+Look = Callable[[], None]
+"""Looks at what is trained and leaves it as it is."""
 
 
 class Trainer:
@@ -102,6 +104,7 @@ class Trainer:
         until: int | None = None,
         progress: Progress | None = None,
         measure: Measure | None = None,
+        look: Look = lambda: None,
     ) -> None:
         """Trains from the last checkpoint to the end.
 
@@ -109,17 +112,22 @@ class Trainer:
             until: the step at which to stop; None is the end of the run.
             progress: is called at each point of the curve.
             measure: is called at the milestones.
+            look: is called before the first step, at the milestones and after the last step.
 
         Raises:
             Interrupted: on SIGINT or SIGTERM, after the current step and a checkpoint.
             RunFailed: if a loss is not finite.
         """
         with ranks.together():
-            self._train(until, progress, measure)
+            self._train(until, progress, measure, look)
 
-    def _train(self, until: int | None, progress: Progress | None, measure: Measure | None) -> None:
+    def _train(
+        self, until: int | None, progress: Progress | None, measure: Measure | None, look: Look
+    ) -> None:
         self._resume()
         self._tell_past()
+        if self.step == 0:
+            look()
         until = self.settings.total_steps if until is None else until
         saved = started = time.perf_counter()
         seconds_before = self.bill.seconds
@@ -135,6 +143,8 @@ class Trainer:
                 if measure and self.step in self._milestone_steps():
                     with uncompiled(self.settings.compile):
                         self.note_quality(measure())
+                if self.step in self._milestone_steps() | {self.settings.total_steps}:
+                    look()
                     self._reset_peak_memory()
                 started += time.perf_counter() - now  # telling and measuring are not training
                 if self.averages and self.step == self.settings.total_steps:

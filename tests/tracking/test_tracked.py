@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from commands import ARD, Harness, sentence
 from PIL import Image
@@ -22,6 +24,7 @@ from harness.errors import Interrupted, UsageError
 from harness.methods.parts.players import cosine
 from harness.progress import NOBODY, Follower, Subject
 from harness.records import Record
+from harness.runs.finished import student_weights
 from harness.runs.run import Run
 from harness.sweeps.child import Order, Tracking
 from harness.sweeps.engines import Engine, Job
@@ -74,12 +77,21 @@ def test_a_tracker_is_told_each_point_once_and_no_number_depends_on_it(
     told = Recorder()
     told.events = before.events[1:-1] + after.events[1:-1]
     check_told(told, run, made)
+    assert told.steps("levels") == [0, 2, 4, 8, 16]
+    norms = told.contents("levels")
+    assert [len(point) for point in norms] == [2] * 5  # its steps are at 1 and 1/2
+    assert all(one != other for one, other in pairwise(norms))
     assert told.contents("samples") == [(20 * 44, 44)] * 3 + [(20 * 44, 2 * 44)]
 
+    monkeypatch.setattr("harness.runs.run.gradient_norms", lambda *args: pytest.fail("looked"))
     plain = new_run(tmp_path / "plain", budget="steps=16")
     assert plain.execute().run_id == made.run_id
     assert plain.execute().metrics == made.metrics
     assert plain.execute().first_losses == made.first_losses
+    assert plain.execute().cost.training.flops == made.cost.training.flops
+    here, expected = student_weights(run.folder), student_weights(plain.folder)
+    assert here.keys() == expected.keys()
+    assert all(torch.equal(here[name], expected[name]) for name in here)
 
     again = Recorder()  # is told nothing, since the tracker knows it all
     followed_run(tmp_path / "followed", again).execute()

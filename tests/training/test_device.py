@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partialmethod
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from elsewhere import elsewhere
+from recorder import Recorder
 from tiny_runs import ARD, config, new_run
 from torch import Tensor
 
@@ -22,12 +23,20 @@ from harness.runs.run import Run
 from harness.runs.teacher_training import search, train_networks
 from harness.solvers import SOLVERS, sample
 from harness.tasks import Task, load_task
+from harness.training import levels
 
 
 @pytest.fixture(autouse=True)
 def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second device has no autocast."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **more: nullcontext())
+
+
+class Followed(Recorder):
+    """Looks at noise levels whenever it may."""
+
+    def levels(self, step: int, measure: Callable[[], Mapping[str, float]]) -> None:
+        self.numbers("levels", step, measure())
 
 
 @pytest.mark.parametrize(
@@ -42,11 +51,21 @@ def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=str,
 )
 def test_a_run_on_the_second_device_gives_the_same_numbers(
-    changes: dict[str, Any], tiny: Task, tmp_path: Path
+    changes: dict[str, Any], tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = new_run(tmp_path / "here", **changes).execute()
+    monkeypatch.setattr(levels, "UPDATES", 1)
+    told = {"here": Followed(), "there": Followed()}
+    run = new_run(tmp_path / "here", **changes)
+    run.follower = told["here"]
+    here = run.execute()
     with elsewhere() as device:
-        there = Run(resolve(config(**changes)), tmp_path / "there", device).execute()
+        there = Run(
+            resolve(config(**changes)), tmp_path / "there", device, follower=told["there"]
+        ).execute()
+    norms = {name: follower.contents("levels") for name, follower in told.items()}
+    assert len(norms["there"]) == len(norms["here"])
+    for found, expected in zip(norms["there"], norms["here"], strict=True):
+        assert found == pytest.approx(expected, rel=1e-3)
     assert there.metrics.keys() == here.metrics.keys()
     for name in ("fid", "label_agreement", "distance_to_teacher"):
         assert there.metrics[name].mean == pytest.approx(
