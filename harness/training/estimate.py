@@ -78,18 +78,26 @@ def rehearsal(
     return Trainer(method, sources, replace(settings, compile=False), None, device)
 
 
+BILLS: dict[Recipe, tuple[int, float]] = {}
+"""What trajectories cost, by their recipe with seed 0: a sweep asks for the same ones many times."""
+
+
 def store_bill(teacher: Guided, recipe: Recipe, task: Task) -> tuple[int, float]:
     """Teacher passes and FLOPs of all trajectories of a recipe, counted on two made the same way.
 
-    The numbers do not depend on values, so they are counted where the teacher is.
+    The numbers do not depend on values, so they are counted where the teacher is, once a process.
     """
+    alike = replace(recipe, seed=0)
+    if alike in BILLS:
+        return BILLS[alike]
     device = next(iter(teacher.parameters()), torch.zeros(0)).device
     x_T = Keyed("blank", 0).normal("x_T", torch.arange(2), recipe.shape).to(device)
     cond = task.conditions.balanced(torch.arange(2)).to(device)
     with torch.no_grad(), count_passes(teacher.denoiser.network) as passes:
         solver = SOLVERS[recipe.solver]()
         flops = count_flops(lambda: sample(solver, teacher, x_T, recipe.levels, cond))
-    return passes.total * recipe.count // 2, flops * recipe.count / 2
+    BILLS[alike] = passes.total * recipe.count // 2, flops * recipe.count / 2
+    return BILLS[alike]
 
 
 def total_flops(trainer: Trainer) -> float:
