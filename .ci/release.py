@@ -22,6 +22,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEP = ROOT / ".ci" / "release.yaml"
+RUN = "--method ect --budget steps=3 --num-steps 1 --noise-sets 1 --batch-size 8"
+"""The sweep's one run, so that its record is found."""
+CPU = ("--device", "cpu")
+"""Where the published rows were made: a run elsewhere does not compare with them."""
 STATED = {
     "harness/__init__.py": r'^__version__ = "(.+)"$',
     "CITATION.cff": r"^version: (.+)$",
@@ -56,26 +60,38 @@ def built(root: Path, out: Path) -> tuple[Path, Path]:
 
 
 def check_contents(wheel: Path, sdist: Path, root: Path) -> None:
-    """Raises Refused if a file of the package is in no wheel, or something else is in it."""
-    expected = {
+    """Raises Refused if a file of the package is in no wheel, or something else is in it.
+
+    The published records of each task belong to the package, as `harness/published/<task>/`.
+    """
+    sources = {
         path.relative_to(root).as_posix()
         for path in (root / "harness").rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
+    records = {
+        f"{path.parent.name}/{name}"
+        for name in ("records.jsonl", "shared.json")
+        for path in (root / "results").glob(f"*/{name}")
+    }
+    expected = sources | {f"harness/published/{name}" for name in records}
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     if packed != expected:
-        raise Refused(f"the wheel and harness/ differ in {', '.join(sorted(packed ^ expected))}")
+        wrong = ", ".join(sorted(packed ^ expected))
+        raise Refused(f"the wheel and what belongs in it differ in {wrong}")
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    if missing := {*expected, "pyproject.toml", "README.md", "LICENSE"} - inside:
+    needed = {"pyproject.toml", "setup.py", "README.md", "LICENSE"}
+    if missing := (needed | sources | {f"results/{name}" for name in records}) - inside:
         raise Refused(f"the sdist lacks {', '.join(sorted(missing))}")
 
 
 def try_out(wheel: Path, stated: str, folder: Path) -> None:
     """Installs the wheel in an empty environment and runs it in an empty folder.
 
-    Raises Refused if `harness --version` states another version.
+    Raises Refused if `harness --version` states another version, or if a run is not placed among
+    the published rows.
     """
     venv.create(folder / "venv", with_pip=True)
     python, here = folder / "venv" / "bin" / "python", folder / "here"
@@ -87,7 +103,10 @@ def try_out(wheel: Path, stated: str, folder: Path) -> None:
     printed = called(harness, "--version", cwd=here)
     if stated not in printed.split():
         raise Refused(f"`harness --version` prints {printed.strip()!r}, but should name {stated}")
-    called(harness, "sweep", SWEEP, cwd=here, cache=folder / "cache")
+    called(harness, "sweep", SWEEP, *CPU, cwd=here, cache=folder / "cache")
+    printed = called(harness, "run", *RUN.split(), *CPU, cwd=here, cache=folder / "cache")
+    if "The best published" not in printed:
+        raise Refused(f"`harness run` names no published row: {printed[-2000:]}")
     called(harness, "report", cwd=here)
 
 
@@ -121,9 +140,10 @@ def main(words: list[str]) -> int:
     except Refused as refused:
         print(f"no release: {refused}", file=sys.stderr)
         return 1
-    print(
-        f"version {stated} may be published: {wheel.relative_to(ROOT)}, {sdist.relative_to(ROOT)}"
-    )
+    sizes = [
+        f"{path.relative_to(ROOT)} ({path.stat().st_size / 1e6:.1f} MB)" for path in (wheel, sdist)
+    ]
+    print(f"version {stated} may be published: {', '.join(sizes)}")
     return 0
 
 

@@ -9,18 +9,28 @@ import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from setuptools import Distribution
 
 from harness import __version__
 
 ROOT = Path(__file__).parents[1]
-SPEC = importlib.util.spec_from_file_location("release", ROOT / ".ci" / "release.py")
-assert SPEC
-assert SPEC.loader
-release = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(release)
+
+
+def loaded(path: Path) -> Any:
+    """A Python file that no package holds, as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+release = loaded(ROOT / ".ci" / "release.py")
 STATING = ("pyproject.toml", "CHANGELOG.md", *release.STATED)
 
 
@@ -58,14 +68,14 @@ def test_an_unreleased_changelog_is_a_draft(copy: Path) -> None:
 
 
 def archives(root: Path, left_out: str = "") -> tuple[Path, Path]:
-    """A wheel and an sdist of the files below a folder, one of them left out of the wheel."""
+    """A wheel and an sdist of the files below a folder, one of them left out."""
     wheel, sdist = root.parent / "a.whl", root.parent / "a.tar.gz"
-    files = [path for path in root.rglob("*") if path.is_file()]
+    files = [path for path in root.rglob("*") if path.is_file() and path != root / left_out]
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("a.dist-info/METADATA", "")
         for path in files:
             name = path.relative_to(root).as_posix()
-            if name.startswith("harness/") and name != left_out:
+            if name.startswith("harness/"):
                 archive.write(path, name)
     with tarfile.open(sdist, "w:gz") as archive:
         for path in files:
@@ -76,7 +86,8 @@ def archives(root: Path, left_out: str = "") -> tuple[Path, Path]:
 def test_a_wheel_without_a_file_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "harness").mkdir(parents=True)
-    for name in ("harness/py.typed", "harness/a.py", "pyproject.toml", "README.md", "LICENSE"):
+    named = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
+    for name in ("harness/py.typed", "harness/a.py", *named):
         (root / name).write_text("")
     release.check_contents(*archives(root), root)
     with pytest.raises(release.Refused, match=r"differ in harness/py\.typed"):
@@ -85,6 +96,55 @@ def test_a_wheel_without_a_file_is_refused(tmp_path: Path) -> None:
     (root / "LICENSE").rename(root / "harness" / "LICENSE")
     with pytest.raises(release.Refused, match="harness/LICENSE"):
         release.check_contents(wheel, sdist, root)
+
+
+def test_archives_without_published_records_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    record, shipped = "results/digits/records.jsonl", "harness/published/digits/records.jsonl"
+    named = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
+    for name in (record, shipped, "results/digits/page.md", *named):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("")
+    wheel, sdist = archives(root)
+    (root / shipped).unlink()  # the repository has no copy
+    release.check_contents(wheel, sdist, root)
+    (root / shipped).write_text("")
+    wheel, sdist = archives(root, left_out=record)
+    (root / shipped).unlink()
+    with pytest.raises(release.Refused, match=f"the sdist lacks {record}$"):
+        release.check_contents(wheel, sdist, root)
+    with pytest.raises(release.Refused, match=f"differ in {shipped}$"):
+        release.check_contents(*archives(root), root)
+
+
+def test_the_build_ships_published_records_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished run is told where it stands by what the package holds, where it holds records."""
+    shipped = ["digits/records.jsonl", "digits/shared.json", "mixture/records.jsonl"]
+    others = ["README.md", "digits/details.md", "digits/runs/a/record.json"]
+    searched = ["tuning/digits/records.jsonl", "tuning/digits/shared.json"]
+    for name in (*shipped, *others, *searched):
+        path = tmp_path / "results" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    beside = Path("harness/report/beside.py")
+    (tmp_path / beside).parent.mkdir(parents=True)
+    shutil.copyfile(ROOT / beside, tmp_path / beside)
+    monkeypatch.chdir(tmp_path)
+    project = Distribution({"packages": ["harness.report"], "script_name": "setup.py"})
+    build = loaded(ROOT / "setup.py").BuildWithRecords(project)
+    build.ensure_finalized()
+    build.run()
+    lib = tmp_path / "build" / "lib"
+    where = loaded(lib / beside).PUBLISHED
+    assert where.relative_to(lib) == Path("harness/published")
+    copies = [path for path in where.rglob("*") if path.is_file()]
+    texts = {path.relative_to(where).as_posix(): path.read_text() for path in copies}
+    assert texts == {name: name for name in shipped}
+    in_sdist = {f"{beside}", *(f"results/{name}" for name in shipped)}
+    assert set(build.get_source_files()) == in_sdist
+    assert loaded(tmp_path / beside).PUBLISHED.relative_to(tmp_path) == Path("results")
 
 
 def test_both_citations_name_the_paper_and_its_authors() -> None:

@@ -12,8 +12,10 @@ from harness.report.labels import counted
 from harness.report.rows import headline, rows_of, without_trials
 from harness.report.tables import QUALITY, plain_heading
 
-PUBLISHED = Path(__file__).parents[2] / "results"
-"""The published results; an installed package has no such folder."""
+SHIPPED = Path(__file__).parents[1] / "published"
+"""The published records in an installed package, which `setup.py` copies there."""
+PUBLISHED = SHIPPED if SHIPPED.is_dir() else Path(__file__).parents[2] / "results"
+"""The published records; those of the repository where the package runs from there."""
 
 
 def beside(record: Record, published: Path = PUBLISHED) -> list[str]:
