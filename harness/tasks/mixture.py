@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from harness.data.cache import cached_samples
 from harness.data.images import ImageSet, Split
 from harness.data.mixture import ExactNetwork, GaussianMixture
 from harness.diffusion.denoiser import Guided
 from harness.diffusion.randomness import Keyed
 from harness.files import digest, tensors_digest
+from harness.provenance import code_digest
 from harness.tasks.spec import TaskSpec
 from harness.tasks.task import Task
 
@@ -30,7 +32,6 @@ class MixtureTask(Task):
         self.mixture = GaussianMixture.drawn(
             m.seed, self.num_classes, m.components, size, m.spread, m.stds
         )
-        self._maps: dict[tuple[str, int], Tensor] = {}
 
     @cached_property
     def split(self) -> Split:
@@ -69,11 +70,17 @@ class MixtureTask(Task):
     def ode_map(self, noise_set: int) -> Tensor:
         """Where the exact ODE leads from the noise of `evaluation_inputs`, float64 [N, C, H, W].
 
-        It takes seconds, so all runs of a process share it.
+        It takes seconds, so it is kept in the cache.
         """
-        key = (self.purpose, noise_set)
-        if key not in self._maps:
+        evaluation = self.spec.evaluation
+        key = {
+            "ode_map": self.teacher_hash,
+            "noise": [self.purpose, evaluation.seed, evaluation.samples, noise_set],
+            "code": code_digest(),
+        }
+
+        def ends() -> Tensor:
             x_T, cond = self.evaluation_inputs(noise_set)
-            ends = self.mixture.ode_map(x_T.flatten(1), cond.classes, self.schedule)
-            self._maps[key] = ends.view(-1, *self.shape)
-        return self._maps[key]
+            return self.mixture.ode_map(x_T.flatten(1), cond.classes, self.schedule)
+
+        return cached_samples(key, ends).view(-1, *self.shape)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from harness.errors import UsageError
 from harness.metrics.evaluator import Evaluator
@@ -31,19 +30,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-MAPS: dict[int, Tensor] = {}
-
-
-class Small(MixtureTask):
-    """A small version of the task; each of its exact maps is computed once."""
-
-    def ode_map(self, noise_set: int) -> Tensor:
-        if noise_set not in MAPS:
-            MAPS[noise_set] = super().ode_map(noise_set)
-        return MAPS[noise_set]
-
-
-def small() -> Small:
+def small() -> MixtureTask:
+    """A small version of the task."""
     task = load_task("mixture")
     evaluation = task.spec.evaluation.model_copy(update={"samples": 400, "noise_sets": 1})
     trajectories = task.spec.trajectories.model_copy(update={"count": 64})
@@ -52,7 +40,7 @@ def small() -> Small:
         "trajectories": trajectories,
         "network": {**task.spec.network, "depth": 2},
     }
-    return Small(task.spec.model_copy(update=changes))
+    return MixtureTask(task.spec.model_copy(update=changes))
 
 
 def record_of(folder: Path, **changes: Any) -> Any:
