@@ -3,24 +3,57 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def count_flops(run: Callable[[], Any]) -> int:
     """FLOPs of the matrix products, convolutions and attentions of `run()`, backward included.
 
-    Attention runs under the MATH backend: torch 2.13 counts the fused one on the CPU as 0.
+    The formulas are torch's. Attention runs under the MATH backend: torch 2.13 counts the fused one
+    on the CPU as 0.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # it imports triton, which takes long
+    from torch.utils.flop_counter import flop_registry  # it imports triton, which takes long
 
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+    with sdpa_kernel(SDPBackend.MATH), _Counter(flop_registry) as counted:
         run()
-    return counted.get_total_flops()
+    return counted.flops
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the FLOPs of operations, in a third of the time of torch's `FlopCounterMode`.
+
+    That one also tells modules apart, and asks of every operation anew whether it has parts.
+    """
+
+    def __init__(self, formulas: Mapping[Any, Callable[..., int]]):
+        super().__init__()
+        self.formulas, self.flops = formulas, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        formula = self.formulas.get(func._overloadpacket)
+        if formula is None and _has_parts(func):
+            with self:
+                return func.decompose(*args, **given)
+        out = func(*args, **given)
+        if formula is not None:
+            self.flops += formula(*args, **given, out_val=out)
+        return out
+
+
+@cache
+def _has_parts(func: Any) -> bool:
+    """Whether an operation is made of others, which inference mode does not show by itself."""
+    return func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
 def jvp(

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from harness.diffusion.conditions import Condition
 from harness.diffusion.counting import count_flops, jvp
 from harness.diffusion.randomness import Keyed, keyed_initialisation
 from harness.networks.backbones.dit import DiT
 from harness.training.tiny_task import NETWORK
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_counts_are_those_of_torchs_counter(mode: type) -> None:
+    """Products, convolutions and attention, backward too; inference mode gives composite calls."""
+    convolution, linear = nn.Conv2d(3, 4, 3), nn.Linear(6, 5)
+    image, query = torch.randn(2, 3, 8, 8), torch.randn(2, 2, 7, 6)
+
+    def run() -> None:
+        with mode():
+            seen = F.scaled_dot_product_attention(query, query, query)
+            out = convolution(image).square().mean() + linear(seen).mean()
+            out = out + torch.einsum("bhtd,bhsd->", query, seen) + torch.matmul(seen, seen.mT).sum()
+        if out.requires_grad:
+            out.backward()
+
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as torchs:
+        run()
+    assert count_flops(run) == torchs.get_total_flops() > 0
 
 
 def test_forward_mode_equals_finite_differences_and_costs_three_forwards() -> None:
