@@ -35,6 +35,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MET
     "ladd": ("ladd", {"gan_virtual_batch": 2}),
     "dmd2": ("dmd2", {"student_every": 2}),
     "dmd2, decoupled": ("dmd2", {"student_every": 1, "renoising": "decoupled"}),
+    "dmd2, dynamic": (
+        "dmd2",
+        {"student_every": 2, "dynamic_guidance_updates": 4, "dynamic_renoising_updates": 4},
+    ),
     "dmd2 by another divergence": ("dmd2", {"student_every": 1, "divergence": "js"}),
     "drifting": ("drifting", {"group": 4}),
     "rcm": ("rcm", {"ramp_steps": 5, "student_every": 2}),

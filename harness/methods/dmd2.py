@@ -2,7 +2,8 @@
 
 The losses are those of `parts/matching.py`: distribution matching and a GAN. The fake score trains
 in every step, the student in every fifth (two time scales). Under `renoising: decoupled` guidance
-has a noise level of its own (Decoupled DMD, `parts/decoupled.py`).
+has a noise level of its own (Decoupled DMD, `parts/decoupled.py`). The student's first updates may
+be eased (the dynamic parts of DMDR, `parts/dynamic.py`).
 
 An eps network's errors move x_0 by sigma / alpha. So the loss's gradient with respect to x_0 is
 taken times alpha_t of the trained step: all steps weigh as those of a v network
@@ -23,7 +24,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Denoiser, Guided
@@ -36,7 +37,9 @@ from harness.methods.parts.student import DenoisingStudent, StudentConfig
 
 
 class DMD2Config(StudentConfig, MatchingConfig):
-    added = frozenset({"divergence", "renoising"})
+    added = frozenset(
+        {"divergence", "renoising", "dynamic_guidance_updates", "dynamic_renoising_updates"}
+    )
     lr: float = Field(3e-4, gt=0, le=1)
     """Peak learning rate of the student (paper: 2e-6 in hundreds of thousands of steps)."""
     renoising: Literal["shared", "decoupled"] = "shared"
@@ -76,10 +79,23 @@ class DMD2(DenoisingStudent):
         matching = Decoupled if config.renoising == "decoupled" else Matching
         self.matching = matching(config, self.teacher, task, self.starts_as_teacher)
         self.players["fake_score"] = self.matching.player
+        self.moved = self.matching.moved.network if self.matching.moved else None
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [*super().networks, *([self.moved] if self.moved else [])]
 
     @classmethod
     def check(cls, config: Any, task: Problem, num_steps: int) -> None:
         config.check_matching()
+        if config.dynamic_guidance_updates and not (
+            task.network_teacher and config.init == "teacher"
+        ):
+            raise UsageError(
+                "dynamic_guidance_updates moves the real score between the weights of teacher and "
+                "fake score, but this fake score starts from random ones: leave it out, or take "
+                "init teacher and a teacher that is a network"
+            )
         if config.renoising != "decoupled":
             return
         if task.guidance_scale == 1:
@@ -95,16 +111,14 @@ class DMD2(DenoisingStudent):
 
     def updates(self, step: int) -> Iterable[Update]:
         every, steps = self.config.student_every, len(self.levels) - 1
-        found = []
+        update, found = step // every, []
         if step % every == 0:
-            place = step // every % steps
-            found.append(Update("student", partial(self.loss_at, place=place), f"step {place}"))
-        return [
-            *found,
-            Update(
-                "fake_score", partial(self.fake_loss, place=step % steps), f"step {step % steps}"
-            ),
-        ]
+            place = update % steps
+            loss = partial(self.loss_at, place=place, update=update)
+            found.append(Update("student", loss, f"step {place}"))
+        place = step % steps
+        loss = partial(self.fake_loss, place=place, update=update)
+        return [*found, Update("fake_score", loss, f"step {place}")]
 
     def generate(
         self, model: Denoiser, cond: Condition, batch: Batch, place: int, name: str
@@ -113,17 +127,21 @@ class DMD2(DenoisingStudent):
         levels = self.levels[: place + 1].to(batch.index.device)
         return self.simulated(model, levels, cond, batch, name)
 
-    def loss_at(self, batch: Batch, place: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The student's loss at step `place`."""
+    def loss_at(
+        self, batch: Batch, place: int, update: int = 0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The student's loss at step `place`, in its update number `update`."""
         assert batch.data is not None
         cond = batch.data[1]
         x, start = self.generate(self.model, cond, batch, place, "student"), self.levels[place]
-        return self.matching.student_loss(x, cond, batch, float(start))
+        return self.matching.student_loss(x, cond, batch, float(start), update)
 
-    def fake_loss(self, batch: Batch, place: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The fake score's loss on the student's samples at step `place`."""
+    def fake_loss(
+        self, batch: Batch, place: int, update: int = 0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The fake score's loss on the student's samples at step `place`, after that update."""
         assert batch.data is not None
         cond = batch.data[1]
         with torch.no_grad():
             x = self.generate(self.model, cond, batch, place, "fake")
-        return self.matching.fake_loss(x, cond, batch)
+        return self.matching.fake_loss(x, cond, batch, update)

@@ -63,7 +63,7 @@ def scale_of(method: Any, x: Tensor, teacher: Guided) -> Tensor:
 def test_with_shared_noise_it_is_dmd2s_gradient() -> None:
     shared, decoupled = gaussian("shared", 2.0, end), gaussian("decoupled", 2.0, end)
     noised = decoupled.matching.noised
-    decoupled.matching.noised = lambda x, batch, name, start=1.0: noised(x, batch, "student")
+    decoupled.matching.noised = lambda x, batch, *names, **more: noised(x, batch, "student")
     (plain, x), (found, _) = gradient_of(shared), gradient_of(decoupled)
     teacher = shared.teacher
     expected = plain * scale_of(shared, x, teacher) / scale_of(shared, x, teacher.at(1.0))

@@ -19,6 +19,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from harness.diffusion.conditions import Condition
+from harness.diffusion.denoiser import Guided
 from harness.methods.parts.matching import Below, Matching
 
 
@@ -26,8 +27,8 @@ class Decoupled(Matching):
     """Distribution matching whose guidance has noise and a timestep of its own."""
 
     def difference(
-        self, x_t: Tensor, t: Tensor, cond: Condition, below: Below
+        self, teacher: Guided, x_t: Tensor, t: Tensor, cond: Condition, below: Below
     ) -> tuple[Tensor, Tensor]:
-        real = self.teacher.at(1.0)(x_t, t, cond).x_0
+        real = teacher.at(1.0)(x_t, t, cond).x_0
         off = self.model(x_t, t, cond).x_0 - real
-        return off - self.teacher.change(*below(), cond), real
+        return off - teacher.change(*below(), cond), real

@@ -17,6 +17,8 @@ another divergence than the reverse KL. h is a function of the ratio r of the re
 student's, which is exp D: r for KL, r / (1 + r) for Jensen-Shannon, sqrt r for squared Hellinger,
 1 + r for Jeffreys. r is cut to [0.1, 20] and divided by its mean in a tenth of the timesteps.
 
+The first updates of the student may be eased by DMDR's dynamic parts (`dynamic.py`).
+
 `dmd2.py` trains a student by these losses alone. With `dmd_from` they finish a student of
 trajectories on its last state (`step_distillation.py`).
 """
@@ -37,6 +39,7 @@ from harness.diffusion.conditions import Condition
 from harness.diffusion.denoiser import Denoiser, Guided, expand_to, of_pair
 from harness.errors import UsageError
 from harness.methods.base import Batch, Loss, Problem, Update
+from harness.methods.parts.dynamic import Moved, eased, renoised
 from harness.methods.parts.options import OptimizerConfig
 from harness.methods.parts.players import Player, cosine
 from harness.networks.backbones import Backbone, build
@@ -74,6 +77,12 @@ class MatchingConfig(OptimizerConfig):
     divergence: Divergence = "reverse-kl"
     """The divergence from data to the student that is minimised; others than DMD2's reverse KL
     weigh samples by what the GAN's head says (f-distill)."""
+    dynamic_guidance_updates: int | None = Field(None, ge=1, le=10**7)
+    """First updates of the student, in which the real score's weights return from the fake score to
+    the teacher (DMDR); none means the teacher throughout. Needs a student from its weights."""
+    dynamic_renoising_updates: int | None = Field(None, ge=1, le=10**7)
+    """First updates of the student, in which the timesteps of the compared scores go from high
+    noise to uniform ones (DMDR); none means uniform throughout."""
 
     @property
     def whole_batch(self) -> bool:
@@ -145,22 +154,34 @@ class Matching:
         self.model = Denoiser(
             network, task.schedule, task.prediction_type if starts_as_teacher else "v"
         )
+        self.moved = Moved(teacher, network) if config.dynamic_guidance_updates else None
 
-    def noised(self, x: Tensor, batch: Batch, name: str, highest: float = 1.0) -> Noised:
-        """Images x [B, C, H, W] noised to random timesteps, and these timesteps [B]."""
+    def noised(
+        self, x: Tensor, batch: Batch, name: str, highest: float = 1.0, a: float = 0.0
+    ) -> Noised:
+        """Images x [B, C, H, W] noised to random timesteps, and these timesteps [B].
+
+        Args:
+            highest: a bound of the timesteps beside the option's.
+            a: how far their law is from the uniform one (`renoised`).
+        """
         low, high = self.config.min_time, min(self.config.max_time, highest)
-        t = low + batch.uniform(f"{name} t") * (high - low)
+        t = low + renoised(batch.uniform(f"{name} t"), a) * (high - low)
         alpha, sigma = (expand_to(c, x) for c in self.task.schedule.alpha_sigma(t))
         return alpha * x + sigma * batch.normal(f"{name} eps", x.shape[1:]), t
 
     def student_loss(
-        self, x: Tensor, cond: Condition, batch: Batch, start: float = 1.0
+        self, x: Tensor, cond: Condition, batch: Batch, start: float = 1.0, update: int = 0
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The student's loss on samples x of a step from `start`; gradients flow through x."""
-        x_t, t = self.noised(x, batch, "student")
+        """The student's loss on samples x of a step from `start`; gradients flow through x.
+
+        Args:
+            update: the number of the student's update.
+        """
+        x_t, t = self.noised(x, batch, "student", a=self.renoising(update))
         with torch.no_grad():
             below = partial(self.noised, x, batch, "guidance", start)
-            off, real = self.difference(x_t, t, cond, below)
+            off, real = self.difference(self.real_score(update), x_t, t, cond, below)
             scale = (x - real).abs().flatten(1).mean(1).clamp(min=1e-4).reshape(-1, 1, 1, 1)
             gradient = off / scale * self.weights(x_t, t, cond)
         matching = 0.5 * (x - (x - gradient).detach()).square().mean()
@@ -170,11 +191,20 @@ class Matching:
         gan = F.softplus(-self.fake.logit(x_t, self.task.schedule.network_time(t), cond)).mean()
         return matching + self.config.student_gan * gan, metrics | {"gan": gan.detach()}
 
+    def renoising(self, update: int) -> float:
+        """a of the timesteps in the student's update."""
+        return eased(update, self.config.dynamic_renoising_updates)
+
+    def real_score(self, update: int) -> Guided:
+        """The score that stands for the data's in the student's update: last the teacher's."""
+        a = eased(update, self.config.dynamic_guidance_updates)
+        return self.moved.at(a) if self.moved and a else self.teacher
+
     def difference(
-        self, x_t: Tensor, t: Tensor, cond: Condition, below: Below
+        self, teacher: Guided, x_t: Tensor, t: Tensor, cond: Condition, below: Below
     ) -> tuple[Tensor, Tensor]:
         """`x_fake - x_real` at x_t, and x_real; `below` noises to below the step's start."""
-        real = self.teacher(x_t, t, cond).x_0
+        real = teacher(x_t, t, cond).x_0
         return self.model(x_t, t, cond).x_0 - real, real
 
     def weights(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -190,18 +220,23 @@ class Matching:
         return (h / h.mean()).reshape(-1, 1, 1, 1)
 
     def fake_loss(
-        self, x: Tensor, cond: Condition, batch: Batch
+        self, x: Tensor, cond: Condition, batch: Batch, update: int = 0
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The fake score's loss: denoising of samples x [B, C, H, W], and the head's loss."""
+        """The fake score's loss: denoising of samples x [B, C, H, W], and the head's loss.
+
+        Args:
+            update: the number of the student's last update.
+        """
         assert batch.data is not None
-        x_t, t = self.noised(x, batch, "fake")
+        a = self.renoising(update)
+        x_t, t = self.noised(x, batch, "fake", a=a)
         eps, kind = batch.normal("fake eps", x.shape[1:]), self.model.prediction_type
         target = getattr(of_pair(x, eps, t, self.task.schedule), kind)
         denoising = (getattr(self.model(x_t, t, cond), kind) - target).square().mean()
         metrics = {"denoising": denoising.detach()}
         if not self.config.fake_gan:
             return denoising, metrics
-        real_t, t_real = self.noised(batch.data[0], batch, "real")
+        real_t, t_real = self.noised(batch.data[0], batch, "real", a=a)
         on_real = self.fake.logit(real_t, self.task.schedule.network_time(t_real), batch.data[1])
         on_fake = self.fake.logit(x_t, self.task.schedule.network_time(t), cond)
         gan = (F.softplus(on_fake) + F.softplus(-on_real)).mean()
