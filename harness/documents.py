@@ -84,7 +84,7 @@ def parse_json(text: str, finite: bool = True) -> Any:
     return found
 
 
-def _finite(text: str | float) -> float:
+def _finite(text: str) -> float:
     if not math.isfinite(found := float(text)):
         raise ValueError(f"{text} is no finite number")
     return found
@@ -95,14 +95,17 @@ def _check_numbers(value: Any, finite: bool) -> None:
     values = [value]
     while values:
         value = values.pop()
-        if type(value) is dict:
+        kind = type(value)
+        if kind is float:
+            if finite and not -math.inf < value < math.inf:
+                raise ValueError(f"{value} is no finite number")
+        elif kind is int:
+            if not -(2**63) <= value < 2**63:
+                raise ValueError(f"the number {str(value)[:20]} does not fit 64 bits")
+        elif kind is dict:
             values += value.values()
-        elif type(value) is list:
+        elif kind is list:
             values += value
-        elif type(value) is int and not -(2**63) <= value < 2**63:
-            raise ValueError(f"the number {str(value)[:20]} does not fit 64 bits")
-        elif finite and type(value) is float:
-            _finite(value)
 
 
 class _Loader(yaml.SafeLoader):

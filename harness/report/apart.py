@@ -52,8 +52,10 @@ def told_apart(records: Sequence[Record]) -> tuple[list[Record], list[Apart]]:
     for place, record in enumerate(records):
         for name, metric in record.metrics.items():
             known = kinds.setdefault(name, [])
-            kind = next((k for k in known if k.identity == metric.identity), None)
-            if kind is None:
+            for kind in known:
+                if kind.identity == metric.identity:
+                    break
+            else:
                 kind = _Kind(metric.identity)
                 known.append(kind)
             kind.votes.append((not from_outside(record), place))
