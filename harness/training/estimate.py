@@ -79,7 +79,7 @@ def rehearsal(
 
 
 BILLS: dict[Recipe, tuple[int, float]] = {}
-"""What trajectories cost, by their recipe with seed 0: a sweep asks for the same ones many times."""
+"""What trajectories cost, by their recipe with seed 0: a sweep asks for the same often."""
 
 
 def store_bill(teacher: Guided, recipe: Recipe, task: Task) -> tuple[int, float]:
