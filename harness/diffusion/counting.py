@@ -52,7 +52,12 @@ class _Counter(TorchDispatchMode):
 
 @cache
 def _has_parts(func: Any) -> bool:
-    """Whether an operation is made of others, which inference mode does not show by itself."""
+    """Whether an operation is made of others, which inference mode does not show by itself.
+
+    `prim::device`, which tensors of an imitated device are asked, has no kernels to look up.
+    """
+    if func is torch.ops.prim.device.default:
+        return False
     return func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
