@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from harness.errors import UsageError
@@ -83,10 +82,11 @@ def off_task(record: Record, options: Mapping[str, Any]) -> dict[str, Any]:
     if record.method not in METHODS.names():
         return dict(options)
     config, tuned = METHODS[record.method].Config, defaults_of(record.task).get(record.method, {})
+    num_steps = record.config["num_steps"]
 
     def differing(given: Mapping[str, Any]) -> dict[str, Any]:
         """The options that differ where these are given."""
-        plain = _defaults(config, json.dumps({**tuned, **given}))
+        plain = _defaults(record.method, json.dumps({**tuned, **given}), num_steps)
         return {n: value for n, value in options.items() if n not in plain or value != plain[n]}
 
     shown = differing({})
@@ -102,8 +102,11 @@ def off_task(record: Record, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _defaults(config: type[BaseModel], given: str) -> dict[str, Any]:
-    return config(**json.loads(given)).model_dump(mode="json")
+def _defaults(method: str, given: str, num_steps: int) -> dict[str, Any]:
+    """All options of a method of which some are given, in canonical form, as records have them."""
+    config = METHODS[method].Config(**json.loads(given))
+    name, canonical = METHODS[method].canonical(config, num_steps)
+    return (canonical if name == method else config).model_dump(mode="json")
 
 
 @cache

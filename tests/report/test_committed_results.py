@@ -83,7 +83,7 @@ def test_strips_are_cut_from_committed_grids_of_one_noise(path: Path, published:
     assert np.array_equal(found, expected)
     lower = [np.array(Image.open(grid), int) for grid in path.parent.glob("samples/*.png")]
     lower = [grid[len(grid) // 2 :] for grid in lower]
-    assert len(lower) > 6
+    assert len(lower) > 1
     assert all(np.abs(grid - lower[0]).max() <= 2 for grid in lower)
 
 

@@ -156,6 +156,19 @@ def test_a_label_leaves_out_what_its_task_sets_and_a_note_says_it() -> None:
     assert f"they are: ctm {stated}." in page(reports_of(records))
 
 
+def test_a_label_leaves_out_what_its_task_sets_for_a_stage_that_is_off() -> None:
+    tuned = load_task("digits-guided").spec.defaults["ard"]
+    assert "gan_lr" in tuned
+
+    def label(**given: Any) -> str:
+        _, config = METHODS["ard"].canonical(METHODS["ard"].Config(**tuned, **given), 4)
+        options = {**config.model_dump(mode="json"), "history_layers": 6}
+        return rows_of([record(task="digits-guided", options=options)])[0].label
+
+    assert label() == "ard, history_layers 6"
+    assert label(gan_from=0.25) == "ard, history_layers 6, gan_from 0.25"
+
+
 def test_a_label_names_no_option_that_another_one_sets() -> None:
     def label(**given: Any) -> str:
         options = METHODS["meanflow"].Config(**given).model_dump(mode="json")
