@@ -96,6 +96,21 @@ def test_flops_are_counted_on_each_kind_of_sample_in_its_share(share: float, tin
     assert whole > 1.3 * none
 
 
+def test_a_stores_bill_is_counted_once_for_all_seeds(
+    tiny: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+    flops = estimate.count_flops
+    monkeypatch.setattr(estimate, "count_flops", lambda run: (counted.append(1), flops(run))[1])
+    monkeypatch.setattr(estimate, "BILLS", {})
+    recipe, teacher = tiny.recipe, tiny.teacher(CPU)
+    bills = [estimate.store_bill(teacher, replace(recipe, seed=seed), tiny) for seed in (0, 1, 0)]
+    assert len(counted) == 1
+    twice = estimate.store_bill(teacher, replace(recipe, count=2 * recipe.count), tiny)
+    assert len(counted) == 2
+    assert bills == [(twice[0] // 2, twice[1] / 2)] * 3
+
+
 def test_equal_budgets_in_three_units_are_one_run(tiny: Task) -> None:
     steps = resolved("flops=3e8").settings.total_steps
     ids = {
