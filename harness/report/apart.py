@@ -52,10 +52,8 @@ def told_apart(records: Sequence[Record]) -> tuple[list[Record], list[Apart]]:
     for place, record in enumerate(records):
         for name, metric in record.metrics.items():
             known = kinds.setdefault(name, [])
-            for kind in known:
-                if kind.identity == metric.identity:
-                    break
-            else:
+            kind = next((k for k in known if k.identity == metric.identity), None)
+            if kind is None:
                 kind = _Kind(metric.identity)
                 known.append(kind)
             kind.votes.append((not from_outside(record), place))
